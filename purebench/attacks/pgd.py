@@ -1,0 +1,126 @@
+"""Projected gradient ascent (Madry et al. 2018) on the expectation over transformations (Athalye et al. 2018)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from purebench.attacks import Attack, Attacked
+from purebench.defense import BPDA, Defense
+from purebench.noise import Noise
+from purebench.spec import ThreatModel
+
+INFO = {
+    "pgd-eot": {
+        "summary": "PGD on the mean loss of `eot` purifications, by the gradient of your choice",
+        "gradients": ["exact", "adjoint", "surrogate", "bpda", "detached"],
+        "gradient_calls": "steps * eot",
+        "version": 1,
+        "paper": {"Lee and Kim 2023": "steps=200,eot=20,rel_step=0.21875 (0.007 at 8/255)"},
+    },
+    "bpda-eot": {
+        "summary": "PGD on the loss of the mean logits of `eot` purifications, identity through the purifier",
+        "gradients": ["bpda"],
+        "gradient_calls": "steps * eot",
+        "version": 1,
+        "paper": {"Hill et al. 2021, DiffPure, ScoreOpt": "steps=50,eot=15,rel_step=0.25"},
+    },
+    "transfer-pgd": {
+        "summary": "PGD on the bare classifier; the defense is not asked",
+        "gradients": [],
+        "bare": True,
+        "gradient_calls": "steps",
+        "version": 1,
+        "paper": {"ScoreOpt": "steps=40,rel_step=0.25 from a random start"},
+    },
+}
+
+
+def ascend(
+    defense: Defense, x: Tensor, y: Tensor, threat: ThreatModel, noise: Noise,
+    *, steps: int, eot: int, rel_step: float, loss: str, average: str, random_start: bool,
+) -> Tensor:  # fmt: skip
+    """`steps` ascent steps of rel_step * eps from x or from a random point of the ball; the last iterate, like x.
+
+    Iteration i draws its purifications from the stream (.., "iterate", i); the start from (.., "start")."""
+    x_adv = threat.random(noise.fork("start"), x) if random_start else x.clone()
+    for i in range(steps):
+        grad = defense.loss_grad(x_adv, y, loss, noise.fork("iterate", i), eot=eot, average=average).grad
+        x_adv = threat.project(x_adv + rel_step * threat.eps * threat.ascend(grad), x)
+    return x_adv
+
+
+def pgd_eot(
+    *, steps: int = 40, eot: int = 20, rel_step: float = 0.25, loss: str = "ce", random_start: bool = True
+) -> Attack:
+    """steps: iterations; eot: purifications per gradient; rel_step: step size as a share of eps; loss: ce, dlr or margin."""
+
+    def attack(defense: Defense, x: Tensor, y: Tensor, threat: ThreatModel, noise: Noise) -> Attacked:
+        return Attacked(
+            ascend(
+                defense,
+                x,
+                y,
+                threat,
+                noise,
+                steps=steps,
+                eot=eot,
+                rel_step=rel_step,
+                loss=loss,
+                average="loss",
+                random_start=random_start,
+            )
+        )
+
+    return attack
+
+
+def bpda_eot(
+    *, steps: int = 50, eot: int = 15, rel_step: float = 0.25, loss: str = "ce", random_start: bool = False
+) -> Attack:
+    """As DiffPure's and ScoreOpt's BPDA+EOT: the loss of the mean logits, no random start. Parameters as for pgd-eot.
+
+    Their stopping rule (150 more purifications of an image once it seems broken) is a way of judging, which the harness does."""
+
+    def attack(defense: Defense, x: Tensor, y: Tensor, threat: ThreatModel, noise: Noise) -> Attacked:
+        defense = defense.using(BPDA)
+        return Attacked(
+            ascend(
+                defense,
+                x,
+                y,
+                threat,
+                noise,
+                steps=steps,
+                eot=eot,
+                rel_step=rel_step,
+                loss=loss,
+                average="logits",
+                random_start=random_start,
+            )
+        )
+
+    return attack
+
+
+def transfer_pgd(*, steps: int = 40, rel_step: float = 0.25, loss: str = "ce", random_start: bool = True) -> Attack:
+    """PGD on the classifier without the purifier. Parameters as for pgd-eot."""
+
+    def attack(defense: Defense, x: Tensor, y: Tensor, threat: ThreatModel, noise: Noise) -> Attacked:
+        bare = defense.undefended()
+        return Attacked(
+            ascend(
+                bare,
+                x,
+                y,
+                threat,
+                noise,
+                steps=steps,
+                eot=1,
+                rel_step=rel_step,
+                loss=loss,
+                average="loss",
+                random_start=random_start,
+            )
+        )
+
+    return attack

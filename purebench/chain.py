@@ -1,0 +1,226 @@
+"""The engine: runs a purifier's chain of steps, and takes exact vector-Jacobian products through it within a memory budget.
+
+A purifier is `start(x, noise) -> state`, `step(k, state, noise) -> state` for k = 0..n-1 and `finish(state) -> x`; a state is
+a tensor or a tuple of tensors. `run` walks the chain. `record` walks it and keeps what the gradient needs: every graph when
+the budget allows, else the states and the graphs of the last steps, the others being recomputed segment by segment; and, where
+not even all states fit, recomputed in two levels (Griewank and Walther 2000, "Revolve", with two levels instead of many).
+Draws of noise are functions of (k, draw), so recomputation repeats the forward pass bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from purebench import nfe as _nfe
+from purebench.errors import UserError
+from purebench.noise import Noise
+
+State = Any  # a tensor or a tuple of tensors, rows first
+nfe = _nfe.counting
+
+
+class Purifier(Protocol):
+    """x is (B,C,H,W) in [0,1]; the object holds parameters and networks, never a state. `n` is fixed: stopping is a mask."""
+
+    n: int
+
+    def start(self, x: Tensor, noise: Noise) -> State: ...
+    def step(self, k: int, state: State, noise: Noise) -> State: ...
+    def finish(self, state: State) -> Tensor: ...
+
+
+def run(purifier: Purifier, x: Tensor, noise: Noise, *, on_state: Callable[[int, State], None] | None = None) -> Tensor:
+    """Purifies x (B,C,H,W) in [0,1] without a graph. `on_state(k, state)` sees the state before step k, and the last with k = n."""
+    with torch.no_grad():
+        state = purifier.start(x, noise)
+        for k in range(purifier.n):
+            if on_state:
+                on_state(k, state)
+            state = purifier.step(k, state, noise)
+        if on_state:
+            on_state(purifier.n, state)
+        return purifier.finish(state)
+
+
+def vjp(
+    purifier: Purifier,
+    x: Tensor,
+    noise: Noise,
+    cotangent: Tensor | Callable[[Tensor], Tensor],
+    *,
+    memory: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(purified x, cotangent . d purified / d x), exact for the sampled path, second-order terms included.
+
+    `cotangent`: like x, or a function that makes it of the purified x; `memory`: bytes for states and graphs, None = no bound.
+    Raises UserError when the budget holds not even one step's graph and 2 sqrt(n) states.
+    """
+    tape = record(purifier, x, noise, memory=memory)
+    return tape.purified, tape.vjp(cotangent(tape.purified) if callable(cotangent) else cotangent)
+
+
+# ---------------------------------------------------------------------------------------------- gradients inside a step
+
+_constant_guidance: ContextVar[bool] = ContextVar("constant_guidance", default=False)
+
+
+@contextmanager
+def detached() -> Iterator[None]:
+    """Within: `inner_grad` is a constant to the outer gradient, as in COUP's published code."""
+    token = _constant_guidance.set(True)
+    try:
+        yield
+    finally:
+        _constant_guidance.reset(token)
+
+
+def inner_grad(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """d f(x).sum() / dx inside a step. Works under `no_grad`; has a graph of its own exactly when the engine records."""
+    keep = torch.is_grad_enabled() and x.requires_grad and not _constant_guidance.get()
+    with torch.enable_grad():
+        inside = x if keep else x.detach().requires_grad_()
+        return torch.autograd.grad(f(inside).sum(), inside, create_graph=keep)[0]
+
+
+# ------------------------------------------------------------------------------------------------------------- the tape
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a chain of n steps is kept: the graphs of the last `tail` steps; for the others a state every `segment` steps, whose
+    graph is rebuilt at once (`level` 1) or, at level 2, step by step from states that are rebuilt first."""
+
+    tail: int
+    segment: int = 1
+    level: int = 1
+
+
+def plan(n: int, state: int, graph: int, memory: int | None) -> Plan:
+    """The fastest plan within `memory` bytes, for states of `state` bytes and step graphs of `graph` bytes."""
+    if memory is None or n * graph <= memory:
+        return Plan(tail=n)
+    for segment in range(1, n):
+        states = math.ceil(n / segment) * state
+        if states + segment * graph <= memory:  # one forward more for all but the tail
+            tail = segment if segment > 1 else max(1, min(n, (memory - states) // graph))
+            return Plan(tail, segment)
+    root = math.ceil(math.sqrt(n))
+    need = graph + 2 * root * state
+    if memory < need:
+        raise UserError(
+            f"a memory budget of {memory:,} bytes is too small for this chain: one step's graph and {2 * root} states need {need:,}",
+            "raise `--memory`, or lower `--rows`",
+        )
+    return Plan(tail=1, segment=root, level=2)
+
+
+class Tape:
+    """One recorded chain: `purified` (detached, like x), and `vjp(cotangent)`, which may be asked once."""
+
+    def __init__(self, purifier: Purifier, x: Tensor, noise: Noise, plan: Plan):
+        self._purifier, self._noise, self._plan = purifier, noise, plan
+        self._cut = max(purifier.n - plan.tail, 0)  # steps before the cut are recomputed
+        self._kept: dict[int, State] = {}  # k -> what step k begins with (k = 0: the input, before `start`)
+        state: State = x.detach()
+        with torch.no_grad():
+            for k in range(0, self._cut, plan.segment):
+                self._kept[k] = state
+                state = self._walk(k, min(k + plan.segment, self._cut), state)
+        self._tail = self._graph(self._cut, purifier.n, state)
+        self.purified: Tensor = self._tail[1][0].detach()
+
+    def vjp(self, cotangent: Tensor) -> Tensor:
+        """(d purified / d x)^T cotangent; frees the tape as it goes."""
+        grads = self._pull(self._tail, (cotangent,))
+        del self._tail
+        end = self._cut
+        for k, state in sorted(self._kept.items(), reverse=True):
+            del self._kept[k]
+            if self._plan.level == 1:
+                grads = self._again(k, end, state, grads)
+            else:
+                inner = [state]
+                with torch.no_grad(), _nfe.recomputing():
+                    for j in range(k, end - 1):
+                        inner.append(self._walk(j, j + 1, inner[-1]))
+                for j in range(end - 1, k - 1, -1):
+                    grads = self._again(j, j + 1, inner.pop(), grads)
+            end = k
+        return grads[0]
+
+    def _walk(self, a: int, b: int, state: State) -> State:
+        """Steps a..b-1; the first takes `start` along, the last `finish`."""
+        state = self._purifier.start(state, self._noise) if a == 0 else state
+        for k in range(a, b):
+            state = self._purifier.step(k, state, self._noise)
+        return self._purifier.finish(state) if b == self._purifier.n else state
+
+    def _graph(self, a: int, b: int, state: State) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        inputs = tuple(t.detach().requires_grad_(t.is_floating_point()) for t in _tuple(state))
+        with torch.enable_grad():
+            return inputs, _tuple(self._walk(a, b, inputs if isinstance(state, tuple) else inputs[0]))
+
+    def _again(self, a: int, b: int, state: State, cotangents: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        with _nfe.recomputing():
+            graph = self._graph(a, b, state)
+        return self._pull(graph, cotangents)
+
+    @staticmethod
+    def _pull(
+        graph: tuple[tuple[Tensor, ...], tuple[Tensor, ...]], cotangents: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        inputs, outputs = graph
+        pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
+        wanted = [i for i in inputs if i.requires_grad]
+        outs, cots = [o for o, _ in pairs], [c for _, c in pairs]
+        found = torch.autograd.grad(outs, wanted, cots, materialize_grads=True, allow_unused=True)
+        rest = iter(found)
+        return tuple(next(rest) if i.requires_grad else torch.zeros_like(i) for i in inputs)
+
+
+def record(purifier: Purifier, x: Tensor, noise: Noise, *, memory: int | None = None) -> Tape:
+    """Walks the chain and keeps what `Tape.vjp` needs within `memory` bytes (None: no bound)."""
+    if memory is None or purifier.n == 0:
+        return Tape(purifier, x, noise, Plan(tail=purifier.n))
+    state, graph = step_bytes(purifier, x, noise)
+    return Tape(purifier, x, noise, plan(purifier.n, state, graph, memory))
+
+
+def _tuple(state: State) -> tuple[Tensor, ...]:
+    return state if isinstance(state, tuple) else (state,)
+
+
+_measured: WeakKeyDictionary[Any, dict[tuple, tuple[int, int]]] = WeakKeyDictionary()
+
+
+def step_bytes(purifier: Purifier, x: Tensor, noise: Noise) -> tuple[int, int]:
+    """(bytes of a state, bytes of one step's graph with the room its backward works in), measured once per purifier and shape."""
+    known = _measured.setdefault(purifier, {})
+    key = (tuple(x.shape), x.dtype, x.device, _constant_guidance.get())
+    if key not in known:
+        saved: dict[int, int] = {}
+
+        def keep(t: Tensor) -> Tensor:
+            if not isinstance(t, torch.nn.Parameter):
+                saved[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+                alive.append(t)
+            return t
+
+        alive: list[Tensor] = []
+        with torch.no_grad(), _nfe.recomputing():
+            state = purifier.start(x.detach(), noise)
+            inputs = tuple(t.detach().requires_grad_(t.is_floating_point()) for t in _tuple(state))
+            with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+                outputs = purifier.step(0, inputs if isinstance(state, tuple) else inputs[0], noise)
+        del outputs
+        known[key] = (sum(t.nbytes for t in _tuple(state)), sum(saved.values()))
+    return known[key]

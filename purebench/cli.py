@@ -1,0 +1,322 @@
+"""The command line. Light: torch, pandas and rich are imported where a command needs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from purebench import errors
+from purebench.errors import UserError
+
+app = typer.Typer(
+    name="purebench",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="How robust is this purification defense, really, and how does that compare with the paper?",
+    epilog="Start with:  purebench run   then:  purebench table results",
+)
+
+
+def main() -> None:
+    """The console script: a UserError becomes one message and its exit code."""
+    try:
+        app()
+    except UserError as error:
+        _complain(error)
+        raise SystemExit(error.code) from None
+    except BrokenPipeError:  # `| head` closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(errors.OK) from None
+
+
+def _complain(error: UserError) -> None:
+    _say(f"error: {error.message}")
+    if error.hint:
+        _say(f"hint: {error.hint}")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _examples(*lines: str) -> str:
+    return "Examples:\n\n\b\n" + "\n".join(f"  {line}" for line in lines)
+
+
+Results = Annotated[
+    list[Path] | None, typer.Argument(metavar="RESULTS..", help="folders of records", show_default="results/")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout")]
+
+
+# -------------------------------------------------------------------------------------------------------------------- run
+
+
+@app.command(
+    epilog=_examples(
+        "purebench run",
+        "purebench run --defense coup --attack autoattack-rand",
+        "purebench run -d diffpure -d coup -a pgd-eot:eot=20 --grad exact --grad adjoint --images 100",
+        "purebench run -d coup -a 'transfer:from=(reverse-sde)' -t Linf:0.1 -t L2:0.5",
+        "purebench run my-grid.toml --dry-run",
+    )
+)
+def run(
+    preset: Annotated[
+        str | None,
+        typer.Argument(metavar="[PRESET|GRID.toml]", help="a preset or a grid file; `quick` if nothing else is said"),
+    ] = None,
+    defense: Annotated[
+        list[str] | None, typer.Option("-d", "--defense", metavar="PART", help="name[:k=v,..]; repeat for several")
+    ] = None,
+    attack: Annotated[
+        list[str] | None, typer.Option("-a", "--attack", metavar="PART", help="name[:k=v,..]; repeat for several")
+    ] = None,
+    threat: Annotated[
+        list[str] | None, typer.Option("-t", "--threat", metavar="NORM:EPS", help="Linf:8/255, L2:0.5")
+    ] = None,
+    grad: Annotated[
+        list[str] | None, typer.Option("--grad", metavar="PART", help="exact, detached, adjoint, bpda, surrogate:k=v")
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(metavar="PART", help="the dataset [default: CIFAR-10 if it is in the cache, else digits]"),
+    ] = None,
+    classifier: Annotated[
+        str | None, typer.Option(metavar="PART", help="the protected classifier [default: the dataset's]")
+    ] = None,
+    score: Annotated[str | None, typer.Option(metavar="PART", help="the score model [default: the dataset's]")] = None,
+    images: Annotated[int | None, typer.Option(metavar="N", help="how many test images")] = None,
+    subset: Annotated[
+        int | None, typer.Option(metavar="SEED", help="RandomState(SEED).choice instead of the dataset's own order")
+    ] = None,
+    seed: Annotated[list[int] | None, typer.Option(metavar="S", help="seed of all noise; repeat for several")] = None,
+    evals: Annotated[int | None, typer.Option(metavar="K", help="fresh purifications that judge each image")] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="where the records go")] = Path("results"),
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
+    rows: Annotated[
+        int | None, typer.Option(metavar="R", help="rows of every network call [default: the dataset's]")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(metavar="W", help="processes [default: one per core or GPU]")] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="bound on states and graphs per worker, such as 4G [default: what is free]"),
+    ] = None,
+    sanity: Annotated[bool, typer.Option("--sanity", help="add the controls: attacks null and noise")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="start over; existing cells are renamed, not deleted")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and its estimated time, and stop")] = False,
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress, no table")] = False,
+) -> None:
+    """Run a grid of defenses x attacks x threat models, and print its table. The same command again goes on where it stopped."""
+    from purebench import plan as planning
+
+    attacks = tuple(attack or ())
+    request = planning.Request(
+        preset, tuple(defense or ()), attacks, tuple(threat or ()), tuple(grad or ()), dataset, classifier, score, images, subset,
+        tuple(seed or ()), evals, sanity,
+    )  # fmt: skip
+    the_plan = planning.build(request)
+    if rows is not None and rows < 1:
+        raise UserError(
+            f"`--rows {rows}`: a network call has at least one row", "leave it out for the dataset's default"
+        )
+    if workers is not None and workers < 1:
+        raise UserError(f"`--workers {workers}`: at least one process is needed", "leave it out for one per core")
+    if not quiet:
+        for note in the_plan.notes:
+            _say(f"purebench: {note}")
+    from purebench import progress, runner
+
+    count = workers or runner.default_workers(device)
+    settings = runner.Settings(out, device, rows, count, _bytes(memory), fresh)
+    if dry_run:
+        from purebench import estimate
+
+        print(estimate.describe(the_plan, settings, as_json))
+        return
+    reporter = progress.reporter(quiet)
+    interrupted = False
+    outcome = runner.Outcome()
+    try:
+        runner.run(the_plan, settings, reporter, outcome)
+    except KeyboardInterrupt:
+        interrupted = True
+    finally:
+        reporter.stop()
+    from purebench import records, tables
+
+    if interrupted:
+        _say(f"purebench: interrupted; {outcome.images} new images are kept, the same command goes on from there")
+        raise typer.Exit(errors.INTERRUPTED)
+    for cell, why in outcome.failed.items():
+        _say(f"error: cell {cell} failed: {why}")
+    folders = [out / job.cell.id for job in the_plan.jobs if (out / job.cell.id / records.CELL).exists()]
+    if folders and not quiet:
+        print(tables.render(records.load_all(folders), format="json" if as_json else "md"))
+        _say(f"next: purebench table {out}")
+    if outcome.failed:
+        _say(f"hint: `purebench status {out}` shows what is missing; the same command tries again")
+        raise typer.Exit(errors.FAILED)
+
+
+def _bytes(text: str | None) -> int | None:
+    """4G, 512M, 1.5GiB or a plain number of bytes."""
+    if text is None:
+        return None
+    import re
+
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
+    if not found or float(found[1]) == 0:
+        raise UserError(f"cannot read the memory size `{text}`", "write it as 512M or 4G")
+    return int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))
+
+
+# ----------------------------------------------------------------------------------------------------------------- tables
+
+
+@app.command(
+    epilog=_examples(
+        "purebench table results",
+        "purebench table results --layout tidy --format csv --out results.csv",
+        "purebench table results/digits-coup-* --format json",
+    )
+)
+def table(
+    results: Results = None,
+    layout: Annotated[str, typer.Option(help="grid: defenses x attacks; tidy: one row per cell and metric")] = "grid",
+    format: Annotated[str, typer.Option(help="md, csv or json")] = "md",
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="write there instead of stdout")] = None,
+) -> None:
+    """Print the table of what has been run; a pure function of the records."""
+    from purebench import records, tables
+
+    text = tables.render(records.load_all(results or [Path("results")]), layout=layout, format=format)
+    if out is None:
+        print(text)
+        return
+    with records.full_disk_is_an_error(out.parent):
+        records.replace(out, text.rstrip("\n") + "\n")
+    _say(f"wrote {out}")
+
+
+@app.command(epilog=_examples("purebench status results", "purebench status results --json"))
+def status(results: Results = None, as_json: AsJson = False) -> None:
+    """What has been computed, cell by cell: images, evaluations, time, and why a cell failed."""
+    from purebench import records
+
+    rows = []
+    for log in records.load_all(results or [Path("results")]):
+        evals = min((len(r["adversarial"]) for r in log.images), default=0)
+        rows.append(
+            {
+                "cell": log.id, "defense": log.cell["defense"], "attack": log.cell["attack"], "grad": log.cell["gradient"],
+                "threat": log.cell["threat"], "seed": log.cell["seed"], "images": len(log.images), "evals": evals,
+                "seconds": round(log.seconds, 1), "state": f"failed: {log.failed}" if log.failed else "ok" if log.images else "empty",
+            }
+        )  # fmt: skip
+    print(json.dumps(rows, indent=1) if as_json else _columns(rows))
+
+
+def _columns(rows: list[dict[str, Any]]) -> str:
+    """Rows as aligned plain text."""
+    if not rows:
+        return "nothing yet"
+    lines = [list(rows[0]), *[[str(v) for v in row.values()] for row in rows]]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join("  ".join(v.ljust(w) for v, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+# ------------------------------------------------------------------------------------------------------------- list, show
+
+
+@app.command("list", epilog=_examples("purebench list", "purebench list attacks", "purebench list defenses --json"))
+def list_(
+    kind: Annotated[
+        str | None,
+        typer.Argument(metavar="KIND", help="defenses, attacks, gradients, datasets, classifiers, scores, presets"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Name what there is."""
+    from purebench import catalogue
+
+    rows = catalogue.listing(kind)
+    print(json.dumps(rows, indent=1) if as_json else catalogue.listing_text(rows))
+
+
+@app.command(epilog=_examples("purebench show coup", "purebench show pgd-eot --json", "purebench show quick"))
+def show(name: Annotated[str, typer.Argument(metavar="NAME")], as_json: AsJson = False) -> None:
+    """Explain one thing: formula, parameters, where their defaults come from, cost, gradients, differences from the paper, BibTeX."""
+    from purebench import catalogue
+
+    facts = catalogue.facts(name)
+    print(json.dumps(facts, indent=1, ensure_ascii=False) if as_json else catalogue.text(facts))
+
+
+@app.command(epilog=_examples("purebench where", "purebench where --json"))
+def where(as_json: AsJson = False) -> None:
+    """Where purebench keeps its files."""
+    from purebench import assets
+
+    rows = assets.places()
+    print(json.dumps(rows, indent=1) if as_json else _columns([{"what": k, "path": v} for k, v in rows.items()]))
+
+
+# ---------------------------------------------------------------------------------------------------------- train, purify
+
+
+@app.command(epilog=_examples("purebench train digits", "purebench train digits-score --seed 1 --out my-networks"))
+def train(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="digits, digits-classifier or digits-score")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="where the weights go")] = Path("trained"),
+    seed: Annotated[int, typer.Option(help="seed of everything random")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Train the small networks that ship with purebench; prints their hashes and accuracies."""
+    from purebench import device, progress
+    from purebench import train as training
+
+    device.setup("cpu")
+    with progress.training() as tell:
+        facts = training.train(name, out, seed, tell)
+    print(
+        json.dumps(facts, indent=1)
+        if as_json
+        else _columns([{"file": f, **{k: _short(v) for k, v in d.items()}} for f, d in facts.items()])
+    )
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+@app.command(
+    epilog=_examples(
+        "purebench purify digit.png -d coup --out purified", "purebench purify *.png -d diffpure:t=0.2 --seed 1"
+    )
+)
+def purify(
+    images: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGE..", help="image files; resized and converted to what the score model takes"),
+    ],
+    defense: Annotated[str, typer.Option("-d", "--defense", metavar="PART")],
+    out: Annotated[Path, typer.Option(metavar="DIR")] = Path("purified"),
+    dataset: Annotated[str, typer.Option(metavar="PART", help="whose classifier and score model")] = "digits",
+    seed: Annotated[int, typer.Option()] = 0,
+    device: Annotated[str, typer.Option()] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Purify image files: one purified PNG each, and a side-by-side picture of all with the classifier's answers."""
+    from purebench import pictures
+
+    rows = pictures.purify(images, defense, out, dataset, seed, device)
+    print(json.dumps(rows, indent=1) if as_json else _columns(rows))
+    _say(f"next: look at {out / 'side-by-side.png'}")

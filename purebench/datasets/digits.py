@@ -1,0 +1,52 @@
+"""The embedded benchmark's images: the 1,797 real 8x8 grey digits that ship inside scikit-learn.
+
+They are the test set of UCI's "Optical Recognition of Handwritten Digits" (10.24432/C50P49): counts 0..16 of set pixels
+in 4x4 blocks of a 32x32 bitmap. The split is ours: shuffled with `RandomState(0)`, the last 500 are the test set.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+TEST = 500
+
+INFO = {
+    "summary": "handwritten digits, 8x8, inside scikit-learn: nothing to download",
+    "shape": [1, 8, 8],
+    "classes": 10,
+    "size": 500,
+    "sha256": "8ea07ed48e0db06d53a057d28f98952fe9461062d839b821f9290cc62bd295c7",  # of the test images and labels, as bytes
+    "version": 1,
+    "source": "https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits",
+    "licence": "CC BY 4.0",
+    "cite": """@misc{alpaydin1998optical,
+  title = {Optical Recognition of Handwritten Digits},
+  author = {Alpaydin, E. and Kaynak, C.},
+  year = {1998},
+  howpublished = {UCI Machine Learning Repository},
+  doi = {10.24432/C50P49}
+}""",
+}
+
+
+def train() -> tuple[Tensor, Tensor]:
+    """The 1,297 training images: (1297,1,8,8) float32 in [0,1], labels (1297,) int64."""
+    images, labels = _shuffled()
+    return images[:-TEST], labels[:-TEST]
+
+
+def test() -> tuple[Tensor, Tensor]:
+    """The 500 test images: (500,1,8,8) float32 in [0,1], labels (500,) int64."""
+    images, labels = _shuffled()
+    return images[-TEST:], labels[-TEST:]
+
+
+def _shuffled() -> tuple[Tensor, Tensor]:
+    from sklearn.datasets import load_digits  # costs a second: only when asked for
+
+    data = load_digits()
+    order = np.random.RandomState(0).permutation(len(data.target))
+    images = torch.from_numpy(data.images[order] / 16).float()
+    return images[:, None], torch.from_numpy(data.target[order]).long()

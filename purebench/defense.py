@@ -1,0 +1,323 @@
+"""A defense: purifier, classifier, votes, and the gradient that the attacker uses. What attacks and the judge talk to.
+
+Work is cut into one fixed, padded number of rows: at a fixed shape and one thread, a row's bits depend neither on its mates
+nor on its place, so that order, workers and restarts leave every result unchanged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from purebench import chain
+from purebench.errors import UserError, unknown
+from purebench.nfe import NFE
+from purebench.noise import Noise
+from purebench.purifiers.none import Identity
+from purebench.spec import Part
+
+EXACT, BPDA = Part("exact"), Part("bpda")
+PADDING = -2  # the image id of padding rows
+
+Loss = Callable[[Tensor, Tensor], Tensor]  # logits (N,K), labels (N,) -> (N,), to be maximised
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(logits, y, reduction="none")
+
+
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """Difference of logits ratio (Croce and Hein 2020, eq. 6): scale-free; K >= 3."""
+    ordered, place = logits.sort(dim=1)
+    right = (place[:, -1] == y).to(logits.dtype)
+    other = ordered[:, -2] * right + ordered[:, -1] * (1 - right)
+    return -(logits.gather(1, y[:, None])[:, 0] - other) / (ordered[:, -1] - ordered[:, -3] + 1e-12)
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """Largest wrong logit minus the right one (Carlini and Wagner 2017, f6)."""
+    right = logits.gather(1, y[:, None])
+    return logits.scatter(1, y[:, None], -torch.inf).amax(1) - right[:, 0]
+
+
+LOSSES: dict[str, Loss] = {"ce": cross_entropy, "dlr": dlr, "margin": margin}
+
+
+def combine(logits: Tensor, how: str, dim: int) -> Tensor:
+    """Several purifications' logits as one: the mean of `logits`, of `logsoftmax`, the log of the mean `softmax`; or, by `vote`,
+    the log of the share of votes with the gradient of the mean softmax."""
+    if how == "logits":
+        return logits.mean(dim)
+    if how == "logsoftmax":
+        return logits.log_softmax(-1).mean(dim)
+    soft = logits.log_softmax(-1).logsumexp(dim) - math.log(logits.shape[dim])
+    if how == "softmax":
+        return soft
+    if how == "vote":
+        share = F.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype).mean(dim)
+        return (share + 1e-6).log() + soft - soft.detach()
+    raise unknown("way to combine", how, ["logits", "softmax", "logsoftmax", "vote"])
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """Of one batch: `loss` (B,), averaged over the draws; `grad` like x; `logits` (eot,B,K), in sample order."""
+
+    loss: Tensor
+    grad: Tensor
+    logits: Tensor
+
+
+class Account:
+    """Network calls times the rows that needed them. A counter stays open, since a backward may come after its forward."""
+
+    def __init__(self) -> None:
+        self._open: list[tuple[NFE, int]] = []
+
+    def add(self, calls: NFE, rows: int) -> None:
+        self._open.append((calls, rows))
+
+    def close(self) -> tuple[int, int, int]:
+        """(forward, backward, recomputed) since the last close."""
+        total = [
+            sum(getattr(c, kind) * rows for c, rows in self._open) for kind in ("forward", "backward", "recomputed")
+        ]
+        self._open = []
+        return total[0], total[1], total[2]
+
+
+class Defense:
+    """`votes` purifications combined by `combine` (logits, softmax or vote); `gradient`: a Part of `purebench list gradients`;
+    `surrogate`: the purifier that stands in for ours under gradient `surrogate`; `rows`: the padded shape of every network
+    call; `memory`: bytes for states and graphs, None for no bound; `on_work(rows x calls)` is told of progress."""
+
+    def __init__(
+        self,
+        purifier: Any,
+        classifier: nn.Module,
+        *,
+        votes: int = 1,
+        combine: str = "logits",
+        gradient: Part = EXACT,
+        surrogate: Any = None,
+        rows: int = 64,
+        memory: int | None = None,
+        on_work: Callable[[int], None] | None = None,
+    ):
+        if votes < 1:
+            raise UserError(f"`votes={votes}`: a defense purifies at least once", "votes=1 is the single purification")
+        if gradient.name == "adjoint" and not hasattr(purifier, "drift") and purifier.n:
+            raise UserError("the adjoint gradient needs a purifier that is an SDE", "use `--grad exact`")
+        self.purifier, self.classifier, self.votes, self.combine = purifier, classifier, votes, combine
+        self.gradient, self.surrogate, self.rows, self.memory = gradient, surrogate, rows, memory
+        self.on_work = on_work
+        self.spent = Account()
+
+    def undefended(self) -> Defense:
+        """The classifier alone, counted on the same account."""
+        bare = Defense(Identity(), self.classifier, rows=self.rows, on_work=self.on_work)
+        bare.spent = self.spent
+        return bare
+
+    def using(self, gradient: Part) -> Defense:
+        """The same defense under another gradient, counted on the same account."""
+        other = Defense(
+            self.purifier, self.classifier, votes=self.votes, combine=self.combine, gradient=gradient,
+            surrogate=self.surrogate, rows=self.rows, memory=self.memory, on_work=self.on_work,
+        )  # fmt: skip
+        other.spent = self.spent
+        return other
+
+    # ------------------------------------------------------------------------------------------------------------ forward
+
+    def purify(self, x: Tensor, noise: Noise) -> Tensor:
+        """One purification of each row of x (B,C,H,W) in [0,1]; no gradient."""
+        return torch.cat([self._run(chunk)[: chunk.real] for chunk in self._chunks(x, noise, 1)])
+
+    def logits(self, x: Tensor, noise: Noise) -> Tensor:
+        """(B,K) logits of x (B,C,H,W); differentiable in x by the defense's gradient. Random unless the purifier is not."""
+        parts = []
+        for chunk in self._chunks(x, noise, self.votes):
+            with chain.nfe() as calls:
+                differentiate = torch.is_grad_enabled() and chunk.x.requires_grad
+                purified = (
+                    _Purified.apply(chunk.x, self, chunk.noise) if differentiate else self._run(chunk, count=False)
+                )
+                parts.append(self.classifier(purified)[: chunk.real])
+            self._count(calls, chunk.real)
+        logits = torch.cat(parts)
+        return combine(logits.unflatten(0, (len(x), self.votes)), self.combine, 1) if self.votes > 1 else logits
+
+    def predict(self, x: Tensor, noise: Noise) -> Tensor:
+        """(B,) predicted classes; no gradient."""
+        with torch.no_grad():
+            return self.logits(x, noise).argmax(1)
+
+    def draws(self, x: Tensor, noise: Noise, first: int, last: int) -> Tensor:
+        """(B, last - first) predictions of the purifications numbered first..last-1, folded into rows."""
+        count = last - first
+        ids = noise.ids.repeat_interleave(count)
+        samples = torch.arange(first, last).repeat(len(x))
+        return self.predict(x.repeat_interleave(count, 0), noise.rows(ids, samples)).view(len(x), count)
+
+    # ----------------------------------------------------------------------------------------------------------- gradient
+
+    def loss_grad(
+        self, x: Tensor, y: Tensor, loss: str | Loss, noise: Noise, *, eot: int = 1, average: str = "loss"
+    ) -> Gradient:
+        """The expectation over `eot` purifications (times votes), folded into rows, and its gradient by the defense's gradient.
+
+        x (B,C,H,W) in [0,1], y (B,); `loss`: a name in LOSSES or a function. `average`: the mean of the draws' `loss`, or the
+        loss of their mean `logits`, `softmax` or `logsoftmax`. Random: the purifications numbered sample * eot * votes + i.
+        """
+        loss = LOSSES[loss] if isinstance(loss, str) else loss
+        images, copies = len(x), eot * self.votes
+
+        def objective(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            """Loss per image (b,), and the draws' logits (b,eot,K), of logits (b*eot*votes,K)."""
+            logits = logits.unflatten(0, (-1, eot, self.votes))
+            draws = (
+                combine(logits, "softmax" if self.combine == "vote" else self.combine, 2)
+                if self.votes > 1
+                else logits[:, :, 0]
+            )
+            if average == "loss":
+                rows = loss(draws.flatten(0, 1), y.repeat_interleave(eot)).unflatten(0, (-1, eot))
+                return rows.sum(1), draws  # the sum; divided by eot below, in the order of AutoAttack's own loop
+            return loss(combine(draws, average, 1), y), draws
+
+        whole = copies <= self.rows  # chunks of whole images: the objective is known as soon as a chunk's logits are
+        losses: list[Tensor] = []
+        draws: list[Tensor] = []
+        grads: list[Tensor] = []
+        ahead: Tensor | None = None
+        if not whole:  # an image's draws span several chunks: all logits first, then the gradients
+            with torch.no_grad():
+                all_logits = torch.cat([self._classify(c) for c in self._chunks(x, noise, copies)])
+            ahead = self._derivative(lambda leaf: objective(leaf, y), all_logits, losses, draws)
+        for chunk in self._chunks(x, noise, copies, aligned=whole):
+
+            def derivative(logits: Tensor, chunk: _Chunk = chunk) -> Tensor:
+                if ahead is not None:
+                    return ahead[chunk.first : chunk.first + chunk.real]
+                labels = y[chunk.first // copies : (chunk.first + chunk.real) // copies]
+                return self._derivative(lambda leaf: objective(leaf, labels), logits, losses, draws)
+
+            grads.append(self._pull(chunk, derivative))
+        scale = eot if average == "loss" else 1
+        grad = torch.cat(grads).unflatten(0, (images, copies))
+        total = grad[:, 0]
+        for i in range(1, copies):
+            total = total + grad[:, i]
+        return Gradient(torch.cat(losses) / scale, total / scale, torch.cat(draws).transpose(0, 1))
+
+    @staticmethod
+    def _derivative(objective: Any, logits: Tensor, losses: list[Tensor], draws: list[Tensor]) -> Tensor:
+        with torch.enable_grad():
+            leaf = logits.detach().requires_grad_()
+            loss, seen = objective(leaf)
+            losses.append(loss.detach())
+            draws.append(seen.detach())
+            return torch.autograd.grad(loss.sum(), leaf)[0]
+
+    def _pull(self, chunk: _Chunk, derivative: Callable[[Tensor], Tensor]) -> Tensor:
+        """The chunk's gradient rows, from the derivative of the objective by its logits."""
+
+        def cotangent(purified: Tensor) -> Tensor:
+            with torch.enable_grad():
+                purified = purified.detach().requires_grad_()
+                logits = self.classifier(purified)
+                d = derivative(logits[: chunk.real])
+                return torch.autograd.grad(logits[: chunk.real], purified, d)[0]
+
+        with chain.nfe() as calls:
+            grad = self._vjp(chunk.x.detach(), chunk.noise, cotangent)[1]
+        self._count(calls, chunk.real)
+        return grad[: chunk.real]
+
+    def _vjp(self, x: Tensor, noise: Noise, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        name = self.gradient.name
+        if name == "bpda":
+            purified = chain.run(self.purifier, x, noise)
+            return purified, cotangent(purified)
+        if name == "adjoint" and self.purifier.n:
+            from purebench import adjoint
+
+            return adjoint.vjp(self.purifier, x, noise, cotangent, guidance=self.gradient.get("guidance", "detached"))
+        purifier = self.surrogate if name == "surrogate" else self.purifier
+        with chain.detached() if name == "detached" else nullcontext():
+            return chain.vjp(purifier, x, noise, cotangent, memory=self.memory)
+
+    # --------------------------------------------------------------------------------------------------------------- rows
+
+    def _chunks(self, x: Tensor, noise: Noise, copies: int, aligned: bool = False) -> Iterator[_Chunk]:
+        """Rows (image 0, copy 0), (image 0, copy 1), .. in chunks of `self.rows`, the last padded; `aligned`: whole images only."""
+        total = len(x) * copies
+        size = self.rows // copies * copies if aligned else self.rows
+        for first in range(0, total, size):
+            rows = torch.arange(first, min(first + size, total))
+            image = rows // copies
+            pad = self.rows - len(rows)
+            ids = torch.cat([noise.ids[image], torch.full((pad,), PADDING)])
+            samples = torch.cat([noise.samples[image] * copies + rows % copies, torch.zeros(pad, dtype=torch.int64)])
+            part = x[image.to(x.device)]
+            part = torch.cat([part, part.new_full((pad, *x.shape[1:]), 0.5)]) if pad else part
+            yield _Chunk(part, noise.rows(ids, samples), first, len(rows))
+
+    def _run(self, chunk: _Chunk, count: bool = True) -> Tensor:
+        with chain.nfe() as calls:
+            purified = chain.run(self.purifier, chunk.x, chunk.noise)
+        if count:
+            self._count(calls, chunk.real)
+        return purified
+
+    def _classify(self, chunk: _Chunk) -> Tensor:
+        with chain.nfe() as calls:
+            purifier = self.surrogate if self.gradient.name == "surrogate" else self.purifier
+            logits = self.classifier(chain.run(purifier, chunk.x, chunk.noise))[: chunk.real]
+        self._count(calls, chunk.real)
+        return logits
+
+    def _count(self, calls: NFE, rows: int) -> None:
+        self.spent.add(calls, rows)
+        if self.on_work:
+            self.on_work((calls.forward + calls.backward) * rows)
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    x: Tensor
+    noise: Noise
+    first: int
+    real: int
+
+
+class _Purified(torch.autograd.Function):
+    """The purifier as one differentiable operation whose backward is the defense's gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, defense: Defense, noise: Noise) -> Tensor:
+        ctx.defense, ctx.noise = defense, noise
+        name = defense.gradient.name
+        if name in ("exact", "detached", "surrogate"):
+            purifier = defense.surrogate if name == "surrogate" else defense.purifier
+            with chain.detached() if name == "detached" else nullcontext():
+                ctx.tape = chain.record(purifier, x, noise, memory=defense.memory)
+            return ctx.tape.purified
+        ctx.x = x.detach()
+        return chain.run(defense.purifier, x, noise)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+        (cotangent,) = cotangents
+        if hasattr(ctx, "tape"):
+            with chain.detached() if ctx.defense.gradient.name == "detached" else nullcontext():
+                return ctx.tape.vjp(cotangent), None, None
+        return ctx.defense._vjp(ctx.x, ctx.noise, lambda _purified: cotangent)[1], None, None

@@ -1,0 +1,73 @@
+"""Device policy: float32, TF32 off, cuDNN deterministic, benchmark off; on CPU one thread a worker."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import sys
+from typing import Any
+
+import torch
+
+from purebench.errors import UserError
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+
+
+def setup(name: str = "auto", worker: int = 0) -> torch.device:
+    """Sets the process up and returns its device; worker i takes GPU i modulo their number. UserError where there is none."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"the device `{name}` cannot be used: {str(error).splitlines()[0]}",
+            "use `--device cpu`, or `--device auto`",
+        ) from None
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
+        if device.index is None:
+            device = torch.device("cuda", worker % torch.cuda.device_count())
+    else:
+        torch.set_num_threads(1)
+        keep_pages()
+    return device
+
+
+def keep_pages() -> None:
+    """On Linux, keeps freed pages in the process: to fault them in again costs stored graphs a third of their speed."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):
+            libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
+            libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def free_memory(device: torch.device, workers: int) -> int:
+    """Bytes for one worker's states and graphs: half of what is free, shared among the workers."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0] * 0.8)
+    try:
+        return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 0.5 / workers)
+    except (ValueError, OSError):
+        return 2 << 30
+
+
+def facts(device: torch.device) -> dict[str, Any]:
+    """What a record says of the machine."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "device": str(device),
+        "hardware": name,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "tf32": bool(torch.backends.cuda.matmul.allow_tf32),
+        "cudnn_deterministic": bool(torch.backends.cudnn.deterministic),
+    }

@@ -1,0 +1,37 @@
+"""The weights that ship inside the package, verified against `checkpoints.toml` whenever they are read."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from purebench import errors
+
+HERE = Path(__file__).parent
+
+
+def verified(asset: str) -> Path:
+    """The path of an embedded weights file whose size and sha256 are those of `checkpoints.toml`; UserError (exit 3) otherwise."""
+    from purebench import assets
+
+    entry = assets.entry(asset)
+    path = HERE / f"{asset}.safetensors"
+    hint = f"reinstall purebench, or make the file again: `{entry['command']}`"
+    if not path.is_file():
+        raise errors.UserError(f"the weights `{path}` are missing", hint, errors.DOWNLOAD)
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != entry["sha256"]:
+        raise errors.UserError(
+            f"the weights `{path}` are corrupt: sha256 {found[:12]}.., expected {entry['sha256'][:12]}..",
+            hint,
+            errors.DOWNLOAD,
+        )
+    return path
+
+
+def load(asset: str) -> Any:
+    """The network of an embedded file: built from the configuration in its metadata, in evaluation mode, parameters frozen."""
+    from purebench.networks import small
+
+    return small.load(verified(asset))

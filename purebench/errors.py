@@ -1,0 +1,31 @@
+"""What a user can get wrong, told as one message and one hint; nothing else is ever shown as a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+OK, FAILED, USAGE, DOWNLOAD, UNMET, INTERRUPTED = 0, 1, 2, 3, 4, 130  # exit codes of the command line
+
+
+class UserError(Exception):
+    """A mistake that the user can mend. `message`: what is wrong (got X, expected Y); `hint`: what to do; `code`: exit code."""
+
+    def __init__(self, message: str, hint: str = "", code: int = USAGE):
+        super().__init__(message)
+        self.message, self.hint, self.code = message, hint, code
+
+    def __reduce__(self):  # survives the way from a worker process
+        return UserError, (self.message, self.hint, self.code)
+
+
+def unknown(kind: str, got: str, names: Iterable[str], see: str = "") -> UserError:
+    """The error for a name that is not in `names`, with a did-you-mean."""
+    names = sorted(names)
+    close = difflib.get_close_matches(got, names, n=3, cutoff=0.5)
+    guess = (
+        "did you mean " + " or ".join(f"`{n}`" for n in close) + "?"
+        if close
+        else f"known: {', '.join(names) or 'none'}"
+    )
+    return UserError(f"unknown {kind} `{got}`", f"{guess}{f' (see `{see}`)' if see else ''}")

@@ -1,0 +1,235 @@
+"""From the log of K fresh evaluations per image to metrics and intervals: pure functions, no torch.
+
+`images` below is a list of log lines: {"index", "label", "undefended", "clean": [K predictions], "adversarial": [K],
+"verdict"}. Lines may hold different K; every metric uses the first K draws, K the smallest number that all its lines
+have. The sample size of every interval is the number of images: draws of one image are not independent evidence about
+other images.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from math import comb, sqrt
+from operator import eq
+from typing import Any, NamedTuple, Protocol
+
+Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
+CONTROLS = ("null", "noise")  # rows that show what the protocol itself costs; never the strongest attack
+
+
+class Log(Protocol):
+    """One cell's records, as `records.load` returns them; the lines of `images` are sorted by position."""
+
+    id: str
+    cell: dict[str, Any]
+    runs: list[dict[str, Any]]
+    images: list[dict[str, Any]]
+    seconds: float
+    failed: str | None
+
+
+class Value(NamedTuple):
+    """A metric in [0, 1] (a difference: [-1, 1]) and its 95 % interval; `low` is None where there is no interval."""
+
+    value: float
+    low: float | None
+    high: float | None
+    images: int
+    evals: int | None  # draws per image; None where the attack itself decided (`aa`)
+
+
+def name(part: str) -> str:
+    """`pgd-eot:eot=20` -> `pgd-eot`."""
+    return part.partition(":")[0]
+
+
+def judged(log: Log) -> list[dict[str, Any]]:
+    """The lines that were judged: those without `failed`."""
+    return [line for line in log.images if not line.get("failed")]
+
+
+def wilson(p: float, n: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a fraction p in [0, 1] of n > 0 images (JASA 22, 1927). For a mean of numbers in
+    [0, 1], such as an image's fraction of correct draws, it is conservative: their variance is at most p (1 - p)."""
+    centre, half, scale = p + Z * Z / (2 * n), Z * sqrt(p * (1 - p) / n + Z * Z / (4 * n * n)), 1 + Z * Z / n
+    return max(0.0, min(p, (centre - half) / scale)), min(1.0, max(p, (centre + half) / scale))
+
+
+def paired(differences: Sequence[float]) -> tuple[float, float]:
+    """Normal 95 % interval of the mean of n per-image differences in [-1, 1]; all of [-1, 1] for n = 1."""
+    n, mean = len(differences), sum(differences) / len(differences)
+    if n == 1:
+        return -1.0, 1.0
+    half = Z * sqrt(sum((d - mean) ** 2 for d in differences) / (n - 1) / n)
+    return max(-1.0, mean - half), min(1.0, mean + half)
+
+
+def draws(images: Iterable[Mapping[str, Any]], field: str = "adversarial") -> int:
+    """K: the number of evaluations that every image has."""
+    return min((len(line[field]) for line in images), default=0)
+
+
+def hits(images: Sequence[Mapping[str, Any]], field: str = "adversarial", k: int | None = None) -> list[int]:
+    """Correct predictions among the first `k` (default: all common) draws, per image."""
+    k = draws(images, field) if k is None else k
+    return [line[field][:k].count(line["label"]) for line in images]
+
+
+def _fraction(value: float, images: int, evals: int | None) -> Value:
+    return Value(value, *wilson(value, images), images, evals)
+
+
+def runs(images: Sequence[Mapping[str, Any]], field: str = "adversarial") -> list[float]:
+    """Accuracy over the images of each of the K runs: run k takes draw k of every image."""
+    labels, k = [line["label"] for line in images], draws(images, field)
+    return [
+        sum(map(eq, run, labels)) / len(labels)
+        for run in list(zip(*(line[field] for line in images), strict=False))[:k]
+    ]
+
+
+def accuracy(images: Sequence[Mapping[str, Any]], field: str = "adversarial") -> Value:
+    """Mean of single runs: over images and draws. `robust` with field adversarial, `clean` with field clean."""
+    k = draws(images, field)
+    return _fraction(sum(hits(images, field)) / (k * len(images)), len(images), k)
+
+
+def spread(images: Sequence[Mapping[str, Any]], field: str = "adversarial") -> Value:
+    """Standard deviation (ddof 1, K >= 2) of the accuracy over the K runs: what reporting one run leaves to chance."""
+    values = runs(images, field)
+    mean = sum(values) / len(values)
+    deviation = sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
+    return Value(deviation, None, None, len(images), len(values))
+
+
+def worst(images: Sequence[Mapping[str, Any]], n: int, field: str = "adversarial") -> Value:
+    """Probability that all of n <= K fresh draws are correct, without bias: mean of C(K - m, n) / C(K, n), m failures
+    of K (DiffHammer, NeurIPS 2024, eq. 15)."""
+    k = draws(images, field)
+    return _fraction(sum(comb(h, n) for h in hits(images, field)) / (comb(k, n) * len(images)), len(images), k)
+
+
+def vote(images: Sequence[Mapping[str, Any]], n: int, field: str = "adversarial") -> Value:
+    """Accuracy of the plurality of n <= K draws, averaged over the floor(K / n) disjoint groups.
+    A tie is broken by a fair coin: credited 1 / (number of tied classes) when the label is one of them."""
+    k, total = draws(images, field), 0.0
+    groups = range(0, k - k % n, n)
+    for line in images:
+        for start in groups:
+            group = line[field][start : start + n]
+            count = group.count(line["label"])
+            if 2 * count > n:
+                total += 1
+            elif count:
+                counts = list(Counter(group).values())
+                total += (count == max(counts)) / counts.count(count)
+    return _fraction(total / (len(images) * len(groups)), len(images), k)
+
+
+def aa(images: Sequence[Mapping[str, Any]]) -> Value | None:
+    """The attack's own verdict, as AutoAttack reports it (one lucky miss counts as broken); None unless given for every
+    image."""
+    verdicts = [line.get("verdict") for line in images]
+    return None if None in verdicts else _fraction(sum(map(bool, verdicts)) / len(verdicts), len(verdicts), None)
+
+
+def undefended(images: Sequence[Mapping[str, Any]]) -> Value:
+    """Clean accuracy of the bare classifier on these images."""
+    return _fraction(sum(line["undefended"] == line["label"] for line in images) / len(images), len(images), 1)
+
+
+def null_difference(images: Sequence[Mapping[str, Any]], null: Sequence[Mapping[str, Any]]) -> Value | None:
+    """Robust minus robust of the null control, paired by image index and by draw (the judge's draws are common to
+    both); None without a common image. Never above 0 by more than chance: what the attack did, freed of what the
+    protocol does."""
+    control = {line["index"]: line for line in null}
+    pairs = [(line, control[line["index"]]) for line in images if line["index"] in control]
+    k = min(draws(line for line, _ in pairs), draws(line for _, line in pairs))
+    if not k:
+        return None
+    attacked, base = (hits(side, k=k) for side in zip(*pairs, strict=True))
+    differences = [(a - b) / k for a, b in zip(attacked, base, strict=True)]
+    return Value(sum(differences) / len(pairs), *paired(differences), len(pairs), k)
+
+
+def summary(log: Log, null: Log | None = None, n: int = 10) -> dict[str, Value]:
+    """Every metric that the log allows, by its name in the tables; {} for a log without a judged image.
+    `worst<n>` and `vote<n>` need n draws, `robust_std` two, `aa` verdicts, `null_difference` the null control's log."""
+    images = judged(log)
+    if not draws(images):
+        return {}
+    found: dict[str, Value | None] = {"robust": accuracy(images)}
+    if draws(images) > 1:
+        found["robust_std"] = spread(images)
+    for prefix, field in (("", "adversarial"), ("clean_", "clean")):
+        if draws(images, field) >= n:
+            found |= {f"{prefix}worst{n}": worst(images, n, field), f"{prefix}vote{n}": vote(images, n, field)}
+    found["aa"] = aa(images)
+    if draws(images, "clean"):
+        found["clean"] = accuracy(images, "clean")
+    found["undefended"] = undefended(images)
+    if null is not None:
+        found["null_difference"] = null_difference(images, judged(null))
+    return {metric: value for metric, value in found.items() if value is not None}
+
+
+def pool(values: Sequence[Value], difference: bool = False) -> Value:
+    """One metric over several seeds: the mean, with the interval of one seed's number of images. Seeds repeat the same
+    images, so they narrow what chance in attack and defense adds, not what the choice of images adds."""
+    mean, images = sum(v.value for v in values) / len(values), max(v.images for v in values)
+    evals = [v.evals for v in values if v.evals is not None]
+    low: float | None
+    high: float | None
+    if any(v.low is None for v in values):
+        low = high = None
+    elif difference:
+        low, high = (sum(v[end] or 0.0 for v in values) / len(values) for end in (1, 2))
+    else:
+        low, high = wilson(mean, images)
+    return Value(mean, low, high, images, min(evals) if evals else None)
+
+
+def contenders(attacks: Mapping[str, Sequence[Log]]) -> dict[str, Sequence[Log]]:
+    """The attacks that may be called strongest: those with judged images, without the controls unless nothing else is
+    there."""
+    able = {key: [log for log in logs if draws(judged(log))] for key, logs in attacks.items()}
+    able = {key: logs for key, logs in able.items() if logs}
+    real = {key: logs for key, logs in able.items() if name(logs[0].cell["attack"]) not in CONTROLS}
+    return real or able  # type: ignore[return-value]
+
+
+def strongest(attacks: Mapping[str, Sequence[Log]]) -> str | None:
+    """Which of the attacks on one defense has the lowest `robust`, its mean over seeds (one log per seed); None if none
+    has images. Of equals the first in order. Each counts on its own images, as the table shows it."""
+    means = {
+        key: sum(accuracy(judged(log)).value for log in logs) / len(logs) for key, logs in contenders(attacks).items()
+    }
+    return min(means, key=lambda key: means[key]) if means else None
+
+
+def robust_image(logs: Sequence[Log]) -> Value | None:
+    """Accuracy under the attack that is worst for each image, over the attacks (one log each) on one defense with one
+    seed.
+
+    Chosen on draws 0, 2, .., scored on draws 1, 3, ..: the minimum over attacks of the same draws that are reported
+    would be biased downwards. Ties go to the attack that is lowest on average over the even draws. Only images that all
+    attacks share; None where they share none or K < 2. Without a defense nothing is random: every draw both chooses and
+    scores.
+    """
+    tables = [{line["index"]: line for line in judged(log)} for log in logs]
+    common = [index for index in tables[0] if all(index in table for table in tables[1:])] if tables else []
+    k = min((draws(table[index] for index in common) for table in tables), default=0)
+    certain = all(log.cell["defense"] == "none" for log in logs)
+    if not common or k < (1 if certain else 2):
+        return None
+    choose, score = (slice(k), slice(k)) if certain else (slice(0, k, 2), slice(1, k, 2))
+    even, odd = [], []  # attacks x images: correct draws of each half
+    for table in tables:
+        rows = [(table[index]["adversarial"], table[index]["label"]) for index in common]
+        even.append([row[choose].count(label) for row, label in rows])
+        odd.append([row[score].count(label) for row, label in rows])
+    order = sorted(range(len(tables)), key=lambda a: sum(even[a]))
+    total = sum(odd[min(order, key=lambda a: even[a][i])][i] for i in range(len(common)))
+    evals = k if certain else k // 2
+    return _fraction(total / (evals * len(common)), len(common), evals)

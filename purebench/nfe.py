@@ -1,0 +1,65 @@
+"""Counting network evaluations. A network root is watched once; whoever wants to know opens a `counting()` context."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+
+@dataclass
+class NFE:
+    """Calls of networks (each serves all rows of its batch): `forward`, `backward` (vector-Jacobian products), and
+    `recomputed`: forwards and inner backwards done again to save memory, which are not part of the method's cost."""
+
+    forward: int = 0
+    backward: int = 0
+    recomputed: int = 0
+    recomputing: bool = False
+
+    def _add(self, kind: str) -> None:
+        kind = "recomputed" if self.recomputing else kind
+        setattr(self, kind, getattr(self, kind) + 1)
+
+
+_active: ContextVar[tuple[NFE, ...]] = ContextVar("nfe", default=())
+
+
+@contextmanager
+def counting() -> Iterator[NFE]:
+    """Counts the network calls inside the block; blocks may nest."""
+    counter = NFE()
+    token = _active.set((*_active.get(), counter))
+    try:
+        yield counter
+    finally:
+        _active.reset(token)
+
+
+@contextmanager
+def recomputing() -> Iterator[None]:
+    """Within: calls repeat earlier ones, and are counted as such."""
+    before = [(c, c.recomputing) for c in _active.get()]
+    for counter, _ in before:
+        counter.recomputing = True
+    try:
+        yield
+    finally:
+        for counter, was in before:
+            counter.recomputing = was
+
+
+def watch(network: nn.Module) -> nn.Module:
+    """Makes every later call of `network` count: its forward, and the backward through its output."""
+    network.register_forward_hook(_count)
+    return network
+
+
+def _count(_module: nn.Module, _args: tuple, output: Tensor) -> None:
+    for counter in _active.get():
+        counter._add("forward")
+        if output.requires_grad:
+            output.register_hook(lambda _grad, counter=counter: counter._add("backward"))

@@ -1,0 +1,362 @@
+"""From what the user asked for to an ordered list of validated cells, before anything runs. Torch-free.
+
+A value comes from the command line, else the grid or preset, else the dataset's defaults, else the factory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from purebench import assets, datasets, registry
+from purebench.errors import UserError, unknown
+from purebench.spec import Cell, Part, ThreatModel, Value, parse, show, threat
+
+NOISE_VERSION = 1  # of noise.py: raised when a draw changes
+NO_GRADIENT = Part("-")
+PRESETS = Path(__file__).parent / "presets"
+KEYS = {
+    "summary": str, "dataset": str, "classifier": str, "score": str, "defenses": list, "attacks": list, "threats": list,
+    "grads": list, "seeds": list, "images": int, "evals": int, "subset": (str, int), "grid": list,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of `purebench run` that say what to run; None or empty: not given."""
+
+    preset: str | None = None
+    defenses: tuple[str, ...] = ()
+    attacks: tuple[str, ...] = ()
+    threats: tuple[str, ...] = ()
+    grads: tuple[str, ...] = ()
+    dataset: str | None = None
+    classifier: str | None = None
+    score: str | None = None
+    images: int | None = None
+    subset: int | None = None
+    seeds: tuple[int, ...] = ()
+    evals: int | None = None
+    sanity: bool = False  # add the controls
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell and how much of it is wanted. `origin`: parameter -> where its value came from."""
+
+    cell: Cell
+    images: int
+    evals: int
+    origin: dict[str, str] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True)
+class Plan:
+    jobs: list[Job]
+    dataset: str
+    notes: list[str]  # one line each, for stderr
+    shape: list[int]
+
+
+def build(request: Request) -> Plan:
+    """Validates everything that can be known without running; raises UserError for the first thing that is wrong."""
+    grids, notes = _grids(request)
+    jobs: dict[str, Job] = {}
+    dataset = ""
+    for grid in grids:
+        dataset = _dataset(request, grid, notes)
+        for job in _cells(request, grid, dataset):
+            old = jobs.get(job.cell.id)
+            if old:  # cells that would be equal are one; the larger demand counts
+                job = dataclasses.replace(old, images=max(old.images, job.images), evals=max(old.evals, job.evals))
+            jobs[job.cell.id] = job
+    shape = registry.info("dataset", dataset)["shape"]
+    return Plan(list(jobs.values()), dataset, list(dict.fromkeys(notes)), shape)
+
+
+def presets() -> dict[str, Path]:
+    return {p.stem: p for p in sorted(PRESETS.glob("*.toml"))}
+
+
+def _grids(request: Request) -> tuple[list[dict[str, Any]], list[str]]:
+    """The grids of the preset or file, each completed by its top level; one empty grid when only options were given."""
+    name = request.preset
+    if name is None:
+        if request.defenses or request.attacks:
+            return [{}], []
+        name = "quick"
+    path = Path(name) if name.endswith(".toml") else presets().get(name)
+    if path is None:
+        raise unknown("preset", name, presets(), see="purebench list presets")
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"there is no grid file `{path}`", "a grid is a TOML file; see `purebench show quick` for one"
+        ) from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(
+            f"cannot read the grid `{path}`: {error}", "a grid is a TOML file; see `purebench show quick` for one"
+        ) from None
+    top = {k: v for k, v in data.items() if k != "grid"}
+    if not isinstance(data.get("grid", []), list):
+        raise UserError(f"`grid` in `{path}` is not a list of tables", "write `[[grid]]`")
+    grids = [top | g for g in data.get("grid", [{}])]
+    for grid in grids:
+        for key, value in grid.items():
+            if key not in KEYS:
+                raise unknown(f"key in `{path}`", key, KEYS)
+            if not isinstance(value, KEYS[key]) or isinstance(value, bool):  # type: ignore[arg-type]
+                raise UserError(
+                    f"`{key} = {value!r}` in `{path}` has the wrong type", "see `purebench show quick` for a grid"
+                )
+    return grids, [f"preset `{name}`: {top['summary']}"] if "summary" in top else []
+
+
+def _dataset(request: Request, grid: dict[str, Any], notes: list[str]) -> str:
+    given = request.dataset or grid.get("dataset")
+    if given is None:
+        notes.append("dataset: the embedded digits (`--dataset` was not given, and CIFAR-10 is not in the cache)")
+        return "digits"
+    name = parse(given, "dataset").name
+    registry.parameters("dataset", name)
+    return name
+
+
+def _cells(request: Request, grid: dict[str, Any], dataset: str) -> Iterable[Job]:
+    defaults = datasets.defaults(dataset)
+    size = registry.info("dataset", dataset)["size"]
+
+    def pick(option: Any, key: str) -> Any:
+        return option if option not in (None, ()) else grid.get(key, defaults.get(key))
+
+    images, evals = pick(request.images, "images"), pick(request.evals, "evals")
+    if not 1 <= images <= size:
+        raise UserError(f"`--images {images}` is not possible: {dataset} has {size} test images", f"choose 1 to {size}")
+    if evals < 1:
+        raise UserError(f"`--evals {evals}`: every image is judged at least once", "the default is 10")
+    subset = pick(request.subset, "subset")
+    subset = subset if isinstance(subset, str) else f"choice:{subset}"
+    classifier = _named("classifier", pick(request.classifier, "classifier"))
+    score = _named("score", pick(request.score, "score"))
+    threats = [threat(t) for t in pick(request.threats, "threats") or [defaults["threat"]]]
+    parts = {
+        kind: [parse(text, kind) for text in pick(given, f"{kind}s")]
+        for kind, given in (("defense", request.defenses), ("attack", request.attacks))
+    }
+    if request.sanity:
+        parts["attack"] = list(dict.fromkeys([Part("null"), Part("noise"), *parts["attack"]]))
+    grads = [parse(text, "gradient") for text in pick(request.grads, "grads") or ["exact"]]
+    seeds = pick(request.seeds, "seeds") or [0]
+    maker = _Maker(dataset, subset, classifier, score, defaults)
+    for limit in threats:
+        for seed in seeds:
+            for defense in parts["defense"]:
+                for attack in parts["attack"]:
+                    for gradient in maker.gradients(attack, grads):
+                        cell, origin = maker.cell(defense, gradient, attack, limit, seed)
+                        source = maker.source(attack, limit, seed)
+                        if source:
+                            yield Job(source[0], images, evals, source[1])
+                        yield Job(cell, images, evals, origin)
+
+
+def _named(kind: str, text: str) -> str:
+    part = parse(text, kind)
+    registry.check_parameters(kind, part.name, dict(part.parameters))
+    asset = registry.info(kind, part.name).get("asset")
+    if asset:
+        from purebench import embedded
+
+        embedded.verified(asset)
+    return str(part)
+
+
+class _Maker:
+    """Makes cells of one dataset, classifier and score model."""
+
+    def __init__(self, dataset: str, subset: str, classifier: str, score: str, defaults: dict[str, Any]):
+        self.dataset, self.subset, self.classifier, self.score, self.defaults = (
+            dataset,
+            subset,
+            classifier,
+            score,
+            defaults,
+        )
+
+    def resolve(self, kind: str, part: Part) -> tuple[Part, dict[str, Value], dict[str, str]]:
+        """(canonical part, every parameter, where each came from)."""
+        given = dict(part.parameters)
+        known = registry.parameters(kind, part.name)
+        registry.check_parameters(kind, part.name, given)
+        defaults = known | self.defaults.get(kind, {}).get(part.name, {})
+        typed = {k: _as_type(v, known[k]) for k, v in (defaults | given).items()}
+        base = {k: _as_type(v, known[k]) for k, v in defaults.items()}
+        origin = {
+            k: "given"
+            if k in given
+            else self.dataset
+            if k in self.defaults.get(kind, {}).get(part.name, {})
+            else "default"
+            for k in typed
+        }
+        canonical = Part(part.name, tuple((k, v) for k, v in typed.items() if v != base[k]))
+        common = registry.COMMON.get(kind, {})  # left out at their defaults, so that a new one changes no cell
+        return canonical, {k: v for k, v in typed.items() if k not in common or v != common[k]}, origin
+
+    def gradients(self, attack: Part, asked: list[Part]) -> list[Part]:
+        """The gradients of `asked` that this attack can use; its only one, or none, whatever was asked."""
+        can = (
+            registry.info("attack", attack.name).get("gradients", [])
+            if registry.parameters("attack", attack.name) is not None
+            else []
+        )
+        if len(can) <= 1:
+            return [Part(can[0]) if can else NO_GRADIENT]
+        for gradient in asked:
+            registry.parameters("gradient", gradient.name)
+            if gradient.name not in can:
+                raise UserError(
+                    f"`{attack.name}` cannot use the gradient `{gradient.name}`", f"it can use {', '.join(can)}"
+                )
+        return asked
+
+    def cell(
+        self, defense: Part, gradient: Part, attack: Part, limit: ThreatModel, seed: int
+    ) -> tuple[Cell, dict[str, str]]:
+        defense, of_defense, d_origin = self.resolve("defense", defense)
+        info = registry.info("defense", defense.name)
+        gradient = self.gradient(defense, info, gradient)
+        source = self.source(attack, limit, seed)
+        if source and source[0].defense == defense and source[0].parameters["defense"] == of_defense:
+            return source  # images made on this very defense: the same cell
+        attack, of_attack, a_origin = self.resolve("attack", attack)
+        if source:
+            of_attack = of_attack | {"from": source[0].defense, "attack": source[0].attack}
+            default = self.resolve("attack", Part("pgd-eot"))[0]
+            named = [("from", source[0].defense)] + (
+                [("attack", source[0].attack)] if source[0].attack != default else []
+            )
+            attack = Part(attack.name, tuple(named))
+        versions = {
+            "noise": NOISE_VERSION,
+            "dataset": registry.version("dataset", self.dataset),
+            "classifier": registry.version("classifier", parse(self.classifier).name),
+            "score": registry.version("score", parse(self.score).name),
+            "defense": registry.version("defense", defense.name),
+            "attack": registry.version("attack", attack.name),
+        }
+        if gradient != NO_GRADIENT:
+            versions["gradient"] = registry.version("gradient", gradient.name)
+        cell = Cell(
+            self.dataset, self.subset, self.classifier, self.score, defense, gradient, attack, limit, seed,
+            {"defense": of_defense, "attack": of_attack}, versions, self.hashes(), source[0].id if source else "",
+        )  # fmt: skip
+        return cell, {f"defense.{k}": o for k, o in d_origin.items()} | {f"attack.{k}": o for k, o in a_origin.items()}
+
+    def hashes(self) -> dict[str, str]:
+        found = {"dataset": registry.info("dataset", self.dataset).get("sha256", "")}
+        for kind, text in (("classifier", self.classifier), ("score", self.score)):
+            asset = registry.info(kind, parse(text).name).get("asset")
+            found[kind] = assets.entry(asset)["sha256"] if asset else ""
+        return found
+
+    def gradient(self, defense: Part, info: dict[str, Any], gradient: Part) -> Part:
+        """The gradient in the form that equal cells share: what makes no difference for this defense is left out."""
+        if gradient == NO_GRADIENT:
+            return gradient
+        known = registry.parameters("gradient", gradient.name)
+        given = dict(gradient.parameters)
+        if gradient.name == "surrogate":
+            if "defense" in given:
+                other = given.pop("defense")
+                other = other if isinstance(other, Part) else Part(str(other))
+                registry.check_parameters("defense", other.name, dict(other.parameters))
+                if given:
+                    raise UserError(
+                        f"`{gradient}` names a defense and parameters", "put them inside: surrogate:defense=(NAME:k=v)"
+                    )
+            elif given:
+                registry.check_parameters("defense", defense.name, given)
+            else:
+                raise UserError(
+                    "`surrogate` does not say by what", "write surrogate:steps=5, or surrogate:defense=(one-shot)"
+                )
+            return gradient
+        registry.check_parameters("gradient", gradient.name, given)
+        if not info.get("random", True) and defense.name == "none":
+            return Part("exact")
+        if gradient.name == "adjoint" and not info.get("sde"):
+            raise UserError(
+                f"`{defense.name}` is no SDE: the adjoint gradient does not exist for it",
+                "use `--grad exact`, or leave the defense out",
+            )
+        if gradient.name == "detached" and not info.get("guided"):
+            return Part("exact")
+        if gradient.name == "adjoint" and not info.get("guided"):
+            return Part("adjoint")
+        if given.get("guidance", "detached") not in ("detached", "exact"):
+            raise unknown("guidance", show(given["guidance"]), ["detached", "exact"])
+        return Part(gradient.name, tuple((k, v) for k, v in given.items() if v != known[k]))
+
+    def source(self, attack: Part, limit: ThreatModel, seed: int) -> tuple[Cell, dict[str, str]] | None:
+        """The cell whose images a transfer attack reads."""
+        if "from" not in registry.parameters("attack", attack.name):
+            return None
+        given = self.defaults.get("attack", {}).get(attack.name, {}) | dict(attack.parameters)
+        registry.check_parameters("attack", attack.name, dict(attack.parameters))
+        defense, other = (given.get("from"), given.get("attack", "pgd-eot"))
+        if defense is None:
+            raise UserError(
+                f"`{attack}` does not say from where",
+                "write transfer:from=(DEFENSE), such as transfer:from=(reverse-sde)",
+            )
+        defense = defense if isinstance(defense, Part) else parse(str(defense), "defense")
+        other = other if isinstance(other, Part) else parse(str(other), "attack")
+        if "from" in registry.parameters("attack", other.name):
+            raise UserError(
+                f"`{attack}` transfers a transfer", "name the attack that makes the images, such as attack=(pgd-eot)"
+            )
+        return self.cell(defense, self.gradients(other, [Part("exact")])[0], other, limit, seed)
+
+
+def _as_type(value: Value, default: Value) -> Value:
+    """A number in the type of its default, so that `1` and `1.0` are one cell."""
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(default, int) and not isinstance(default, bool) and isinstance(value, float):
+        return int(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+# ------------------------------------------------------------------------------------------------------------------- cost
+
+
+def nfe(cell: Cell) -> tuple[float, float]:
+    """Network (forward, backward) calls per image that the attack needs at most, classifier included; see docs/design.md."""
+    info, values = registry.info("attack", cell.attack.name), dict(cell.parameters["attack"])
+    gradients = registry.expression(info.get("gradient_calls", "0"), values)
+    forwards = registry.expression(info.get("forward_calls", "0"), values)
+    bare = info.get("bare", False)
+    f, b = (1.0, 0.0) if bare else purification_nfe(cell)
+    through = f if not (bare or cell.gradient.name == "bpda") else 1.0
+    return (gradients + forwards) * f, gradients * (b + through) + forwards * b
+
+
+def purification_nfe(cell: Cell) -> tuple[float, float]:
+    """(forward, backward) calls of one purification and classification."""
+    info, values = registry.info("defense", cell.defense.name), dict(cell.parameters["defense"])
+    votes = int(values.get("votes", 1))  # type: ignore[arg-type]
+    return votes * (registry.expression(info.get("nfe", "1"), values) + 1), votes * registry.expression(
+        info.get("nfe_inner", "0"), values
+    )
+
+
+def work(job: Job) -> float:
+    """Network calls per image, attack and judging together: what progress counts."""
+    f, b = purification_nfe(job.cell)
+    return sum(nfe(job.cell)) + 2 * job.evals * (f + b) + 1

@@ -1,0 +1,56 @@
+"""One-shot denoising (Carlini et al. 2023, ICLR, "(Certified!!) Adversarial Robustness for Free!"): noise, denoise once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from purebench.errors import UserError
+from purebench.noise import Noise
+
+INFO = {
+    "one-shot": {
+        "summary": "add Gaussian noise, denoise once",
+        "formula": "clip(D(2x - 1 + sigma eps; sigma))",
+        "nfe": "1",
+        "random": True,
+        "output": "unit",
+        "version": 1,
+        "needs": ["score"],
+        "paper": {
+            "sigma": "Carlini et al. 0.5, 1, 2 (their 0.25, 0.5, 1 are on the [0,1] scale); ScoreOpt's baseline 0.25 to 0.5"
+        },
+        "differences": "none known",
+        "cite": """@inproceedings{carlini2023certified,
+  title={(Certified!!) Adversarial Robustness for Free!},
+  author={Carlini, Nicholas and Tramer, Florian and Dvijotham, Krishnamurthy Dj and Rice, Leslie and Sun, Mingjie and Kolter, J Zico},
+  booktitle={International Conference on Learning Representations},
+  year={2023}
+}""",
+    }
+}
+
+
+class OneShot:
+    n = 1
+
+    def __init__(self, score: Any, sigma: float):
+        self.score, self.sigma = score, sigma
+
+    def start(self, x: Tensor, noise: Noise) -> Tensor:
+        x = 2 * x - 1
+        return x + self.sigma * noise.normal(-1, x)
+
+    def step(self, k: int, x: Tensor, noise: Noise) -> Tensor:
+        return self.score.denoise(x, self.sigma)
+
+    def finish(self, x: Tensor) -> Tensor:
+        return ((x + 1) / 2).clamp(0, 1)
+
+
+def one_shot(score: Any, classifier: Any = None, *, sigma: float = 0.5) -> OneShot:
+    """sigma: standard deviation of the noise on the [-1,1] scale, > 0. Output clipped to [0,1]. Random: one normal."""
+    if not sigma > 0:
+        raise UserError(f"`sigma={sigma}` is not positive", "Carlini et al. use 0.5, 1 and 2 on this scale")
+    return OneShot(score, sigma)

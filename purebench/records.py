@@ -1,0 +1,233 @@
+"""The append-only store: one folder per cell, one JSON line per image, one raw row per adversarial image. Torch-free.
+
+    cell.json          schema, the resolved cell, and a list of the runs that wrote to it
+    images.jsonl       one line per image with a checksum; appended and flushed; sorted by position once the cell is complete
+    adversarial.f32    little-endian float32, row k (C*H*W values) of position k at k rows' offset; written before line k
+    cost.jsonl         one line per batch: seconds, network calls
+    lock               held by the one process that writes
+
+A line that was being written when the process died is cut when the cell is opened again. Where a position has several lines
+(more evaluations were asked for, or a partial batch was run again), the last one counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from purebench.errors import FAILED, UserError
+
+SCHEMA = 1
+CELL, IMAGES, ADVERSARIAL, COST, LOCK = "cell.json", "images.jsonl", "adversarial.f32", "cost.jsonl", "lock"
+
+
+class Locked(Exception):
+    """Another process is writing this cell."""
+
+
+def line(record: dict[str, Any]) -> str:
+    """A record as one line that ends with the CRC-32 of the rest."""
+    body = json.dumps(record, separators=(",", ":"))
+    return f'{body[:-1]},"crc":"{zlib.crc32(body.encode()):08x}"}}\n'
+
+
+def unline(text: str) -> dict[str, Any]:
+    """The record of a line; ValueError when it is torn or was edited."""
+    body, _, crc = text.rstrip("\n").rpartition(',"crc":"')
+    if crc != f'{zlib.crc32((body + "}").encode()):08x}"}}':
+        raise ValueError("checksum")
+    return json.loads(body + "}")
+
+
+def read_lines(path: Path, *, cut: bool = False) -> Iterator[dict[str, Any]]:
+    """The records of a file of lines. A torn last line is passed over (`cut`: and removed); an edited one is a UserError."""
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if cut and whole < len(data):
+        with path.open("r+b") as file:
+            file.truncate(whole)
+    for number, text in enumerate(data[:whole].decode(errors="replace").splitlines(keepends=True), 1):
+        try:
+            yield unline(text)
+        except ValueError:
+            raise UserError(
+                f"line {number} of `{path}` does not match its checksum: it was edited or damaged",
+                f"delete that line (`sed -i {number}d {path}`): the same `purebench run` computes its image again",
+            ) from None
+
+
+@dataclass
+class Log:
+    """One cell as read: `cell` (the resolved cell), `runs`, `images` (records by position), `seconds` spent, `failed`: why not."""
+
+    id: str
+    cell: dict[str, Any]
+    runs: list[dict[str, Any]]
+    images: list[dict[str, Any]]
+    seconds: float
+    failed: str | None
+    folder: Path = field(default_factory=Path)
+
+
+def read_cell(folder: Path) -> dict[str, Any]:
+    """`cell.json`; UserError if it is unreadable or of a newer schema."""
+    path = folder / CELL
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        schema = data["schema"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"`{path}` cannot be read as a purebench cell", "move that folder away, or restore the file"
+        ) from None
+    if schema > SCHEMA:
+        raise UserError(
+            f"`{folder}` was written by a newer purebench (schema {schema}, this one reads {SCHEMA})",
+            "upgrade: `uv pip install -U purebench`",
+        )
+    return data
+
+
+def load(folder: Path) -> Log:
+    """One cell's log, without taking its lock."""
+    data = read_cell(folder)
+    latest = {r["position"]: r for r in read_lines(folder / IMAGES)}
+    seconds = sum(c["seconds"] for c in read_lines(folder / COST))
+    failed = data["runs"][-1].get("failed") if data["runs"] else None
+    return Log(data["id"], data["cell"], data["runs"], [latest[p] for p in sorted(latest)], seconds, failed, folder)
+
+
+def cells(paths: Iterable[Path]) -> list[Path]:
+    """The cell folders among `paths` and directly below them, by name."""
+    found: dict[Path, None] = {}
+    for path in paths:
+        if not path.exists():
+            raise UserError(
+                f"there is no `{path}`", "`purebench run` writes to `results/` unless `--out` says otherwise"
+            )
+        for folder in [path, *sorted(p for p in path.iterdir() if p.is_dir())] if path.is_dir() else []:
+            if (folder / CELL).is_file():
+                found[folder] = None
+    return list(found)
+
+
+def load_all(paths: Iterable[Path]) -> list[Log]:
+    return [load(folder) for folder in cells(paths)]
+
+
+class Store:
+    """One cell, opened for writing. `done`: position -> record. Raises Locked while another process holds it."""
+
+    def __init__(self, folder: Path, cell_id: str, cell: dict[str, Any], shape: list[int], run: dict[str, Any]):
+        self.folder, self.row = folder, 4 * shape[0] * shape[1] * shape[2]
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (folder / LOCK).open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise Locked(cell_id) from None
+        try:
+            old = read_cell(folder) if (folder / CELL).exists() else {"runs": []}
+            self.data = {"schema": SCHEMA, "id": cell_id, "shape": shape, "cell": cell, "runs": [*old["runs"], run]}
+            self.done = {r["position"]: r for r in read_lines(folder / IMAGES, cut=True)}
+            self._fit()
+            for _ in read_lines(folder / COST, cut=True):
+                pass
+        except UserError:
+            self.close()
+            raise
+
+    def _fit(self) -> None:
+        """Forgets records whose adversarial image is not wholly on disk."""
+        path = self.folder / ADVERSARIAL
+        rows = path.stat().st_size // self.row if path.exists() else 0
+        self.done = {p: r for p, r in self.done.items() if p < rows}
+
+    def note(self, **facts: Any) -> None:
+        """Adds facts to this run's entry and writes `cell.json`."""
+        self.data["runs"][-1].update(facts)
+        replace(self.folder / CELL, json.dumps(self.data, indent=1) + "\n")
+
+    def append(self, records: list[dict[str, Any]], rows: list[bytes], cost: dict[str, Any]) -> None:
+        """Adversarial rows first, then the lines, each synced to disk. A full disk is a UserError; what was written stays."""
+        with full_disk_is_an_error(self.folder):
+            if not (self.folder / CELL).exists():
+                self.note()
+            path = self.folder / ADVERSARIAL
+            with path.open("r+b" if path.exists() else "w+b") as file:
+                for record, row in zip(records, rows, strict=True):
+                    file.seek(record["position"] * self.row)
+                    file.write(row)
+                _sync(file)
+            self._extend(COST, [cost])
+            self._extend(IMAGES, records)
+        self.done.update({r["position"]: r for r in records})
+        self.data["runs"][-1]["images"] = self.data["runs"][-1].get("images", 0) + len(records)
+
+    def _extend(self, name: str, records: list[dict[str, Any]]) -> None:
+        path = self.folder / name
+        end = path.stat().st_size if path.exists() else 0
+        try:
+            with path.open("ab") as file:
+                file.write("".join(map(line, records)).encode())
+                _sync(file)
+        except OSError:
+            with contextlib.suppress(OSError), path.open("r+b") as file:
+                file.truncate(end)
+            raise
+
+    def adversarial(self, position: int) -> bytes:
+        """The stored row of a position."""
+        with (self.folder / ADVERSARIAL).open("rb") as file:
+            file.seek(position * self.row)
+            return file.read(self.row)
+
+    def finish(self) -> None:
+        """Sorts the lines by position, one per image, and writes the run's entry."""
+        with full_disk_is_an_error(self.folder):
+            text = "".join(line(self.done[p]) for p in sorted(self.done))
+            path = self.folder / IMAGES
+            if not path.exists() or path.read_text(encoding="utf-8") != text:
+                replace(path, text)
+            self.note()
+
+    def close(self) -> None:
+        self._lock.close()
+
+
+def replace(path: Path, text: str) -> None:
+    """Writes a file by way of a temporary one, so that it is never seen half-written."""
+    temporary = path.with_suffix(path.suffix + ".tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            _sync(file)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def full_disk_is_an_error(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write to `{folder}`: {error.strerror or error}",
+            "free some space or mend the folder; the same command goes on where it stopped",
+            FAILED,
+        ) from None

@@ -1,0 +1,173 @@
+"""Every component by name: the one explicit table. Defaults and INFO are read from the source with ast, so that nothing heavy is
+imported before it runs. A plug-in adds names through the entry-point groups `purebench.defense`, `purebench.attack`, .."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from purebench.errors import UserError, unknown
+
+NAMES: dict[str, dict[str, str]] = {
+    "dataset": {
+        "digits": "purebench.datasets.digits:test",
+    },
+    "classifier": {
+        "digits-cnn": "purebench.classifiers:digits_cnn",
+    },
+    "score": {
+        "digits-vp": "purebench.scores.digits:digits_vp",
+    },
+    "defense": {
+        "none": "purebench.purifiers.none:none",
+        "diffpure": "purebench.purifiers.diffpure:diffpure",
+        "reverse-sde": "purebench.purifiers.coup:reverse_sde",
+        "coup": "purebench.purifiers.coup:coup",
+        "one-shot": "purebench.purifiers.one_shot:one_shot",
+    },
+    "gradient": {
+        "exact": "purebench.gradients:exact",
+        "adjoint": "purebench.gradients:adjoint",
+        "surrogate": "purebench.gradients:surrogate",
+        "bpda": "purebench.gradients:bpda",
+        "detached": "purebench.gradients:detached",
+    },
+    "attack": {
+        "null": "purebench.attacks.null:null",
+        "noise": "purebench.attacks.null:noise",
+        "transfer-pgd": "purebench.attacks.pgd:transfer_pgd",
+        "bpda-eot": "purebench.attacks.pgd:bpda_eot",
+        "pgd-eot": "purebench.attacks.pgd:pgd_eot",
+        "transfer": "purebench.attacks.transfer:transfer",
+        "apgd-ce": "purebench.attacks.apgd:apgd_ce",
+        "apgd-dlr": "purebench.attacks.apgd:apgd_dlr",
+        "autoattack-rand": "purebench.attacks.autoattack:autoattack_rand",
+        "autoattack-standard": "purebench.attacks.autoattack:autoattack_standard",
+    },
+}
+COMMON = {"defense": {"votes": 1, "combine": "logits"}}  # parameters that every component of a kind has
+
+
+@cache
+def names(kind: str) -> dict[str, str]:
+    """name -> "module:factory" of one kind, plug-ins included; ours win over a plug-in of the same name."""
+    return {e.name: e.value for e in entry_points(group=f"purebench.{kind}")} | NAMES[kind]
+
+
+def _target(kind: str, name: str) -> tuple[str, str]:
+    if kind not in NAMES:
+        raise unknown("kind", kind, NAMES)
+    if name not in names(kind):
+        raise unknown(kind, name, names(kind), see=f"purebench list {kind}s")
+    module, _, factory = names(kind)[name].partition(":")
+    return module, factory
+
+
+@cache
+def _source(module: str) -> ast.Module:
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise UserError(f"the module `{module}` is not installed", "`purebench list` names what is")
+    return ast.parse(Path(spec.origin).read_text(encoding="utf-8"), spec.origin)
+
+
+@cache
+def parameters(kind: str, name: str) -> dict[str, Any]:
+    """The factory's keyword-only parameters and defaults, read without importing it. A trailing `_` in a name is dropped."""
+    module, factory = _target(kind, name)
+    for node in _source(module).body:
+        if isinstance(node, ast.FunctionDef) and node.name == factory:
+            defaults = [None if d is None else ast.literal_eval(d) for d in node.args.kw_defaults]
+            own = {a.arg.rstrip("_"): d for a, d in zip(node.args.kwonlyargs, defaults, strict=True)}
+            return own | COMMON.get(kind, {})
+    raise UserError(f"`{module}` defines no function `{factory}`", f"it is registered as the {kind} `{name}`")
+
+
+@cache
+def info(kind: str, name: str) -> dict[str, Any]:
+    """The component's entry in its module's literal `INFO`, read without importing it."""
+    module, _ = _target(kind, name)
+    for node in _source(module).body:
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "INFO" for t in node.targets):
+            table = _literal(node.value, _source(module))
+            return table.get(name, table if "summary" in table else {})
+    return {}
+
+
+def _literal(node: ast.expr, module: ast.Module) -> Any:
+    """ast.literal_eval that also follows names of literals in the same module."""
+    values = {
+        t.id: n.value for n in module.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)
+    }
+
+    class Follow(ast.NodeTransformer):
+        def visit_Name(self, name: ast.Name) -> ast.expr:
+            return self.visit(values[name.id]) if name.id in values else name
+
+    return ast.literal_eval(Follow().visit(node))
+
+
+def version(kind: str, name: str) -> int:
+    """The component's version: raised whenever its numbers change."""
+    return int(info(kind, name).get("version", 1))
+
+
+def check_parameters(kind: str, name: str, given: dict[str, Any]) -> None:
+    """Raises UserError for parameters that the component does not have, or of another type than its default."""
+    known = parameters(kind, name)
+    for key, value in given.items():
+        if key not in known:
+            raise unknown(f"parameter of `{name}`", key, known, see=f"purebench show {name}")
+        default = known[key]
+        numeric = isinstance(default, int | float) and not isinstance(default, bool)
+        if numeric and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise UserError(
+                f"`{key}={value}` of `{name}` is not a number", f"the default is {default}; see `purebench show {name}`"
+            )
+        if (
+            isinstance(default, int)
+            and not isinstance(default, bool)
+            and isinstance(value, float)
+            and value != int(value)
+        ):
+            raise UserError(f"`{key}={value}` of `{name}` is not a whole number", f"the default is {default}")
+        if isinstance(default, bool) and not isinstance(value, bool):
+            raise UserError(
+                f"`{key}={value}` of `{name}` is neither true nor false", f"the default is {str(default).lower()}"
+            )
+        if isinstance(default, str) and not isinstance(value, str):
+            raise UserError(
+                f"`{key}={value}` of `{name}` is not a word", f"the default is {default}; see `purebench show {name}`"
+            )
+
+
+def factory(kind: str, name: str) -> Any:
+    """The factory itself; this imports its module."""
+    module, attribute = _target(kind, name)
+    return getattr(importlib.import_module(module), attribute)
+
+
+def expression(text: str, values: dict[str, Any]) -> float:
+    """Evaluates the arithmetic of an INFO entry such as "2 * steps" over the parameters; names, numbers, + - * / only."""
+    operators = {
+        ast.Add: lambda a, b: a + b,
+        ast.Sub: lambda a, b: a - b,
+        ast.Mult: lambda a, b: a * b,
+        ast.Div: lambda a, b: a / b,
+    }
+
+    def value(node: ast.expr) -> float:
+        if isinstance(node, ast.Constant):
+            return node.value  # type: ignore[return-value]
+        if isinstance(node, ast.Name):
+            return values[node.id]
+        if isinstance(node, ast.BinOp):
+            return operators[type(node.op)](value(node.left), value(node.right))
+        raise ValueError(f"not arithmetic: {text}")
+
+    return value(ast.parse(text, mode="eval").body)

@@ -1,0 +1,417 @@
+"""Runs a plan: a queue of cells and batches, worked off in this process or by workers; this process alone writes.
+
+A batch's numbers depend on nothing but its cell and positions, so workers, order, kills and restarts leave the records unchanged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, Protocol
+
+from purebench import plan, records, tasks
+from purebench.errors import UserError
+from purebench.tasks import Done, Task
+
+
+@dataclass
+class Settings:
+    """How to run; nothing here changes a number (`rows` may, in the last bits)."""
+
+    out: Path
+    device: str = "auto"
+    rows: int | None = None
+    workers: int = 1
+    memory: int | None = None
+    fresh: bool = False
+    reverse: bool = False  # the images in another order: only tests ask for it
+
+
+class Reporter(Protocol):
+    def start(self, total: float, done: float) -> None: ...
+    def work(self, amount: float) -> None: ...
+    def skip(self, amount: float) -> None: ...
+    def batch(self, cell: str, robust: float, images: int, wanted: int) -> None: ...
+    def say(self, line: str) -> None: ...
+
+
+@dataclass
+class Outcome:
+    done: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    images: int = 0
+
+
+class _Open:
+    """A cell that is being worked on: its store, the tasks not yet given out, and how many are under way."""
+
+    def __init__(self, job: plan.Job, settings: Settings, shape: list[int]):
+        self.job, self.cell = job, job.cell
+        self.rows = settings.rows or tasks.default_rows(job.cell)
+        self.folder = settings.out / job.cell.id
+        if settings.fresh and (self.folder / records.CELL).exists():
+            _set_aside(self.folder)
+        run = {
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "git": git(),
+            "rows": self.rows,
+            "evals": job.evals,
+            "images": 0,
+        }
+        self.store = records.Store(self.folder, job.cell.id, job.cell.data(), shape, run)
+        self.tasks = tasks.missing(job, self.store.done, self.rows)
+        if settings.reverse:
+            self.tasks = self.tasks[::-1] if tasks.unit_of(job.cell) else [_reversed(t) for t in self.tasks[::-1]]
+        self.under_way = 0
+        self.wrote = False
+
+    def robust(self) -> float:
+        """Running robust accuracy of the images done."""
+        per = [sum(p == r["label"] for p in r["adversarial"]) / len(r["adversarial"]) for r in self.store.done.values()]
+        return sum(per) / len(per)
+
+
+def _reversed(task: Task) -> Task:
+    return Task(task.cell, task.positions[::-1], task.evals, task.judge, batch=task.batch)
+
+
+def _set_aside(folder: Path) -> None:
+    """`--fresh` deletes nothing: the old folder is renamed."""
+    n = 1
+    while (old := folder.with_name(f"{folder.name}.old{n}")).exists():
+        n += 1
+    folder.rename(old)
+
+
+def default_workers(device: str) -> int:
+    """One per GPU; on CPU one per core this process may use, at most 8."""
+    if device.startswith("cuda:"):
+        return 1
+    if device != "cpu" and Path("/dev/nvidia0").exists():
+        import torch
+
+        return max(1, torch.cuda.device_count())
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def run(the_plan: plan.Plan, settings: Settings, report: Reporter, outcome: Outcome | None = None) -> Outcome:
+    """Works the plan off. A failing cell does not stop the others; KeyboardInterrupt leaves everything written as it is."""
+    outcome = outcome or Outcome()
+    jobs = {j.cell.id: j for j in the_plan.jobs}
+    total = sum(plan.work(j) * j.images for j in the_plan.jobs)
+    report.start(total, 0)
+    backlog = list(the_plan.jobs)
+    active: list[_Open] = []
+    clean: dict[tuple, dict[int, list[int]]] = {}
+
+    def close(cell: _Open, failed: str | None = None) -> None:
+        active.remove(cell)
+        try:
+            if failed:
+                cell.store.note(failed=failed)
+                outcome.failed[cell.cell.id] = failed
+                report.say(f"failed: {cell.cell}: {failed}")
+            else:
+                cell.store.finish()
+                outcome.done.append(cell.cell.id)
+        finally:
+            cell.store.close()
+
+    def open_next() -> None:
+        job = backlog.pop(0)
+        source = job.cell.source
+        if source in outcome.failed or source in outcome.skipped:
+            outcome.failed[job.cell.id] = f"its source cell {source} did not finish"
+            report.say(f"failed: {job.cell}: {outcome.failed[job.cell.id]}")
+            return
+        try:
+            cell = _Open(job, settings, the_plan.shape)
+        except records.Locked:
+            outcome.skipped.append(job.cell.id)
+            report.say(f"skipped: {job.cell} is being computed by another process")
+            report.skip(plan.work(job) * job.images)
+            return
+        active.append(cell)
+        left = sum(len(t.positions) for t in cell.tasks)
+        report.skip(plan.work(job) * max(job.images - left, 0))  # already there
+        if not cell.tasks:
+            close(cell)
+
+    def ready() -> tuple[_Open, Task] | None:
+        """The next batch whose inputs exist."""
+        while True:
+            for cell in active:
+                for task in cell.tasks:
+                    full = _complete(task, cell, settings.out, clean)
+                    if full is not None:
+                        cell.tasks.remove(task)
+                        return cell, full
+            if not backlog:
+                return None
+            open_next()
+
+    def finished(cell: _Open, task: Task, done: Done) -> None:
+        cell.under_way -= 1
+        if cell not in active:
+            return
+        cell.store.append(done.records, done.rows, done.cost)
+        outcome.images += len(done.records)
+        known = clean.setdefault(_judged(cell.cell), {})
+        known.update({r["position"]: r["clean"] for r in done.records})
+        report.batch(str(cell.cell), cell.robust(), len(cell.store.done), jobs[cell.cell.id].images)
+        if not cell.tasks and not cell.under_way:
+            close(cell)
+
+    pool: _Pool = _Workers(settings, report) if settings.workers > 1 else _Here(settings, report)
+    try:
+        while True:
+            while pool.free():
+                found = ready()
+                if found is None:
+                    break
+                cell, task = found
+                cell.under_way += 1
+                pool.give(cell, task)
+            if not pool.busy():
+                break
+            for cell, task, result in pool.results():
+                if isinstance(result, Done):
+                    for fact, value in pool.facts.items():
+                        cell.store.data["runs"][-1].setdefault(fact, value)
+                    finished(cell, task, result)
+                elif cell in active:
+                    cell.tasks.clear()
+                    close(cell, result)
+        return outcome
+    finally:
+        pool.stop()
+        for cell in active:
+            with contextlib.suppress(UserError):
+                cell.store.note()
+            cell.store.close()
+
+
+def _judged(cell: Any) -> tuple:
+    """What the judge's predictions on clean images depend on."""
+    return (
+        cell.dataset,
+        cell.subset,
+        cell.classifier,
+        cell.score,
+        str(cell.defense),
+        repr(cell.parameters["defense"]),
+        cell.seed,
+    )
+
+
+def _complete(task: Task, cell: _Open, out: Path, clean: dict[tuple, dict[int, list[int]]]) -> Task | None:
+    """The task with the stored images it reads; None while its source has not made them."""
+    stored: dict[int, bytes] = {}
+    known: dict[int, dict[str, Any]] = {}
+    if task.judge:
+        stored = {p: cell.store.adversarial(p) for p in task.positions}
+        known = {p: cell.store.done[p] for p in task.positions}
+    elif task.cell.source:
+        try:
+            source = {r["position"]: r for r in records.read_lines(out / task.cell.source / records.IMAGES)}
+        except UserError:
+            return None
+        if any(p not in source for p in task.positions):
+            return None
+        path = out / task.cell.source / records.ADVERSARIAL
+        with path.open("rb") as file:
+            for p in task.positions:
+                file.seek(p * cell.store.row)
+                stored[p] = file.read(cell.store.row)
+    have = clean.get(_judged(task.cell), {})
+    ready = {p: known[p]["clean"] if p in known else have[p] for p in task.positions if p in known or p in have}
+    return Task(task.cell, task.positions, task.evals, task.judge, stored, known, ready, task.batch)
+
+
+def git() -> str:
+    """Commit and `-dirty` of the checkout that this package runs from; empty outside of one."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return ""
+    try:
+        return subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=10
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+# ---------------------------------------------------------------------------------------------------------------- workers
+
+
+class _Pool(Protocol):
+    facts: dict[str, Any]
+
+    def free(self) -> bool: ...
+    def busy(self) -> bool: ...
+    def give(self, cell: _Open, task: Task) -> None: ...
+    def results(self) -> Iterator[tuple[_Open, Task, Done | str]]: ...
+    def stop(self) -> None: ...
+
+
+def _attempt(task: Task, device: Any, rows: int, memory: int | None, on_work: Callable[[int], None]) -> Done | str:
+    from purebench import evaluate
+
+    try:
+        return evaluate.execute(task, device, rows=rows, memory=memory, on_work=on_work)
+    except UserError as error:
+        return f"{error.message} (hint: {error.hint})" if error.hint else error.message
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} ({Path(where.filename).name}:{where.lineno})"
+
+
+class _Here:
+    """No workers: batches run in this process."""
+
+    def __init__(self, settings: Settings, report: Reporter):
+        from purebench import device
+
+        self.device = device.setup(settings.device)
+        self.memory = settings.memory or device.free_memory(self.device, 1)
+        self.facts = device.facts(self.device) | {"workers": 1}
+        self.report = report
+        self.next: tuple[_Open, Task] | None = None
+
+    def free(self) -> bool:
+        return self.next is None
+
+    def busy(self) -> bool:
+        return self.next is not None
+
+    def give(self, cell: _Open, task: Task) -> None:
+        self.next = (cell, task)
+
+    def results(self) -> Iterator[tuple[_Open, Task, Done | str]]:
+        assert self.next is not None
+        cell, task = self.next
+        self.next = None
+        yield cell, task, _attempt(task, self.device, cell.rows, self.memory, self.report.work)
+
+    def stop(self) -> None:
+        pass
+
+
+class _Workers:
+    """Single-threaded processes on a queue. One that dies fails its cell and is replaced."""
+
+    def __init__(self, settings: Settings, report: Reporter):
+        self.settings, self.report = settings, report
+        self.context = multiprocessing.get_context("spawn")
+        self.facts: dict[str, Any] = {}
+        self.members = [self._start(i) for i in range(settings.workers)]
+
+    def _start(self, number: int) -> dict[str, Any]:
+        ours, theirs = self.context.Pipe()
+        process = self.context.Process(
+            target=_worker,
+            args=(theirs, number, self.settings.workers, self.settings.device, self.settings.memory),
+            daemon=True,
+        )
+        process.start()
+        theirs.close()
+        return {"number": number, "process": process, "pipe": ours, "at": None}
+
+    def free(self) -> bool:
+        return any(m["at"] is None for m in self.members)
+
+    def busy(self) -> bool:
+        return any(m["at"] is not None for m in self.members)
+
+    def give(self, cell: _Open, task: Task) -> None:
+        member = next(m for m in self.members if m["at"] is None)
+        member["at"] = (cell, task)
+        member["pipe"].send((task, cell.rows))
+
+    def results(self) -> Iterator[tuple[_Open, Task, Done | str]]:
+        busy = [m for m in self.members if m["at"] is not None]
+        waited = wait([m["pipe"] for m in busy], timeout=1.0)
+        for member in busy:
+            if member["pipe"] not in waited:
+                continue
+            cell, task = member["at"]
+            try:
+                kind, value = member["pipe"].recv()
+            except (EOFError, OSError):
+                member["process"].join(5)
+                code = member["process"].exitcode
+                reason = f"killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+                self.members[self.members.index(member)] = self._start(member["number"])
+                yield (
+                    cell,
+                    task,
+                    f"its worker process died ({reason}); out of memory? try fewer `--rows` or `--workers`",
+                )
+                continue
+            if kind == "work":
+                self.report.work(value)
+            elif kind == "facts":
+                self.facts = value | {"workers": self.settings.workers}
+            elif kind == "unusable":
+                raise value
+            else:
+                member["at"] = None
+                yield cell, task, value
+
+    def stop(self) -> None:
+        for member in self.members:
+            member["pipe"].close()
+            member["process"].terminate()
+        for member in self.members:
+            member["process"].join(5)
+
+
+def _worker(pipe: Connection, number: int, workers: int, device_name: str, memory: int | None) -> None:
+    """A worker's life: set up, then a task at a time until the pipe closes or the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    from purebench import device as device_module
+
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        try:
+            device = device_module.setup(device_name, number)
+        except UserError as error:
+            pipe.send(("unusable", error))
+            return
+        budget = memory or device_module.free_memory(device, workers)
+        pipe.send(("facts", device_module.facts(device)))
+        pending, last = 0, time.monotonic()
+
+        def on_work(amount: int) -> None:
+            nonlocal pending, last
+            pending += amount
+            if time.monotonic() - last > 0.5:
+                pipe.send(("work", pending))
+                pending, last = 0, time.monotonic()
+
+        while True:
+            task, rows = pipe.recv()
+            result = _attempt(task, device, rows, budget, on_work)
+            if pending:
+                pipe.send(("work", pending))
+                pending = 0
+            pipe.send(("done", result))

@@ -1,0 +1,20 @@
+"""The VP score network that ships with purebench."""
+
+from __future__ import annotations
+
+from purebench import embedded
+from purebench.scores.vp import VPScore
+
+INFO = {
+    "digits-vp": {
+        "summary": "VP noise predictor, about 160 thousand parameters, trained on the embedded digits",
+        "asset": "digits-score",
+        "size": [1, 8, 8],
+        "version": 1,
+    }
+}
+
+
+def digits_vp() -> VPScore:
+    """Trained on (1,8,8) images with t in [1e-3, 1]."""
+    return VPScore(embedded.load("digits-score"), (1, 8, 8))

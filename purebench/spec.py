@@ -1,0 +1,266 @@
+"""Names with parameters, threat models and cells: frozen, hashable, torch-free data that says what is to be run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Union
+
+from purebench.errors import UserError
+
+Value = Union[int, float, str, bool, None, tuple, "Part"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """`name[:k=v,..]`: a component and the parameters that differ from its defaults. Parameters are kept sorted by key."""
+
+    name: str
+    parameters: tuple[tuple[str, Value], ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parameters", tuple(sorted(self.parameters)))
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return dict(self.parameters).get(key, default)
+
+    def __str__(self) -> str:
+        return self.name + (":" + ",".join(f"{k}={show(v)}" for k, v in self.parameters) if self.parameters else "")
+
+
+def show(value: Value) -> str:
+    """The canonical spelling of a value: `8/255` for multiples of 1/255, the shortest number otherwise."""
+    if isinstance(value, Part):
+        return f"({value})"
+    if isinstance(value, tuple):
+        return "[" + ",".join(map(show, value)) + "]"
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    if isinstance(value, float):
+        over = round(value * 255)
+        if 0 < over < 255 and over / 255 == value and len(repr(value)) > 5:
+            return f"{over}/255"
+        return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(value)
+    return str(value)
+
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_WORD = re.compile(r"[A-Za-z0-9_.+\-/]+")
+
+
+class _Reader:
+    """Recursive descent over `name[:k=v,..]`; a value is a number, a/b, a word, [v,..] or (PART)."""
+
+    def __init__(self, text: str, what: str):
+        self.text, self.what, self.at = text, what, 0
+
+    def fail(self, why: str) -> UserError:
+        return UserError(
+            f"cannot read the {self.what} `{self.text}`: {why} at character {self.at + 1}",
+            "write `name` or `name:key=value,key=value`; a value is a number, a/b, a word, [v,v] or (PART)",
+        )
+
+    def take(self, char: str) -> bool:
+        if self.text.startswith(char, self.at):
+            self.at += 1
+            return True
+        return False
+
+    def word(self, why: str) -> str:
+        found = _WORD.match(self.text, self.at)
+        if not found:
+            raise self.fail(why)
+        self.at = found.end()
+        return found.group()
+
+    def part(self) -> Part:
+        name = self.word("expected a name")
+        parameters: dict[str, Value] = {}
+        if self.take(":"):
+            while True:
+                key = self.word("expected a parameter")
+                if not self.take("="):
+                    raise self.fail(f"expected `=` after `{key}`")
+                if key in parameters:
+                    raise self.fail(f"`{key}` is given twice")
+                parameters[key] = self.value()
+                if not self.take(","):
+                    break
+        return Part(name, tuple(parameters.items()))
+
+    def value(self) -> Value:
+        if self.take("("):
+            part = self.part()
+            if not self.take(")"):
+                raise self.fail("expected `)`")
+            return part
+        if self.take("["):
+            values = []
+            while not self.take("]"):
+                values.append(self.value())
+                if not self.take(",") and not self.text.startswith("]", self.at):
+                    raise self.fail("expected `,` or `]`")
+            return tuple(values)
+        return scalar(self.word("expected a value"))
+
+
+def scalar(word: str) -> Value:
+    """A number, a fraction a/b, true, false, none, or the word itself."""
+    if word in ("true", "false"):
+        return word == "true"
+    if word == "none":
+        return None
+    top, slash, bottom = word.partition("/")
+    if slash and _NUMBER.fullmatch(top) and _NUMBER.fullmatch(bottom) and float(bottom) != 0:
+        return float(top) / float(bottom)
+    if _NUMBER.fullmatch(word):
+        return int(word) if re.fullmatch(r"[+-]?\d+", word) else float(word)
+    return word
+
+
+def parse(text: str, what: str = "part") -> Part:
+    """Reads a PART, such as `coup:guidance=2` or `transfer:from=(reverse-sde)`. Raises UserError with the place of a mistake."""
+    reader = _Reader(text.strip(), what)
+    part = reader.part()
+    if reader.at != len(reader.text):
+        raise reader.fail("expected the end")
+    return part
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """What an attacker may do to x (B,C,H,W) in [0,1]: stay in a ball of radius eps around it, and in [0,1]."""
+
+    norm: str  # Linf | L2
+    eps: float
+
+    def __str__(self) -> str:
+        return f"{self.norm}:{show(float(self.eps))}"
+
+    def distance(self, x_adv: Any, x: Any) -> Any:
+        """(B,) distance in this norm."""
+        return norms(x_adv, x)[self.norm]
+
+    def holds(self, x_adv: Any, x: Any) -> Any:
+        """(B,) bool: finite, in [0,1] and within eps up to rounding (1e-6 relative, 2e-7 absolute)."""
+        delta = (x_adv - x).flatten(1)
+        inside = ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(1) & delta.isfinite().all(1)
+        return inside & (self.distance(x_adv, x) <= self.eps * (1 + 1e-6) + 2e-7)
+
+    def project(self, x_adv: Any, x: Any) -> Any:
+        """The nearest point of the Linf ball, or the radial projection onto the L2 ball; then clipped to [0,1]."""
+        if self.norm == "Linf":
+            return x_adv.clamp(x - self.eps, x + self.eps).clamp(0, 1)
+        delta = x_adv - x
+        return (x + delta * (self.eps / _rows(delta.flatten(1).norm(dim=1), x).clamp(min=self.eps))).clamp(0, 1)
+
+    def ascend(self, grad: Any) -> Any:
+        """The steepest ascent direction of unit size: sign, or grad / ||grad||_2; a zero gradient gives zero."""
+        if self.norm == "Linf":
+            return grad.sign()
+        return grad / _rows(grad.flatten(1).norm(dim=1), grad).clamp(min=1e-12)
+
+    def random(self, noise: Any, x: Any) -> Any:
+        """A random point of the ball around x, clipped to [0,1]: uniform in the cube, or uniform in the L2 ball."""
+        if self.norm == "Linf":
+            return (x + self.eps * (2 * noise.uniform(0, x) - 1)).clamp(0, 1)
+        direction = noise.normal(0, x)
+        radius = noise.uniform(0, x.flatten(1)[:, :1], draw=1) ** (1 / x[0].numel())
+        return (x + self.eps * _rows(radius.flatten(), x) * self.ascend(direction)).clamp(0, 1)
+
+
+def norms(x_adv: Any, x: Any) -> dict[str, Any]:
+    """(B,) Linf and L2 norms of x_adv - x."""
+    delta = (x_adv - x).flatten(1)
+    return {"Linf": delta.abs().amax(1), "L2": delta.norm(dim=1)}
+
+
+def _rows(values: Any, like: Any) -> Any:
+    return values.view(-1, *[1] * (like.dim() - 1))
+
+
+NORMS = ("Linf", "L2")
+
+
+def threat(text: str) -> ThreatModel:
+    """Reads `Linf:8/255` or `L2:0.5`. Raises UserError for anything that is no radius in (0, 1] (Linf) or > 0 (L2)."""
+    norm, _, radius = text.strip().partition(":")
+    hint = "write `Linf:8/255`, `Linf:0.2` or `L2:0.5`"
+    norm = {n.lower(): n for n in NORMS}.get(norm.lower(), norm)
+    if norm not in NORMS:
+        raise UserError(f"unknown threat model `{text}`", hint)
+    eps = scalar(radius) if radius else None
+    if isinstance(eps, bool) or not isinstance(eps, int | float) or not math.isfinite(eps):
+        raise UserError(f"cannot read the radius of `{text}`", hint)
+    if eps == 0:
+        raise UserError(f"`{text}` allows no perturbation", "for the control without one, use `-a null`")
+    if eps < 0 or (norm == "Linf" and eps > 1):
+        more = f"; did you mean `Linf:{show(eps)}/255`?" if eps > 1 else ""
+        raise UserError(f"the radius of `{text}` is out of range: images are in [0, 1]", hint + more)
+    return ThreatModel(norm, float(eps))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of a grid: everything that its numbers depend on, and nothing else.
+
+    Not in it, since they may grow or change without changing a number: the number of images and of evaluations, rows, device,
+    workers, memory. `parameters`: every parameter of defense and attack, defaults filled in. `versions`: of the components.
+    `hashes`: content hashes of weights and of the data. `source`: the id of the cell whose images a transfer attack reads.
+    """
+
+    dataset: str
+    subset: str
+    classifier: str
+    score: str
+    defense: Part
+    gradient: Part
+    attack: Part
+    threat: ThreatModel
+    seed: int
+    parameters: Mapping[str, Mapping[str, Value]] = field(hash=False)
+    versions: Mapping[str, int] = field(hash=False)
+    hashes: Mapping[str, str] = field(hash=False)
+    source: str = ""
+
+    def data(self) -> dict[str, Any]:
+        """As JSON types, for `cell.json`."""
+        return {
+            "dataset": self.dataset,
+            "subset": self.subset,
+            "classifier": self.classifier,
+            "score": self.score,
+            "defense": str(self.defense),
+            "gradient": str(self.gradient),
+            "attack": str(self.attack),
+            "threat": str(self.threat),
+            "seed": self.seed,
+            "parameters": {
+                kind: {k: plain(v) for k, v in sorted(p.items())} for kind, p in sorted(self.parameters.items())
+            },
+            "versions": dict(sorted(self.versions.items())),
+            "hashes": dict(sorted(self.hashes.items())),
+            "source": self.source,
+        }
+
+    @property
+    def id(self) -> str:
+        """A readable, unique folder name: the names, and 10 hex digits of the hash of everything."""
+        digest = hashlib.sha256(json.dumps(self.data(), sort_keys=True).encode()).hexdigest()[:10]
+        words = [self.dataset, self.defense.name, self.attack.name, self.gradient.name.strip("-")]
+        return "-".join([w for w in words if w] + [digest])
+
+    def __str__(self) -> str:
+        grad = "" if self.gradient.name == "-" else f" @{self.gradient}"
+        return f"{self.defense} x {self.attack}{grad} ({self.threat}, seed {self.seed})"
+
+
+def plain(value: Value) -> Any:
+    """A value as a JSON type."""
+    if isinstance(value, Part):
+        return str(value)
+    return [plain(v) for v in value] if isinstance(value, tuple) else value

@@ -1,0 +1,526 @@
+"""From records to tables: pure functions of the logs of cells, no torch.
+
+`tidy` and `grid` give rows (dicts of COLUMNS); `render` writes them as Markdown, CSV or JSON. A layout is an entry of
+LAYOUTS.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from purebench import metrics
+from purebench.errors import UserError, unknown
+from purebench.metrics import Log, Value
+from purebench.spec import show
+
+COLUMNS = (
+    "dataset", "classifier", "score", "defense", "attack", "threat", "grad", "metric", "value", "low", "high",
+    "images", "evals", "seed", "nfe_forward", "nfe_backward", "seconds", "cell",
+)  # fmt: skip
+FORMATS = ("md", "csv", "json")
+MISSING = "–"
+STRONGEST = "strongest"
+SCOPE = ("dataset", "subset", "classifier", "score", "threat")  # one table each; a score or threat `-` is in all tables
+FIRST = ("null", "noise", "transfer-pgd", "transfer", "bpda-eot")  # the order of attack columns: controls, weak, ..
+LAST = ("apgd-ce", "apgd-dlr", "autoattack-standard", "autoattack-rand")  # .. own attacks by name, then these
+
+
+@dataclass
+class _Cell:
+    """A log with what every table needs of it: metrics by name, and the names of its row and column."""
+
+    log: Log
+    values: dict[str, Value]
+    nfe: tuple[float | None, float | None]  # forward and backward, mean per image
+    defense: str
+    attack: str
+
+    def __getitem__(self, key: str) -> Any:
+        return self.log.cell[key]
+
+    @property
+    def grad(self) -> str:
+        return self.log.cell["gradient"]
+
+    @property
+    def column(self) -> str:
+        """The attack, with its gradient where that is not the attack's natural one."""
+        bpda = metrics.name(self["attack"]) == "bpda-eot"
+        natural = ("-", "exact", "bpda") if self["defense"] == "none" else ("-", "bpda" if bpda else "exact")
+        return self.attack if self.grad in natural else f"{self.attack} @{self.grad}"
+
+
+Table = dict[str, dict[str, list[_Cell]]]  # defense -> column -> the seeds' cells
+
+
+# ---- cells, and where they go --------------------------------------------------------------------
+
+
+def _cells(logs: Iterable[Log]) -> list[_Cell]:
+    """One entry per cell id (of copies the one with most evaluations), ordered; metrics computed."""
+    unique: dict[str, Log] = {}
+    for log in logs:
+        size = [sum(len(line["adversarial"]) for line in metrics.judged(x)) for x in (log, unique.get(log.id, log))]
+        if log.id not in unique or size[0] > size[1]:
+            unique[log.id] = log
+    nulls: dict[tuple[Any, ...], Log] = {}
+    for log in unique.values():
+        if metrics.name(log.cell["attack"]) == "null":
+            nulls[_control(log)] = nulls[(*_control(log), log.cell["threat"])] = log
+    cells = []
+    for log in unique.values():
+        key = _control(log)
+        null = nulls.get((*key, log.cell["threat"]), nulls.get(key))
+        counts = [line["nfe"] for line in metrics.judged(log) if line.get("nfe")]
+        forward, backward = (_mean([c[i] for c in counts]) for i in (0, 1))
+        cells.append(
+            _Cell(log, metrics.summary(log, null), (forward, backward), log.cell["defense"], log.cell["attack"])
+        )
+    _tell_apart(cells)
+    cells.sort(key=lambda c: (*(c[k] for k in SCOPE), c.defense != "none", c.defense, _rank(c), c["seed"], c.log.id))
+    return cells
+
+
+def _control(log: Log) -> tuple[Any, ...]:
+    """What a cell shares with its null control."""
+    cell = log.cell
+    parameters = json.dumps(cell["parameters"].get("defense", {}), sort_keys=True)
+    return *(cell[k] for k in ("dataset", "subset", "classifier", "score", "defense", "seed")), parameters
+
+
+def _rank(cell: _Cell) -> tuple[Any, ...]:
+    """Sort key of attack columns; another gradient than exact comes before it."""
+    name = metrics.name(cell["attack"])
+    place = FIRST.index(name) if name in FIRST else len(FIRST) + (1 + LAST.index(name) if name in LAST else 0)
+    return place, name, len(cell.attack), cell.attack, cell.column == cell.attack, cell.grad
+
+
+def _flat(cell: _Cell) -> dict[str, str]:
+    groups = {f"{kind}.": values for kind, values in cell["parameters"].items()}
+    groups |= {f"{kind}.": cell.log.cell.get(kind, {}) for kind in ("versions", "hashes")}
+    flat = {"gradient": cell.grad, "source": str(cell.log.cell.get("source", ""))}
+    return flat | {f"{kind}{key}": _show(value) for kind, values in groups.items() for key, value in values.items()}
+
+
+def _tell_apart(cells: list[_Cell]) -> None:
+    """Cells that would share a place in a table although they differ (other resolved parameters, versions, weights) get
+    what differs added to their names: `coup [steps=5]`. Nothing is averaged but seeds."""
+    places: dict[tuple[Any, ...], list[_Cell]] = defaultdict(list)
+    for cell in cells:
+        places[(*(cell[k] for k in SCOPE), cell.defense, cell.column, cell["seed"])].append(cell)
+    differ: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for mates in places.values():
+        flats = [_flat(cell) for cell in mates]
+        keys = {k for flat in flats for k in flat if len({f.get(k) for f in flats}) > 1}
+        named = {k for k in keys if k.startswith(("defense.", "attack."))}
+        for key in named or keys or ({"id"} if len(mates) > 1 else ()):
+            owner = "attack" if key.startswith("attack.") or key in ("gradient", "source") else "defense"
+            differ[owner, mates[0][owner]].add(key)
+    for cell in cells if differ else ():
+        flat = _flat(cell) | {"id": cell.log.id}
+        for owner in ("defense", "attack"):
+            extra = [
+                f"{k.partition('.')[2] or k}={flat[k][:12]}" for k in sorted(differ[owner, cell[owner]]) if k in flat
+            ]
+            setattr(cell, owner, cell[owner] + (f" [{', '.join(extra)}]" if extra else ""))
+
+
+def _tables(cells: Sequence[_Cell]) -> dict[tuple[str, ...], Table]:
+    """The cells of each table by scope, defense and column. A cell whose score or threat is `-` is in every table it
+    fits."""
+    tables: dict[tuple[str, ...], Table] = {tuple(c[k] for k in SCOPE): {} for c in cells}
+    scopes = [s for s in tables if "-" not in s[3:]]
+    for cell in cells:
+        own = tuple(cell[k] for k in SCOPE)
+        fits = (
+            [s for s in scopes if all(a in ("-", b) for a, b in zip(own, s, strict=True))] if "-" in own[3:] else [own]
+        )
+        for scope in fits or [own]:
+            tables[scope].setdefault(cell.defense, {}).setdefault(cell.column, []).append(cell)
+    return {scope: table for scope, table in tables.items() if table}
+
+
+def _pool(cells: Sequence[_Cell], metric: str) -> Value | None:
+    values = [cell.values[metric] for cell in cells if metric in cell.values]
+    return metrics.pool(values, difference=metric == "null_difference") if values else None
+
+
+def _logs(columns: dict[str, list[_Cell]]) -> dict[str, list[Log]]:
+    return {column: [cell.log for cell in cells] for column, cells in columns.items()}
+
+
+def _strongest(columns: dict[str, list[_Cell]]) -> str | None:
+    """The column of the attack with the lowest `robust` on one defense."""
+    return metrics.strongest(_logs(columns))
+
+
+def _per_image(columns: dict[str, list[_Cell]]) -> Value | None:
+    """`robust_image`, per seed over all attacks, then pooled."""
+    seeds: dict[int, list[Log]] = defaultdict(list)
+    for logs in metrics.contenders(_logs(columns)).values():
+        for log in logs:
+            seeds[log.cell["seed"]].append(log)
+    values = [value for logs in seeds.values() if (value := metrics.robust_image(logs))]
+    return metrics.pool(values) if values else None
+
+
+def _clean(columns: dict[str, list[_Cell]], metric: str = "clean") -> Value | None:
+    """All cells of a defense judge the same clean images with the same draws: the one that has most of them speaks."""
+    values = [value for cells in columns.values() if (value := _pool(cells, metric))]
+    return max(values, key=lambda v: v.images, default=None)
+
+
+# ---- rows ----------------------------------------------------------------------------------------
+
+
+def _row(cells: Sequence[_Cell], metric: str, value: Value, **other: Any) -> dict[str, Any]:
+    first, seeds = cells[0], sorted({cell["seed"] for cell in cells})
+    nfe = [[c.nfe[i] for c in cells if c.nfe[i] is not None] for i in (0, 1)]
+    row = {key: first[key] for key in ("dataset", "classifier", "score", "threat")} | {
+        "defense": first.defense, "attack": first.attack, "grad": first.grad, "metric": metric,
+        "value": _round(value.value), "low": _round(value.low), "high": _round(value.high),
+        "images": value.images, "evals": value.evals, "seed": seeds[0] if len(seeds) == 1 else _commas(seeds),
+        "nfe_forward": _round(_mean(nfe[0])), "nfe_backward": _round(_mean(nfe[1])),
+        "seconds": _round(sum(cell.log.seconds for cell in cells)), "cell": " ".join(cell.log.id for cell in cells),
+    } | other  # fmt: skip
+    return {key: row[key] for key in COLUMNS}
+
+
+def _mean(values: Sequence[Any]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _round(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)
+
+
+def tidy(logs: Iterable[Log]) -> list[dict[str, Any]]:
+    """One row per cell and metric, with exactly COLUMNS. Values in [0, 1], `null_difference` in [-1, 1]; None where
+    there is none. `nfe_*`: network calls per image, mean; `seconds`: of the whole cell. A cell without a judged image
+    has no row."""
+    return [
+        _row([cell], metric, value, defense=cell["defense"], attack=cell["attack"])
+        for cell in _cells(logs)
+        for metric, value in cell.values.items()
+    ]
+
+
+def grid(logs: Iterable[Log]) -> list[dict[str, Any]]:
+    """The rows of `tidy` aggregated over seeds (`seed`: "0, 1, 2", `cell`: ids), and for each defense `attack` =
+    strongest: metric `robust` of the attack that is lowest on average (`grad`, cost and `cell` are that attack's), and
+    `robust_image`."""
+    return _grid_rows(_cells(logs))
+
+
+def _grid_rows(cells: Sequence[_Cell]) -> list[dict[str, Any]]:
+    rows = []
+    for scope, table in _tables(cells).items():
+        where = dict(zip(SCOPE, scope, strict=True))
+        for columns in table.values():
+            for mates in columns.values():
+                names = dict.fromkeys(metric for cell in mates for metric in cell.values)
+                rows += [
+                    _row([c for c in mates if m in c.values], m, v, **where) for m in names if (v := _pool(mates, m))
+                ]
+            lowest = _strongest(columns)
+            if lowest and (value := _pool(columns[lowest], "robust")):
+                rows.append(_row(columns[lowest], "robust", value, attack=STRONGEST, **where))
+            if value := _per_image(columns):
+                mates = [c for column in metrics.contenders(_logs(columns)) for c in columns[column] if c.values]
+                free = {"grad": "-", "nfe_forward": None, "nfe_backward": None, "seconds": None}
+                rows.append(_row(mates, "robust_image", value, attack=STRONGEST, **free, **where))
+    return rows
+
+
+# ---- Markdown ------------------------------------------------------------------------------------
+
+
+def _escape(text: str) -> str:
+    """A word of a Markdown table: `|` would end it, `*`, `<` and a backtick would format it."""
+    for char in "\\|*<`":
+        text = text.replace(char, "\\" + char)
+    return " ".join(text.split())
+
+
+def _code(text: str, width: int = 100) -> str:
+    """Inside backticks, on one line."""
+    text = " ".join(text.split()).replace("`", "'")
+    return f"`{text if len(text) <= width else text[: width - 1] + '…'}`"
+
+
+def _show(value: Any) -> str:
+    """As on the command line: `8/255`, `[0.4,0.6]`."""
+    return "[" + ",".join(map(_show, value)) + "]" if isinstance(value, list) else show(value)
+
+
+def _count(number: float) -> str:
+    return (
+        f"{number:.0f}"
+        if number < 10_000
+        else f"{number / 1000:.0f}k"
+        if number < 10_000_000
+        else f"{number / 1e6:.0f}M"
+    )
+
+
+def _percent(value: Value | None) -> str:
+    """`48.8 ±4.3`: percent and half the width of the interval."""
+    if value is None:
+        return MISSING
+    half = "" if value.low is None or value.high is None else f" ±{50 * (value.high - value.low):.1f}"
+    return f"{100 * value.value:.1f}{half}"
+
+
+def _time(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 100
+        else f"{seconds / 60:.0f} min"
+        if seconds < 6000
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+def _lines(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """An aligned Markdown table; the first `left` columns are flush left, the others right."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    pads = [str.ljust if i < left else str.rjust for i in range(len(header))]
+
+    def line(words: Sequence[str]) -> str:
+        return "| " + " | ".join(pad(word, width) for pad, word, width in zip(pads, words, widths, strict=True)) + " |"
+
+    rule = "|" + "|".join("-" * (w + 2) if i < left else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    return [line(header), rule, *map(line, rows)]
+
+
+def _header(column: str) -> str:
+    """`transfer:from=(reverse-sde)` is short as `from reverse-sde`."""
+    inner = column.removeprefix("transfer:from=(").removesuffix(")")
+    return f"from {inner}" if len(column) - len(inner) == 16 and not set(inner) & set("(,") else column
+
+
+def _grid_table(scope: tuple[str, ...], table: Table) -> list[str]:
+    """One Markdown table and its footnotes."""
+    by_column: dict[str, list[_Cell]] = defaultdict(list)
+    for columns in table.values():
+        for column, cells in columns.items():
+            by_column[column] += cells
+    attacks = sorted(by_column, key=lambda column: _rank(by_column[column][0]))
+    own = {column for column in attacks if any("aa" in cell.values for cell in by_column[column])}
+    header = ["defense", "clean"]
+    for column in attacks:
+        title = _escape(_header(column))
+        header += [title, f"{title} (aa)"] if column in own else [title]
+    header += [STRONGEST, "per image", "NFE/image", "time"]
+
+    lowest = {defense: _strongest(columns) for defense, columns in table.items()}
+    per_image = {defense: _per_image(columns) for defense, columns in table.items()}
+    scores = {d: v.value if (c := lowest[d]) and (v := _pool(table[d][c], "robust")) else -1.0 for d in table}
+    rows = []
+    for defense in sorted(table, key=lambda d: (d != "none", -scores[d], d)):
+        columns, best = table[defense], lowest[defense]
+        row = [_escape(defense), _percent(_clean(columns))]
+        for column in attacks:
+            text = _percent(_pool(columns.get(column, ()), "robust"))
+            row += [f"**{text}**" if column == best else text]
+            row += [_percent(_pool(columns.get(column, ()), "aa"))] if column in own else []
+        row += [_percent(_pool(columns[best], "robust") if best else None), _percent(per_image[defense])]
+        cells = [cell for cells in columns.values() for cell in cells]
+        costs = [(f or 0, b or 0) for f, b in (cell.nfe for cell in cells) if f is not None]
+        row += ["+".join(map(_count, max(costs, key=sum))) if costs else MISSING]
+        row += [_time(sum(cell.log.seconds for cell in cells))]
+        rows.append(row)
+
+    dataset, _, classifier, score, threat = scope
+    title = f"### {dataset}, {threat}" if threat != "-" else f"### {dataset}"
+    models = f"Classifier {_code(classifier)}" + (f", score model {_code(score)}." if score != "-" else ".")
+    notes = _notes(scope, table, per_image) + [f"**Warning:** {text}" for text in _warnings(table)]
+    return [title, "", models, "", *_lines(header, rows), "", *(f"- {note}" for note in notes), ""]
+
+
+def _except(facts: Sequence[tuple[_Cell, Any]], spell: Callable[[Any], str] = str) -> str:
+    """`500 (100: autoattack-rand; 37: coup under pgd-eot)`: the commonest fact, and for the others the columns,
+    defenses or single cells that they hold for."""
+    counts = Counter(fact for _, fact in facts)
+    usual = max(counts, key=lambda fact: (counts[fact], fact))
+    others = []
+    for fact in sorted(set(counts) - {usual}):
+        left = {(_header(cell.column), cell.defense) for cell, value in facts if value == fact}
+        rest = {(_header(cell.column), cell.defense) for cell, value in facts if value != fact}
+        names = []
+        for i in (0, 1):
+            whole = {place[i] for place in left} - {place[i] for place in rest}
+            names += sorted(whole)
+            left = {place for place in left if place[i] not in whole}
+        others.append(f"{spell(fact)}: {_list(names + [f'{d} under {c}' for c, d in sorted(left)])}")
+    return spell(usual) + (f" ({'; '.join(others)})" if others else "")
+
+
+def _list(names: Sequence[str], most: int = 6) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _commas(values: Iterable[Any]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _places(cells: Iterable[_Cell]) -> str:
+    """`pgd-eot on coup, diffpure; bpda-eot on coup`."""
+    by_column: dict[str, list[str]] = defaultdict(list)
+    for cell in cells:
+        if cell.defense not in by_column[cell.column]:
+            by_column[cell.column].append(cell.defense)
+    return "; ".join(f"{_header(column)} on {_list(defenses)}" for column, defenses in by_column.items())
+
+
+def _parameters(cells: Sequence[_Cell], kind: str) -> list[str]:
+    """The resolved parameters of the defenses or attacks, one note for all that share theirs; without those that are
+    none."""
+    facts: dict[str, list[tuple[_Cell, str]]] = defaultdict(list)
+    for cell in cells:
+        values = cell["parameters"].get(kind, {})
+        text = " ".join(f"{key}={_show(value)}" for key, value in values.items() if value is not None)
+        facts[getattr(cell, kind)].append((cell, text))
+    names: dict[str, list[str]] = defaultdict(list)
+    for name, found in facts.items():
+        if any(text for _, text in found):
+            names[_except(found, lambda text: _code(text, 160))].append(_header(name))
+    return [f"{', '.join(shared)}: {text}" for text, shared in names.items()]
+
+
+def _notes(scope: tuple[str, ...], table: Table, per_image: dict[str, Value | None]) -> list[str]:
+    """The protocol, short: what a reader needs to believe or repeat the numbers."""
+    cells = sorted((cell for columns in table.values() for group in columns.values() for cell in group), key=_rank)
+    done = [(cell, cell.values["robust"]) for cell in cells if cell.values]
+    notes, seeds = [], defaultdict(set)
+    for cell in cells:
+        seeds[cell.defense, cell.column].add(cell["seed"])
+    if done:
+        common = {value.images for value in per_image.values() if value}
+        few = common and min(common) < max(v.images for _, v in done)
+        shared = f" ({min(common)} images that its attacks share)" if few else ""
+        evals = _except([(cell, v.evals) for cell, v in done])
+        notes += [
+            "Accuracy in %: mean of single runs, ± half of the 95 % Wilson interval (sample size: images).",
+            f"Fresh evaluations per image: {evals}.",
+            f"Images: {_except([(cell, v.images) for cell, v in done])}; subset {_code(scope[1])}.",
+            f"{'Seed' if max(map(len, seeds.values())) == 1 else 'Mean over seeds'}: "
+            f"{_except([(cell, tuple(sorted(seeds[cell.defense, cell.column]))) for cell in cells], _commas)}; "
+            f"{len({c.log.id for c in cells})} cells.",
+            "strongest: the attack with the lowest mean (bold). "
+            f"per image: the worst attack for each image, chosen on even draws, scored on odd{shared}.",
+        ]
+    grads: dict[str, list[str]] = defaultdict(list)
+    for cell in cells:
+        if cell.grad != "-" and _header(cell.column) not in grads[cell.grad] and cell["defense"] != "none":
+            grads[cell.grad].append(_header(cell.column))
+    if grads:
+        notes.append("Gradient: " + "; ".join(f"{grad}: {_list(columns)}" for grad, columns in grads.items()) + ".")
+    if any("aa" in cell.values for cell in cells):
+        notes.append(
+            "(aa): AutoAttack's verdict, where one lucky miss breaks an image; beside it, its images judged afresh."
+        )
+    notes.append("NFE/image: network forwards + backwards of the costliest attack; time: all attacks of the row.")
+    return notes + _parameters(sorted(cells, key=lambda c: c.defense), "defense") + _parameters(cells, "attack")
+
+
+def _warnings(table: Table) -> list[str]:
+    """What makes a number of this table weaker than it looks: what happened, and what to do."""
+    cells = [cell for columns in table.values() for group in columns.values() for cell in group]
+    done = [cell for cell in cells if cell.values]
+    found = []
+    few = min((cell.values["robust"].images for cell in done), default=100)
+    if few < 100:
+        gap = 100 * metrics.Z * (0.5 / few) ** 0.5
+        found.append(
+            f"{few} images: a difference under about {gap:.0f} points is chance; take 500 for a claim (`--images 500`)."
+        )
+    lucky = [c for c in done if metrics.name(c["attack"]) not in metrics.CONTROLS and _exceeds(c)]
+    if lucky:
+        found.append(f"robust above clean: {_places(lucky)}; the attack is broken or its gradients are masked.")
+    nulls = [c for c in done if metrics.name(c["attack"]) == "null"]
+    odd = [c for c in nulls if "clean" in c.values and c.values["clean"][0] != c.values["robust"][0]]
+    if odd:
+        found.append(
+            f"the null control differs from clean: {_places(odd)}; the records are damaged or the judge is not paired."
+        )
+    once = [c for c in done if c.values["robust"].evals == 1 and c["defense"] != "none"]
+    if once:
+        found.append(
+            f"one evaluation of each image, so luck counts if the defense is random: {_places(once)} (`--evals 10`)."
+        )
+    inexact = []
+    for defense, columns in table.items():
+        attacks = {(metrics.name(c["attack"]), c.grad) for group in columns.values() for c in group if c.values}
+        attacks = {(name, grad) for name, grad in attacks if name not in metrics.CONTROLS}
+        if defense != "none" and attacks and not any(g == "exact" and name != "transfer" for name, g in attacks):
+            inexact.append(defense)
+    if inexact:
+        found.append(f"no attack with the exact gradient on {_list(inexact)}: robustness may be overstated.")
+    stand_ins = sorted(
+        {name for cell in cells for record in (cell.log.cell, *cell.log.runs) for name in record.get("stand_in") or ()}
+    )
+    if stand_ins:
+        found.append(f"stand-in checkpoint: {_list(stand_ins)}; not the paper's network.")
+    dropped = [cell for cell in cells if any(line.get("failed") for line in cell.log.images)]
+    if dropped:
+        number = sum(bool(line.get("failed")) for cell in dropped for line in cell.log.images)
+        found.append(f"{number} images without a valid result are left out: {_places(dropped)}.")
+    found += [f"failed: {_places([cell])}: {_code(cell.log.failed)}" for cell in cells if cell.log.failed]
+    empty = [cell for cell in cells if not cell.values and not cell.log.failed]
+    if empty:
+        found.append(f"not judged yet: {_places(empty)}.")
+    return found
+
+
+def _exceeds(cell: _Cell) -> bool:
+    return "clean" in cell.values and cell.values["robust"].value > cell.values["clean"].value
+
+
+# ---- layouts and formats -------------------------------------------------------------------------
+
+
+def _tidy_markdown(logs: Sequence[Log]) -> str:
+    def word(value: Any) -> str:
+        return MISSING if value is None else f"{value:g}" if isinstance(value, float) else _escape(str(value))
+
+    return "\n".join(_lines(COLUMNS, [[word(row[key]) for key in COLUMNS] for row in tidy(logs)], left=8)) + "\n"
+
+
+def _grid_markdown(logs: Sequence[Log]) -> str:
+    return "\n".join(line for scope, table in _tables(_cells(logs)).items() for line in _grid_table(scope, table))
+
+
+LAYOUTS: dict[str, tuple[Callable[[Sequence[Log]], list[dict[str, Any]]], Callable[[Sequence[Log]], str]]] = {
+    "grid": (grid, _grid_markdown),  # layout: (rows, Markdown)
+    "tidy": (tidy, _tidy_markdown),
+}
+
+
+def render(logs: Iterable[Log], layout: str = "grid", format: str = "md") -> str:
+    """The table as text that ends in a newline. Raises UserError for no logs, an unknown layout or format."""
+    logs = list(logs)
+    if layout not in LAYOUTS:
+        raise unknown("layout", layout, LAYOUTS)
+    if format not in FORMATS:
+        raise unknown("format", format, FORMATS)
+    if not logs:
+        raise UserError(
+            "there are no results to show", "make some with `purebench run`, or name the folder that `--out` wrote"
+        )
+    rows, markdown = LAYOUTS[layout]
+    if format == "md":
+        return markdown(logs)
+    if format == "json":
+        return "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows(logs)) + "\n]\n"
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows(logs))
+    return text.getvalue()

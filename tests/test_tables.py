@@ -1,0 +1,278 @@
+"""Tables are pure functions of the logs: rows, names, order, numbers and footnotes."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from purebench import tables
+from purebench.errors import UserError
+
+
+def log(defense, attack, correct, *, n=100, k=2, clean=None, gradient="exact", seed=0, **other):
+    """A cell whose first `correct` of n images are always classified right after the attack, and `clean` before it."""
+    clean = n if clean is None else clean
+    cell = {
+        "dataset": "digits", "subset": "first", "classifier": "cnn", "score": "vp", "threat": "Linf:0.2", "seed": seed,
+        "defense": defense, "attack": attack, "gradient": gradient,
+        "parameters": {"defense": {"steps": 10} if defense != "none" else {}, "attack": {"eps": 8 / 255}},
+        "versions": {}, "hashes": {},
+    }  # fmt: skip
+    verdict, failed, seconds = (other.pop(key, None) for key in ("verdict", "failed", "seconds"))
+    cell |= other
+    images = [
+        {
+            "position": i, "index": i, "label": 1, "undefended": 1, "clean": [int(i < clean)] * k,
+            "adversarial": [int(i < correct)] * k, "verdict": None if verdict is None else i < verdict, "nfe": [30, 20],
+        }
+        for i in range(n)
+    ]  # fmt: skip
+    name = "-".join(
+        str(cell[key]) for key in ("defense", "attack", "gradient", "seed", "threat", "score", "parameters")
+    )
+    return SimpleNamespace(id=name, cell=cell, runs=[], images=images, seconds=seconds or 10.0, failed=failed)
+
+
+def benchmark():
+    return [
+        log("none", "null", 100, k=1),
+        log("none", "pgd-eot", 0, k=1),
+        log("coup", "null", 98, clean=98, gradient="-"),
+        log("coup", "pgd-eot", 50, clean=98),
+        log("coup", "bpda-eot", 70, clean=98, gradient="bpda"),
+        log("coup", "pgd-eot", 60, clean=98, gradient="adjoint"),
+        log("diffpure", "pgd-eot", 60, clean=98),
+        log("diffpure", "transfer:from=(coup)", 55, clean=98),
+        log("diffpure", "autoattack-rand", 57, verdict=20, clean=98),
+    ]
+
+
+SNAPSHOT = """\
+### digits, Linf:0.2
+
+Classifier `cnn`, score model `vp`.
+
+| defense  |      clean |       null |     from coup |  bpda-eot | pgd-eot @adjoint |       pgd-eot | autoattack-rand | autoattack-rand (aa) | strongest | per image | NFE/image | time |
+|----------|-----------:|-----------:|--------------:|----------:|-----------------:|--------------:|----------------:|---------------------:|----------:|----------:|----------:|-----:|
+| none     | 100.0 ±1.8 | 100.0 ±1.8 |             – |         – |                – |  **0.0 ±1.8** |               – |                    – |  0.0 ±1.8 |  0.0 ±1.8 |     30+20 | 20 s |
+| diffpure |  98.0 ±3.2 |          – | **55.0 ±9.6** |         – |                – |     60.0 ±9.4 |       57.0 ±9.5 |            20.0 ±7.8 | 55.0 ±9.6 | 55.0 ±9.6 |     30+20 | 30 s |
+| coup     |  98.0 ±3.2 |  98.0 ±3.2 |             – | 70.0 ±8.8 |        60.0 ±9.4 | **50.0 ±9.6** |               – |                    – | 50.0 ±9.6 | 50.0 ±9.6 |     30+20 | 40 s |
+"""  # noqa: E501
+
+
+def words(text):
+    """The words of a Markdown table, whatever its padding."""
+    return [[w.strip() for w in row.strip("|").split(" | ")] for row in text.splitlines() if row.startswith("| ")]
+
+
+def test_markdown_grid():
+    text = tables.render(benchmark())
+    head, _, notes = text.partition("\n- ")
+    assert head == SNAPSHOT
+    assert ("- " + notes).splitlines() == [
+        "- Accuracy in %: mean of single runs, ± half of the 95 % Wilson interval (sample size: images).",
+        "- Fresh evaluations per image: 2 (1: none).",
+        "- Images: 100; subset `first`.",
+        "- Seed: 0; 9 cells.",
+        "- strongest: the attack with the lowest mean (bold). per image: the worst attack for each image, "
+        "chosen on even draws, scored on odd.",
+        "- Gradient: exact: from coup, pgd-eot, autoattack-rand; bpda: bpda-eot; adjoint: pgd-eot @adjoint.",
+        "- (aa): AutoAttack's verdict, where one lucky miss breaks an image; beside it, its images judged afresh.",
+        "- NFE/image: network forwards + backwards of the costliest attack; time: all attacks of the row.",
+        "- coup, diffpure: `steps=10`",
+        "- null, from coup, bpda-eot, pgd-eot, autoattack-rand: `eps=8/255`",
+    ]
+
+
+def test_the_order_of_the_logs_does_not_matter():
+    logs = benchmark()
+    for layout in tables.LAYOUTS:
+        assert tables.render(iter(logs[::-1]), layout) == tables.render(logs, layout)
+
+
+def test_tidy_rows():
+    rows = tables.tidy([log("coup", "pgd-eot", 50, k=10, seed=3), log("coup", "null", 100, k=10, seed=3, gradient="-")])
+    assert all(tuple(row) == tables.COLUMNS for row in rows)
+    assert " ".join(tables.COLUMNS) == (
+        "dataset classifier score defense attack threat grad metric value low high images evals seed "
+        "nfe_forward nfe_backward seconds cell"
+    )
+    found = {row["metric"]: row for row in rows if row["attack"] == "pgd-eot"}
+    assert set(found) == {"robust", "robust_std", "worst10", "vote10", "clean", "clean_worst10", "clean_vote10"} | {
+        "undefended", "null_difference",
+    }  # fmt: skip
+    robust = found["robust"]
+    assert (robust["value"], robust["images"], robust["evals"], robust["seed"], robust["grad"]) == (
+        0.5,
+        100,
+        10,
+        3,
+        "exact",
+    )
+    assert (robust["low"], robust["high"]) == pytest.approx((0.403832, 0.596168), abs=1e-6)
+    assert (robust["nfe_forward"], robust["nfe_backward"], robust["seconds"]) == (30, 20, 10)
+    assert found["null_difference"]["value"] == -0.5
+    assert found["robust_std"]["low"] is None
+
+
+def test_the_null_control_must_be_the_same_but_for_the_attack():
+    others = [
+        {"seed": 1},
+        {"subset": "last"},
+        {"score": "other"},
+        {"parameters": {"defense": {"steps": 5}, "attack": {}}},
+    ]
+    for other in others:
+        rows = tables.tidy([log("coup", "pgd-eot", 50), log("coup", "null", 100, gradient="-", **other)])
+        assert "null_difference" not in {row["metric"] for row in rows if row["attack"] == "pgd-eot"}, other
+
+
+def test_json_and_csv_say_what_the_rows_say():
+    logs = benchmark()
+    for layout, rows in (("tidy", tables.tidy(logs)), ("grid", tables.grid(logs))):
+        assert json.loads(tables.render(logs, layout, "json")) == rows
+        read = list(csv.DictReader(io.StringIO(tables.render(logs, layout, "csv"))))
+        assert read == [{k: "" if v is None else str(v) for k, v in row.items()} for row in rows]
+
+
+def test_grid_rows_name_the_strongest_attack():
+    rows = [row for row in tables.grid(benchmark()) if row["attack"] == "strongest"]
+    found = {(row["defense"], row["metric"]): row for row in rows}
+    assert {key: row["value"] for key, row in found.items()} == {
+        ("none", "robust"): 0.0, ("none", "robust_image"): 0.0, ("coup", "robust"): 0.5, ("coup", "robust_image"): 0.5,
+        ("diffpure", "robust"): 0.55, ("diffpure", "robust_image"): 0.55,
+    }  # fmt: skip
+    assert found["coup", "robust"]["grad"] == "exact"
+    assert found["coup", "robust"]["cell"] == log("coup", "pgd-eot", 50).id
+    assert found["coup", "robust_image"]["evals"] == 1
+    used = [
+        log("coup", "bpda-eot", 0, gradient="bpda"),
+        *(log("coup", "pgd-eot", 0, gradient=g) for g in ("adjoint", "exact")),
+    ]
+    assert found["coup", "robust_image"]["cell"] == " ".join(cell.id for cell in used)  # without the null control
+
+
+def test_seeds_are_averaged_and_nothing_else():
+    logs = [log("coup", "pgd-eot", c, seed=s) for s, c in enumerate((40, 50, 60))]
+    logs += [log("coup", "bpda-eot", 48, gradient="bpda", seed=0)]
+    (row,) = [r for r in tables.grid(logs) if r["attack"] == "pgd-eot" and r["metric"] == "robust"]
+    assert (row["value"], row["seed"], row["images"], row["seconds"]) == (0.5, "0, 1, 2", 100, 30)
+    assert row["high"] - row["low"] == pytest.approx(0.1923, abs=1e-4)  # of 100 images, not of 300
+    assert row["cell"].split(" ")[0] != row["cell"]
+    strongest = [r for r in tables.grid(logs) if r["attack"] == "strongest" and r["metric"] == "robust"]
+    assert [(r["value"], r["grad"]) for r in strongest] == [(0.48, "bpda")]  # not the luckiest single seed
+    assert "Mean over seeds: 0, 1, 2 (0: bpda-eot); 4 cells." in tables.render(logs)
+
+
+def test_cells_that_differ_in_a_parameter_keep_apart():
+    """Same canonical names, other resolved parameters, versions or weights: never one number."""
+    five = {"parameters": {"defense": {"steps": 5}, "attack": {"eps": 8 / 255}}}
+    text = tables.render([log("coup", "pgd-eot", 50), log("coup", "pgd-eot", 30, **five)])
+    assert [row[0] for row in words(text)[1:]] == ["coup [steps=10]", "coup [steps=5]"]
+    more = {"parameters": {"defense": {"steps": 10}, "attack": {"eps": 0.5}}}
+    text = tables.render([log("coup", "pgd-eot", 50), log("coup", "pgd-eot", 30, **more)])
+    assert words(text)[0][2:4] == ["pgd-eot [eps=0.5]", "pgd-eot [eps=8/255]"]
+    assert words(text)[1][2:4] == ["**30.0 ±8.8**", "50.0 ±9.6"]
+    old, new = log("coup", "pgd-eot", 50), log("coup", "pgd-eot", 30, hashes={"cnn": "abc"})
+    new.id += "-new"
+    assert [row[0] for row in words(tables.render([old, new]))[1:]] == ["coup", "coup [cnn=abc]"]
+
+
+def test_a_cell_given_twice_counts_once():
+    short, full = log("coup", "pgd-eot", 50, n=60), log("coup", "pgd-eot", 50)
+    for logs in ([short, full], [full, short]):
+        assert [r["images"] for r in tables.tidy(logs) if r["metric"] == "robust"] == [100]
+
+
+def test_one_table_for_each_threat_and_shared_cells_in_each():
+    logs = [
+        log("coup", "pgd-eot", 50),
+        log("coup", "pgd-eot", 40, threat="Linf:0.3"),
+        log("none", "pgd-eot", 0, score="-"),
+    ]
+    text = tables.render([*logs, log("coup", "null", 100, threat="-", gradient="-")])
+    assert [row for row in text.splitlines() if "#" in row] == ["### digits, Linf:0.2", "### digits, Linf:0.3"]
+    assert text.count("| coup ") == 2
+    assert [row[0] for row in words(text.partition("Linf:0.3")[0])] == ["defense", "none", "coup"]
+    assert len([row for row in words(text) if row[2] == "100.0 ±1.8"]) == 2  # null
+    assert "### digits\n" in tables.render([log("none", "null", 100, threat="-", score="-")])
+
+
+def test_a_title_or_a_name_cannot_break_the_table():
+    text = tables.render([log("a|b*<i>", "pgd-eot:x=[1,2]", 50, classifier="file:`w|1`\nx")])
+    row = next(row for row in text.splitlines() if row.startswith("| a"))
+    assert row.startswith(r"| a\|b\*\<i> |")
+    assert row.replace(r"\|", "").count("|") == next(r for r in text.splitlines() if r.startswith("|-")).count("|")
+    assert "Classifier `file:'w|1' x`" in text
+    assert r"| a\|b\*\<i> |" in tables.render([log("a|b*<i>", "pgd-eot", 50)], "tidy")
+
+
+@pytest.mark.parametrize(
+    ("logs", "warning"),
+    [
+        ([log("coup", "pgd-eot", 30, n=64)], "64 images: a difference under about 17 points is chance"),
+        ([log("coup", "pgd-eot", 99, clean=98)], "robust above clean: pgd-eot on coup"),
+        ([log("coup", "null", 97, clean=98, gradient="-")], "the null control differs from clean: null on coup"),
+        ([log("coup", "pgd-eot", 50, k=1)], "one evaluation of each image"),
+        ([log("coup", "pgd-eot", 50, gradient="adjoint")], "no attack with the exact gradient on coup"),
+        ([log("coup", "transfer:from=(x)", 50)], "no attack with the exact gradient on coup"),
+        ([log("coup", "pgd-eot", 50, stand_in=["tiny vp"])], "stand-in checkpoint: tiny vp"),
+        ([log("coup", "pgd-eot", 50, failed="out of\nmemory")], "failed: pgd-eot on coup: `out of memory`"),
+        ([log("coup", "pgd-eot", 0, n=0)], "not judged yet: pgd-eot on coup"),
+    ],
+)
+def test_warnings(logs, warning):
+    lines = [line for line in tables.render(logs).splitlines() if line.startswith("- **Warning:**")]
+    assert len(lines) == 1
+    assert warning in lines[0]
+
+
+def test_images_without_a_result_are_left_out_and_said():
+    bad = log("coup", "pgd-eot", 50)
+    bad.images[0]["failed"] = "not finite"
+    assert "**Warning:** 1 images without a valid result are left out: pgd-eot on coup." in tables.render([bad])
+    assert tables.tidy([bad])[0]["images"] == 99
+
+
+def test_footnotes_say_where_images_differ():
+    logs = [
+        log("coup", "pgd-eot", 50, n=500),
+        log("coup", "autoattack-rand", 50, verdict=9),
+        log("x", "pgd-eot", 9, n=300),
+    ]
+    logs += [log("x", "bpda-eot", 9, n=500, gradient="bpda"), log("coup", "bpda-eot", 9, n=500, gradient="bpda")]
+    text = tables.render(logs)
+    assert "- Images: 500 (100: autoattack-rand; 300: x under pgd-eot); subset `first`." in text
+    assert "scored on odd (100 images that its attacks share)." in text
+
+
+def test_bad_requests():
+    logs = benchmark()
+    for layout, format, hint in (
+        ("gird", "md", "did you mean `grid`"),
+        ("grid", "cvs", "did you mean `csv`?"),
+        ("grid", "tex", "md"),
+    ):
+        with pytest.raises(UserError) as caught:
+            tables.render(logs, layout, format)
+        assert hint in caught.value.hint
+    with pytest.raises(UserError, match="no results") as caught:
+        tables.render([])
+    assert "purebench run" in caught.value.hint
+
+
+def test_a_large_benchmark():
+    """1,000 cells x 100 images, every cell in its place."""
+    logs = [log(f"d{i % 10}", f"pgd-eot:eot={i // 10 + 2}", i % 100, k=10) for i in range(1000)]
+    rows = [row for row in tables.grid(logs) if row["metric"] == "robust" and row["attack"] != "strongest"]
+    assert len(rows) == 1000
+    assert len(words(tables.render(logs))) == 11
+
+
+def test_no_torch_and_no_pandas():
+    code = "import sys, purebench.tables; assert not {'torch', 'pandas', 'numpy', 'rich'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
