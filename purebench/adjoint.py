@@ -20,36 +20,43 @@ from purebench.noise import Noise
 
 
 class ChainBrownian:
-    """The Brownian path whose increments over the chain's grid are the chain's own draws. Called by torchsde as bm(a, b)."""
+    """The Brownian path whose increments over the chain's grid are the chain's own draws. Called by torchsde as bm(a, b).
+
+    Between grid points the path is a Brownian bridge: each new interior time takes one draw of its step, in order of asking."""
 
     def __init__(self, times: list[float], like: Tensor, noise: Noise):
         self.times, self.noise, self.like = times, noise, like
         self.dtype, self.device = like.dtype, like.device
         self.shape = torch.Size((len(like), like[0].numel()))
         self.levy_area_approximation = "none"
-        self._grid = [torch.zeros_like(like)]  # W at the grid times
-        for k, (a, b) in enumerate(zip(times, times[1:], strict=False)):
-            self._grid.append(self._grid[-1] + math.sqrt(b - a) * noise.normal(k, like))
-        self._between: dict[int, tuple[float, Tensor]] = {}  # interval -> its one interior time, and W there
+        self._known: dict[int, list[tuple[float, Tensor]]] = {}  # step k -> times s within it, in order, and W(s) - W(times[k])
 
-    def at(self, s: float) -> Tensor:
-        """W(s), (B,C,H,W)."""
+    def _points(self, k: int) -> list[tuple[float, Tensor]]:
+        if k not in self._known:
+            a, b = self.times[k], self.times[k + 1]
+            whole = math.sqrt(b - a) * self.noise.normal(k, self.like)
+            self._known[k] = [(a, torch.zeros_like(whole)), (b, whole)]
+        return self._known[k]
+
+    def _locate(self, s: float) -> tuple[int, Tensor]:
+        """(k, W(s) - W(times[k])) for the step k that s lies in; times beyond the grid's ends count as the ends."""
         k = min(max(bisect.bisect_right(self.times, s) - 1, 0), len(self.times) - 2)
-        a, b = self.times[k], self.times[k + 1]
-        if s <= a or s >= b:
-            return self._grid[k if s <= a else k + 1]
-        if k in self._between and self._between[k][0] != s:
-            raise ValueError(f"the backward grid meets the step at s={a} twice; the bridge has one draw per step")
-        if k not in self._between:
-            mean = ((b - s) * self._grid[k] + (s - a) * self._grid[k + 1]) / (b - a)
-            self._between[k] = (
-                s,
-                mean + math.sqrt((s - a) * (b - s) / (b - a)) * self.noise.normal(k, self.like, draw=1),
-            )
-        return self._between[k][1]
+        points = self._points(k)
+        i = bisect.bisect_left(points, s, key=lambda p: p[0])
+        if i == 0 or i == len(points) or points[i][0] == s:
+            return k, points[min(i, len(points) - 1)][1]
+        (a, left), (b, right) = points[i - 1], points[i]
+        mean = ((b - s) * left + (s - a) * right) / (b - a)
+        draw = self.noise.normal(k, self.like, draw=len(points) - 1)
+        points.insert(i, (s, mean + math.sqrt((s - a) * (b - s) / (b - a)) * draw))
+        return k, points[i][1]
 
-    def __call__(self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False) -> Tensor:
-        return (self.at(float(tb)) - self.at(float(ta))).flatten(1)
+    def __call__(self, ta: Any, tb: Any, return_U: bool = False, return_A: bool = False) -> Tensor:
+        """W(tb) - W(ta), (B, C*H*W)."""
+        (first, before), (last, after) = self._locate(float(ta)), self._locate(float(tb))
+        for k in range(first, last):
+            after = after + self._points(k)[-1][1]
+        return (after - before).flatten(1)
 
 
 class _SDE(nn.Module):

@@ -104,10 +104,12 @@ class Plan:
     level: int = 1
 
 
-def plan(n: int, state: int, graph: int, memory: int | None) -> Plan:
-    """The fastest plan within `memory` bytes, for states of `state` bytes and step graphs of `graph` bytes."""
-    if memory is None or n * graph <= memory:
+def plan(n: int, state: int, graph: int, memory: int | None, work: int = 0) -> Plan:
+    """The fastest plan within `memory` bytes, for states of `state` bytes, step graphs of `graph` bytes, and `work` bytes that
+    come and go while a step runs."""
+    if memory is None or n * graph + work <= memory:
         return Plan(tail=n)
+    memory -= work
     for segment in range(1, n):
         states = math.ceil(n / segment) * state
         if states + segment * graph <= memory:  # one forward more for all but the tail
@@ -117,7 +119,7 @@ def plan(n: int, state: int, graph: int, memory: int | None) -> Plan:
     need = graph + 2 * root * state
     if memory < need:
         raise UserError(
-            f"a memory budget of {memory:,} bytes is too small for this chain: one step's graph and {2 * root} states need {need:,}",
+            f"a memory budget of {memory + work:,} bytes is too small: one step's graph and {2 * root} states need {need + work:,}",
             "raise `--memory`, or lower `--rows`",
         )
     return Plan(tail=1, segment=root, level=2)
@@ -192,7 +194,7 @@ def record(purifier: Purifier, x: Tensor, noise: Noise, *, memory: int | None = 
     if memory is None or purifier.n == 0:
         return Tape(purifier, x, noise, Plan(tail=purifier.n))
     state, graph = step_bytes(purifier, x, noise)
-    return Tape(purifier, x, noise, plan(purifier.n, state, graph, memory))
+    return Tape(purifier, x, noise, plan(purifier.n, state, graph, memory, work=graph // 2))
 
 
 def _tuple(state: State) -> tuple[Tensor, ...]:
@@ -203,7 +205,8 @@ _measured: WeakKeyDictionary[Any, dict[tuple, tuple[int, int]]] = WeakKeyDiction
 
 
 def step_bytes(purifier: Purifier, x: Tensor, noise: Noise) -> tuple[int, int]:
-    """(bytes of a state, bytes of one step's graph with the room its backward works in), measured once per purifier and shape."""
+    """(bytes of a state, bytes that one step's graph keeps), measured once per purifier and shape: what autograd saves, and an
+    eighth for its nodes and the allocator. While it runs, a step needs up to half of its graph besides (benchmarks/engine.py)."""
     known = _measured.setdefault(purifier, {})
     key = (tuple(x.shape), x.dtype, x.device, _constant_guidance.get())
     if key not in known:
@@ -222,5 +225,5 @@ def step_bytes(purifier: Purifier, x: Tensor, noise: Noise) -> tuple[int, int]:
             with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
                 outputs = purifier.step(0, inputs if isinstance(state, tuple) else inputs[0], noise)
         del outputs
-        known[key] = (sum(t.nbytes for t in _tuple(state)), sum(saved.values()))
+        known[key] = (sum(t.nbytes for t in _tuple(state)), sum(saved.values()) * 9 // 8)
     return known[key]

@@ -30,9 +30,23 @@ def main() -> None:
     except UserError as error:
         _complain(error)
         raise SystemExit(error.code) from None
+    except SystemExit as stop:  # Typer makes this of Ctrl-C, and says nothing
+        if stop.code == errors.INTERRUPTED:
+            _say("purebench: interrupted")
+        raise
     except BrokenPipeError:  # `| head` closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(errors.OK) from None
+    except OSError as error:  # no space, no permission, a folder where a file should be
+        if error.filename is None and error.errno is None:
+            raise
+        where = f"`{error.filename}`: " if error.filename else ""
+        _complain(
+            UserError(
+                f"{where}{error.strerror or error}", "free some space or mend the path, and give the command again"
+            )
+        )
+        raise SystemExit(errors.FAILED) from None
 
 
 def _complain(error: UserError) -> None:
@@ -153,7 +167,7 @@ def run(
     from purebench import records, tables
 
     if interrupted:
-        _say(f"purebench: interrupted; {outcome.images} new images are kept, the same command goes on from there")
+        _say(f"purebench: {outcome.images} new images are kept; the same command goes on from there")
         raise typer.Exit(errors.INTERRUPTED)
     for cell, why in outcome.failed.items():
         _say(f"error: cell {cell} failed: {why}")
@@ -214,11 +228,13 @@ def status(results: Results = None, as_json: AsJson = False) -> None:
     rows = []
     for log in records.load_all(results or [Path("results")]):
         evals = min((len(r["adversarial"]) for r in log.images), default=0)
+        wanted = log.runs[-1].get("wanted", 0) if log.runs else 0
+        state = "ok" if log.images and len(log.images) >= wanted else f"unfinished: {len(log.images)} of {wanted}"
         rows.append(
             {
                 "cell": log.id, "defense": log.cell["defense"], "attack": log.cell["attack"], "grad": log.cell["gradient"],
                 "threat": log.cell["threat"], "seed": log.cell["seed"], "images": len(log.images), "evals": evals,
-                "seconds": round(log.seconds, 1), "state": f"failed: {log.failed}" if log.failed else "ok" if log.images else "empty",
+                "seconds": round(log.seconds, 1), "state": f"failed: {log.failed}" if log.failed else state,
             }
         )  # fmt: skip
     print(json.dumps(rows, indent=1) if as_json else _columns(rows))

@@ -84,13 +84,18 @@ class Account:
     def add(self, calls: NFE, rows: int) -> None:
         self._open.append((calls, rows))
 
-    def close(self) -> tuple[int, int, int]:
+    def total(self) -> tuple[int, int, int]:
         """(forward, backward, recomputed) since the last close."""
-        total = [
+        forward, backward, recomputed = (
             sum(getattr(c, kind) * rows for c, rows in self._open) for kind in ("forward", "backward", "recomputed")
-        ]
+        )
+        return forward, backward, recomputed
+
+    def close(self) -> tuple[int, int, int]:
+        """The total; the next one starts from zero."""
+        total = self.total()
         self._open = []
-        return total[0], total[1], total[2]
+        return total
 
 
 class Defense:

@@ -12,7 +12,7 @@ from purebench.progress import duration
 
 def describe(the_plan: plan.Plan, settings: runner.Settings, as_json: bool) -> str:
     """Cells, images done and left, network calls per image, estimated seconds, and where each parameter came from."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     speeds: dict[Any, float] = {}
     for job in the_plan.jobs:
         folder = settings.out / job.cell.id
@@ -50,7 +50,7 @@ def describe(the_plan: plan.Plan, settings: runner.Settings, as_json: bool) -> s
         f"{len(rows)} cells, at most {duration(total)} with {settings.workers} worker{'s' * (settings.workers > 1)} (from one measured batch per defense and gradient)",
     ]
     lines += ["", "parameters and where they come from:"]
-    seen = {}
+    seen: dict[str, None] = {}
     for job in the_plan.jobs:
         for kind, part in (("defense", job.cell.defense), ("attack", job.cell.attack)):
             values = job.cell.parameters[kind]

@@ -78,6 +78,18 @@ def build_defense(
     )  # fmt: skip
 
 
+def _draws(defense: Defense, x: Tensor, noise: Noise, first: int, last: int) -> Tensor:
+    """(B, last - first) predictions of the purifications numbered first..last-1. Logits that are not finite are refused: their
+    argmax would pass for a class."""
+    count = last - first
+    rows = noise.rows(noise.ids.repeat_interleave(count), torch.arange(first, last).repeat(len(x)))
+    with torch.no_grad():
+        logits = defense.logits(x.repeat_interleave(count, 0), rows)
+    if not logits.isfinite().all():
+        raise RuntimeError("the defense gave logits that are not finite")
+    return logits.argmax(1).view(len(x), count)
+
+
 def execute(
     task: Task,
     device: torch.device,
@@ -110,20 +122,24 @@ def execute(
         x_adv, verdict, log = attacked.x_adv.detach(), attacked.verdict, attacked.log
     attack_seconds = time.perf_counter() - began
     spent = defense.spent.close()
+    if not x_adv.isfinite().all():
+        raise RuntimeError(f"`{cell.attack}` returned values that are not finite")
     broken = ~cell.threat.holds(x_adv, x)
     if broken.any():
         place = task.positions[int(broken.nonzero()[0])]
-        raise RuntimeError(f"{int(broken.sum())} images of `{cell.attack}` are outside {cell.threat} or [0,1], first position {place}")
+        raise RuntimeError(
+            f"{int(broken.sum())} images of `{cell.attack}` are outside {cell.threat} or [0,1], first position {place}"
+        )
 
     judge = Noise(cell.seed, "judge", (), index, torch.zeros_like(index))
     before = min((len(task.known[p]["clean"]) if task.judge else 0) for p in task.positions)
     have_clean = [task.clean.get(p, [])[: task.evals] for p in task.positions]
     start = min([len(c) for c in have_clean]) if have_clean else 0
     clean_new = (
-        defense.draws(x, judge, start, task.evals).tolist() if start < task.evals else [[] for _ in task.positions]
+        _draws(defense, x, judge, start, task.evals).tolist() if start < task.evals else [[] for _ in task.positions]
     )
     clean = [known[:start] + new for known, new in zip(have_clean, clean_new, strict=True)]
-    adversarial = defense.draws(x_adv, judge, before, task.evals).tolist()
+    adversarial = _draws(defense, x_adv, judge, before, task.evals).tolist()
     undefended = defense.undefended().predict(x, judge).tolist()
     seconds = time.perf_counter() - began
     judged = defense.spent.close()

@@ -6,6 +6,7 @@ A value comes from the command line, else the grid or preset, else the dataset's
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -103,13 +104,21 @@ def _grids(request: Request) -> tuple[list[dict[str, Any]], list[str]]:
             f"cannot read the grid `{path}`: {error}", "a grid is a TOML file; see `purebench show quick` for one"
         ) from None
     top = {k: v for k, v in data.items() if k != "grid"}
-    if not isinstance(data.get("grid", []), list):
+    tables = data.get("grid", [{}])
+    if not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
         raise UserError(f"`grid` in `{path}` is not a list of tables", "write `[[grid]]`")
-    grids = [top | g for g in data.get("grid", [{}])]
+    grids = [top | t for t in tables]
     for grid in grids:
         for key, value in grid.items():
             if key not in KEYS:
                 raise unknown(f"key in `{path}`", key, KEYS)
+            kind = int if key == "seeds" else str
+            items = value if isinstance(value, list) else []
+            if not all(isinstance(v, kind) and not isinstance(v, bool) for v in items) or value == []:
+                what = "whole numbers" if kind is int else "names"
+                raise UserError(
+                    f"`{key} = {value!r}` in `{path}` is no list of {what}", "see `purebench show quick` for a grid"
+                )
             if not isinstance(value, KEYS[key]) or isinstance(value, bool):  # type: ignore[arg-type]
                 raise UserError(
                     f"`{key} = {value!r}` in `{path}` has the wrong type", "see `purebench show quick` for a grid"
@@ -141,6 +150,11 @@ def _cells(request: Request, grid: dict[str, Any], dataset: str) -> Iterable[Job
         raise UserError(f"`--evals {evals}`: every image is judged at least once", "the default is 10")
     subset = pick(request.subset, "subset")
     subset = subset if isinstance(subset, str) else f"choice:{subset}"
+    rule = re.fullmatch(r"first|choice:(\d{1,10})", subset)
+    if not rule or int(rule[1] or 0) >= 2**32:
+        raise UserError(
+            f"there is no subset `{subset}`", "write `first`, or a seed from 0 to 4294967295 for a random choice"
+        )
     classifier = _named("classifier", pick(request.classifier, "classifier"))
     score = _named("score", pick(request.score, "score"))
     threats = [threat(t) for t in pick(request.threats, "threats") or [defaults["threat"]]]

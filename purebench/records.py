@@ -6,8 +6,9 @@
     cost.jsonl         one line per batch: seconds, network calls
     lock               held by the one process that writes
 
-A line that was being written when the process died is cut when the cell is opened again. Where a position has several lines
-(more evaluations were asked for, or a partial batch was run again), the last one counts.
+A line that was being written when the process died is cut when the cell is opened again, and a line whose image on disk is not
+the one it was made for (`adv_crc`: the process died between the two) is forgotten. Where a position has several lines (more
+evaluations were asked for, or a partial batch was run again), the last one counts.
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from purebench.errors import FAILED, UserError
 
 SCHEMA = 1
+_ASIDE = re.compile(r"\.old\d+$")
 CELL, IMAGES, ADVERSARIAL, COST, LOCK = "cell.json", "images.jsonl", "adversarial.f32", "cost.jsonl", "lock"
 
 
@@ -35,13 +38,17 @@ class Locked(Exception):
 def line(record: dict[str, Any]) -> str:
     """A record as one line that ends with the CRC-32 of the rest."""
     body = json.dumps(record, separators=(",", ":"))
-    return f'{body[:-1]},"crc":"{zlib.crc32(body.encode()):08x}"}}\n'
+    return f'{body[:-1]},"crc":"{crc(body.encode())}"}}\n'
+
+
+def crc(data: bytes) -> str:
+    return f"{zlib.crc32(data):08x}"
 
 
 def unline(text: str) -> dict[str, Any]:
     """The record of a line; ValueError when it is torn or was edited."""
-    body, _, crc = text.rstrip("\n").rpartition(',"crc":"')
-    if crc != f'{zlib.crc32((body + "}").encode()):08x}"}}':
+    body, _, end = text.rstrip("\n").rpartition(',"crc":"')
+    if end != crc((body + "}").encode()) + '"}':
         raise ValueError("checksum")
     return json.loads(body + "}")
 
@@ -55,13 +62,14 @@ def read_lines(path: Path, *, cut: bool = False) -> Iterator[dict[str, Any]]:
     if cut and whole < len(data):
         with path.open("r+b") as file:
             file.truncate(whole)
-    for number, text in enumerate(data[:whole].decode(errors="replace").splitlines(keepends=True), 1):
+    for number, text in enumerate(data[:whole].split(b"\n")[:-1], 1):
         try:
-            yield unline(text)
+            yield unline(text.decode())
         except ValueError:
+            again = ": the same `purebench run` computes its image again" if path.name == IMAGES else ""
             raise UserError(
                 f"line {number} of `{path}` does not match its checksum: it was edited or damaged",
-                f"delete that line (`sed -i {number}d {path}`): the same `purebench run` computes its image again",
+                f"delete that line (`sed -i {number}d {path}`){again}",
             ) from None
 
 
@@ -84,6 +92,9 @@ def read_cell(folder: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         schema = data["schema"]
+        kinds = {"schema": int} if schema != SCHEMA else {"id": str, "cell": dict, "runs": list}
+        if not all(isinstance(data[key], kind) for key, kind in kinds.items()):
+            raise TypeError("not a cell")
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
             f"`{path}` cannot be read as a purebench cell", "move that folder away, or restore the file"
@@ -106,7 +117,7 @@ def load(folder: Path) -> Log:
 
 
 def cells(paths: Iterable[Path]) -> list[Path]:
-    """The cell folders among `paths` and directly below them, by name."""
+    """The cell folders among `paths` and directly below them, by name; without what `--fresh` set aside, unless it is named."""
     found: dict[Path, None] = {}
     for path in paths:
         if not path.exists():
@@ -114,7 +125,7 @@ def cells(paths: Iterable[Path]) -> list[Path]:
                 f"there is no `{path}`", "`purebench run` writes to `results/` unless `--out` says otherwise"
             )
         for folder in [path, *sorted(p for p in path.iterdir() if p.is_dir())] if path.is_dir() else []:
-            if (folder / CELL).is_file():
+            if (folder / CELL).is_file() and (folder == path or not _ASIDE.search(folder.name)):
                 found[folder] = None
     return list(found)
 
@@ -123,42 +134,72 @@ def load_all(paths: Iterable[Path]) -> list[Log]:
     return [load(folder) for folder in cells(paths)]
 
 
+def lock(folder: Path) -> IO[str]:
+    """The folder's lock, made and held until the file is closed. Raises Locked while another process holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    held = (folder / LOCK).open("w")
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        held.close()
+        raise Locked(folder.name) from None
+    return held
+
+
+def set_aside(folder: Path) -> None:
+    """Renames a cell's folder to `<cell>.old<n>`; deletes nothing. Raises Locked while another process writes there."""
+    n = 1
+    while (old := folder.with_name(f"{folder.name}.old{n}")).exists():
+        n += 1
+    with full_disk_is_an_error(folder), lock(folder):
+        folder.rename(old)
+
+
 class Store:
     """One cell, opened for writing. `done`: position -> record. Raises Locked while another process holds it."""
 
     def __init__(self, folder: Path, cell_id: str, cell: dict[str, Any], shape: list[int], run: dict[str, Any]):
         self.folder, self.row = folder, 4 * shape[0] * shape[1] * shape[2]
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (folder / LOCK).open("w")
+        with full_disk_is_an_error(folder):
+            self._lock = lock(folder)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise Locked(cell_id) from None
-        try:
-            old = read_cell(folder) if (folder / CELL).exists() else {"runs": []}
-            self.data = {"schema": SCHEMA, "id": cell_id, "shape": shape, "cell": cell, "runs": [*old["runs"], run]}
-            self.done = {r["position"]: r for r in read_lines(folder / IMAGES, cut=True)}
-            self._fit()
-            for _ in read_lines(folder / COST, cut=True):
-                pass
-        except UserError:
+            old: dict[str, Any] = read_cell(folder) if (folder / CELL).exists() else {"runs": []}
+            self.data: dict[str, Any] = {"schema": SCHEMA, "id": cell_id, "shape": shape, "cell": cell, "runs": [*old["runs"], run]}
+            self.news = (
+                not old["runs"] or "failed" in old["runs"][-1]
+            )  # whether this run has something to say in cell.json
+            with full_disk_is_an_error(folder):
+                self.done = {r["position"]: r for r in read_lines(folder / IMAGES, cut=True)}
+                for _ in read_lines(folder / COST, cut=True):
+                    pass
+                self._fit()
+        except BaseException:
             self.close()
             raise
 
     def _fit(self) -> None:
-        """Forgets records whose adversarial image is not wholly on disk."""
+        """Forgets records whose adversarial image is not on disk, or is not the one that they are about."""
         path = self.folder / ADVERSARIAL
-        rows = path.stat().st_size // self.row if path.exists() else 0
-        self.done = {p: r for p, r in self.done.items() if p < rows}
+        if not path.exists():
+            self.done = {}
+            return
+        with path.open("rb") as file:
+            for position in sorted(self.done):
+                file.seek(position * self.row)
+                row = file.read(self.row)
+                if len(row) < self.row or self.done[position].get("adv_crc", crc(row)) != crc(row):
+                    del self.done[position]
 
     def note(self, **facts: Any) -> None:
         """Adds facts to this run's entry and writes `cell.json`."""
         self.data["runs"][-1].update(facts)
-        replace(self.folder / CELL, json.dumps(self.data, indent=1) + "\n")
+        with full_disk_is_an_error(self.folder):
+            replace(self.folder / CELL, json.dumps(self.data, indent=1) + "\n")
 
     def append(self, records: list[dict[str, Any]], rows: list[bytes], cost: dict[str, Any]) -> None:
         """Adversarial rows first, then the lines, each synced to disk. A full disk is a UserError; what was written stays."""
+        records = [record | {"adv_crc": crc(row)} for record, row in zip(records, rows, strict=True)]
+        self.news = True
         with full_disk_is_an_error(self.folder):
             if not (self.folder / CELL).exists():
                 self.note()
@@ -192,13 +233,14 @@ class Store:
             return file.read(self.row)
 
     def finish(self) -> None:
-        """Sorts the lines by position, one per image, and writes the run's entry."""
+        """Sorts the lines by position, one per image, and writes the run's entry if it did anything."""
         with full_disk_is_an_error(self.folder):
             text = "".join(line(self.done[p]) for p in sorted(self.done))
             path = self.folder / IMAGES
             if not path.exists() or path.read_text(encoding="utf-8") != text:
                 replace(path, text)
-            self.note()
+            if self.news:
+                self.note()
 
     def close(self) -> None:
         self._lock.close()

@@ -7,11 +7,13 @@ import ast
 import importlib
 import importlib.util
 from functools import cache
+from importlib.machinery import PathFinder
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from purebench.errors import UserError, unknown
+from purebench.spec import Part
 
 NAMES: dict[str, dict[str, str]] = {
     "dataset": {
@@ -70,7 +72,11 @@ def _target(kind: str, name: str) -> tuple[str, str]:
 
 @cache
 def _source(module: str) -> ast.Module:
-    spec = importlib.util.find_spec(module)
+    top, *rest = module.split(".")
+    spec = importlib.util.find_spec(top)
+    for i, _ in enumerate(rest):  # find_spec("a.b") would import a, and so torch
+        path = spec.submodule_search_locations if spec else None
+        spec = PathFinder.find_spec(".".join([top, *rest[: i + 1]]), path) if path else None
     if spec is None or spec.origin is None:
         raise UserError(f"the module `{module}` is not installed", "`purebench list` names what is")
     return ast.parse(Path(spec.origin).read_text(encoding="utf-8"), spec.origin)
@@ -140,6 +146,8 @@ def check_parameters(kind: str, name: str, given: dict[str, Any]) -> None:
             raise UserError(
                 f"`{key}={value}` of `{name}` is neither true nor false", f"the default is {str(default).lower()}"
             )
+        if isinstance(value, Part) and key in NAMES:  # `attack=(pgd-eot:steps=5)`: a component of that kind
+            continue
         if isinstance(default, str) and not isinstance(value, str):
             raise UserError(
                 f"`{key}={value}` of `{name}` is not a word", f"the default is {default}; see `purebench show {name}`"

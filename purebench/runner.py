@@ -62,20 +62,22 @@ class _Open:
         self.rows = settings.rows or tasks.default_rows(job.cell)
         self.folder = settings.out / job.cell.id
         if settings.fresh and (self.folder / records.CELL).exists():
-            _set_aside(self.folder)
-        run = {
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "git": git(),
-            "rows": self.rows,
-            "evals": job.evals,
-            "images": 0,
-        }
+            records.set_aside(self.folder)
+        run: dict[str, Any] = {
+            "started": datetime.now(UTC).isoformat(timespec="seconds"), "git": git(), "rows": self.rows, "wanted": job.images,
+            "evals": job.evals, "images": 0,
+        }  # fmt: skip
         self.store = records.Store(self.folder, job.cell.id, job.cell.data(), shape, run)
+        if job.cell.source:  # images that their source has made anew since then are read again
+            for record in records.read_lines(settings.out / job.cell.source / records.IMAGES):
+                old = self.store.done.get(record["position"], record)
+                if old.get("adv_crc") != record.get("adv_crc"):
+                    del self.store.done[record["position"]]
         self.tasks = tasks.missing(job, self.store.done, self.rows)
         if settings.reverse:
             self.tasks = self.tasks[::-1] if tasks.unit_of(job.cell) else [_reversed(t) for t in self.tasks[::-1]]
         self.under_way = 0
-        self.wrote = False
+        self.failed: str | None = None
 
     def robust(self) -> float:
         """Running robust accuracy of the images done."""
@@ -85,14 +87,6 @@ class _Open:
 
 def _reversed(task: Task) -> Task:
     return Task(task.cell, task.positions[::-1], task.evals, task.judge, batch=task.batch)
-
-
-def _set_aside(folder: Path) -> None:
-    """`--fresh` deletes nothing: the old folder is renamed."""
-    n = 1
-    while (old := folder.with_name(f"{folder.name}.old{n}")).exists():
-        n += 1
-    folder.rename(old)
 
 
 def default_workers(device: str) -> int:
@@ -109,6 +103,7 @@ def default_workers(device: str) -> int:
 def run(the_plan: plan.Plan, settings: Settings, report: Reporter, outcome: Outcome | None = None) -> Outcome:
     """Works the plan off. A failing cell does not stop the others; KeyboardInterrupt leaves everything written as it is."""
     outcome = outcome or Outcome()
+    check(the_plan, settings)
     jobs = {j.cell.id: j for j in the_plan.jobs}
     total = sum(plan.work(j) * j.images for j in the_plan.jobs)
     report.start(total, 0)
@@ -116,61 +111,67 @@ def run(the_plan: plan.Plan, settings: Settings, report: Reporter, outcome: Outc
     active: list[_Open] = []
     clean: dict[tuple, dict[int, list[int]]] = {}
 
-    def close(cell: _Open, failed: str | None = None) -> None:
+    def close(cell: _Open) -> None:
         active.remove(cell)
         try:
-            if failed:
-                cell.store.note(failed=failed)
-                outcome.failed[cell.cell.id] = failed
-                report.say(f"failed: {cell.cell}: {failed}")
+            if cell.failed:
+                outcome.failed[cell.cell.id] = cell.failed
+                report.say(f"failed: {cell.cell}: {cell.failed}")
+                cell.store.note(failed=cell.failed)
             else:
                 cell.store.finish()
                 outcome.done.append(cell.cell.id)
         finally:
             cell.store.close()
 
-    def open_next() -> None:
-        job = backlog.pop(0)
+    def open_next() -> bool:
+        """Opens the next cell, a transfer only when its source is closed; False if there is none."""
+        busy = {cell.cell.id for cell in active}
+        job = next((j for j in backlog if j.cell.source not in busy), None)
+        if job is None:
+            return False
+        backlog.remove(job)
         source = job.cell.source
-        if source in outcome.failed or source in outcome.skipped:
-            outcome.failed[job.cell.id] = f"its source cell {source} did not finish"
-            report.say(f"failed: {job.cell}: {outcome.failed[job.cell.id]}")
-            return
         try:
+            if source in outcome.skipped:
+                raise records.Locked(source)
             cell = _Open(job, settings, the_plan.shape)
         except records.Locked:
             outcome.skipped.append(job.cell.id)
-            report.say(f"skipped: {job.cell} is being computed by another process")
+            what = f"its source {source}" if source in outcome.skipped else "it"
+            report.say(f"skipped: {job.cell}: another process is computing {what}")
             report.skip(plan.work(job) * job.images)
-            return
+            return True
         active.append(cell)
         left = sum(len(t.positions) for t in cell.tasks)
         report.skip(plan.work(job) * max(job.images - left, 0))  # already there
+        if source in outcome.failed and cell.tasks:
+            cell.failed, cell.tasks = f"its source {source} failed", []
         if not cell.tasks:
             close(cell)
+        return True
 
     def ready() -> tuple[_Open, Task] | None:
-        """The next batch whose inputs exist."""
+        """The next batch, with all that it reads."""
         while True:
             for cell in active:
-                for task in cell.tasks:
-                    full = _complete(task, cell, settings.out, clean)
-                    if full is not None:
-                        cell.tasks.remove(task)
-                        return cell, full
-            if not backlog:
+                if cell.tasks:
+                    return cell, _complete(cell.tasks.pop(0), cell, settings.out, clean)
+            if not open_next():
                 return None
-            open_next()
 
-    def finished(cell: _Open, task: Task, done: Done) -> None:
+    def finished(cell: _Open, task: Task, result: Done | str) -> None:
         cell.under_way -= 1
-        if cell not in active:
-            return
-        cell.store.append(done.records, done.rows, done.cost)
-        outcome.images += len(done.records)
-        known = clean.setdefault(_judged(cell.cell), {})
-        known.update({r["position"]: r["clean"] for r in done.records})
-        report.batch(str(cell.cell), cell.robust(), len(cell.store.done), jobs[cell.cell.id].images)
+        if isinstance(result, Done):
+            for fact, value in pool.facts.items():
+                cell.store.data["runs"][-1].setdefault(fact, value)
+            cell.store.append(result.records, result.rows, result.cost)
+            outcome.images += len(result.records)
+            known = clean.setdefault(_judged(cell), {})
+            known.update({r["position"]: r["clean"] for r in result.records})
+            report.batch(str(cell.cell), cell.robust(), len(cell.store.done), jobs[cell.cell.id].images)
+        else:  # batches of the cell that are under way are still recorded
+            cell.failed, cell.tasks = cell.failed or result, []
         if not cell.tasks and not cell.under_way:
             close(cell)
 
@@ -187,55 +188,48 @@ def run(the_plan: plan.Plan, settings: Settings, report: Reporter, outcome: Outc
             if not pool.busy():
                 break
             for cell, task, result in pool.results():
-                if isinstance(result, Done):
-                    for fact, value in pool.facts.items():
-                        cell.store.data["runs"][-1].setdefault(fact, value)
-                    finished(cell, task, result)
-                elif cell in active:
-                    cell.tasks.clear()
-                    close(cell, result)
+                finished(cell, task, result)
         return outcome
     finally:
         pool.stop()
         for cell in active:
             with contextlib.suppress(UserError):
-                cell.store.note()
+                if cell.store.news and cell.store.done:
+                    cell.store.note()
             cell.store.close()
 
 
-def _judged(cell: Any) -> tuple:
+def check(the_plan: plan.Plan, settings: Settings) -> None:
+    """Reads what is there of every cell, so that a damaged or newer record is refused before anything is computed."""
+    if settings.out.exists() and not settings.out.is_dir():
+        raise UserError(
+            f"`--out {settings.out}` is a file, and results are a folder", "name another folder, or leave it out"
+        )
+    for job in the_plan.jobs:
+        if not settings.fresh and (settings.out / job.cell.id / records.CELL).exists():
+            records.load(settings.out / job.cell.id)
+
+
+def _judged(cell: _Open) -> tuple:
     """What the judge's predictions on clean images depend on."""
-    return (
-        cell.dataset,
-        cell.subset,
-        cell.classifier,
-        cell.score,
-        str(cell.defense),
-        repr(cell.parameters["defense"]),
-        cell.seed,
-    )
+    of = cell.cell
+    judge = (str(of.defense), repr(of.parameters["defense"]), of.seed, cell.rows)
+    return (of.dataset, of.subset, of.classifier, of.score, *judge)
 
 
-def _complete(task: Task, cell: _Open, out: Path, clean: dict[tuple, dict[int, list[int]]]) -> Task | None:
-    """The task with the stored images it reads; None while its source has not made them."""
+def _complete(task: Task, cell: _Open, out: Path, clean: dict[tuple, dict[int, list[int]]]) -> Task:
+    """The task with the stored images and predictions that it reads."""
     stored: dict[int, bytes] = {}
     known: dict[int, dict[str, Any]] = {}
     if task.judge:
         stored = {p: cell.store.adversarial(p) for p in task.positions}
         known = {p: cell.store.done[p] for p in task.positions}
     elif task.cell.source:
-        try:
-            source = {r["position"]: r for r in records.read_lines(out / task.cell.source / records.IMAGES)}
-        except UserError:
-            return None
-        if any(p not in source for p in task.positions):
-            return None
-        path = out / task.cell.source / records.ADVERSARIAL
-        with path.open("rb") as file:
+        with (out / task.cell.source / records.ADVERSARIAL).open("rb") as file:
             for p in task.positions:
                 file.seek(p * cell.store.row)
                 stored[p] = file.read(cell.store.row)
-    have = clean.get(_judged(task.cell), {})
+    have = clean.get(_judged(cell), {})
     ready = {p: known[p]["clean"] if p in known else have[p] for p in task.positions if p in known or p in have}
     return Task(task.cell, task.positions, task.evals, task.judge, stored, known, ready, task.batch)
 
@@ -309,6 +303,16 @@ class _Here:
         pass
 
 
+@contextlib.contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """A process started here never sees Ctrl-C, which the terminal sends to all: the parent alone decides."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class _Workers:
     """Single-threaded processes on a queue. One that dies fails its cell and is replaced."""
 
@@ -325,7 +329,8 @@ class _Workers:
             args=(theirs, number, self.settings.workers, self.settings.device, self.settings.memory),
             daemon=True,
         )
-        process.start()
+        with _no_interrupt():
+            process.start()
         theirs.close()
         return {"number": number, "process": process, "pipe": ours, "at": None}
 
@@ -336,9 +341,13 @@ class _Workers:
         return any(m["at"] is not None for m in self.members)
 
     def give(self, cell: _Open, task: Task) -> None:
-        member = next(m for m in self.members if m["at"] is None)
-        member["at"] = (cell, task)
-        member["pipe"].send((task, cell.rows))
+        place = next(i for i, m in enumerate(self.members) if m["at"] is None)
+        try:
+            self.members[place]["pipe"].send((task, cell.rows))
+        except OSError:  # it died while it had nothing to do
+            self.members[place] = self._start(self.members[place]["number"])
+            self.members[place]["pipe"].send((task, cell.rows))
+        self.members[place]["at"] = (cell, task)
 
     def results(self) -> Iterator[tuple[_Open, Task, Done | str]]:
         busy = [m for m in self.members if m["at"] is not None]
@@ -381,12 +390,12 @@ class _Workers:
 def _worker(pipe: Connection, number: int, workers: int, device_name: str, memory: int | None) -> None:
     """A worker's life: set up, then a task at a time until the pipe closes or the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = os.getppid()
+    parent = multiprocessing.parent_process()
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
+        if parent is not None:
+            parent.join()  # returns at once when the parent is gone, however it went
+            os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
     from purebench import device as device_module

@@ -270,10 +270,10 @@ def _count(number: float) -> str:
 
 
 def _percent(value: Value | None) -> str:
-    """`48.8 ±4.3`: percent and half the width of the interval."""
+    """`48.8 ±4.3`: percent, and the distance to the farther end of the interval (it is not symmetric near 0 and 100)."""
     if value is None:
         return MISSING
-    half = "" if value.low is None or value.high is None else f" ±{50 * (value.high - value.low):.1f}"
+    half = "" if value.low is None or value.high is None else f" ±{100 * max(value.high - value.value, value.value - value.low):.1f}"
     return f"{100 * value.value:.1f}{half}"
 
 
@@ -407,7 +407,7 @@ def _notes(scope: tuple[str, ...], table: Table, per_image: dict[str, Value | No
         shared = f" ({min(common)} images that its attacks share)" if few else ""
         evals = _except([(cell, v.evals) for cell, v in done])
         notes += [
-            "Accuracy in %: mean of single runs, ± half of the 95 % Wilson interval (sample size: images).",
+            "Accuracy in %: mean of single runs, ± the farther end of the 95 % Wilson interval (sample size: images).",
             f"Fresh evaluations per image: {evals}.",
             f"Images: {_except([(cell, v.images) for cell, v in done])}; subset {_code(scope[1])}.",
             f"{'Seed' if max(map(len, seeds.values())) == 1 else 'Mean over seeds'}: "

@@ -58,9 +58,9 @@ Classifier `cnn`, score model `vp`.
 
 | defense  |      clean |       null |     from coup |  bpda-eot | pgd-eot @adjoint |       pgd-eot | autoattack-rand | autoattack-rand (aa) | strongest | per image | NFE/image | time |
 |----------|-----------:|-----------:|--------------:|----------:|-----------------:|--------------:|----------------:|---------------------:|----------:|----------:|----------:|-----:|
-| none     | 100.0 ±1.8 | 100.0 ±1.8 |             – |         – |                – |  **0.0 ±1.8** |               – |                    – |  0.0 ±1.8 |  0.0 ±1.8 |     30+20 | 20 s |
-| diffpure |  98.0 ±3.2 |          – | **55.0 ±9.6** |         – |                – |     60.0 ±9.4 |       57.0 ±9.5 |            20.0 ±7.8 | 55.0 ±9.6 | 55.0 ±9.6 |     30+20 | 30 s |
-| coup     |  98.0 ±3.2 |  98.0 ±3.2 |             – | 70.0 ±8.8 |        60.0 ±9.4 | **50.0 ±9.6** |               – |                    – | 50.0 ±9.6 | 50.0 ±9.6 |     30+20 | 40 s |
+| none     | 100.0 ±3.7 | 100.0 ±3.7 |             – |         – |                – |  **0.0 ±3.7** |               – |                    – |  0.0 ±3.7 |  0.0 ±3.7 |     30+20 | 20 s |
+| diffpure |  98.0 ±5.0 |          – | **55.0 ±9.8** |         – |                – |     60.0 ±9.8 |       57.0 ±9.8 |            20.0 ±8.9 | 55.0 ±9.8 | 55.0 ±9.8 |     30+20 | 30 s |
+| coup     |  98.0 ±5.0 |  98.0 ±5.0 |             – | 70.0 ±9.6 |        60.0 ±9.8 | **50.0 ±9.6** |               – |                    – | 50.0 ±9.6 | 50.0 ±9.6 |     30+20 | 40 s |
 """  # noqa: E501
 
 
@@ -74,7 +74,7 @@ def test_markdown_grid():
     head, _, notes = text.partition("\n- ")
     assert head == SNAPSHOT
     assert ("- " + notes).splitlines() == [
-        "- Accuracy in %: mean of single runs, ± half of the 95 % Wilson interval (sample size: images).",
+        "- Accuracy in %: mean of single runs, ± the farther end of the 95 % Wilson interval (sample size: images).",
         "- Fresh evaluations per image: 2 (1: none).",
         "- Images: 100; subset `first`.",
         "- Seed: 0; 9 cells.",
@@ -176,7 +176,7 @@ def test_cells_that_differ_in_a_parameter_keep_apart():
     more = {"parameters": {"defense": {"steps": 10}, "attack": {"eps": 0.5}}}
     text = tables.render([log("coup", "pgd-eot", 50), log("coup", "pgd-eot", 30, **more)])
     assert words(text)[0][2:4] == ["pgd-eot [eps=0.5]", "pgd-eot [eps=8/255]"]
-    assert words(text)[1][2:4] == ["**30.0 ±8.8**", "50.0 ±9.6"]
+    assert words(text)[1][2:4] == ["**30.0 ±9.6**", "50.0 ±9.6"]
     old, new = log("coup", "pgd-eot", 50), log("coup", "pgd-eot", 30, hashes={"cnn": "abc"})
     new.id += "-new"
     assert [row[0] for row in words(tables.render([old, new]))[1:]] == ["coup", "coup [cnn=abc]"]
@@ -198,7 +198,7 @@ def test_one_table_for_each_threat_and_shared_cells_in_each():
     assert [row for row in text.splitlines() if "#" in row] == ["### digits, Linf:0.2", "### digits, Linf:0.3"]
     assert text.count("| coup ") == 2
     assert [row[0] for row in words(text.partition("Linf:0.3")[0])] == ["defense", "none", "coup"]
-    assert len([row for row in words(text) if row[2] == "100.0 ±1.8"]) == 2  # null
+    assert len([row for row in words(text) if row[2] == "100.0 ±3.7"]) == 2  # null
     assert "### digits\n" in tables.render([log("none", "null", 100, threat="-", score="-")])
 
 

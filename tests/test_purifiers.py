@@ -1,0 +1,524 @@
+"""Purifiers against their papers: closed forms on Gaussian data, the published schedules, and the published code's own runs."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from purebench import chain, registry
+from purebench.errors import UserError
+from purebench.networks.ddpmpp import DDPMpp
+from purebench.noise import Noise, Replay
+from purebench.purifiers import make
+from purebench.scores.vp import VPScore
+
+torch.set_num_threads(1)
+DATA_MEAN, DATA_STD = 0.3, 0.5  # of Gaussian data, on the [-1,1] scale
+SHAPE = (4, 1, 2, 3)
+NOISE = Noise(3, "judge", (), range(4), [0] * 4)
+X = torch.rand(SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+V = torch.randn(SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+NAMES = [name for name, target in registry.names("defense").items() if target.startswith("purebench.")]
+
+
+def abar(t):
+    return np.exp(-0.1 * t - (20 - 0.1) * t**2 / 2)
+
+
+class GaussianNoisePredictor(nn.Module):
+    """E[eps | x] for x = sqrt(abar) data + sqrt(1 - abar) eps, labels = 999 t."""
+
+    def forward(self, x, labels):
+        a = torch.as_tensor(abar(labels.double().numpy() / 999))[:, None, None, None]
+        return ((1 - a).sqrt() * (x - a.sqrt() * DATA_MEAN) / (a * DATA_STD**2 + 1 - a)).to(x.dtype)
+
+
+class TwoClasses(nn.Module):
+    """Logits (w.u + 0.2, -w.u) of images u in [0,1]."""
+
+    w = torch.tensor([[3.0, -2.0, 1.0, 0.5, -4.0, 2.0]], dtype=torch.float64)
+
+    def forward(self, u):
+        d = (u.flatten(1).double() * self.w).sum(1, keepdim=True)
+        return torch.cat([d + 0.2, -d], dim=1).to(u.dtype)
+
+
+SCORE, CLASSIFIER = VPScore(GaussianNoisePredictor(), SHAPE[1:]), TwoClasses()
+
+
+def build(name, **parameters):
+    return make(name, score=SCORE, classifier=CLASSIFIER, **parameters)
+
+
+# --------------------------------------------------------------------------------- the papers' recursions, written again
+
+
+def published_times(t, dt, end=1 - 1e-5):
+    """(s, next s) of torchsde's fixed-step solver: float32, s <- min(s + dt, end), until the end."""
+    s, dt, end, grid = np.float32(1 - t), np.float32(dt), np.float32(end), []
+    while s < end:
+        after = min(s + dt, end)
+        grid.append((s, after))
+        s = after
+    return grid
+
+
+def guidance(x, weight):
+    """weight * grad_x log max_y p(y | (x+1)/2) for TwoClasses, by hand; and which class it was."""
+    w = TwoClasses.w.numpy()
+    margin = 2 * ((x.reshape(len(x), -1) + 1) / 2 * w).sum(1) + 0.2  # logit 0 - logit 1
+    side = np.where(margin >= 0, 1.0, -1.0)
+    slope = side / (1 + np.exp(np.abs(margin)))  # d log p_max / d margin
+    return weight * (slope[:, None] * w).reshape(x.shape), side  # d margin / dx = w
+
+
+def euler(x, t, steps, noises, weight=0.0):
+    """DiffPure's and COUP's solver on the [-1,1] scale. Returns the states, the slope of the affine part, and the classes seen."""
+    states, slope, sides = [x], 1.0, []
+    for (s, after), z in zip(published_times(t, t / steps), noises, strict=True):
+        time, h = float(np.float32(1) - s), float(after) - float(s)
+        beta = 0.1 + 19.9 * time
+        variance = abar(time) * DATA_STD**2 + 1 - abar(time)
+        score = -(x - np.sqrt(abar(time)) * DATA_MEAN) / variance
+        g, side = guidance(x, weight)
+        x = x + h * (beta * x / 2 + beta * (score + g)) + math.sqrt(beta * h) * z
+        slope *= 1 + h * (beta / 2 - beta / variance)
+        states.append(x)
+        sides.append(side)
+    return states, slope, np.array(sides)
+
+
+def draws(steps):
+    return [NOISE.normal(k, X).numpy() for k in range(steps)]
+
+
+def path(purifier, x=X, noise=NOISE):
+    """(states, purified)"""
+    states = []
+    out = chain.run(purifier, x, noise, on_state=lambda _, state: states.append(state.numpy()))
+    return states, out.numpy()
+
+
+def close(a, b, tolerance=1e-10):
+    assert np.shape(a) == np.shape(b)
+    np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+GRIDS = [(0.1, 100), (0.1, 1), (0.1, 7), (0.075, 75), (0.15, 30), (1.0, 50)]
+
+
+@pytest.mark.parametrize(("t", "steps"), GRIDS, ids=str)
+def test_reverse_sde_is_its_euler_recursion(t, steps):
+    p = build("reverse-sde", t=t, steps=steps)
+    expected, slope, _ = euler(2 * X.numpy() - 1, t, steps, draws(steps))
+    states, out = path(p)
+    close(states, expected)
+    close(out, (expected[-1] + 1) / 2)
+    close(chain.vjp(p, X, NOISE, V)[1], slope * V)  # 2 in, 1/2 out
+    assert p.n == steps
+
+
+@pytest.mark.parametrize(("t", "steps"), GRIDS[:5], ids=str)
+def test_diffpure_diffuses_by_the_discrete_schedule_and_comes_back(t, steps):
+    p = build("diffpure", t=t, steps=steps)
+    a = np.prod(1 - np.linspace(1e-4, 0.02, 1000)[: round(1000 * t)])
+    diffused = math.sqrt(a) * (2 * X.numpy() - 1) + math.sqrt(1 - a) * NOISE.normal(-1, X).numpy()
+    expected, slope, _ = euler(diffused, t, steps, draws(steps))
+    states, out = path(p)
+    close(states, expected)
+    close(out, (expected[-1] + 1) / 2)
+    close(chain.vjp(p, X, NOISE, V)[1], math.sqrt(a) * slope * V)
+
+
+@pytest.mark.parametrize(("t", "published"), [(0.075, 0.93912), (0.1, 0.89702), (0.125, 0.84618), (0.15, 0.78832)])
+def test_forward_noise_is_that_of_the_published_discrete_schedule(t, published):
+    """Not the continuous .93850, .89628, .84538, .78751; seen from outside, through the state before the first step."""
+    p = build("diffpure", t=t, steps=10)
+    ones, zeros = torch.ones(SHAPE, dtype=torch.float64), torch.zeros(SHAPE, dtype=torch.float64)
+    signal = p.start(ones, Replay({(-1, 0): zeros}))
+    noise = p.start(ones / 2, Replay({(-1, 0): ones}))
+    close(signal**2, published * ones.numpy(), 5e-6)
+    close(noise**2, (1 - published) * ones.numpy(), 5e-5)
+    close(signal**2 + noise**2, ones.numpy(), 1e-12)
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.0, 8.0])
+@pytest.mark.parametrize("clamp", [False, True], ids=["free", "clamp"])
+def test_coup_adds_the_gradient_of_the_confidence(weight, clamp):
+    p = build("coup", t=0.3, steps=15, guidance=weight, clamp=clamp)
+    wide = 3 * X - 1  # images far outside [0,1], so that the clamp has something to do
+    begin = 2 * wide.numpy() - 1
+    expected, _, sides = euler(begin.clip(-1, 1) if clamp else begin, 0.3, 15, draws(15), weight)
+    states, out = path(p, wide)
+    close(states, expected)
+    close(out, (expected[-1].clip(-1, 1) + 1) / 2 if clamp else (expected[-1] + 1) / 2)
+    assert (np.abs(expected[-1]) > 1).any()
+    assert (sides.min(0) < sides.max(0)).any()  # the confident class changes on the way, and the guidance follows
+
+
+def test_coup_guidance_by_default_has_the_papers_weight_one():
+    assert registry.parameters("defense", "coup")["guidance"] == 1
+    close(path(build("coup", steps=5))[1], (euler(2 * X.numpy() - 1, 0.1, 5, draws(5), 1.0)[0][-1] + 1) / 2)
+
+
+@pytest.mark.parametrize("clamp", [False, True], ids=["free", "clamp"])
+def test_reverse_sde_is_coup_without_guidance_and_needs_no_classifier(clamp):
+    parameters = {"t": 0.3, "steps": 9, "clamp": clamp}
+    alone = make("reverse-sde", score=SCORE, **parameters)
+    assert np.array_equal(path(alone, 3 * X - 1)[1], path(build("coup", guidance=0.0, **parameters), 3 * X - 1)[1])
+    assert np.array_equal(path(alone, 3 * X - 1)[1].clip(0, 1), path(alone, 3 * X - 1)[1]) == clamp
+
+
+@pytest.mark.parametrize("sigma", [0.25, 0.5, 2.0])
+def test_one_shot_is_the_posterior_mean(sigma):
+    p = build("one-shot", sigma=sigma)
+    noisy = 2 * X.numpy() - 1 + sigma * NOISE.normal(-1, X).numpy()
+    mean = (DATA_STD**2 * noisy + sigma**2 * DATA_MEAN) / (DATA_STD**2 + sigma**2)
+    states, out = path(p)
+    close(states, [noisy, mean])
+    close(out, ((mean + 1) / 2).clip(0, 1))
+    inside = (np.abs(mean) < 1) * DATA_STD**2 / (DATA_STD**2 + sigma**2)
+    close(chain.vjp(p, X, NOISE, V)[1], inside * V.numpy())
+    assert sigma != 0.25 or (inside == 0).any()  # some pixels are clipped
+
+
+def test_one_shot_clips_to_the_unit_interval():
+    out = path(build("one-shot", sigma=0.1), 20 * X - 10)[1]
+    assert (out.min(), out.max()) == (0, 1)
+
+
+def test_none_gives_the_image_back():
+    p = build("none")
+    assert torch.equal(chain.run(p, X, NOISE), X)
+    with pytest.raises(AssertionError):
+        p.step(0, X, NOISE)
+
+
+@pytest.mark.parametrize(("name", "t"), [("reverse-sde", 0.2), ("diffpure", 0.2), ("coup", 0.2)])
+def test_purification_brings_images_nearer_to_the_data(name, t):
+    """In distribution: mean and variance after many fine steps are those of the marginal at the final time."""
+    x = torch.full((400, 1, 8, 8), 0.5 + DATA_MEAN / 2, dtype=torch.float64)
+    x = x + DATA_STD / 2 * Noise(0, "data", (), range(400), [0] * 400).normal(0, x)
+    if name != "diffpure":  # these two start in the middle of the diffusion
+        x = (2 * x - 1) * math.sqrt(abar(t)) + math.sqrt(1 - abar(t)) * Noise(1, "data", (), range(400), [0] * 400).normal(0, x)
+        x = (x + 1) / 2
+    p = make(name, score=SCORE, classifier=nn.Sequential(nn.Flatten(), nn.Linear(64, 2).double()), t=t, steps=60, **({"guidance": 0} if name == "coup" else {}))
+    out = 2 * chain.run(p, x, Noise(2, "judge", (), range(400), [0] * 400)) - 1
+    assert abs(out.mean() - DATA_MEAN) < 0.01
+    assert abs(out.std() - DATA_STD) < 0.01
+
+
+# ----------------------------------------------------------------------------------------------------------- time grids
+
+
+class Clock(VPScore):
+    """Notes the times at which the score is asked for."""
+
+    def __init__(self):
+        self.times: list[float] = []
+
+    def score(self, x, t):
+        self.times.append(t)
+        return torch.zeros_like(x)
+
+
+@pytest.mark.parametrize("name", ["reverse-sde", "diffpure", "coup"])
+def test_networks_are_called_at_torchsdes_float32_times(name):
+    clock = Clock()
+    chain.run(make(name, score=clock, classifier=CLASSIFIER), X, NOISE)
+    assert len(clock.times) == 100
+    assert clock.times[0] == pytest.approx(0.1, abs=3e-8)
+    assert clock.times[-1] == 0.0010012984275817871  # not 0.001: the solver's time is accumulated in float32
+    assert clock.times == [float(np.float32(1) - s) for s, _ in published_times(0.1, 1e-3)]
+
+
+@pytest.mark.parametrize(("t", "steps"), [*GRIDS, (0.125, 125), (0.15, 150), (0.005, 5), (0.5, 500)], ids=str)
+def test_the_grid_is_the_solvers(t, steps):
+    times = build("reverse-sde", t=t, steps=steps).times
+    assert times == [float(s) for s, _ in published_times(t, t / steps)] + [float(np.float32(1 - 1e-5))]
+
+
+@pytest.mark.parametrize("name", ["reverse-sde", "diffpure", "coup"])
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"t": 0}, r"`t=0` is outside \(0, 1\]"),
+        ({"t": -0.1}, "outside"),
+        ({"t": 1.001}, "outside"),
+        ({"t": math.nan}, "outside"),
+        ({"steps": 0}, "`steps=0` is not possible"),
+        ({"steps": -3}, "not possible"),
+        ({"t": 0.001, "steps": 50}, "steps of more than 2e-5"),
+        ({"t": 0.1, "steps": 1754}, "float32 times pass the end"),
+        ({"stepz": 5}, "unknown parameter"),
+        ({"steps": 5.5}, "not a whole number"),
+    ],
+    ids=str,
+)
+def test_impossible_grids_are_refused(name, parameters, message):
+    with pytest.raises(UserError, match=message) as error:
+        build(name, **parameters)
+    assert error.value.hint
+
+
+def test_every_grid_that_is_accepted_moves_forward():
+    for t in (0.01, 0.05, 0.1, 1.0):
+        for steps in (1, 10, 100, *range(440, 3000, 7)):
+            try:
+                times = build("reverse-sde", t=t, steps=steps).times
+            except UserError:
+                continue
+            assert len(times) == steps + 1
+            assert min(np.diff(times)) > 0, (t, steps)
+
+
+def test_diffpure_refuses_times_before_the_first_forward_step():
+    with pytest.raises(UserError, match="rounds to step 0"):
+        build("diffpure", t=0.0004, steps=1)
+    build("diffpure", t=0.001, steps=1)
+
+
+@pytest.mark.parametrize("sigma", [0, -0.5, math.nan])
+def test_one_shot_refuses_noise_that_is_none(sigma):
+    with pytest.raises(UserError, match=f"`sigma={sigma}` is not positive"):
+        build("one-shot", sigma=sigma)
+
+
+# ----------------------------------------------------------------------------------- the contract of every registered name
+
+
+def few(name):
+    return build(name, **{k: v for k, v in {"steps": 4, "t": 0.2}.items() if k in registry.parameters("defense", name)})
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_shape_dtype_range_and_finiteness(name, dtype):
+    x = X.to(dtype)
+    out = chain.run(few(name), x, NOISE)
+    assert out.shape == x.shape
+    assert out.dtype == dtype
+    assert out.isfinite().all()
+    if registry.info("defense", name)["output"] == "unit":
+        assert out.min() >= 0
+        assert out.max() <= 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_purification_is_a_function_of_image_and_key(name):
+    p = few(name)
+    before = X.clone()
+    first = chain.run(p, X, NOISE)
+    random = registry.info("defense", name)["random"]
+    other = chain.run(p, X, NOISE.fork("other"))
+    assert torch.equal(first, other) != random
+    assert torch.equal(chain.run(p, X, NOISE), first)  # the object keeps nothing
+    assert torch.equal(X, before)  # and the input is not touched
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_batch_mates_are_of_no_importance(name):
+    p = few(name)
+    whole = chain.run(p, X, NOISE)
+    part = chain.run(p, X[[2, 0]], NOISE.rows([2, 0], [0, 0]))
+    close(part, whole[[2, 0]], 1e-14)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_step_draws_noise_of_its_own(name):
+    """All draws of a run are asked for under different (k, draw): no noise is used twice."""
+    asked = []
+
+    class Spy(Noise):
+        def normal(self, k, like, draw=0, shared=False):
+            asked.append((k, draw))
+            return super().normal(k, like, draw, shared)
+
+    p = few(name)
+    chain.run(p, X, Spy(0, "judge", (), range(4), [0] * 4))
+    assert len(asked) == len(set(asked))
+    assert all(-1 <= k <= p.n for k, _ in asked)
+    assert bool(asked) == registry.info("defense", name)["random"]
+
+
+def test_unknown_defenses_get_a_suggestion():
+    with pytest.raises(UserError, match="unknown defense `difpure`") as error:
+        make("difpure", score=SCORE)
+    assert "`diffpure`" in error.value.hint
+
+
+# -------------------------------------------------------------------------------------------------- literals of a fresh clone
+
+SMALL = {
+    "data": {"image_size": 8, "num_channels": 3},
+    "model": {"nf": 16, "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [4], "sigma_max": 50, "sigma_min": 0.01, "num_scales": 1000},
+}
+
+
+def fill(network):
+    """Weights that depend on names alone: numbers that any other implementation of the network can repeat."""
+    for i, p in enumerate(network.parameters()):
+        wave = torch.sin(torch.arange(p.numel(), dtype=torch.float64) * 1.7 + i).view(p.shape)
+        p.data = (wave / math.sqrt(p[0].numel()) if p.dim() > 1 else 1 + 0.1 * wave if p.dim() == 1 and i % 2 == 0 else 0.1 * wave).to(p.dtype)
+    return network.eval().requires_grad_(False)
+
+
+DDPMPP_OUT = [-0.026699044488071845, -0.10054444875877984, -0.16945569611773037]
+DDPMPP_GRAD = [-0.2984303510538696, -0.09367508001188055, -2.0425587752385876]
+LITERALS = {
+    "none": [0.9700530018065531, 0.2882358921361502, 0.5237520594022435],
+    "diffpure": [0.9885824680946962, 0.49241009321567386, 0.5587888194121045],
+    "reverse-sde": [0.9762595758452743, 0.5231704142371358, 0.5553259003731194],
+    "coup": [0.9830734218713001, 0.5144937525124846, 0.5770802955927725],
+    "one-shot": [0.8656848861532941, 0.4076593895621259, 0.5937878035902084],
+}
+
+
+def test_ddpmpp_literals():
+    network = fill(DDPMpp(SMALL).double())
+    x = torch.linspace(-1, 1, 2 * 3 * 64, dtype=torch.float64).view(2, 3, 8, 8).requires_grad_()
+    out = network(x, torch.tensor([74.925, 0.5], dtype=torch.float64))
+    (grad,) = torch.autograd.grad(out.square().sum(), x)
+    assert out.shape == x.shape
+    assert out.flatten()[[0, 100, 300]].tolist() == pytest.approx(DDPMPP_OUT, rel=1e-6)
+    assert grad.flatten()[[0, 100, 300]].tolist() == pytest.approx(DDPMPP_GRAD, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_golden_literals(name):
+    """If this fails, results recorded before differ from new ones: raise the component's `version`."""
+    out = chain.run(few(name), X, NOISE)
+    assert out.flatten()[[0, 9, 23]].tolist() == pytest.approx(LITERALS[name], rel=1e-9)
+
+
+# ----------------------------------------------------------------------------------------- the published code's own numbers
+
+needs_golden = pytest.mark.skipif("PUREBENCH_GOLDEN" not in os.environ, reason="PUREBENCH_GOLDEN (a folder of recorded arrays) is not set")
+
+
+def recorded(name):
+    with np.load(Path(os.environ["PUREBENCH_GOLDEN"]) / "score_sde" / name) as file:
+        return {k: torch.from_numpy(a.astype(np.float32)) if a.dtype == np.float16 else a for k, a in file.items()}
+
+
+def per_row(a, b, tolerance):
+    """Within tolerance of the row's largest number, at least 1."""
+    a, b = torch.as_tensor(a).flatten(1), torch.as_tensor(b).flatten(1)
+    scale = b.abs().amax(1, keepdim=True)
+    assert ((a - b).abs() <= tolerance * scale).all(), ((a - b).abs() / scale).max()
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """(network with the recorded weights, the file's other arrays)"""
+    file = recorded("ddpmpp_tinyB.npz")
+    network = DDPMpp(json.loads(str(file["config_json"])))
+    assert [k for k, _ in network.named_parameters()] == file["key_order"].tolist()
+    weights = {k.removeprefix("param/"): v for k, v in file.items() if k.startswith("param/")}
+    missing = network.load_state_dict(weights, strict=False)
+    assert (missing.missing_keys, missing.unexpected_keys) == (["sigmas"], [])
+    return network.eval().requires_grad_(False), file
+
+
+@needs_golden
+def test_published_ddpmpp_has_every_key_and_shape():
+    manifest = json.loads((Path(os.environ["PUREBENCH_GOLDEN"]) / "score_sde" / "manifest_ddpmpp_deep_full.json").read_text())
+    with torch.device("meta"):
+        network = DDPMpp(manifest["config"])
+    state = network.state_dict()
+    expected = [(e["key"], e["shape"], "torch." + e["dtype"]) for e in manifest["entries"]]
+    assert [(k, list(v.shape), str(v.dtype)) for k, v in state.items()] == expected
+    assert [k for k, _ in network.named_parameters()] == manifest["parameter_order"]
+    assert sum(p.numel() for p in network.parameters()) == manifest["total_params"] == 106_632_579
+
+
+@needs_golden
+@pytest.mark.parametrize("bits", [32, 64])
+def test_published_ddpmpp_outputs_and_gradients(tiny, bits):
+    network, file = tiny
+    dtype = torch.float32 if bits == 32 else torch.float64
+    network.to(dtype)
+    x, labels, fixed = (torch.as_tensor(file[k]).to(dtype) for k in ("x", "labels", "fixed"))
+    x.requires_grad_()
+    out = network(x, labels)
+    (grad,) = torch.autograd.grad((out * fixed).sum(), x)
+    per_row(out.detach(), file[f"output_f{bits}"], 2e-5 if bits == 32 else 1e-12)
+    per_row(grad, file[f"grad_x_f{bits}"], 1e-4 if bits == 32 else 1e-12)
+    network.float()
+    np.testing.assert_allclose(network.sigmas, file["sigmas_buffer"], rtol=1e-6)
+    score = VPScore(network, (3, 32, 32))
+    for row, t in enumerate(file["t"]):
+        per_row(score.score(torch.as_tensor(file["x"])[row : row + 1], float(t)), file["score_f32"][row : row + 1], 2e-5)
+
+
+class RecordedClassifier(nn.Module):
+    def __init__(self, file):
+        super().__init__()
+        self.w, self.b = file["clf_W"], file["clf_b"]
+
+    def forward(self, u):
+        return u.flatten(1) @ self.w.T + self.b
+
+
+def replay(file):
+    stored = {(k, 0): z for k, z in enumerate(file["noise"])}
+    return Replay(stored | ({(-1, 0): file["eps_forward"]} if "eps_forward" in file else {}))
+
+
+def follow(p, file, states="x_at_step"):
+    """Runs p on the recorded noise; compares times, states and result (on the [-1,1] scale)."""
+    assert len(file["s_grid"]) == p.n
+    assert p.times == [*map(float, file["s_grid"][:, 0]), float(file["s_grid"][-1, 1])]
+    seen = {}
+    out = chain.run(p, file["x01"], replay(file), on_state=lambda k, x: seen.setdefault(k, x))
+    if states:
+        for k, state in zip(file["steps_saved"], file[states], strict=True):
+            assert (seen[int(k)] - torch.from_numpy(state)).abs().max() < 1e-5, k
+    return 2 * out - 1
+
+
+@needs_golden
+@pytest.mark.parametrize("run", ["short", "t100_dt02", pytest.param("t100", id="t100, the published setting")])
+def test_published_diffpure_runs(tiny, run):
+    file = recorded(f"traj_diffpure_{run}.npz")
+    t = int(file["t_int"]) / 1000
+    p = make("diffpure", score=VPScore(tiny[0], (3, 32, 32)), t=t, steps=round(t / float(file["dt"])))
+    assert (follow(p, file) - torch.from_numpy(file["x_final"])).abs().max() < 1e-5
+    for memory in (None, 400_000_000):
+        grad = chain.vjp(p, file["x01"], replay(file), file["fixed"], memory=memory)[1]
+        per_row(2 * grad, file["grad_x01"], 1e-4)
+
+
+@needs_golden
+@pytest.mark.parametrize("run", ["short", "t100_dt02"])
+def test_published_coup_runs(tiny, run):
+    file = recorded(f"traj_coup_{run}.npz")
+    t = int(file["t_int"]) / 1000
+    parts = {"score": VPScore(tiny[0], (3, 32, 32)), "classifier": RecordedClassifier(file)}
+    grid = {"t": t, "steps": round(t / float(file["dt"]))}
+    p = make("coup", **parts, **grid)
+    final = follow(p, file)
+    assert (final - torch.from_numpy(file["x_final"])).abs().max() < 1e-5
+
+    start = 2 * file["x01"] - 1
+    per_row(chain.inner_grad(p.log_confidence, start), file["guidance_at_step0"], 2e-5)
+    np.testing.assert_allclose(p.log_confidence(start).exp(), file["maxprob_at_step0"], rtol=1e-5)
+
+    exact = 2 * chain.vjp(p, file["x01"], replay(file), file["fixed"])[1]
+    per_row(exact, file["grad_x01_exact"], 1e-4)
+    with chain.detached():
+        detached = 2 * chain.vjp(p, file["x01"], replay(file), file["fixed"])[1]
+    per_row(detached, file["grad_x01_guidance_detached"], 1e-4)
+
+    five = follow(make("coup", **parts, **grid, guidance=5), file, states=None)
+    assert (five - torch.from_numpy(file["x_final_lambda5"])).abs().max() < 1e-5
+    none = make("reverse-sde", **parts, **grid)
+    assert (follow(none, file, states=None) - torch.from_numpy(file["x_final_lambda0"])).abs().max() < 1e-5
+    per_row(2 * chain.vjp(none, file["x01"], replay(file), file["fixed"])[1], file["grad_x01_lambda0"], 1e-4)
+    clamped = follow(make("coup", **parts, **grid, clamp=True), file, states=None)
+    assert (clamped - torch.from_numpy(file["x_final"]).clamp(-1, 1)).abs().max() < 1e-5  # x01 lies in [0,1] already
