@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from purebench import chain
+from purebench.errors import unknown
 from purebench.noise import Noise
 
 
@@ -81,6 +82,8 @@ def vjp(purifier: Any, x: Tensor, noise: Noise, cotangent: Any, *, guidance: str
     guidance: `detached`, as in COUP's code, or `exact`: whether the drift's own guidance is differentiated."""
     import torchsde
 
+    if guidance not in ("detached", "exact"):
+        raise unknown("guidance", guidance, ["detached", "exact"])
     inside = x.detach().requires_grad_()
     with torch.enable_grad(), chain.detached() if guidance == "detached" else nullcontext():
         state = purifier.start(inside, noise)

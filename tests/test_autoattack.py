@@ -148,6 +148,15 @@ def states():
     return torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
 
 
+def test_the_generators_start_from_seed_role_and_batch_alone():
+    """Literals: a change of them changes every recorded number, and wants a new version in INFO."""
+    seeds = [
+        autoattack.seed_of(batch_noise(2, **k)) for k in ({}, {"seed": 1}, {"first": 64}, {"name": "autoattack-rand"})
+    ]
+    assert seeds == [1717688305, 1637505913, 870020310, 3137192068]
+    assert autoattack.seed_of(batch_noise(5)) == seeds[0]
+
+
 @pytest.mark.parametrize("factory", [autoattack.autoattack_rand, autoattack.autoattack_standard])
 def test_a_random_defense_depends_on_the_seed_alone_and_leaves_the_generators_alone(classifier, images, factory):
     x, y = images

@@ -177,13 +177,14 @@ def test_reverse_sde_is_coup_without_guidance_and_needs_no_classifier(clamp):
 @pytest.mark.parametrize("sigma", [0.25, 0.5, 2.0])
 def test_one_shot_is_the_posterior_mean(sigma):
     p = build("one-shot", sigma=sigma)
-    noisy = 2 * X.numpy() - 1 + sigma * NOISE.normal(-1, X).numpy()
+    wide = 3 * X - 1
+    noisy = 2 * wide.numpy() - 1 + sigma * NOISE.normal(-1, X).numpy()
     mean = (DATA_STD**2 * noisy + sigma**2 * DATA_MEAN) / (DATA_STD**2 + sigma**2)
-    states, out = path(p)
+    states, out = path(p, wide)
     close(states, [noisy, mean])
     close(out, ((mean + 1) / 2).clip(0, 1))
     inside = (np.abs(mean) < 1) * DATA_STD**2 / (DATA_STD**2 + sigma**2)
-    close(chain.vjp(p, X, NOISE, V)[1], inside * V.numpy())
+    close(chain.vjp(p, wide, NOISE, V)[1], inside * V.numpy())
     assert sigma != 0.25 or (inside == 0).any()  # some pixels are clipped
 
 
@@ -253,7 +254,7 @@ def test_the_grid_is_the_solvers(t, steps):
         ({"t": math.nan}, "outside"),
         ({"steps": 0}, "`steps=0` is not possible"),
         ({"steps": -3}, "not possible"),
-        ({"t": 0.001, "steps": 50}, "steps of more than 2e-5"),
+        ({"t": 0.001, "steps": 60}, "steps of more than 2e-5"),
         ({"t": 0.1, "steps": 1754}, "float32 times pass the end"),
         ({"stepz": 5}, "unknown parameter"),
         ({"steps": 5.5}, "not a whole number"),
@@ -452,8 +453,8 @@ def test_published_ddpmpp_outputs_and_gradients(tiny, bits):
     network.float()
     np.testing.assert_allclose(network.sigmas, file["sigmas_buffer"], rtol=1e-6)
     score = VPScore(network, (3, 32, 32))
-    for row, t in enumerate(file["t"]):
-        per_row(score.score(torch.as_tensor(file["x"])[row : row + 1], float(t)), file["score_f32"][row : row + 1], 2e-5)
+    for row, (t, tolerance) in enumerate(zip(file["t"], (2e-5, 5e-4), strict=True)):  # their 1 - abar(5e-4) cancels in float32
+        per_row(score.score(torch.as_tensor(file["x"])[row : row + 1], float(t)), file["score_f32"][row : row + 1], tolerance)
 
 
 class RecordedClassifier(nn.Module):

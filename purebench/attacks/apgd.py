@@ -86,9 +86,8 @@ def ascend(
     step = 2 * threat.eps * torch.ones_like(_rows(loss_best, x))
 
     period, shortest, shrink = (max(int(share * steps), 1) for share in (0.22, 0.06, 0.03))
-    losses = [
-        torch.zeros_like(loss_best)
-    ] * steps  # as in the authors' code, f(x_0) is missing: before f(x_1) stands a zero
+    # As in the authors' code, f(x_0) is missing from the list: where f(x_1) is compared with it, stands a zero.
+    losses = [torch.zeros_like(loss_best)] * steps
     since, loss_checked, halved = 0, loss_best, torch.ones_like(loss_best, dtype=torch.bool)
 
     for i in range(steps):

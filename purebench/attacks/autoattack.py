@@ -239,6 +239,7 @@ class _APGD(_Billed, APGDAttack):
     """APGD whose loop over `eot_iter` is folded into rows."""
 
     model: Any
+
     def __init__(self, model: _Model, *, eot: int = 1, **settings: Any):
         super().__init__(model, logger=_SILENT, **settings)
         self.eot = eot

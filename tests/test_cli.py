@@ -1,0 +1,394 @@
+"""The command line, mostly through a real process: exit codes, streams, lightness, and what a rude user gets to see."""
+
+import fcntl
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import purebench
+from purebench import cli, progress, records
+
+PACKAGE = Path(purebench.__file__).parent
+PUREBENCH = [sys.executable, "-c", "from purebench.cli import main; main()"]
+COMMANDS = [c.name or c.callback.__name__ for c in cli.app.registered_commands]
+TINY = [
+    "-d",
+    "one-shot",
+    "-a",
+    "null",
+    "-a",
+    "pgd-eot:steps=2,eot=2",
+    "--images",
+    "4",
+    "--evals",
+    "2",
+    "--workers",
+    "1",
+    "--device",
+    "cpu",
+]
+
+
+def purebench_(*arguments, cwd=None, **environment):
+    """A finished process: returncode, stdout, stderr."""
+    env = os.environ | {"COLUMNS": "120"} | environment
+    return subprocess.run(
+        [*PUREBENCH, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, env=env, timeout=120
+    )
+
+
+def here(monkeypatch, capsys, *arguments):
+    """The same in this process, where torch is already there: (exit code, stdout, stderr)."""
+    monkeypatch.setattr(sys, "argv", ["purebench", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    out, err = capsys.readouterr()
+    return stop.value.code or 0, out, err
+
+
+def advises(process, code, *words):
+    """An error message with a hint, on stderr alone, and no traceback."""
+    got, out, err = process if isinstance(process, tuple) else (process.returncode, process.stdout, process.stderr)
+    assert got == code, err
+    assert "Traceback" not in err
+    assert out == ""
+    assert "error: " in err.lower()
+    assert all(word in err for word in words), err
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A tiny run through a real process, and what it said."""
+    out = tmp_path_factory.mktemp("run") / "results"
+    return out, purebench_("run", *TINY, "--json", "--out", out)
+
+
+# ------------------------------------------------------------------------------------------------------------ lightness
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_has_examples(monkeypatch, capsys, command):
+    code, out, _ = here(monkeypatch, capsys, command, "--help")
+    assert code == 0
+    assert "Examples:" in out
+    assert f"purebench {command}" in out.partition("Examples:")[2]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["list"], ["show", "coup"], ["show", "pgd-eot"], ["where"]])
+def test_what_only_names_things_costs_no_time_and_no_torch(arguments):
+    def cpu():
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert purebench_(*arguments).returncode == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert any(cpu() < 0.5 for _ in range(3))
+    code = "import sys\nfrom purebench.cli import app\ntry: app()\nexcept SystemExit: pass\nprint([m for m in ('torch', 'pandas', 'numpy', 'rich') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True).stdout
+    assert out.splitlines()[-1] == "[]"
+
+
+# ----------------------------------------------------------------------------------------------------------------- a run
+
+
+def test_a_run_prints_data_on_stdout_and_the_rest_on_stderr(finished):
+    _, process = finished
+    assert process.returncode == 0, process.stderr
+    rows = json.loads(process.stdout)
+    assert {"one-shot"} == {row["defense"] for row in rows}
+    assert "embedded digits" in process.stderr
+    assert "next: purebench table" in process.stderr
+    assert "\r" not in process.stderr
+    assert "\033" not in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+def test_a_quiet_run_says_nothing(finished, monkeypatch, capsys):
+    assert here(monkeypatch, capsys, "run", *TINY, "--quiet", "--out", finished[0]) == (0, "", "")
+
+
+@pytest.mark.parametrize(("arguments", "count"), [(["status", "RESULTS", "--json"], 2), (["table", "RESULTS", "--format", "json"], 4), (["list", "--json"], 20), (["list", "attacks", "--json"], 5), (["show", "coup", "--json"], 5), (["where", "--json"], 3)])  # fmt: skip
+def test_json_is_json(finished, arguments, count):
+    process = purebench_(*[finished[0] if a == "RESULTS" else a for a in arguments])
+    assert process.returncode == 0, process.stderr
+    assert len(json.loads(process.stdout)) >= count
+
+
+def test_status_says_how_far_each_cell_is(finished, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "r"
+    shutil.copytree(finished[0], out)
+    done, short, failed = [*records.cells([out]), None]
+    path = short / records.IMAGES
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:3]))
+    shutil.copytree(done, failed := out / "failed")
+    data = records.read_cell(failed)
+    data["runs"][-1]["failed"] = "it broke"
+    (failed / records.CELL).write_text(json.dumps(data))
+    rows = json.loads(here(monkeypatch, capsys, "status", out, "--json")[1])
+    assert sorted(row["state"] for row in rows) == ["failed: it broke", "ok", "unfinished: 3 of 4"]
+    assert "it broke" in here(monkeypatch, capsys, "status", out)[1]
+
+
+def test_where_names_places_that_exist(monkeypatch, capsys):
+    places = json.loads(here(monkeypatch, capsys, "where", "--json")[1])
+    assert all(Path(places[key]).exists() for key in ("embedded weights", "checkpoint registry", "presets"))
+    monkeypatch.setenv("PUREBENCH_CACHE", "/somewhere/else")
+    assert "/somewhere/else" in here(monkeypatch, capsys, "where")[1]
+
+
+def test_a_dry_run_plans_and_writes_nothing(finished, tmp_path, monkeypatch, capsys):
+    more = [*TINY, "-a", "transfer:from=(coup)", "--dry-run", "--out"]
+    code, out, _ = here(monkeypatch, capsys, "run", *more, tmp_path / "none")
+    assert code == 0
+    assert list(tmp_path.iterdir()) == []
+    assert all(
+        word in out
+        for word in ("done", "left", "NFE", "at most", "one-shot x transfer", "coup x pgd-eot", "(digits)", "(given)")
+    )
+    rows = json.loads(here(monkeypatch, capsys, "run", *more, finished[0], "--json")[1])
+    assert {(r["cell"].partition(" @")[0].partition(" (")[0], r["done"], r["left"]) for r in rows} == {
+        ("one-shot x null", 4, 0), ("one-shot x pgd-eot:eot=2,steps=2", 4, 0), ("coup x pgd-eot", 0, 4), ("one-shot x transfer:from=(coup)", 0, 4),
+    }  # fmt: skip
+    assert all((r["seconds"] > 0) == (r["left"] > 0) and r["nfe_forward"] >= 0 and r["id"] for r in rows)
+    assert len(list(finished[0].iterdir())) == 2
+
+
+def test_ctrl_c_keeps_what_was_computed(tmp_path):
+    arguments = [
+        "run",
+        "-d",
+        "coup",
+        "-a",
+        "pgd-eot",
+        "-a",
+        "null",
+        "--images",
+        "400",
+        "--workers",
+        "1",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path),
+    ]
+    process = subprocess.Popen([*PUREBENCH, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 60
+    while not list(tmp_path.glob(f"*/{records.IMAGES}")) and time.monotonic() < end:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (130, "")
+    assert "same command" in err
+    assert "Traceback" not in err
+    [log] = records.load_all([tmp_path])
+    kept = len(log.images)
+    assert f"{kept} new images are kept" in err
+    assert 0 < kept < 400
+    assert log.runs[-1]["images"] == kept
+
+
+def test_ctrl_c_before_the_run_has_begun_is_quiet_too():
+    process = subprocess.Popen(
+        [*PUREBENCH, "run", "-d", "coup", "-a", "null"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stderr.readline()  # the planner has spoken: torch is being imported
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "interrupted" in err
+
+
+def test_a_cell_that_another_process_computes_is_skipped(finished, monkeypatch, capsys):
+    with (records.cells([finished[0]])[0] / records.LOCK).open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        code, _, err = here(monkeypatch, capsys, "run", *TINY, "--out", finished[0])
+    assert code == 0
+    assert "skipped" in err
+
+
+def test_a_failed_cell_is_exit_1_with_its_reason(tmp_path, monkeypatch, capsys):
+    def broken():
+        raise ZeroDivisionError("of all things")
+
+    monkeypatch.setattr("purebench.attacks.null.null", broken)
+    code, out, err = here(monkeypatch, capsys, "run", *TINY, "--out", tmp_path)
+    assert code == 1
+    assert "of all things" in err
+    assert "hint: " in err
+    assert "pgd-eot" in out  # the others' table
+    assert "of all things" in here(monkeypatch, capsys, "status", tmp_path)[1]
+
+
+def test_an_edited_line_is_refused_by_table_status_and_run(finished, tmp_path, monkeypatch, capsys):
+    shutil.copytree(finished[0], tmp_path / "r")
+    path = records.cells([tmp_path / "r"])[1] / records.IMAGES
+    path.write_text(path.read_text().replace('"clean":[', '"clean":[5,', 1))
+    for arguments in (
+        ["table", tmp_path / "r"],
+        ["status", tmp_path / "r"],
+        ["run", *TINY, "--quiet", "--out", tmp_path / "r"],
+    ):
+        advises(here(monkeypatch, capsys, *arguments), 2, f"line 1 of `{path}`", "sed -i 1d")
+    subprocess.run(["sed", "-i", "1d", path], check=True)  # as the hint says
+    assert here(monkeypatch, capsys, "run", *TINY, "--quiet", "--out", tmp_path / "r") == (0, "", "")
+    assert path.read_bytes() == (finished[0] / path.relative_to(tmp_path / "r")).read_bytes()
+
+
+# ------------------------------------------------------------------------------------------------------------ bad input
+
+WRONG = {
+    "no such command": (["rnu"], "rnu"),
+    "no such option": (["run", "--defence", "coup"], "--defence"),
+    "no such defense": (["run", "-d", "cop"], "did you mean `coup`"),
+    "no such attack": (["run", "-a", "pgd_eot"], "did you mean `pgd-eot`"),
+    "no such name": (["show", "cuop"], "did you mean `coup`"),
+    "no such kind": (["list", "atacks"], "did you mean `attacks`"),
+    "no such preset": (["run", "quik"], "did you mean `quick`"),
+    "no such grid": (["run", "my.toml"], "my.toml"),
+    "no such results": (["table", "nowhere"], "nowhere"),
+    "no status either": (["status", "nowhere"], "nowhere"),
+    "no such layout": (["table", "RESULTS", "--layout", "gird"], "grid"),
+    "no such format": (["table", "RESULTS", "--format", "pdf"], "md"),
+    "no such training": (["train", "digit"], "digits"),
+    "no perturbation": (["run", "-a", "pgd-eot", "-t", "Linf:0"], "-a null"),
+    "too much": (["run", "-a", "pgd-eot", "-t", "Linf:8"], "Linf:8/255"),
+    "no images": (["run", "-a", "null", "--images", "0"], "1 to 500"),
+    "too many images": (["run", "-a", "null", "--images", "501"], "500 test images"),
+    "images a word": (["run", "--images", "all"], "all"),
+    "no draws": (["run", "-a", "null", "--evals", "0"], "at least once"),
+    "no rows": (["run", "-a", "null", "--rows", "0"], "--rows"),
+    "no workers": (["run", "-a", "null", "--workers", "0"], "--workers"),
+    "memory a word": (["run", "-a", "null", "--memory", "lots"], "4G"),
+    "subset below zero": (["run", "-a", "null", "--subset", "-1"], "subset"),
+    "nothing to purify": (["purify", "-d", "coup"], "IMAGE"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_bad_input_is_one_message_and_exit_2(case, finished, monkeypatch, capsys, tmp_path):
+    arguments, *words = WRONG[case]
+    monkeypatch.chdir(tmp_path)
+    advises(here(monkeypatch, capsys, *[finished[0] if a == "RESULTS" else a for a in arguments]), 2, *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_grid_with_one_bad_cell_is_refused_before_anything_runs(tmp_path):
+    (tmp_path / "g.toml").write_text(
+        'attacks = ["null"]\n[[grid]]\ndefenses = ["none", "coup"]\n[[grid]]\ndefenses = ["diffpure:sptes=3"]\n'
+    )
+    advises(purebench_("run", "g.toml", cwd=tmp_path), 2, "steps", "hint: ")
+    assert [p.name for p in tmp_path.iterdir()] == ["g.toml"]
+
+
+@pytest.mark.parametrize("out", ["file", "file/below"])
+def test_results_cannot_be_a_file(tmp_path, monkeypatch, capsys, out):
+    (tmp_path / "file").write_text("")
+    code, _, err = here(monkeypatch, capsys, "run", *TINY, "--out", tmp_path / out)
+    assert code in (1, 2)
+    assert "error: " in err
+    assert "hint: " in err
+
+
+def test_a_device_that_is_not_there(monkeypatch, capsys, tmp_path):
+    for device in ("cuda:99", "tpu", "cpu:x"):
+        code, _, err = here(monkeypatch, capsys, "run", *TINY[:-1], device, "--out", tmp_path)
+        assert (code, "--device cpu" in err) == (2, True)
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """A copy of the package, to be damaged; imported by PYTHONPATH."""
+    top = tmp_path_factory.mktemp("copy")
+    shutil.copytree(PACKAGE, top / "purebench", ignore=shutil.ignore_patterns("__pycache__"))
+    if not (PACKAGE / "checkpoints.toml").exists():
+        shutil.copy(PACKAGE.parent / "checkpoints.toml", top)
+    return top
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "one byte"])
+@pytest.mark.parametrize("which", ["digits-score", "digits-classifier"])
+def test_weights_that_are_missing_or_corrupt_are_exit_3(copy, tmp_path, damage, which):
+    path = copy / "purebench" / "embedded" / f"{which}.safetensors"
+    whole = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(b"" if damage == "empty" else whole[:-1] + bytes([whole[-1] ^ 1]))
+    try:
+        process = purebench_("run", *TINY, "--out", tmp_path / "r", PYTHONPATH=str(copy), cwd=tmp_path)
+    finally:
+        path.write_bytes(whole)
+    advises(process, 3, str(path), "hint: ", "purebench train", "missing" if damage == "missing" else "corrupt")
+    assert not (tmp_path / "r").exists()
+
+
+# --------------------------------------------------------------------------------------------------------------- purify
+
+
+def test_purify_writes_a_picture_of_each_and_one_of_all(tmp_path):
+    from PIL import Image
+
+    for name, size, mode in (("one.png", (8, 8), "L"), ("two.jpg", (50, 31), "RGB")):
+        Image.new(mode, size, 90 if mode == "L" else (10, 200, 30)).save(tmp_path / name)
+    process = purebench_("purify", "one.png", "two.jpg", "-d", "coup:steps=2", "--out", "clean", "--json", cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    rows = json.loads(process.stdout)
+    assert [row["image"] for row in rows] == ["one.png", "two.jpg"]
+    assert sorted(p.name for p in (tmp_path / "clean").iterdir()) == ["one.png", "side-by-side.png", "two.png"]
+    assert Image.open(tmp_path / "clean" / "one.png").size == (8, 8)
+    assert Image.open(tmp_path / "clean" / "side-by-side.png").size[0] > 200
+    assert "side-by-side.png" in process.stderr
+
+
+@pytest.mark.parametrize("image", ["nowhere.png", "text.png", "folder", "torn.png"])
+def test_an_image_that_cannot_be_read_is_exit_2(tmp_path, monkeypatch, capsys, image):
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    Path("text.png").write_text("I am no picture")
+    Path("folder").mkdir()
+    Image.effect_noise((64, 64), 50).save("whole.png")
+    Path("torn.png").write_bytes(Path("whole.png").read_bytes()[:600])
+    advises(here(monkeypatch, capsys, "purify", image, "-d", "coup:steps=2"), 2, image, "hint: ")
+    assert not Path("purified").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------- progress
+
+
+def test_elsewhere_than_on_a_terminal_progress_is_a_line_a_minute(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    lines = progress.Lines()
+    lines.start(3600, 0)
+    spoken = []
+    for second in range(1, 1801):
+        now[0] = float(second)
+        lines.work(1)
+        spoken += [second] * bool(err := capsys.readouterr().err)
+        assert "\r" not in err
+        assert err.count("\n") <= 1
+    assert spoken[0] <= 60  # an ETA from the first minute on
+    assert all(b - a >= 60 for a, b in zip(spoken, spoken[1:], strict=False))
+    assert len(spoken) >= 25
+
+
+def test_the_eta_counts_only_what_was_done_now(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    silent = progress.Silent()
+    silent.start(100, 0)
+    silent.skip(50)
+    assert silent.eta() == "ETA unknown"
+    now[0] = 10.0
+    silent.work(25)
+    assert silent.eta() == "at most 10s left"

@@ -1,0 +1,322 @@
+"""Runs on a tiny grid: whatever the order, the workers, the growth and the failures on the way, the records are the same bytes."""
+
+import errno
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+import torch
+
+from purebench import plan, progress, records, runner
+from purebench.attacks import Attacked
+from purebench.errors import UserError
+from purebench.purifiers.none import Identity
+
+DEFENSES = ("none", "coup:steps=2", "one-shot")
+ATTACKS = (
+    "null",
+    "noise",
+    "pgd-eot:steps=2,eot=2",
+    "transfer:from=(reverse-sde:steps=2),attack=(pgd-eot:steps=2,eot=2)",
+)
+
+
+class Told(progress.Silent):
+    """A reporter that remembers."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+def run(out, defenses=DEFENSES, attacks=ATTACKS, *, images=7, evals=2, threats=("Linf:0.2",), **settings):
+    request = plan.Request(
+        defenses=tuple(defenses), attacks=tuple(attacks), threats=threats, images=images, evals=evals, dataset="digits"
+    )
+    told = Told()
+    settings = {"workers": 1, "device": "cpu"} | settings
+    outcome = runner.run(plan.build(request), runner.Settings(out, **settings), told)
+    outcome.said = told.lines
+    return outcome
+
+
+def files(out):
+    return {
+        f"{p.parent.name}/{p.name}": p.read_bytes()
+        for name in (records.IMAGES, records.ADVERSARIAL)
+        for p in sorted(out.glob(f"*/{name}"))
+    }
+
+
+def logs(out):
+    return {(log.cell["defense"], log.cell["attack"].partition(":")[0]): log for log in records.load_all([out])}
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """The tiny grid, run once, in order, without interruption."""
+    out = tmp_path_factory.mktemp("reference")
+    outcome = run(out)
+    assert (len(outcome.done), outcome.failed, outcome.skipped) == (13, {}, [])
+    return out
+
+
+def test_the_same_command_again_does_nothing(reference):
+    before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in reference.glob("*/*.*")}
+    assert run(reference).images == 0
+    assert {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in reference.glob("*/*.*")} == before
+
+
+def test_another_order_of_the_images_gives_the_same_bytes(reference, tmp_path):
+    run(tmp_path, reverse=True)
+    assert files(tmp_path) == files(reference)
+
+
+def test_another_cut_into_batches_gives_the_same_bytes(reference, tmp_path):
+    """One image, then all but some, then all; rows of the padded shape as before."""
+    for images in (1, 5, 7):
+        run(tmp_path, images=images)
+    for path in tmp_path.glob(f"*/{records.IMAGES}"):  # and with holes
+        path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[1::2]))
+    run(tmp_path)
+    assert files(tmp_path) == files(reference)
+
+
+def test_l2_and_a_grid_cut_otherwise_give_the_same_bytes(tmp_path):
+    grid = {
+        "defenses": ("none", "diffpure:steps=2"),
+        "attacks": ("noise", "pgd-eot:steps=2,eot=2"),
+        "threats": ("L2:1",),
+        "evals": 1,
+    }
+    run(tmp_path / "a", **grid)
+    for images in (2, 3, 7):
+        run(tmp_path / "b", **grid, images=images, reverse=images == 7)
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+
+
+def test_more_draws_only_judge_again_and_keep_the_earlier_ones(reference, tmp_path):
+    run(tmp_path, evals=1)
+    adversarial = {k: v for k, v in files(tmp_path).items() if k.endswith(records.ADVERSARIAL)}
+    first = {log.id: log.images for log in records.load_all([tmp_path])}
+    outcome = run(tmp_path, evals=2)
+    assert outcome.images == 13 * 7
+    for log in records.load_all([tmp_path]):
+        for old, new in zip(first[log.id], log.images, strict=True):
+            assert new["adversarial"][:1] == old["adversarial"]
+            assert new["clean"][:1] == old["clean"]
+    assert {k: v for k, v in files(tmp_path).items() if k.endswith(records.ADVERSARIAL)} == adversarial
+    assert files(tmp_path) == files(reference)
+
+
+def test_null_is_clean_and_clean_is_common_to_all_attacks(reference):
+    of = logs(reference)
+    for (defense, attack), log in of.items():
+        if attack == "null":
+            assert all(r["adversarial"] == r["clean"] and r["linf"] == 0 for r in log.images)
+        if defense.partition(":")[0] != "reverse-sde":
+            null = of[(defense, "null")]
+            assert [r["clean"] for r in log.images] == [r["clean"] for r in null.images]
+            assert [r["undefended"] for r in log.images] == [r["undefended"] for r in null.images]
+
+
+def test_records_hold_what_the_metrics_need(reference):
+    for log in records.load_all([reference]):
+        assert [r["position"] for r in log.images] == list(range(7))
+        assert all(
+            0 <= r["linf"] <= 0.2 * (1 + 1e-6) + 2e-7 and len(r["clean"]) == len(r["adversarial"]) == 2
+            for r in log.images
+        )
+        assert all(len(r["nfe"]) == 2 for r in log.images)
+        entry = log.runs[-1]
+        assert entry["images"] == entry["wanted"] == 7
+        assert entry["versions"] if "versions" in entry else entry["torch"]
+
+
+def test_a_transfer_reads_its_sources_images(reference):
+    rows = {p.parent.name: p.read_bytes() for p in reference.glob(f"*/{records.ADVERSARIAL}")}
+    for log in records.load_all([reference]):
+        if log.cell["attack"].startswith("transfer"):
+            assert rows[log.id] == rows[log.cell["source"]]
+
+
+def test_a_transfer_follows_a_source_that_was_made_anew(reference, tmp_path):
+    """An image of the source that changed (a partial batch that grew) is judged again on the target."""
+    grid = {"defenses": ("one-shot",), "attacks": (ATTACKS[3],)}
+    run(tmp_path, **grid)
+    target = next(log for log in records.load_all([tmp_path]) if log.cell["source"])
+    for name in (records.IMAGES, records.ADVERSARIAL):
+        assert (target.folder / name).read_bytes() == (reference / target.id / name).read_bytes()
+    shape = [1, 8, 8]
+    store = records.Store(target.folder, target.id, target.cell, shape, {})
+    store.append([store.done[3]], [bytes(256)], {"seconds": 0.0})  # as if the source had been another one
+    store.close()
+    assert run(tmp_path, **grid).images == 1
+    for name in (records.IMAGES, records.ADVERSARIAL):
+        assert (target.folder / name).read_bytes() == (reference / target.id / name).read_bytes()
+
+
+def test_fresh_starts_over_and_keeps_the_old(reference, tmp_path):
+    for _ in range(2):
+        run(tmp_path, ("one-shot",), ("null",), fresh=True)
+    [cell] = records.cells([tmp_path])
+    assert sorted(p.name for p in tmp_path.iterdir()) == [cell.name, f"{cell.name}.old1"]
+    for name in (records.IMAGES, records.ADVERSARIAL):
+        assert (cell / name).read_bytes() == (reference / cell.name / name).read_bytes()
+
+
+# ------------------------------------------------------------------------------------------------------- what goes wrong
+
+
+def shifts(by):
+    def attack(defense, x, y, threat, noise):
+        return Attacked(x + by)
+
+    return lambda: attack
+
+
+def raises():
+    def attack(defense, x, y, threat, noise):
+        raise ZeroDivisionError("of all things")
+
+    return attack
+
+
+BROKEN = {
+    "outside the ball": (shifts(0.3), "outside Linf:0.2"),
+    "outside [0,1]": (shifts(-0.01), "[0,1]"),
+    "not finite": (shifts(torch.nan), "not finite"),
+    "raises": (raises, "ZeroDivisionError: of all things (test_runner.py:"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_failing_attack_stops_no_other_cell(case, tmp_path, monkeypatch):
+    attack, reason = BROKEN[case]
+    with monkeypatch.context() as patch:
+        patch.setattr("purebench.attacks.null.noise", attack)
+        outcome = run(tmp_path, ("none",), ("noise", "null"), images=3)
+        assert run(tmp_path, ("none",), ("noise", "null"), images=3).failed == outcome.failed  # it is tried again
+    assert len(outcome.done) == len(outcome.failed) == 1
+    assert reason in "".join(outcome.failed.values())
+    assert reason in "".join(outcome.said)
+    assert reason in logs(tmp_path)["none", "noise"].failed
+    assert logs(tmp_path)["none", "null"].failed is None
+    assert run(tmp_path, ("none",), ("noise", "null"), images=3).failed == {}
+    assert logs(tmp_path)["none", "noise"].failed is None
+
+
+def test_a_defense_that_diverges_fails_and_is_not_counted_as_a_class(tmp_path, monkeypatch):
+    class Diverges(Identity):
+        def finish(self, state):
+            return super().finish(state) * torch.nan
+
+    monkeypatch.setattr("purebench.purifiers.one_shot.one_shot", lambda *a, **k: Diverges())
+    outcome = run(tmp_path, ("one-shot", "none"), ("null",), images=3)
+    assert [*outcome.failed.values()] == [
+        "RuntimeError: the defense gave logits that are not finite (evaluate.py:"
+        + [*outcome.failed.values()][0].rpartition(":")[2]
+    ]
+    assert len(outcome.done) == 1
+
+
+def test_a_transfer_whose_source_failed_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("purebench.attacks.null.noise", raises)
+    outcome = run(tmp_path, ("none",), ("null", "transfer:from=(one-shot),attack=(noise)"), images=3)
+    assert len(outcome.failed) == 2
+    assert "source" in logs(tmp_path)["none", "transfer"].failed
+    assert len(outcome.done) == 1
+
+
+def test_a_full_disk_stops_the_run_and_the_same_command_goes_on(reference, tmp_path, monkeypatch):
+    grid = {"defenses": ("one-shot",), "attacks": ATTACKS[:3]}
+    sync, calls = os.fsync, [0]
+
+    def full(descriptor):
+        calls[0] += 1
+        if calls[0] > 9:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match="No space left") as caught:
+            run(tmp_path, **grid)
+    assert caught.value.code == 1
+    kept = sum(len(log.images) for log in records.load_all([tmp_path]))
+    assert kept >= 7
+    assert run(tmp_path, **grid).images == 21 - kept
+    assert files(tmp_path).items() <= files(reference).items()
+
+
+def test_damage_is_refused_before_anything_is_computed(tmp_path):
+    run(tmp_path, ("one-shot",), ("null",), images=3)
+    [path] = tmp_path.glob(f"*/{records.IMAGES}")
+    path.write_text(path.read_text().replace('"label":', '"label":1', 1))
+    with pytest.raises(UserError, match="line 1 of"):
+        run(tmp_path, ("none", "one-shot"), ("null",), images=3)
+    assert len(list(tmp_path.iterdir())) == 1  # the cell of `none`, which comes first, was not begun
+
+
+def test_a_newer_cell_is_refused_before_anything_is_computed(tmp_path):
+    run(tmp_path, ("one-shot",), ("null",), images=3)
+    [path] = tmp_path.glob(f"*/{records.CELL}")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 99}))
+    with pytest.raises(UserError, match="schema 99"):
+        run(tmp_path, ("none", "one-shot"), ("null",), images=3)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_cell_that_another_process_computes_is_skipped(tmp_path):
+    cells = [
+        j.cell for j in plan.build(plan.Request(defenses=("one-shot",), attacks=ATTACKS[3:], dataset="digits")).jobs
+    ]
+    with records.lock(
+        tmp_path / cells[0].id
+    ):  # the source: then the transfer cannot go on either, and nobody is to blame
+        outcome = run(tmp_path, ("one-shot",), ("null", ATTACKS[3]), images=3)
+    assert (len(outcome.done), len(outcome.skipped), outcome.failed) == (1, 2, {})
+    assert "another process" in outcome.said[0]
+
+
+@pytest.mark.parametrize("out", ["file", "file/below"])
+def test_results_that_are_a_file_are_refused(tmp_path, out):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file"):
+        run(tmp_path / out, ("none",), ("null",))
+
+
+# --------------------------------------------------------------------------------------------------------------- workers
+
+
+def test_workers_give_the_same_bytes_and_one_that_is_killed_fails_its_cell_alone(reference, tmp_path):
+    """Three workers; as soon as all have begun, one is killed with SIGKILL. The cell that it worked on fails; then all is repeated."""
+    killed = []
+
+    def assassin():
+        import multiprocessing
+
+        end = time.monotonic() + 60
+        while time.monotonic() < end and not killed:
+            if len(files(tmp_path)) > 1:  # somebody has written
+                for child in multiprocessing.active_children()[:1]:
+                    os.kill(child.pid, signal.SIGKILL)
+                    killed.append(child.pid)
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=assassin)
+    thread.start()
+    outcome = run(tmp_path, workers=2)
+    thread.join()
+    assert killed
+    assert len(outcome.done) + len(outcome.failed) == 13
+    assert len(outcome.failed) <= 2  # the one, and the transfers from it
+    if outcome.failed:
+        assert any("killed by signal 9" in why for why in outcome.failed.values())
+        run(tmp_path, workers=1)
+    assert files(tmp_path) == files(reference)
