@@ -160,6 +160,7 @@ def main() -> int:
     os.environ.pop("PUREBENCH_GOLDEN", None)  # a fresh clone has to notice by itself
     import scipy.stats  # noqa: F401  (imported here, so that the forks need not)
     import torch
+    import torch.fx.experimental.symbolic_shapes  # noqa: F401  (what the first torch.autograd.grad imports: two seconds)
     import torchsde  # noqa: F401
 
     torch.set_num_threads(1)

@@ -240,7 +240,7 @@ class Defense:
                 purified = purified.detach().requires_grad_()
                 logits = self.classifier(purified)
                 d = derivative(logits[: chunk.real])
-                return torch.autograd.grad(logits[: chunk.real], purified, d)[0]
+                return torch.autograd.grad((logits[: chunk.real] * d).sum(), purified)[0]
 
         with chain.nfe() as calls:
             grad = self._vjp(chunk.x.detach(), chunk.noise, cotangent)[1]

@@ -88,7 +88,7 @@ class Live(Silent):
             TextColumn("{task.fields[eta]}  {task.fields[line]}"),
         )
         self.bar = Progress(*columns, console=Console(stderr=True), transient=True)
-        self.task = self.bar.add_task("run", total=total, completed=done, eta="", line="")
+        self.task = self.bar.add_task("run", total=total, completed=int(done), eta="", line="")
         self.bar.start()
 
     def work(self, amount: float) -> None:

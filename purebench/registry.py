@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import math
 from functools import cache
 from importlib.machinery import PathFinder
 from importlib.metadata import entry_points
@@ -52,6 +53,10 @@ NAMES: dict[str, dict[str, str]] = {
         "autoattack-standard": "purebench.attacks.autoattack:autoattack_standard",
     },
 }
+CHOICES = {
+    "loss": ("ce", "dlr", "margin"),
+    "combine": ("logits", "softmax", "logsoftmax", "vote"),
+}  # words that defense.py knows
 COMMON = {"defense": {"votes": 1, "combine": "logits"}}  # parameters that every component of a kind has
 
 
@@ -135,17 +140,18 @@ def check_parameters(kind: str, name: str, given: dict[str, Any]) -> None:
             raise UserError(
                 f"`{key}={value}` of `{name}` is not a number", f"the default is {default}; see `purebench show {name}`"
             )
-        if (
-            isinstance(default, int)
-            and not isinstance(default, bool)
-            and isinstance(value, float)
-            and value != int(value)
-        ):
+        if numeric and not math.isfinite(value):
+            raise UserError(f"`{key}={value}` of `{name}` is out of range", f"the default is {default}")
+        if isinstance(default, int) and numeric and value != int(value):
             raise UserError(f"`{key}={value}` of `{name}` is not a whole number", f"the default is {default}")
         if isinstance(default, bool) and not isinstance(value, bool):
             raise UserError(
                 f"`{key}={value}` of `{name}` is neither true nor false", f"the default is {str(default).lower()}"
             )
+        if isinstance(default, int) and numeric and value < min(default, 1):  # counts: steps, eot, votes, batch, ..
+            raise UserError(f"`{key}={value}` is not possible for `{name}`", f"at least 1; the default is {default}")
+        if key in CHOICES and isinstance(value, str) and value not in CHOICES[key]:
+            raise unknown(f"{key} of `{name}`", value, CHOICES[key], see=f"purebench show {name}")
         if isinstance(value, Part) and key in NAMES:  # `attack=(pgd-eot:steps=5)`: a component of that kind
             continue
         if isinstance(default, str) and not isinstance(value, str):

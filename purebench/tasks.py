@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,14 +38,16 @@ class Done:
 
 
 def default_rows(cell: Cell) -> int:
-    """Rows of the padded shape: the dataset's, or fewer (a multiple of 16) where a batch of the attack never fills them."""
+    """Rows of the padded shape: the dataset's, or fewer (a multiple of 16) where a batch of the attack never fills them. An attack
+    in batches with one draw per image spends its time on the survivors: half a batch."""
     rows = datasets.defaults(cell.dataset)["rows"]
     batch = unit_of(cell)
     if batch is None:
         return rows
     values = cell.parameters["attack"]
-    most = batch * int(values.get("eot", 1)) * int(cell.parameters["defense"].get("votes", 1))  # type: ignore[arg-type]
-    return min(rows, -(-most // 16) * 16)
+    copies = int(cell.parameters["defense"].get("votes", 1))  # type: ignore[arg-type]
+    most = batch * copies * int(values["eot"]) if "eot" in values else batch * copies / 2  # type: ignore[arg-type]
+    return min(rows, math.ceil(most / 16) * 16)
 
 
 def unit_of(cell: Cell) -> int | None:

@@ -294,6 +294,7 @@ def test_square_charges_each_image_for_its_own_queries(classifier, images):
     assert (forwards[~found.verdict] <= 40 + 1 + 4).all()
     assert len(forwards.unique()) > 3
     assert defense.spent.close()[0] == forwards.sum()
+    assert defense.spent.total() == (0, 0, 0)
 
 
 # -------------------------------------------------------------------------------------------------------------- the guards

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -91,7 +92,10 @@ def test_what_only_names_things_costs_no_time_and_no_torch(arguments):
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     assert any(cpu() < 0.5 for _ in range(3))
-    code = "import sys\nfrom purebench.cli import app\ntry: app()\nexcept SystemExit: pass\nprint([m for m in ('torch', 'pandas', 'numpy', 'rich') if m in sys.modules])"
+    code = (
+        "import sys\nfrom purebench.cli import app\ntry: app()\nexcept SystemExit: pass\n"
+        "print([m for m in ('torch', 'pandas', 'numpy', 'rich') if m in sys.modules])"
+    )
     out = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True).stdout
     assert out.splitlines()[-1] == "[]"
 
@@ -115,9 +119,19 @@ def test_a_quiet_run_says_nothing(finished, monkeypatch, capsys):
     assert here(monkeypatch, capsys, "run", *TINY, "--quiet", "--out", finished[0]) == (0, "", "")
 
 
-@pytest.mark.parametrize(("arguments", "count"), [(["status", "RESULTS", "--json"], 2), (["table", "RESULTS", "--format", "json"], 4), (["list", "--json"], 20), (["list", "attacks", "--json"], 5), (["show", "coup", "--json"], 5), (["where", "--json"], 3)])  # fmt: skip
+JSON = {
+    "status RESULTS --json": 2,
+    "table RESULTS --format json": 4,
+    "list --json": 20,
+    "list attacks --json": 5,
+    "show coup --json": 5,
+    "where --json": 3,
+}
+
+
+@pytest.mark.parametrize(("arguments", "count"), JSON.items())
 def test_json_is_json(finished, arguments, count):
-    process = purebench_(*[finished[0] if a == "RESULTS" else a for a in arguments])
+    process = purebench_(*[finished[0] if a == "RESULTS" else a for a in arguments.split()])
     assert process.returncode == 0, process.stderr
     assert len(json.loads(process.stdout)) >= count
 
@@ -155,30 +169,16 @@ def test_a_dry_run_plans_and_writes_nothing(finished, tmp_path, monkeypatch, cap
     )
     rows = json.loads(here(monkeypatch, capsys, "run", *more, finished[0], "--json")[1])
     assert {(r["cell"].partition(" @")[0].partition(" (")[0], r["done"], r["left"]) for r in rows} == {
-        ("one-shot x null", 4, 0), ("one-shot x pgd-eot:eot=2,steps=2", 4, 0), ("coup x pgd-eot", 0, 4), ("one-shot x transfer:from=(coup)", 0, 4),
+        ("one-shot x null", 4, 0), ("one-shot x pgd-eot:eot=2,steps=2", 4, 0),
+        ("coup x pgd-eot", 0, 4), ("one-shot x transfer:from=(coup)", 0, 4),
     }  # fmt: skip
     assert all((r["seconds"] > 0) == (r["left"] > 0) and r["nfe_forward"] >= 0 and r["id"] for r in rows)
     assert len(list(finished[0].iterdir())) == 2
 
 
 def test_ctrl_c_keeps_what_was_computed(tmp_path):
-    arguments = [
-        "run",
-        "-d",
-        "coup",
-        "-a",
-        "pgd-eot",
-        "-a",
-        "null",
-        "--images",
-        "400",
-        "--workers",
-        "1",
-        "--device",
-        "cpu",
-        "--out",
-        str(tmp_path),
-    ]
+    arguments = ["run", "-d", "coup:steps=5", "-a", "pgd-eot:steps=5", "-a", "null", "--images", "400", "--evals", "1"]
+    arguments += ["--workers", "1", "--device", "cpu", "--out", str(tmp_path)]
     process = subprocess.Popen([*PUREBENCH, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 60
     while not list(tmp_path.glob(f"*/{records.IMAGES}")) and time.monotonic() < end:
@@ -263,7 +263,7 @@ WRONG = {
     "too much": (["run", "-a", "pgd-eot", "-t", "Linf:8"], "Linf:8/255"),
     "no images": (["run", "-a", "null", "--images", "0"], "1 to 500"),
     "too many images": (["run", "-a", "null", "--images", "501"], "500 test images"),
-    "images a word": (["run", "--images", "all"], "all"),
+    "images a word": (["run", "--images", "all"], "--images"),
     "no draws": (["run", "-a", "null", "--evals", "0"], "at least once"),
     "no rows": (["run", "-a", "null", "--rows", "0"], "--rows"),
     "no workers": (["run", "-a", "null", "--workers", "0"], "--workers"),
@@ -378,7 +378,7 @@ def test_elsewhere_than_on_a_terminal_progress_is_a_line_a_minute(monkeypatch, c
         assert "\r" not in err
         assert err.count("\n") <= 1
     assert spoken[0] <= 60  # an ETA from the first minute on
-    assert all(b - a >= 60 for a, b in zip(spoken, spoken[1:], strict=False))
+    assert all(b - a >= 60 for a, b in pairwise(spoken))
     assert len(spoken) >= 25
 
 

@@ -160,6 +160,14 @@ BAD = {
     "word for number": (Request(defenses=("coup:steps=many",)), "many", "number"),
     "bool for number": (Request(defenses=("coup:steps=true",)), "number"),
     "part of a step": (Request(defenses=("coup:steps=2.5",)), "whole"),
+    "no steps": (Request(defenses=("coup:steps=0",)), "at least 1"),
+    "no purification": (Request(defenses=("coup:votes=0",)), "at least 1"),
+    "no draws of an attack": (Request(attacks=("pgd-eot:eot=-1",)), "at least 1"),
+    "no batch": (Request(attacks=("autoattack-rand:batch=0",)), "at least 1"),
+    "infinite": (Request(defenses=("coup:steps=1e999",)), "range"),
+    "infinite float": (Request(defenses=("coup:guidance=-1e999",)), "range"),
+    "unknown loss": (Request(attacks=("pgd-eot:loss=dlrr",)), "dlr"),
+    "unknown way to combine": (Request(defenses=("coup:votes=3,combine=votes",)), "vote"),
     "number for bool": (Request(defenses=("coup:clamp=1",)), "true"),
     "number for word": (Request(attacks=("pgd-eot:loss=3",)), "word"),
     "list for number": (Request(defenses=("coup:steps=[1,2]",)), "number"),
@@ -278,6 +286,16 @@ def test_reading_rubbish_is_a_message_and_nothing_else():
 def test_threats(text, shown):
     assert str(threat(text)) == shown
     assert threat(shown) == threat(text)
+
+
+def test_the_words_that_the_planner_takes_are_those_that_the_defense_knows():
+    import torch
+
+    from purebench import defense, registry
+
+    assert set(registry.CHOICES["loss"]) == set(defense.LOSSES)
+    for how in registry.CHOICES["combine"]:
+        assert defense.combine(torch.zeros(2, 3, 4), how, 1).shape == (2, 4)
 
 
 def test_fractions_are_shown_as_fractions():

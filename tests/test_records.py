@@ -90,10 +90,16 @@ def test_a_line_cut_anywhere_loses_that_image_alone(folder, cut):
     assert done(folder) == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [(b'"adversarial":[0', b'"adversarial":[1'), (b'"position":3', b'"position":9'), (b'"crc":"', b'"crc":"0'), (b'{"pos', b'\xff"pos'), (b',"label"', b'\n,"label"')],
-)  # fmt: skip
+EDITS = {
+    "another prediction": (b'"adversarial":[0', b'"adversarial":[1'),
+    "another position": (b'"position":3', b'"position":9'),
+    "another checksum": (b'"crc":"', b'"crc":"0'),
+    "no text": (b'{"pos', b'\xff"pos'),
+    "two lines": (b',"label"', b'\n,"label"'),
+}
+
+
+@pytest.mark.parametrize(("old", "new"), EDITS.values(), ids=EDITS)
 def test_an_edited_line_is_refused_with_its_number(folder, old, new):
     path = folder / records.IMAGES
     lines = path.read_bytes().splitlines(keepends=True)
@@ -165,10 +171,19 @@ def test_fresh_renames_and_deletes_nothing(folder):
     assert len(records.load_all([folder.parent / "cell.old1"])[0].images) == 5  # named, it is read
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", "{", "[]", "{}", '{"schema": "1"}', '{"schema": 1}', '{"schema": 1, "id": 3, "cell": {}, "runs": []}', "\0"],
-)
+NO_CELLS = [
+    "",
+    "{",
+    "[]",
+    "{}",
+    "\0",
+    '{"schema": "1"}',
+    '{"schema": 1}',
+    '{"schema": 1, "id": 3, "cell": {}, "runs": []}',
+]
+
+
+@pytest.mark.parametrize("text", NO_CELLS)
 def test_a_cell_that_cannot_be_read_is_refused(folder, text):
     (folder / records.CELL).write_text(text)
     for use in (records.load, opened):

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import signal
 import threading
@@ -46,11 +47,8 @@ def run(out, defenses=DEFENSES, attacks=ATTACKS, *, images=7, evals=2, threats=(
 
 
 def files(out):
-    return {
-        f"{p.parent.name}/{p.name}": p.read_bytes()
-        for name in (records.IMAGES, records.ADVERSARIAL)
-        for p in sorted(out.glob(f"*/{name}"))
-    }
+    paths = [p for name in (records.IMAGES, records.ADVERSARIAL) for p in sorted(out.glob(f"*/{name}"))]
+    return {f"{p.parent.name}/{p.name}": p.read_bytes() for p in paths}
 
 
 def logs(out):
@@ -218,10 +216,8 @@ def test_a_defense_that_diverges_fails_and_is_not_counted_as_a_class(tmp_path, m
 
     monkeypatch.setattr("purebench.purifiers.one_shot.one_shot", lambda *a, **k: Diverges())
     outcome = run(tmp_path, ("one-shot", "none"), ("null",), images=3)
-    assert [*outcome.failed.values()] == [
-        "RuntimeError: the defense gave logits that are not finite (evaluate.py:"
-        + [*outcome.failed.values()][0].rpartition(":")[2]
-    ]
+    [why] = outcome.failed.values()
+    assert "logits that are not finite" in why
     assert len(outcome.done) == 1
 
 
@@ -295,15 +291,13 @@ def test_results_that_are_a_file_are_refused(tmp_path, out):
 
 
 def test_workers_give_the_same_bytes_and_one_that_is_killed_fails_its_cell_alone(reference, tmp_path):
-    """Three workers; as soon as all have begun, one is killed with SIGKILL. The cell that it worked on fails; then all is repeated."""
+    """One of two workers is killed as soon as something is written. The cell that it worked on fails; the rest is as ever."""
     killed = []
 
     def assassin():
-        import multiprocessing
-
         end = time.monotonic() + 60
         while time.monotonic() < end and not killed:
-            if len(files(tmp_path)) > 1:  # somebody has written
+            if files(tmp_path):
                 for child in multiprocessing.active_children()[:1]:
                     os.kill(child.pid, signal.SIGKILL)
                     killed.append(child.pid)
@@ -311,12 +305,12 @@ def test_workers_give_the_same_bytes_and_one_that_is_killed_fails_its_cell_alone
 
     thread = threading.Thread(target=assassin)
     thread.start()
-    outcome = run(tmp_path, workers=2)
+    outcome = run(tmp_path, DEFENSES[1:2], ATTACKS[1:], workers=2)
     thread.join()
     assert killed
-    assert len(outcome.done) + len(outcome.failed) == 13
-    assert len(outcome.failed) <= 2  # the one, and the transfers from it
+    assert len(outcome.done) + len(outcome.failed) == 4
+    assert len(outcome.failed) <= 2  # the one, and the transfer from it; none if it had nothing to do
     if outcome.failed:
         assert any("killed by signal 9" in why for why in outcome.failed.values())
-        run(tmp_path, workers=1)
-    assert files(tmp_path) == files(reference)
+        run(tmp_path, DEFENSES[1:2], ATTACKS[1:])
+    assert files(tmp_path).items() <= files(reference).items()

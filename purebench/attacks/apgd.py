@@ -104,9 +104,8 @@ def ascend(
         loss_best = torch.where(better, found.loss, loss_best)
 
         since += 1
-        if (
-            since == period
-        ):  # a checkpoint: halve the step of an image that oscillates (1) or is stuck (2), back to its best point
+        if since == period:
+            # Checkpoint: an image that oscillates (condition 1) or is stuck (2) goes back to its best point with half the step.
             rises = sum((losses[i - c] > losses[i - c - 1]).to(loss_best.dtype) for c in range(period))
             oscillates = rises <= period * rho * torch.ones_like(loss_best)
             stuck = ~halved & (loss_checked >= loss_best)
