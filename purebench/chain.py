@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -104,17 +105,22 @@ class Plan:
     level: int = 1
 
 
+@cache
 def plan(n: int, state: int, graph: int, memory: int | None, work: int = 0) -> Plan:
     """The fastest plan within `memory` bytes, for states of `state` bytes, step graphs of `graph` bytes, and `work` bytes that
     come and go while a step runs."""
     if memory is None or n * graph + work <= memory:
         return Plan(tail=n)
     memory -= work
+    best: Plan | None = None  # one forward more for all but the tail: the longest tail wins, then the shortest segments
     for segment in range(1, n):
-        states = math.ceil(n / segment) * state
-        if states + segment * graph <= memory:  # one forward more for all but the tail
-            tail = segment if segment > 1 else max(1, min(n, (memory - states) // graph))
-            return Plan(tail, segment)
+        for tail in range(n - 1, best.tail if best else 0, -1):
+            states = math.ceil((n - tail) / segment) * state
+            if states + max(tail, min(segment, n - tail)) * graph <= memory:
+                best = Plan(tail, segment)
+                break
+    if best:
+        return best
     root = math.ceil(math.sqrt(n))
     need = graph + 2 * root * state
     if memory < need:

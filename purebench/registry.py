@@ -141,7 +141,7 @@ def check_parameters(kind: str, name: str, given: dict[str, Any]) -> None:
                 f"`{key}={value}` of `{name}` is not a number", f"the default is {default}; see `purebench show {name}`"
             )
         if numeric and not math.isfinite(value):
-            raise UserError(f"`{key}={value}` of `{name}` is out of range", f"the default is {default}")
+            raise UserError(f"`{key}={value}` of `{name}` is outside its range", f"the default is {default}")
         if isinstance(default, int) and numeric and value != int(value):
             raise UserError(f"`{key}={value}` of `{name}` is not a whole number", f"the default is {default}")
         if isinstance(default, bool) and not isinstance(value, bool):
