@@ -98,8 +98,8 @@ def finish(arguments: list[str], out: Path, workers: int) -> float:
 def wait_for(moment: str, process: subprocess.Popen, out: Path, dice: random.Random) -> bool:
     """Returns at the moment, or when the process has ended: False."""
     before = sizes(out)
-    first, delay = None, dice.choice([dice.uniform(0, 0.3), dice.uniform(0, 2.5)])
-    skip = dice.randrange(12)  # growths to let pass
+    first, delay = None, dice.choice([dice.uniform(0, 0.3), dice.uniform(0, 1.5)])
+    skip = dice.randrange(6)  # growths to let pass
     while process.poll() is None:
         now = sizes(out)
         if now != before:

@@ -30,7 +30,9 @@ class ChainBrownian:
         self.dtype, self.device = like.dtype, like.device
         self.shape = torch.Size((len(like), like[0].numel()))
         self.levy_area_approximation = "none"
-        self._known: dict[int, list[tuple[float, Tensor]]] = {}  # step k -> times s within it, in order, and W(s) - W(times[k])
+        self._known: dict[
+            int, list[tuple[float, Tensor]]
+        ] = {}  # step k -> times s within it, in order, and W(s) - W(times[k])
 
     def _points(self, k: int) -> list[tuple[float, Tensor]]:
         if k not in self._known:

@@ -32,7 +32,7 @@ def describe(the_plan: plan.Plan, settings: runner.Settings, as_json: bool) -> s
             {
                 "cell": str(job.cell), "done": job.images - min(left, job.images), "left": left, "evals": job.evals, "nfe_forward": forward,
                 "nfe_backward": backward, "seconds": seconds, "id": job.cell.id,
-                "parameters": {k: v for k, v in job.cell.data()["parameters"].items()}, "origin": job.origin,
+                "parameters": job.cell.data()["parameters"], "origin": job.origin,
             }
         )  # fmt: skip
     if as_json:
@@ -45,10 +45,9 @@ def describe(the_plan: plan.Plan, settings: runner.Settings, as_json: bool) -> s
             f"{r['cell'].ljust(width)}  {r['done']:4d}  {r['left']:4d}  {r['nfe_forward']:11,.0f}  {r['nfe_backward']:8,.0f}  {took:>7}"
         )
     total = sum(r["seconds"] for r in rows)
-    lines += [
-        "",
-        f"{len(rows)} cells, at most {duration(total)} with {settings.workers} worker{'s' * (settings.workers > 1)} (from one measured batch per defense and gradient)",
-    ]
+    workers = f"{settings.workers} worker{'s' * (settings.workers > 1)}"
+    how = "from one measured batch per defense and gradient"
+    lines += ["", f"{len(rows)} cells, at most {duration(total)} with {workers} ({how})"]
     lines += ["", "parameters and where they come from:"]
     seen: dict[str, None] = {}
     for job in the_plan.jobs:

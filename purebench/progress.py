@@ -18,7 +18,7 @@ def reporter(quiet: bool) -> Any:
 
 def duration(seconds: float) -> str:
     """90 -> `1m30s`."""
-    seconds = int(round(seconds))
+    seconds = round(seconds)
     if seconds < 60:
         return f"{seconds}s"
     if seconds < 3600:
@@ -31,11 +31,15 @@ class Silent:
 
     def start(self, total: float, done: float) -> None:
         self.total, self.done, self.began = total, done, time.monotonic()
-        self.fresh = 0.0  # work done now, by which the speed is measured
+        self.fresh, self.first = 0.0, 0.0  # work done now and since when, by which the speed is measured
         self.line = ""
 
     def work(self, amount: float) -> None:
-        self.done, self.fresh = self.done + amount, self.fresh + amount
+        self.done += amount
+        if self.first:
+            self.fresh += amount
+        else:  # the first was under way before the clock was started
+            self.first = time.monotonic()
 
     def skip(self, amount: float) -> None:
         """Work that needs no doing."""
@@ -48,9 +52,10 @@ class Silent:
         print(f"purebench: {line}", file=sys.stderr, flush=True)
 
     def eta(self) -> str:
-        if not self.fresh:
-            return "ETA unknown"
-        left = max(self.total - self.done, 0) * (time.monotonic() - self.began) / self.fresh
+        took = time.monotonic() - self.first
+        if not self.fresh or took < 5:
+            return "ETA in a moment"
+        left = max(self.total - self.done, 0) * took / self.fresh
         return f"at most {duration(left)} left"
 
     def stop(self) -> None:

@@ -1,6 +1,7 @@
 """torchsde's adjoint on the chain's own Brownian path: the forward pass, the bridges, and the gradient it is and is not."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -109,9 +110,9 @@ def brownian(steps=10, ids=range(ROWS), shape=(1, 4, 4), dtype=torch.float32, t=
 
 def test_increments_over_the_grid_are_the_chains_draws_exactly():
     times, bm, noise, like = brownian(100)
-    assert bm.shape == (ROWS, 16)
+    assert (bm.shape, bm.dtype, bm.device) == ((ROWS, 16), like.dtype, like.device)  # torchsde's Brownian interface
     bm(times[3] + 1e-4, times[7] + 2e-4)  # bridges drawn before change nothing
-    for k, (a, b) in enumerate(zip(times, times[1:], strict=False)):
+    for k, (a, b) in enumerate(pairwise(times)):
         assert torch.equal(bm(torch.tensor(a), torch.tensor(b)), (math.sqrt(b - a) * noise.normal(k, like)).flatten(1))
         assert not bm(a, a).any()
 
@@ -121,7 +122,7 @@ def test_increments_add_up_whatever_lies_between():
     points = [times[0], times[0] + 0.003, times[1], times[1] + 0.001, times[4] + 0.007, times[4] + 0.0071, times[-1]]
     for a, b, c in zip(points, points[1:], points[2:], strict=False):
         assert torch.allclose(bm(a, b) + bm(b, c), bm(a, c), rtol=0, atol=1e-14)
-    whole = sum(bm(a, b) for a, b in zip(times, times[1:], strict=False))
+    whole = sum(bm(a, b) for a, b in pairwise(times))
     assert torch.allclose(bm(times[0], times[-1]), whole, rtol=0, atol=1e-14)
     assert torch.equal(bm(times[0] - 1, times[-1] + 1), bm(times[0], times[-1]))  # constant beyond the ends
 
@@ -162,7 +163,7 @@ def test_several_times_within_one_step_are_one_path():
     points = [a + share * (b - a) for share in (0.0, 0.3, 0.35, 0.7, 1.0)]
     for i in (3, 1, 2):
         bm(a, points[i])
-    steps = torch.stack([bm(s, t).flatten() / math.sqrt(t - s) for s, t in zip(points, points[1:], strict=False)])
+    steps = torch.stack([bm(s, t).flatten() / math.sqrt(t - s) for s, t in pairwise(points)])
     assert torch.allclose(torch.cov(steps), torch.eye(4, dtype=torch.float64), atol=4.5 * (2 / steps.shape[1]) ** 0.5)
 
 

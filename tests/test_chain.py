@@ -52,7 +52,12 @@ def purifier(case: str, steps: int = 6):
     name, _, flag = case.partition(":")
     known = registry.parameters("defense", name)
     small = {"steps": steps, "t": 0.12, "guidance": 3.0}
-    return make(name, score=SCORE, classifier=CLASSIFIER, **{k: v for k, v in small.items() if k in known} | ({flag: True} if flag else {}))
+    return make(
+        name,
+        score=SCORE,
+        classifier=CLASSIFIER,
+        **{k: v for k, v in small.items() if k in known} | ({flag: True} if flag else {}),
+    )
 
 
 class Toy:
@@ -302,7 +307,10 @@ def peak(p, memory: int | None, detached: bool = False) -> int:
         return saved
 
     parameters = {q.untyped_storage().data_ptr() for m in (SCORE.network, CLASSIFIER) for q in m.parameters()}
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda s: s.tensor), chain.detached() if detached else nullcontext():
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda s: s.tensor),
+        chain.detached() if detached else nullcontext(),
+    ):
         chain.vjp(p, X, NOISE, V, memory=memory)
     return top
 
@@ -310,7 +318,7 @@ def peak(p, memory: int | None, detached: bool = False) -> int:
 @pytest.mark.parametrize("case", ["diffpure", "coup"])
 def test_saved_tensors_stay_within_the_budget(case):
     p = purifier(case, steps=12)
-    state, graph = chain.step_bytes(p, X, NOISE)
+    _, graph = chain.step_bytes(p, X, NOISE)
     whole = peak(p, None)
     assert 0.8 * 12 * graph < whole < 1.05 * 12 * graph
     for memory in (2 * graph, 4 * graph, 8 * graph):
@@ -341,7 +349,9 @@ def test_plans_keep_their_budget_and_more_memory_never_recomputes_more(state, gr
     for n in (1, 2, 3, 4, 5, 9, 10, 16, 17, 50, 100):
         least, most = graph + 2 * math.ceil(n**0.5) * state, n * graph
         before = math.inf
-        for memory in sorted({graph - 1, least - 1, least, most - 1, most, *range(least, most, max(1, (most - least) // 150))}):
+        for memory in sorted(
+            {graph - 1, least - 1, least, most - 1, most, *range(least, most, max(1, (most - least) // 150))}
+        ):
             if memory < min(least, most):  # not even two levels fit; one may still
                 try:
                     plan = chain.plan(n, state, graph, memory)

@@ -388,7 +388,9 @@ def test_the_eta_counts_only_what_was_done_now(monkeypatch):
     silent = progress.Silent()
     silent.start(100, 0)
     silent.skip(50)
-    assert silent.eta() == "ETA unknown"
-    now[0] = 10.0
-    silent.work(25)
-    assert silent.eta() == "at most 10s left"
+    now[0] = 100.0  # the start-up is not counted
+    silent.work(20)
+    assert silent.eta() == "ETA in a moment"
+    now[0] = 110.0
+    silent.work(10)
+    assert silent.eta() == "at most 20s left"

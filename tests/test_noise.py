@@ -62,7 +62,9 @@ def test_another_stream_changes_every_row(kind, change):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("change", [{"ids": [3, 6, 8]}, {"samples": [0, 3, 0]}, {"ids": [3, 2, 8], "samples": [0, 5, 0]}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"ids": [3, 6, 8]}, {"samples": [0, 3, 0]}, {"ids": [3, 2, 8], "samples": [0, 5, 0]}], ids=str
+)
 def test_another_image_or_sample_changes_its_own_row_only(kind, change):
     a, b = (getattr(Noise(**key), kind)(4, like(3, 64)) for key in (BASE, BASE | change))
     assert same(a, b).tolist() == [True, False, True]
@@ -264,7 +266,11 @@ def test_the_mixer_is_splitmix64():
         assert [v % 2**64 for v in module._mix(counters).tolist()] == published
 
 
-NORMAL = [[-1.5778529637853118, -0.6931783305585875, -0.010825670496779242], [-0.9420876072316083, -1.862797807443029, -0.3255073554412331], [-0.17413737274008848, -0.21999170338344046, -0.4543887208929005]]
+NORMAL = [
+    [-1.5778529637853118, -0.6931783305585875, -0.010825670496779242],
+    [-0.9420876072316083, -1.862797807443029, -0.3255073554412331],
+    [-0.17413737274008848, -0.21999170338344046, -0.4543887208929005],
+]
 UNIFORM = [[4831481, 10796540, 9192911], [10209102, 550056, 4276616], [14903935, 3726975, 5912254]]
 SIGN = [[1, -1, -1, -1, -1, 1, 1, 1], [-1, 1, 1, 1, 1, -1, 1, -1], [-1, 1, 1, 1, 1, 1, 1, 1]]
 SHARED = [1.157871381846539, -0.26191966820711343, 1.157871381846539]
@@ -285,6 +291,7 @@ def test_golden_literals():
 def test_replay_hands_out_what_is_stored():
     stored = {(-1, 0): torch.ones(2, 3), (4, 1): np.arange(3.0)}
     replay = Replay(stored)
+    assert (replay.role, len(replay.ids)) == ("replay", 0)
     assert torch.equal(replay.normal(-1, like(2, 3)), torch.ones(2, 3, dtype=torch.float64))
     out = replay.fork("x", 1).rows([7, 8], [0, 0]).normal(4, like(2, 3, dtype=torch.float32), draw=1)
     assert out.tolist() == [[0, 1, 2], [0, 1, 2]]  # one row for all

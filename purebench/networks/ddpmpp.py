@@ -18,7 +18,9 @@ from torch import Tensor, nn
 def embed(labels: Tensor, width: int) -> Tensor:
     """Sines, then cosines, of labels (B,) at width/2 frequencies from 1 to 1/10000; (B, width), float32 as published."""
     half = width // 2
-    frequencies = torch.exp(torch.arange(half, dtype=torch.float32, device=labels.device) * -(math.log(10000) / (half - 1)))
+    frequencies = torch.exp(
+        torch.arange(half, dtype=torch.float32, device=labels.device) * -(math.log(10000) / (half - 1))
+    )
     angles = labels.float()[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
@@ -98,7 +100,11 @@ class DDPMpp(nn.Module):
         self.width, size, image_channels = model["nf"], data["image_size"], data["num_channels"]
         e = 4 * self.width
         widths = [self.width * m for m in model["ch_mult"]]
-        layers: list[nn.Module] = [nn.Linear(self.width, e), nn.Linear(e, e), nn.Conv2d(image_channels, self.width, 3, padding=1)]
+        layers: list[nn.Module] = [
+            nn.Linear(self.width, e),
+            nn.Linear(e, e),
+            nn.Conv2d(image_channels, self.width, 3, padding=1),
+        ]
         attended = [size >> level in model["attn_resolutions"] for level in range(len(widths))]
         c, kept = self.width, [self.width]
         for level, width in enumerate(widths):
@@ -110,10 +116,12 @@ class DDPMpp(nn.Module):
             if level < len(widths) - 1:
                 layers.append(Block(c, c, e, downsample))
                 kept.append(c)
-        self.down = len(layers)  # the layers before this one keep their output for the way up
+        self.down = len(layers)  # the layers before this one keep their output ..
+        self.joined = set()  # .. and these, on the way up, take one along
         layers += [Block(c, c, e), Attention(c), Block(c, c, e)]
         for level, width in reversed(list(enumerate(widths))):
             for _ in range(model["num_res_blocks"] + 1):
+                self.joined.add(len(layers))
                 layers.append(Block(c + kept.pop(), width, e))
                 c = width
             layers += [Attention(c)] * attended[level]
@@ -138,6 +146,5 @@ class DDPMpp(nn.Module):
                 h = layer(h, e)
                 kept.append(h)
             else:
-                up = layer.GroupNorm_0.num_channels > h.shape[1]  # the blocks of the way up take a kept output along
-                h = layer(torch.cat([h, kept.pop()], dim=1) if up else h, e)
+                h = layer(torch.cat([h, kept.pop()], dim=1) if i in self.joined else h, e)
         return last(F.silu(last_norm(h)))

@@ -43,7 +43,9 @@ def solver_times(t: float, steps: int) -> list[float]:
     for _ in range(steps - 1):
         times.append(times[-1] + dt)
     if times[-1] >= np.float32(END):  # rounding has piled up over thousands of steps
-        raise UserError(f"`steps={steps}` is too many for t={t}: float32 times pass the end", "the papers use steps of 0.001")
+        raise UserError(
+            f"`steps={steps}` is too many for t={t}: float32 times pass the end", "the papers use steps of 0.001"
+        )
     return [float(s) for s in (*times, np.float32(END))]
 
 
