@@ -220,19 +220,20 @@ def step_bytes(purifier: Purifier, x: Tensor, noise: Noise) -> tuple[int, int]:
     key = (tuple(x.shape), x.dtype, x.device, _constant_guidance.get())
     if key not in known:
         saved: dict[int, int] = {}
+        boxes: list[list[Tensor]] = []  # emptied below: a tensor that its own node saves would keep itself alive for ever
 
-        def keep(t: Tensor) -> Tensor:
+        def pack(t: Tensor) -> list[Tensor]:
             if not isinstance(t, torch.nn.Parameter):
                 saved[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-                alive.append(t)
-            return t
+            boxes.append([t])
+            return boxes[-1]
 
-        alive: list[Tensor] = []
         with torch.no_grad(), _nfe.recomputing():
             state = purifier.start(x.detach(), noise)
             inputs = tuple(t.detach().requires_grad_(t.is_floating_point()) for t in _tuple(state))
-            with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-                outputs = purifier.step(0, inputs if isinstance(state, tuple) else inputs[0], noise)
-        del outputs
+            with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda box: box[0]):
+                purifier.step(0, inputs if isinstance(state, tuple) else inputs[0], noise)
+        for box in boxes:
+            box.clear()
         known[key] = (sum(t.nbytes for t in _tuple(state)), sum(saved.values()) * 9 // 8)
     return known[key]

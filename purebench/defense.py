@@ -161,16 +161,18 @@ class Defense:
         return combine(logits.unflatten(0, (len(x), self.votes)), self.combine, 1) if self.votes > 1 else logits
 
     def predict(self, x: Tensor, noise: Noise) -> Tensor:
-        """(B,) predicted classes; no gradient."""
+        """(B,) predicted classes; no gradient. Logits that are not finite raise: their argmax would pass for a class."""
         with torch.no_grad():
-            return self.logits(x, noise).argmax(1)
+            logits = self.logits(x, noise)
+        if not logits.isfinite().all():
+            raise RuntimeError("the defense gave logits that are not finite")
+        return logits.argmax(1)
 
     def draws(self, x: Tensor, noise: Noise, first: int, last: int) -> Tensor:
         """(B, last - first) predictions of the purifications numbered first..last-1, folded into rows."""
         count = last - first
-        ids = noise.ids.repeat_interleave(count)
-        samples = torch.arange(first, last).repeat(len(x))
-        return self.predict(x.repeat_interleave(count, 0), noise.rows(ids, samples)).view(len(x), count)
+        rows = noise.rows(noise.ids.repeat_interleave(count), torch.arange(first, last).repeat(len(x)))
+        return self.predict(x.repeat_interleave(count, 0), rows).view(len(x), count)
 
     # ----------------------------------------------------------------------------------------------------------- gradient
 

@@ -59,35 +59,20 @@ def build_defense(
     """The cell's defense with its gradient, on a device; networks are shared between the cells of a process."""
     classifier = _network("classifier", cell.classifier, device)
     needs = registry.info("defense", cell.defense.name).get("needs", ["score"])
-    surrogate = dict(cell.gradient.parameters) if cell.gradient.name == "surrogate" else {}
-    other = surrogate.pop("defense", None)
-    score = _network("score", cell.score, device) if "score" in needs or other else None
-    parameters = _arguments(cell.parameters["defense"], "defense", cell.defense.name)
-    stand_in = None
-    if cell.gradient.name == "surrogate":
-        other = other if isinstance(other, Part) or other is None else Part(str(other))
-        given = dict(other.parameters) if other else parameters | surrogate
-        stand_in = purifiers.make(
-            other.name if other else cell.defense.name, score=score, classifier=classifier, **given
-        )
+    stand_in = dict(cell.parameters.get("surrogate", {}))
+    other = str(stand_in.pop("defense", "none"))
+    needs = [*needs, *registry.info("defense", other).get("needs", ["score"])]
+    score = _network("score", cell.score, device) if "score" in needs else None
+
+    def make(name: str, parameters: Mapping[str, Any]) -> Any:
+        return purifiers.make(name, score=score, classifier=classifier, **_arguments(parameters, "defense", name))
+
     common: dict[str, Any] = {k: cell.parameters["defense"].get(k, v) for k, v in registry.COMMON["defense"].items()}
     return Defense(
-        purifiers.make(cell.defense.name, score=score, classifier=classifier, **parameters), classifier, **common,
-        gradient=Part("exact") if cell.gradient.name == "-" else cell.gradient, surrogate=stand_in,
-        rows=rows, memory=memory, on_work=on_work,
+        make(cell.defense.name, cell.parameters["defense"]), classifier, **common,
+        gradient=Part("exact") if cell.gradient.name == "-" else cell.gradient,
+        surrogate=make(other, stand_in) if stand_in else None, rows=rows, memory=memory, on_work=on_work,
     )  # fmt: skip
-
-
-def _draws(defense: Defense, x: Tensor, noise: Noise, first: int, last: int) -> Tensor:
-    """(B, last - first) predictions of the purifications numbered first..last-1. Logits that are not finite are refused: their
-    argmax would pass for a class."""
-    count = last - first
-    rows = noise.rows(noise.ids.repeat_interleave(count), torch.arange(first, last).repeat(len(x)))
-    with torch.no_grad():
-        logits = defense.logits(x.repeat_interleave(count, 0), rows)
-    if not logits.isfinite().all():
-        raise RuntimeError("the defense gave logits that are not finite")
-    return logits.argmax(1).view(len(x), count)
 
 
 def execute(
@@ -136,10 +121,10 @@ def execute(
     have_clean = [task.clean.get(p, [])[: task.evals] for p in task.positions]
     start = min([len(c) for c in have_clean]) if have_clean else 0
     clean_new = (
-        _draws(defense, x, judge, start, task.evals).tolist() if start < task.evals else [[] for _ in task.positions]
+        defense.draws(x, judge, start, task.evals).tolist() if start < task.evals else [[] for _ in task.positions]
     )
     clean = [known[:start] + new for known, new in zip(have_clean, clean_new, strict=True)]
-    adversarial = _draws(defense, x_adv, judge, before, task.evals).tolist()
+    adversarial = defense.draws(x_adv, judge, before, task.evals).tolist()
     undefended = defense.undefended().predict(x, judge).tolist()
     seconds = time.perf_counter() - began
     judged = defense.spent.close()

@@ -43,7 +43,7 @@ def purify(
             name = f"{Path(name).stem}-{i}.png"
         taken.add(name)
         picture(clean[i]).save(out / name)
-        row = {"image": str(path), "purified": str(out / name)}
+        row: dict[str, Any] = {"image": str(path), "purified": str(out / name)}
         for when, answer in (("before", before[i]), ("after", after[i])):
             row |= {f"class {when}": int(answer.argmax()), f"confidence {when}": round(float(answer.max()), 3)}
         rows.append(row | {"largest change": round(float((clean[i] - x[i]).abs().max()), 3)})

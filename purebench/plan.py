@@ -210,6 +210,7 @@ class _Maker:
         defaults = known | self.defaults.get(kind, {}).get(part.name, {})
         typed = {k: _as_type(v, known[k]) for k, v in (defaults | given).items()}
         base = {k: _as_type(v, known[k]) for k, v in defaults.items()}
+        registry.check_ranges(kind, part.name, typed)
         origin = {
             k: "given"
             if k in given
@@ -224,11 +225,8 @@ class _Maker:
 
     def gradients(self, attack: Part, asked: list[Part]) -> list[Part]:
         """The gradients of `asked` that this attack can use; its only one, or none, whatever was asked."""
-        can = (
-            registry.info("attack", attack.name).get("gradients", [])
-            if registry.parameters("attack", attack.name) is not None
-            else []
-        )
+        registry.parameters("attack", attack.name)  # an unknown attack is told as one
+        can = registry.info("attack", attack.name).get("gradients", [])
         if len(can) <= 1:
             return [Part(can[0]) if can else NO_GRADIENT]
         for gradient in asked:
@@ -266,9 +264,13 @@ class _Maker:
         }
         if gradient != NO_GRADIENT:
             versions["gradient"] = registry.version("gradient", gradient.name)
+        parameters: dict[str, dict[str, Value]] = {"defense": of_defense, "attack": of_attack}
+        if gradient.name == "surrogate":
+            stand_in = self.stand_in(defense, gradient)
+            parameters["surrogate"] = {"defense": stand_in.name, **self.resolve("defense", stand_in)[1]}
         cell = Cell(
             self.dataset, self.subset, self.classifier, self.score, defense, gradient, attack, limit, seed,
-            {"defense": of_defense, "attack": of_attack}, versions, self.hashes(), source[0].id if source else "",
+            parameters, versions, self.hashes(), source[0].id if source else "",
         )  # fmt: skip
         return cell, {f"defense.{k}": o for k, o in d_origin.items()} | {f"attack.{k}": o for k, o in a_origin.items()}
 
@@ -286,21 +288,8 @@ class _Maker:
         known = registry.parameters("gradient", gradient.name)
         given = dict(gradient.parameters)
         if gradient.name == "surrogate":
-            if "defense" in given:
-                other = given.pop("defense")
-                other = other if isinstance(other, Part) else Part(str(other))
-                registry.check_parameters("defense", other.name, dict(other.parameters))
-                if given:
-                    raise UserError(
-                        f"`{gradient}` names a defense and parameters", "put them inside: surrogate:defense=(NAME:k=v)"
-                    )
-            elif given:
-                registry.check_parameters("defense", defense.name, given)
-            else:
-                raise UserError(
-                    "`surrogate` does not say by what", "write surrogate:steps=5, or surrogate:defense=(one-shot)"
-                )
-            return gradient
+            stand_in = self.resolve("defense", self.stand_in(defense, gradient))
+            return Part("exact") if stand_in[:2] == self.resolve("defense", defense)[:2] else gradient
         registry.check_parameters("gradient", gradient.name, given)
         if not info.get("random", True) and defense.name == "none":
             return Part("exact")
@@ -316,6 +305,23 @@ class _Maker:
         if given.get("guidance", "detached") not in ("detached", "exact"):
             raise unknown("guidance", show(given["guidance"]), ["detached", "exact"])
         return Part(gradient.name, tuple((k, v) for k, v in given.items() if v != known[k]))
+
+    @staticmethod
+    def stand_in(defense: Part, gradient: Part) -> Part:
+        """The purifier that a `surrogate` gradient differentiates: this one with other parameters, or another."""
+        given = dict(gradient.parameters)
+        other = given.pop("defense", None)
+        if other is not None and given:
+            raise UserError(
+                f"`{gradient}` names a defense and parameters", "put them inside: surrogate:defense=(NAME:k=v)"
+            )
+        if other is not None:
+            return other if isinstance(other, Part) else Part(str(other))
+        if not given:
+            raise UserError(
+                "`surrogate` does not say by what", "write surrogate:steps=5, or surrogate:defense=(one-shot)"
+            )
+        return Part(defense.name, tuple((dict(defense.parameters) | given).items()))
 
     def source(self, attack: Part, limit: ThreatModel, seed: int) -> tuple[Cell, dict[str, str]] | None:
         """The cell whose images a transfer attack reads."""

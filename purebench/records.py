@@ -164,7 +164,13 @@ class Store:
             self._lock = lock(folder)
         try:
             old: dict[str, Any] = read_cell(folder) if (folder / CELL).exists() else {"runs": []}
-            self.data: dict[str, Any] = {"schema": SCHEMA, "id": cell_id, "shape": shape, "cell": cell, "runs": [*old["runs"], run]}
+            self.data: dict[str, Any] = {
+                "schema": SCHEMA,
+                "id": cell_id,
+                "shape": shape,
+                "cell": cell,
+                "runs": [*old["runs"], run],
+            }
             self.news = (
                 not old["runs"] or "failed" in old["runs"][-1]
             )  # whether this run has something to say in cell.json

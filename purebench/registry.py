@@ -7,6 +7,7 @@ import ast
 import importlib
 import importlib.util
 import math
+import operator
 from functools import cache
 from importlib.machinery import PathFinder
 from importlib.metadata import entry_points
@@ -166,22 +167,31 @@ def factory(kind: str, name: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def expression(text: str, values: dict[str, Any]) -> float:
-    """Evaluates the arithmetic of an INFO entry such as "2 * steps" over the parameters; names, numbers, + - * / only."""
-    operators = {
-        ast.Add: lambda a, b: a + b,
-        ast.Sub: lambda a, b: a - b,
-        ast.Mult: lambda a, b: a * b,
-        ast.Div: lambda a, b: a / b,
-    }
+def check_ranges(kind: str, name: str, values: dict[str, Any]) -> None:
+    """Raises UserError where resolved values break a condition of INFO's `requires`, such as "0 < t <= 1"."""
+    for condition in info(kind, name).get("requires", []):
+        if not expression(condition, values):
+            said = ", ".join(f"{k}={v}" for k, v in values.items() if k in condition)
+            raise UserError(
+                f"`{name}` with {said} is not possible: it needs {condition}", f"see `purebench show {name}`"
+            )
 
-    def value(node: ast.expr) -> float:
+
+def expression(text: str, values: dict[str, Any]) -> Any:
+    """Evaluates an INFO entry over the parameters: arithmetic such as "2 * steps", or a comparison such as "0 < t <= 1"."""
+    arithmetic = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+    order = {ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge}
+
+    def value(node: ast.expr) -> Any:
         if isinstance(node, ast.Constant):
-            return node.value  # type: ignore[return-value]
+            return node.value
         if isinstance(node, ast.Name):
             return values[node.id]
         if isinstance(node, ast.BinOp):
-            return operators[type(node.op)](value(node.left), value(node.right))
-        raise ValueError(f"not arithmetic: {text}")
+            return arithmetic[type(node.op)](value(node.left), value(node.right))
+        if isinstance(node, ast.Compare):
+            sides = [value(side) for side in (node.left, *node.comparators)]
+            return all(order[type(op)](a, b) for op, a, b in zip(node.ops, sides, sides[1:], strict=False))
+        raise ValueError(f"neither arithmetic nor a comparison: {text}")
 
     return value(ast.parse(text, mode="eval").body)

@@ -273,7 +273,11 @@ def _percent(value: Value | None) -> str:
     """`48.8 ±4.3`: percent, and the distance to the farther end of the interval (it is not symmetric near 0 and 100)."""
     if value is None:
         return MISSING
-    half = "" if value.low is None or value.high is None else f" ±{100 * max(value.high - value.value, value.value - value.low):.1f}"
+    half = (
+        ""
+        if value.low is None or value.high is None
+        else f" ±{100 * max(value.high - value.value, value.value - value.low):.1f}"
+    )
     return f"{100 * value.value:.1f}{half}"
 
 

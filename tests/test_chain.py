@@ -422,3 +422,26 @@ def test_counters_nest_and_end_with_their_block():
             chain.run(p, X, NOISE)
     chain.run(p, X, NOISE)
     assert (outer.forward, inner.forward) == (12, 6)
+
+
+def test_measuring_a_step_leaves_nothing_behind():
+    """A node that saves its own output makes a cycle that no collector sees, if whoever measures it holds on to the tensor."""
+    seen = []
+
+    class Toy:
+        n = 1
+
+        def start(self, x, noise):
+            return x
+
+        def step(self, k, x, noise):
+            h = x.exp()
+            seen.append(weakref.ref(h))
+            return h * h
+
+        def finish(self, x):
+            return x
+
+    state, graph = chain.step_bytes(Toy(), torch.rand(4, 1, 2, 2), Noise(0, "test", (), range(4), [0] * 4))
+    assert (state, graph) == (64, 64 * 9 // 8)
+    assert seen[0]() is None

@@ -23,7 +23,9 @@ def median(monkeypatch):
 
 
 def test_the_median_filter_runs_and_is_shown(median, tmp_path):
-    the_plan = plan.build(plan.Request(defenses=("median", "none"), attacks=("null", "pgd-eot:steps=4,eot=1"), images=8, evals=2))
+    the_plan = plan.build(
+        plan.Request(defenses=("median", "none"), attacks=("null", "pgd-eot:steps=4,eot=1"), images=8, evals=2)
+    )
     outcome = runner.run(the_plan, runner.Settings(tmp_path), progress.reporter(quiet=True))
     assert not outcome.failed
     table = tables.render(records.load_all([tmp_path]))

@@ -15,6 +15,7 @@ INFO = {
         "gradients": ["exact", "adjoint", "surrogate", "bpda", "detached"],
         "gradient_calls": "steps * eot",
         "version": 1,
+        "requires": ["rel_step > 0"],
         "paper": {"Lee and Kim 2023": "steps=200,eot=20,rel_step=0.21875 (0.007 at 8/255)"},
     },
     "bpda-eot": {
@@ -22,6 +23,7 @@ INFO = {
         "gradients": ["bpda"],
         "gradient_calls": "steps * eot",
         "version": 1,
+        "requires": ["rel_step > 0"],
         "paper": {"Hill et al. 2021, DiffPure, ScoreOpt": "steps=50,eot=15,rel_step=0.25"},
     },
     "transfer-pgd": {
@@ -30,6 +32,7 @@ INFO = {
         "bare": True,
         "gradient_calls": "steps",
         "version": 1,
+        "requires": ["rel_step > 0"],
         "paper": {"ScoreOpt": "steps=40,rel_step=0.25 from a random start"},
     },
 }

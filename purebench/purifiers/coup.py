@@ -27,6 +27,7 @@ INFO = {
         "version": 1,
         "needs": ["score", "classifier"],
         "sde": True,
+        "requires": ["0 < t <= 1", "steps >= 1", "t / steps > 0.00002"],
         "guided": True,
         "paper": {"t": "0.1 for Linf 8/255, 0.075 for L2 0.5", "steps": "1000 t", "guidance": "1"},
         "differences": "the official code clamps input and result to [-1,1] (clamp=true) and detaches the state before the guidance, "
@@ -42,6 +43,7 @@ INFO = {
         "version": 1,
         "needs": ["score"],
         "sde": True,
+        "requires": ["0 < t <= 1", "steps >= 1", "t / steps > 0.00002"],
         "paper": {"t": "0.1 for Linf 8/255, 0.075 for L2 0.5", "steps": "1000 t"},
         "differences": "as for coup: the official code clamps (clamp=true)",
         "cite": _CITE,

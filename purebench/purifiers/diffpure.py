@@ -22,6 +22,7 @@ INFO = {
         "version": 1,
         "needs": ["score"],
         "sde": True,
+        "requires": ["0 < t <= 1", "steps >= 1", "t / steps > 0.00002", "1000 * t >= 0.5"],
         "paper": {
             "t": "0.1 for Linf 8/255, 0.075 for L2 0.5, 0.125 for ResNet-50 and L2 1, 0.15 on ImageNet",
             "steps": "1000 t",
