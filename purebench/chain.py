@@ -220,7 +220,9 @@ def step_bytes(purifier: Purifier, x: Tensor, noise: Noise) -> tuple[int, int]:
     key = (tuple(x.shape), x.dtype, x.device, _constant_guidance.get())
     if key not in known:
         saved: dict[int, int] = {}
-        boxes: list[list[Tensor]] = []  # emptied below: a tensor that its own node saves would keep itself alive for ever
+        boxes: list[
+            list[Tensor]
+        ] = []  # emptied below: a tensor that its own node saves would keep itself alive for ever
 
         def pack(t: Tensor) -> list[Tensor]:
             if not isinstance(t, torch.nn.Parameter):
