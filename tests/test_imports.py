@@ -68,6 +68,7 @@ MAY = {  # module (the first pattern that fits) -> the modules of ours that it m
     "embedded": "errors assets networks.small",
     "datasets": "errors",
     "datasets.*": "errors datasets datasets.* assets assets.*",
+    "networks": "errors networks.*",
     "networks.*": "errors nfe networks.*",
     "scores": "",
     "scores.*": "errors nfe noise scores.* networks.* embedded assets assets.*",
