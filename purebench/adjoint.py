@@ -8,6 +8,7 @@ counter-based bridge draw per interior time.
 from __future__ import annotations
 
 import bisect
+import contextvars
 import math
 from contextlib import nullcontext
 from typing import Any
@@ -70,9 +71,12 @@ class _SDE(nn.Module):
     def __init__(self, purifier: Any, shape: torch.Size):
         super().__init__()
         self.purifier, self.shape = purifier, shape
+        self.context = (
+            contextvars.copy_context()
+        )  # torchsde calls f on autograd's own thread for a GPU, which has an empty one
 
     def f(self, s: Tensor, x: Tensor) -> Tensor:
-        return self.purifier.drift(float(s), x.view(-1, *self.shape)).flatten(1)
+        return self.context.run(self.purifier.drift, float(s), x.view(-1, *self.shape)).flatten(1)
 
     def g(self, s: Tensor, x: Tensor) -> Tensor:
         return torch.full_like(x, self.purifier.diffusion(float(s)))

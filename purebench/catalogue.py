@@ -55,7 +55,10 @@ def facts(name: str) -> dict[str, Any]:
     part = name.partition(":")[0]
     for kind in KINDS.values():
         if part in registry.names(kind):
-            return _component(kind, part)
+            found = _component(kind, part)
+            if part in plan.presets():  # `digits` is a dataset and a preset
+                found["grid"] = tomllib.loads(plan.presets()[part].read_text(encoding="utf-8"))
+            return found
     if part in plan.presets():
         path = plan.presets()[part]
         return {
@@ -149,7 +152,11 @@ def text(found: dict[str, Any]) -> str:
             value = ", ".join(map(str, value))
         lines.append(f"{key}: {str(value).lower() if isinstance(value, bool) else value}")
     if "grid" in found:
-        lines += ["", *(f"  {k} = {v}" for k, v in found["grid"].items() if k not in ("summary", "grid"))]
+        lines += [
+            "",
+            f"preset {found['name']}: {found['grid'].get('summary', '')}",
+            *(f"  {k} = {v}" for k, v in found["grid"].items() if k not in ("summary", "grid")),
+        ]
         for grid in found["grid"].get("grid", []):
             lines += ["", "  [[grid]]", *(f"  {k} = {v}" for k, v in grid.items())]
     if "cite" in found:

@@ -117,7 +117,9 @@ def run(
     rows: Annotated[
         int | None, typer.Option(metavar="R", help="rows of every network call [default: the dataset's]")
     ] = None,
-    workers: Annotated[int | None, typer.Option(metavar="W", help="processes [default: one per core or GPU]")] = None,
+    workers: Annotated[
+        int | None, typer.Option(metavar="W", help="processes [default: one per GPU, or per core up to 8]")
+    ] = None,
     memory: Annotated[
         str | None,
         typer.Option(metavar="SIZE", help="bound on states and graphs per worker, such as 4G [default: what is free]"),

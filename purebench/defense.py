@@ -6,6 +6,7 @@ nor on its place, so that order, workers and restarts leave every result unchang
 
 from __future__ import annotations
 
+import contextvars
 import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from purebench import chain
 from purebench.errors import UserError, unknown
-from purebench.nfe import NFE
+from purebench.nfe import NFE, recomputing
 from purebench.noise import Noise
 from purebench.purifiers.none import Identity
 from purebench.spec import Part
@@ -286,7 +287,7 @@ class Defense:
         return purified
 
     def _classify(self, chunk: _Chunk) -> Tensor:
-        with chain.nfe() as calls:
+        with chain.nfe() as calls, recomputing():  # done again, with a graph, by the pass that takes the gradient
             purifier = self.surrogate if self.gradient.name == "surrogate" else self.purifier
             logits = self.classifier(chain.run(purifier, chunk.x, chunk.noise))[: chunk.real]
         self._count(calls, chunk.real)
@@ -312,6 +313,7 @@ class _Purified(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, defense: Defense, noise: Noise) -> Tensor:
         ctx.defense, ctx.noise = defense, noise
+        ctx.context = contextvars.copy_context()  # backward may run on autograd's own thread, which has an empty one
         name = defense.gradient.name
         if name in ("exact", "detached", "surrogate"):
             purifier = defense.surrogate if name == "surrogate" else defense.purifier
@@ -323,8 +325,11 @@ class _Purified(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
-        (cotangent,) = cotangents
-        if hasattr(ctx, "tape"):
-            with chain.detached() if ctx.defense.gradient.name == "detached" else nullcontext():
-                return ctx.tape.vjp(cotangent), None, None
-        return ctx.defense._vjp(ctx.x, ctx.noise, lambda _purified: cotangent)[1], None, None
+        return ctx.context.run(_Purified._pull, ctx, *cotangents), None, None
+
+    @staticmethod
+    def _pull(ctx: Any, cotangent: Tensor) -> Tensor:
+        if not hasattr(ctx, "tape"):
+            return ctx.defense._vjp(ctx.x, ctx.noise, lambda _purified: cotangent)[1]
+        with chain.detached() if ctx.defense.gradient.name == "detached" else nullcontext():
+            return ctx.tape.vjp(cotangent)

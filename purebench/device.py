@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import os
 import platform
 import sys
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,13 +52,19 @@ def keep_pages() -> None:
 
 
 def free_memory(device: torch.device, workers: int) -> int:
-    """Bytes for one worker's states and graphs: half of what is free, shared among the workers."""
+    """Bytes for one worker's states and graphs: 80 % of a GPU's free memory, or half of what the machine (and a container's limit)
+    leaves, shared among the workers."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] * 0.8)
-    try:
-        return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 0.5 / workers)
-    except (ValueError, OSError):
-        return 2 << 30
+        sharing = -(-workers // torch.cuda.device_count())
+        return int(torch.cuda.mem_get_info(device)[0] * 0.8 / sharing)
+    free = [2 << 30]
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = [int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024]
+    with contextlib.suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        free.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return max(int(min(free) * 0.5 / workers), 64 << 20)
 
 
 def facts(device: torch.device) -> dict[str, Any]:
@@ -66,6 +74,7 @@ def facts(device: torch.device) -> dict[str, Any]:
         "device": str(device),
         "hardware": name,
         "torch": torch.__version__,
+        "versions": {name: version(name) for name in ("purebench", "numpy", "torchsde", "pyautoattack")},
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
         "tf32": bool(torch.backends.cuda.matmul.allow_tf32),

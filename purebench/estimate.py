@@ -64,12 +64,16 @@ def describe(the_plan: plan.Plan, settings: runner.Settings, as_json: bool) -> s
 
 def measure(job: plan.Job, settings: runner.Settings, rows: int) -> float:
     """Seconds per network call and row of this defense and gradient: one gradient of a full batch of rows, after a warm-up."""
+    import torch
+
     from purebench import device as device_module
     from purebench import evaluate
     from purebench.noise import Noise
 
     device = device_module.setup(settings.device)
-    defense = evaluate.build_defense(job.cell, device, rows=rows, memory=settings.memory)
+    defense = evaluate.build_defense(
+        job.cell, device, rows=rows, memory=settings.memory or device_module.free_memory(device, settings.workers)
+    )
     shape = evaluate.probe(job.cell, rows, device)
     noise = Noise(0, "estimate", (), range(rows), [0] * rows)
     labels = shape.new_zeros(rows).long()
@@ -78,6 +82,8 @@ def measure(job: plan.Job, settings: runner.Settings, rows: int) -> float:
         defense.spent.close()
         began = time.perf_counter()
         defense.loss_grad(shape, labels, "ce", noise)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         took = time.perf_counter() - began
         forward, backward, _ = defense.spent.close()
         best = min(best, took / (forward + backward))

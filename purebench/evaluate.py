@@ -71,7 +71,7 @@ def build_defense(
     return Defense(
         make(cell.defense.name, cell.parameters["defense"]), classifier, **common,
         gradient=Part("exact") if cell.gradient.name == "-" else cell.gradient,
-        surrogate=make(other, stand_in) if stand_in else None, rows=rows, memory=memory, on_work=on_work,
+        surrogate=make(other, stand_in) if "surrogate" in cell.parameters else None, rows=rows, memory=memory, on_work=on_work,
     )  # fmt: skip
 
 

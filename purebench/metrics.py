@@ -191,10 +191,12 @@ def pool(values: Sequence[Value], difference: bool = False) -> Value:
 
 
 def contenders(attacks: Mapping[str, Sequence[Log]]) -> dict[str, Sequence[Log]]:
-    """The attacks that may be called strongest: those with judged images, without the controls unless nothing else is
-    there."""
+    """The attacks that may be called strongest: those judged on the most images (a mean over easier images proves nothing
+    about the others), without the controls unless nothing else is there."""
     able = {key: [log for log in logs if draws(judged(log))] for key, logs in attacks.items()}
     able = {key: logs for key, logs in able.items() if logs}
+    most = max((len(judged(log)) for logs in able.values() for log in logs), default=0)
+    able = {key: logs for key, logs in able.items() if all(len(judged(log)) == most for log in logs)} or able
     real = {key: logs for key, logs in able.items() if name(logs[0].cell["attack"]) not in CONTROLS}
     return real or able  # type: ignore[return-value]
 

@@ -76,6 +76,8 @@ def build(request: Request) -> Plan:
                 job = dataclasses.replace(old, images=max(old.images, job.images), evals=max(old.evals, job.evals))
             jobs[job.cell.id] = job
     shape = registry.info("dataset", dataset)["shape"]
+    if any(job.cell.dataset != dataset for job in jobs.values()):
+        raise UserError("a plan has one dataset, and this grid names several", "make a grid file for each")
     return Plan(list(jobs.values()), dataset, list(dict.fromkeys(notes)), shape)
 
 
@@ -129,11 +131,13 @@ def _grids(request: Request) -> tuple[list[dict[str, Any]], list[str]]:
 def _dataset(request: Request, grid: dict[str, Any], notes: list[str]) -> str:
     given = request.dataset or grid.get("dataset")
     if given is None:
-        notes.append("dataset: the embedded digits (`--dataset` was not given, and CIFAR-10 is not in the cache)")
+        notes.append(
+            "dataset: the embedded digits (`--dataset` was not given, and CIFAR-10 is not here: this version cannot load it yet)"
+        )
         return "digits"
-    name = parse(given, "dataset").name
-    registry.parameters("dataset", name)
-    return name
+    part = parse(given, "dataset")
+    registry.check_parameters("dataset", part.name, dict(part.parameters))
+    return part.name
 
 
 def _cells(request: Request, grid: dict[str, Any], dataset: str) -> Iterable[Job]:
@@ -267,6 +271,7 @@ class _Maker:
         parameters: dict[str, dict[str, Value]] = {"defense": of_defense, "attack": of_attack}
         if gradient.name == "surrogate":
             stand_in = self.stand_in(defense, gradient)
+            versions["surrogate"] = registry.version("defense", stand_in.name)
             parameters["surrogate"] = {"defense": stand_in.name, **self.resolve("defense", stand_in)[1]}
         cell = Cell(
             self.dataset, self.subset, self.classifier, self.score, defense, gradient, attack, limit, seed,
@@ -288,8 +293,12 @@ class _Maker:
         known = registry.parameters("gradient", gradient.name)
         given = dict(gradient.parameters)
         if gradient.name == "surrogate":
-            stand_in = self.resolve("defense", self.stand_in(defense, gradient))
-            return Part("exact") if stand_in[:2] == self.resolve("defense", defense)[:2] else gradient
+            other, values, _ = self.resolve("defense", self.stand_in(defense, gradient))
+            if other.name != defense.name:
+                return Part("surrogate", (("defense", other),))
+            own = self.resolve("defense", defense)[1]
+            changed = tuple((k, v) for k, v in values.items() if v != own[k])
+            return Part("surrogate", changed) if changed else Part("exact")
         registry.check_parameters("gradient", gradient.name, given)
         if not info.get("random", True) and defense.name == "none":
             return Part("exact")
@@ -310,18 +319,23 @@ class _Maker:
     def stand_in(defense: Part, gradient: Part) -> Part:
         """The purifier that a `surrogate` gradient differentiates: this one with other parameters, or another."""
         given = dict(gradient.parameters)
-        other = given.pop("defense", None)
-        if other is not None and given:
+        other = given.pop("defense", gradient)  # `gradient` itself: none was named
+        if other is not gradient and given:
             raise UserError(
                 f"`{gradient}` names a defense and parameters", "put them inside: surrogate:defense=(NAME:k=v)"
             )
-        if other is not None:
-            return other if isinstance(other, Part) else Part(str(other))
-        if not given:
+        if other is gradient and not given:
             raise UserError(
                 "`surrogate` does not say by what", "write surrogate:steps=5, or surrogate:defense=(one-shot)"
             )
-        return Part(defense.name, tuple((dict(defense.parameters) | given).items()))
+        if given:
+            own = {k: v for k, v in defense.parameters if k not in registry.COMMON["defense"]}
+            other = Part(defense.name, tuple((own | given).items()))
+        other = other if isinstance(other, Part) else Part(show(other))
+        common = [k for k, _ in other.parameters if k in registry.COMMON["defense"]]
+        if common:
+            raise UserError(f"`{common[0]}` of `{gradient}` belongs to the defense, not to a purifier", "leave it out")
+        return other
 
     def source(self, attack: Part, limit: ThreatModel, seed: int) -> tuple[Cell, dict[str, str]] | None:
         """The cell whose images a transfer attack reads."""
@@ -330,12 +344,12 @@ class _Maker:
         given = self.defaults.get("attack", {}).get(attack.name, {}) | dict(attack.parameters)
         registry.check_parameters("attack", attack.name, dict(attack.parameters))
         defense, other = (given.get("from"), given.get("attack", "pgd-eot"))
-        if defense is None:
+        if "from" not in given:
             raise UserError(
                 f"`{attack}` does not say from where",
                 "write transfer:from=(DEFENSE), such as transfer:from=(reverse-sde)",
             )
-        defense = defense if isinstance(defense, Part) else parse(str(defense), "defense")
+        defense = defense if isinstance(defense, Part) else parse(show(defense), "defense")
         other = other if isinstance(other, Part) else parse(str(other), "attack")
         if "from" in registry.parameters("attack", other.name):
             raise UserError(

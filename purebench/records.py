@@ -165,6 +165,7 @@ class Store:
                 "cell": cell,
                 "runs": [*old["runs"], run],
             }
+            self.noted = False
             self.news = (
                 not old["runs"] or "failed" in old["runs"][-1]
             )  # whether this run has something to say in cell.json
@@ -201,8 +202,9 @@ class Store:
         records = [record | {"adv_crc": crc(row)} for record, row in zip(records, rows, strict=True)]
         self.news = True
         with full_disk_is_an_error(self.folder):
-            if not (self.folder / CELL).exists():
+            if not self.noted:  # whoever wrote an image is named, even if it is killed before the end
                 self.note()
+                self.noted = True
             path = self.folder / ADVERSARIAL
             with path.open("r+b" if path.exists() else "w+b") as file:
                 for record, row in zip(records, rows, strict=True):

@@ -93,10 +93,12 @@ def default_workers(device: str) -> int:
     """One per GPU; on CPU one per core this process may use, at most 8."""
     if device.startswith("cuda:"):
         return 1
-    if device != "cpu" and Path("/dev/nvidia0").exists():
+    gpu = Path("/dev/dxg").exists() or any(Path("/dev").glob("nvidia[0-9]*"))
+    if device == "cuda" or (device == "auto" and gpu):
         import torch
 
-        return max(1, torch.cuda.device_count())
+        if device == "cuda" or torch.cuda.device_count():
+            return max(1, torch.cuda.device_count())
     return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 

@@ -406,9 +406,11 @@ def _notes(scope: tuple[str, ...], table: Table, per_image: dict[str, Value | No
     for cell in cells:
         seeds[cell.defense, cell.column].add(cell["seed"])
     if done:
-        common = {value.images for value in per_image.values() if value}
-        few = common and min(common) < max(v.images for _, v in done)
-        shared = f" ({min(common)} images that its attacks share)" if few else ""
+        most = {
+            row: max((c.values["robust"].images for g in columns.values() for c in g if c.values), default=0)
+            for row, columns in table.items()
+        }
+        fewer = any(v.images < most[cell.defense] for cell, v in done)
         evals = _except([(cell, v.evals) for cell, v in done])
         notes += [
             "Accuracy in %: mean of single runs, ± the farther end of the 95 % Wilson interval (sample size: images).",
@@ -417,8 +419,8 @@ def _notes(scope: tuple[str, ...], table: Table, per_image: dict[str, Value | No
             f"{'Seed' if max(map(len, seeds.values())) == 1 else 'Mean over seeds'}: "
             f"{_except([(cell, tuple(sorted(seeds[cell.defense, cell.column]))) for cell in cells], _commas)}; "
             f"{len({c.log.id for c in cells})} cells.",
-            "strongest: the attack with the lowest mean (bold). "
-            f"per image: the worst attack for each image, chosen on even draws, scored on odd{shared}.",
+            f"strongest: the attack with the lowest mean (bold){', of those on the most images' if fewer else ''}. "
+            "per image: the worst of them for each image, chosen on even draws, scored on odd.",
         ]
     grads: dict[str, list[str]] = defaultdict(list)
     for cell in cells:
@@ -428,7 +430,8 @@ def _notes(scope: tuple[str, ...], table: Table, per_image: dict[str, Value | No
         notes.append("Gradient: " + "; ".join(f"{grad}: {_list(columns)}" for grad, columns in grads.items()) + ".")
     if any("aa" in cell.values for cell in cells):
         notes.append(
-            "(aa): AutoAttack's verdict, where one lucky miss breaks an image; beside it, its images judged afresh."
+            "(aa): AutoAttack's verdict, where one lucky miss breaks an image; beside it, its images judged afresh, where those "
+            "that it did not break are clean: an upper bound."
         )
     notes.append("NFE/image: network forwards + backwards of the costliest attack; time: all attacks of the row.")
     return notes + _parameters(sorted(cells, key=lambda c: c.defense), "defense") + _parameters(cells, "attack")

@@ -64,11 +64,15 @@ def task_size(cell: Cell, rows: int) -> int:
 def missing(job: Job, done: dict[int, dict[str, Any]], rows: int) -> list[Task]:
     """The batches that are still to be computed, given the records that exist."""
     cell, unit = job.cell, unit_of(job.cell)
+
+    def had(positions: range) -> list[int]:
+        return [0, *(len(done[p]["adversarial"]) for p in positions if p in done)]  # draws are never given up
+
     if unit:
         starts = range(0, job.images, unit)
         batches = [(a, min(unit, job.images - a)) for a in starts]
         attack = [
-            Task(cell, tuple(range(a, a + size)), job.evals, batch=(a, size))
+            Task(cell, tuple(range(a, a + size)), max(job.evals, *had(range(a, a + size))), batch=(a, size))
             for a, size in batches
             if any(p not in done or done[p]["batch"][1] < size for p in range(a, a + size))
         ]

@@ -78,10 +78,11 @@ def test_markdown_grid():
         "- Fresh evaluations per image: 2 (1: none).",
         "- Images: 100; subset `first`.",
         "- Seed: 0; 9 cells.",
-        "- strongest: the attack with the lowest mean (bold). per image: the worst attack for each image, "
+        "- strongest: the attack with the lowest mean (bold). per image: the worst of them for each image, "
         "chosen on even draws, scored on odd.",
         "- Gradient: exact: from coup, pgd-eot, autoattack-rand; bpda: bpda-eot; adjoint: pgd-eot @adjoint.",
-        "- (aa): AutoAttack's verdict, where one lucky miss breaks an image; beside it, its images judged afresh.",
+        "- (aa): AutoAttack's verdict, where one lucky miss breaks an image; beside it, its images judged afresh, "
+        "where those that it did not break are clean: an upper bound.",
         "- NFE/image: network forwards + backwards of the costliest attack; time: all attacks of the row.",
         "- coup, diffpure: `steps=10`",
         "- null, from coup, bpda-eot, pgd-eot, autoattack-rand: `eps=8/255`",
@@ -247,7 +248,7 @@ def test_footnotes_say_where_images_differ():
     logs += [log("x", "bpda-eot", 9, n=500, gradient="bpda"), log("coup", "bpda-eot", 9, n=500, gradient="bpda")]
     text = tables.render(logs)
     assert "- Images: 500 (100: autoattack-rand; 300: x under pgd-eot); subset `first`." in text
-    assert "scored on odd (100 images that its attacks share)." in text
+    assert "the lowest mean (bold), of those on the most images." in text
 
 
 def test_bad_requests():

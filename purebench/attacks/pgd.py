@@ -16,7 +16,7 @@ INFO = {
         "gradient_calls": "steps * eot",
         "version": 1,
         "requires": ["rel_step > 0"],
-        "paper": {"Lee and Kim 2023": "steps=200,eot=20,rel_step=0.21875 (0.007 at 8/255)"},
+        "paper": {"Lee and Kim 2023": "steps=200,eot=20,rel_step=0.223125,random_start=false (0.007 at 8/255)"},
     },
     "bpda-eot": {
         "summary": "PGD on the loss of the mean logits of `eot` purifications, identity through the purifier",

@@ -5,9 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from purebench import registry
+from purebench.errors import UserError
 
 
 def make(name: str, *, score: Any = None, classifier: Any = None, **parameters: Any) -> Any:
     """The purifier `name`, bound to its score model and classifier. Unknown names and parameters raise UserError."""
     registry.check_parameters("defense", name, parameters)
+    common = [key for key in parameters if key in registry.COMMON["defense"]]
+    if common:
+        raise UserError(
+            f"`{common[0]}` belongs to a defense, not to a purifier", "give it to `purebench.defense.Defense`"
+        )
     return registry.factory("defense", name)(score, classifier, **parameters)
