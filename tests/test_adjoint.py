@@ -1,6 +1,7 @@
 """torchsde's adjoint on the chain's own Brownian path: the forward pass, the bridges, and the gradient it is and is not."""
 
 import math
+import threading
 from itertools import pairwise
 
 import numpy as np
@@ -258,3 +259,26 @@ def test_golden_literals():
     p = build("diffpure", score=LINEAR, steps=20)
     grad = adjoint.vjp(p, X, NOISE, V)[1]
     assert grad.flatten()[[0, 20, 40]].tolist() == pytest.approx(LITERALS, rel=1e-4)
+
+
+def test_the_guidance_stays_constant_on_autograds_own_thread():
+    """For a GPU, autograd calls torchsde's backward, and so the drift, on a thread whose context variables are unset."""
+    p = build("coup", guidance=5.0)
+    start = p.start(X, NOISE).flatten(1)
+
+    def pull(sde):
+        x = start.clone().requires_grad_()
+        with torch.enable_grad():
+            return torch.autograd.grad(sde.f(torch.tensor(p.times[0]), x).sum(), x)[0]
+
+    with chain.detached(), chain.nfe() as calls:
+        sde = adjoint._SDE(p, X.shape[1:])
+        here = pull(sde)
+        before, found = calls.forward, []
+        thread = threading.Thread(target=lambda: found.append(pull(sde)))
+        thread.start()
+        thread.join()
+    exact = pull(adjoint._SDE(p, X.shape[1:]))
+    assert torch.equal(found[0], here)
+    assert not torch.allclose(here, exact)
+    assert calls.forward == 2 * before

@@ -177,3 +177,10 @@ def test_seeds_are_averaged_and_do_not_narrow_the_choice_of_images():
     difference = metrics.pool([metrics.Value(-0.2, -0.3, -0.1, 9, 2), metrics.Value(-0.4, -0.7, -0.1, 9, 3)], True)
     assert difference == pytest.approx((-0.3, -0.5, -0.1, 9, 2))
     assert metrics.pool([metrics.Value(0.1, None, None, 9, 2)] * 2)[1:3] == (None, None)
+
+
+def test_strongest_is_chosen_among_the_attacks_on_the_most_images():
+    many = log([line(i, [i % 2] * 2) for i in range(10)])
+    few = log([line(i, [0, 0]) for i in range(3)], attack="apgd-ce")
+    assert metrics.strongest({"apgd-ce": [few], "pgd-eot": [many]}) == "pgd-eot"
+    assert metrics.strongest({"apgd-ce": [few]}) == "apgd-ce"
