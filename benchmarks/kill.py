@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 COMMAND = [sys.executable, "-c", "from purebench.cli import main; main()"]
@@ -83,6 +84,7 @@ def start(arguments: list[str], out: Path, workers: int) -> subprocess.Popen:
     return subprocess.Popen(
         [*COMMAND, *arguments, "--out", str(out), "--workers", str(workers)],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # heard even where the campaign runs in the background
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -176,15 +177,21 @@ def test_a_dry_run_plans_and_writes_nothing(finished, tmp_path, monkeypatch, cap
     assert len(list(finished[0].iterdir())) == 2
 
 
+def listening(command):
+    """A process that Ctrl-C reaches, even where the tests themselves were started with SIGINT ignored, as in the background."""
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
+
+
 def test_ctrl_c_keeps_what_was_computed(tmp_path):
     arguments = ["run", "-d", "coup:steps=5", "-a", "pgd-eot:steps=5", "-a", "null", "--images", "400", "--evals", "1"]
     arguments += ["--workers", "1", "--device", "cpu", "--out", str(tmp_path)]
-    process = subprocess.Popen([*PUREBENCH, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    end = time.monotonic() + 60
+    process = listening([*PUREBENCH, *arguments])
+    end = time.monotonic() + 120
     while not list(tmp_path.glob(f"*/{records.IMAGES}")) and time.monotonic() < end:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (130, "")
     assert "same command" in err
     assert "Traceback" not in err
@@ -195,13 +202,11 @@ def test_ctrl_c_keeps_what_was_computed(tmp_path):
     assert log.runs[-1]["images"] == kept
 
 
-def test_ctrl_c_before_the_run_has_begun_is_quiet_too():
-    process = subprocess.Popen(
-        [*PUREBENCH, "run", "-d", "coup", "-a", "null"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def test_ctrl_c_before_the_run_has_begun_is_quiet_too(tmp_path):
+    process = listening([*PUREBENCH, "run", "-d", "coup", "-a", "null", "--out", str(tmp_path)])
     process.stderr.readline()  # the planner has spoken: torch is being imported
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "Traceback" not in err
     assert "interrupted" in err
