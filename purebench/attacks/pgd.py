@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor
 
 from purebench.attacks import Attack, Attacked
@@ -52,29 +55,22 @@ def ascend(
     return x_adv
 
 
+def _attack(prepare: Callable[[Defense], Defense], average: str, **settings: Any) -> Attack:
+    """`ascend` on what `prepare` makes of the defense."""
+
+    def attack(defense: Defense, x: Tensor, y: Tensor, threat: ThreatModel, noise: Noise) -> Attacked:
+        return Attacked(ascend(prepare(defense), x, y, threat, noise, average=average, **settings))
+
+    return attack
+
+
 def pgd_eot(
     *, steps: int = 40, eot: int = 20, rel_step: float = 0.25, loss: str = "ce", random_start: bool = True
 ) -> Attack:
     """steps: iterations; eot: purifications per gradient; rel_step: step size as a share of eps; loss: ce, dlr or margin."""
-
-    def attack(defense: Defense, x: Tensor, y: Tensor, threat: ThreatModel, noise: Noise) -> Attacked:
-        return Attacked(
-            ascend(
-                defense,
-                x,
-                y,
-                threat,
-                noise,
-                steps=steps,
-                eot=eot,
-                rel_step=rel_step,
-                loss=loss,
-                average="loss",
-                random_start=random_start,
-            )
-        )
-
-    return attack
+    return _attack(
+        lambda defense: defense, "loss", steps=steps, eot=eot, rel_step=rel_step, loss=loss, random_start=random_start
+    )
 
 
 def bpda_eot(
@@ -83,47 +79,14 @@ def bpda_eot(
     """As DiffPure's and ScoreOpt's BPDA+EOT: the loss of the mean logits, no random start. Parameters as for pgd-eot.
 
     Their stopping rule (150 more purifications of an image once it seems broken) is a way of judging, which the harness does."""
-
-    def attack(defense: Defense, x: Tensor, y: Tensor, threat: ThreatModel, noise: Noise) -> Attacked:
-        defense = defense.using(BPDA)
-        return Attacked(
-            ascend(
-                defense,
-                x,
-                y,
-                threat,
-                noise,
-                steps=steps,
-                eot=eot,
-                rel_step=rel_step,
-                loss=loss,
-                average="logits",
-                random_start=random_start,
-            )
-        )
-
-    return attack
+    return _attack(
+        lambda defense: defense.using(BPDA),
+        "logits", steps=steps, eot=eot, rel_step=rel_step, loss=loss, random_start=random_start,
+    )  # fmt: skip
 
 
 def transfer_pgd(*, steps: int = 40, rel_step: float = 0.25, loss: str = "ce", random_start: bool = True) -> Attack:
     """PGD on the classifier without the purifier. Parameters as for pgd-eot."""
-
-    def attack(defense: Defense, x: Tensor, y: Tensor, threat: ThreatModel, noise: Noise) -> Attacked:
-        bare = defense.undefended()
-        return Attacked(
-            ascend(
-                bare,
-                x,
-                y,
-                threat,
-                noise,
-                steps=steps,
-                eot=1,
-                rel_step=rel_step,
-                loss=loss,
-                average="loss",
-                random_start=random_start,
-            )
-        )
-
-    return attack
+    return _attack(
+        Defense.undefended, "loss", steps=steps, eot=1, rel_step=rel_step, loss=loss, random_start=random_start
+    )
