@@ -14,27 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-def embed(labels: Tensor, width: int) -> Tensor:
-    """Sines, then cosines, of labels (B,) at width/2 frequencies from 1 to 1/10000; (B, width), float32 as published."""
-    half = width // 2
-    frequencies = torch.exp(
-        torch.arange(half, dtype=torch.float32, device=labels.device) * -(math.log(10000) / (half - 1))
-    )
-    angles = labels.float()[:, None] * frequencies
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
-
-
-def norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(min(channels // 4, 32), channels, eps=1e-6)
-
-
-def upsample(x: Tensor) -> Tensor:
-    return F.interpolate(x, scale_factor=2, mode="nearest")
-
-
-def downsample(x: Tensor) -> Tensor:
-    return F.avg_pool2d(x, 2)
+from purebench.networks.blocks import attend, downsample, embed_ddpm, norm, upsample
 
 
 class Block(nn.Module):
@@ -82,8 +62,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.GroupNorm_0(x).flatten(2).transpose(1, 2)
         q, k, v = self.NIN_0(h), self.NIN_1(h), self.NIN_2(h)
-        weights = (q @ k.transpose(1, 2) / math.sqrt(x.shape[1])).softmax(dim=-1)
-        h = self.NIN_3(weights @ v)
+        h = self.NIN_3(attend(q, k, v))
         return (x + h.transpose(1, 2).reshape(x.shape)) / math.sqrt(2)
 
 
@@ -134,7 +113,7 @@ class DDPMpp(nn.Module):
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         first, second, conv, *layers, last_norm, last = self.all_modules
-        e = second(F.silu(first(embed(labels, self.width).to(x.dtype))))
+        e = second(F.silu(first(embed_ddpm(labels, self.width).to(x.dtype))))
         h = conv(x)
         kept = [h]
         for i, layer in enumerate(layers, 3):

@@ -29,6 +29,18 @@ class SmallCNN(nn.Sequential):
         )  # fmt: skip
 
 
+class ADPCNN(nn.Sequential):
+    """ADP's network for MNIST and FashionMNIST (Yoon et al. 2021): 5x5 convolutions of 32 and 64 channels, each pooled, and 1024
+    hidden units. x: (B,1,28,28) in [0,1] -> logits (B, classes)."""
+
+    def __init__(self, classes: int = 10):
+        super().__init__(
+            nn.Conv2d(1, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Flatten(), nn.Linear(64 * 49, 1024), nn.ReLU(), nn.Linear(1024, classes),
+        )  # fmt: skip
+
+
 def embed(labels: Tensor, width: int) -> Tensor:
     """Sines, then cosines, of labels (B,) at width/2 frequencies from 1 to 1/10000; (B, width), float64."""
     frequencies = torch.logspace(0, -4, width // 2, dtype=torch.float64, device=labels.device)
@@ -60,13 +72,16 @@ class Block(nn.Module):
 class SmallUNet(nn.Module):
     """eps network. x: (B, channels, H, W) in [-1,1] plus noise; labels: (B,) = 999 t, t in [0,1] -> eps like x.
 
-    `base` * `mult[i]` channels at resolution H / 2^i, `blocks` residual blocks per resolution. H and W must be
-    divisible by 2^(len(mult) - 1). Smooth: derivatives of any order in x; float32 and float64.
+    `base` * `mult[i]` channels at resolution H / (patch 2^i), `blocks` residual blocks per resolution; patches of patch x patch
+    pixels are its input channels. H and W must be divisible by patch 2^(len(mult) - 1). Smooth: derivatives of any order in x;
+    float32 and float64.
     """
 
-    def __init__(self, channels: int = 1, base: int = 16, mult: Sequence[int] = (1, 2), blocks: int = 1):
+    def __init__(
+        self, channels: int = 1, base: int = 16, mult: Sequence[int] = (1, 2), blocks: int = 1, patch: int = 1
+    ):
         super().__init__()
-        self.base, widths = base, [base * m for m in mult]
+        self.base, self.patch, channels, widths = base, patch, channels * patch**2, [base * m for m in mult]
         self.embedding = nn.Sequential(nn.Linear(base, 4 * base), nn.SiLU(), nn.Linear(4 * base, 4 * base), nn.SiLU())
         self.first = nn.Conv2d(channels, base, 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
@@ -94,7 +109,7 @@ class SmallUNet(nn.Module):
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         embedding = self.embedding(embed(labels, self.base).to(x.dtype))
         e = iter(self.project(embedding)[:, :, None, None].split(self.sizes, dim=1))
-        h = self.first(x)
+        h = self.first(F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)
         kept = [h]
         for layer in self.down:
             h = layer(h, next(e)) if isinstance(layer, Block) else layer(h)
@@ -103,10 +118,10 @@ class SmallUNet(nn.Module):
             h = layer(h, next(e))
         for layer in self.up:
             h = layer(torch.cat([h, kept.pop()], dim=1), next(e)) if isinstance(layer, Block) else layer(h)
-        return self.last(h)
+        return F.pixel_shuffle(self.last(h), self.patch) if self.patch > 1 else self.last(h)
 
 
-NETWORKS: dict[str, type[nn.Module]] = {"small-cnn": SmallCNN, "small-unet": SmallUNet}
+NETWORKS: dict[str, type[nn.Module]] = {"small-cnn": SmallCNN, "small-unet": SmallUNet, "adp-cnn": ADPCNN}
 
 
 def load(path: Path) -> nn.Module:

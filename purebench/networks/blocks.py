@@ -1,0 +1,42 @@
+"""What the diffusion U-Nets have in common: the embedding of a noise level, the attention core, resampling by two."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def embed(labels: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+    """(sin, cos) of labels (B,) times frequencies (K,): (B, K) each, float32 as published (labels of 999 have no finer angle)."""
+    angles = labels.float()[:, None] * frequencies
+    return angles.sin(), angles.cos()
+
+
+def embed_ddpm(labels: Tensor, width: int) -> Tensor:
+    """Sines, then cosines, of labels (B,) at width/2 frequencies from 1 to 1/10000; (B, width), float32 (Ho et al. 2020)."""
+    half = width // 2
+    steps = torch.arange(half, dtype=torch.float32, device=labels.device)
+    return torch.cat(embed(labels, torch.exp(steps * -(math.log(10000) / (half - 1)))), dim=1)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt C) v, all (.., positions, C). Written out: the fused kernels of PyTorch have no second derivative."""
+    return (q @ k.mT / math.sqrt(q.shape[-1])).softmax(dim=-1) @ v
+
+
+def norm(channels: int) -> nn.GroupNorm:
+    """Group norm of Score SDE and EDM: up to 32 groups of at least 4 channels."""
+    return nn.GroupNorm(min(channels // 4, 32), channels, eps=1e-6)
+
+
+def upsample(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, C, 2H, 2W), nearest"""
+    return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+def downsample(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, C, H/2, W/2), mean of 2 x 2"""
+    return F.avg_pool2d(x, 2)

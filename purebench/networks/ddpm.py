@@ -1,0 +1,183 @@
+"""The U-Net of DDPM (Ho et al. 2020, "Denoising Diffusion Probabilistic Models", appendix B) with the keys of its PyTorch ports.
+
+Two published sets of weights have this form: CIFAR-10 (pesser's conversion of Ho et al.'s own, the network of GDMP) and
+CelebA-HQ (SDEdit's, the network of DiffPure's CelebA-HQ rows).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from purebench.networks.blocks import attend, downsample, embed_ddpm, upsample
+
+
+def norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(32, channels, eps=1e-6)
+
+
+class Block(nn.Module):
+    """shortcut(x) + conv(SiLU(GN(conv(SiLU(GN(x))) + e)))"""
+
+    def __init__(self, channels: int, out: int, embedding: int):
+        super().__init__()
+        self.norm1, self.conv1 = norm(channels), nn.Conv2d(channels, out, 3, padding=1)
+        self.temb_proj = nn.Linear(embedding, out)
+        self.norm2, self.conv2 = norm(out), nn.Conv2d(out, out, 3, padding=1)
+        if channels != out:
+            self.nin_shortcut = nn.Conv2d(channels, out, 1)
+
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x))) + self.temb_proj(F.silu(e))[:, :, None, None]
+        h = self.conv2(F.silu(self.norm2(h)))
+        return (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x) + h
+
+
+class Attention(nn.Module):
+    """x + proj(softmax(q k / sqrt C) v) over all positions, one head."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = norm(channels)
+        self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        q, k, v = (layer(h).flatten(2).mT for layer in (self.q, self.k, self.v))
+        return x + self.proj_out(attend(q, k, v).mT.reshape(x.shape))
+
+
+class Downsample(nn.Module):
+    """Half the size: a convolution of stride 2, padded below and on the right only, or the mean of 2 x 2."""
+
+    def __init__(self, channels: int, with_conv: bool):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2) if with_conv else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1))) if self.conv else downsample(x)
+
+
+class Upsample(nn.Module):
+    """Twice the size: nearest, then a convolution if it has one."""
+
+    def __init__(self, channels: int, with_conv: bool):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if with_conv else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(upsample(x)) if self.conv else upsample(x)
+
+
+class Level(nn.Module):
+    """The blocks of one resolution, each followed by attention where that is asked for."""
+
+    def __init__(self, ins: list[int], out: int, embedding: int, attention: bool):
+        super().__init__()
+        self.block = nn.ModuleList(Block(c, out, embedding) for c in ins)
+        self.attn = nn.ModuleList(Attention(out) for _ in ins if attention)
+
+    def step(self, i: int, h: Tensor, e: Tensor) -> Tensor:
+        h = self.block[i](h, e)
+        return self.attn[i](h) if self.attn else h
+
+
+class Down(Level):
+    """Adds its outputs to `kept`; all levels but the lowest end with `downsample`."""
+
+    def __init__(self, ins: list[int], out: int, embedding: int, attention: bool, downsample: Downsample | None):
+        super().__init__(ins, out, embedding, attention)
+        self.downsample = downsample
+
+    def forward(self, h: Tensor, e: Tensor, kept: list[Tensor]) -> Tensor:
+        for i in range(len(self.block)):
+            h = self.step(i, h, e)
+            kept.append(h)
+        if self.downsample:
+            h = self.downsample(h)
+            kept.append(h)
+        return h
+
+
+class Up(Level):
+    """Takes from `kept`; all levels but the highest end with `upsample`."""
+
+    def __init__(self, ins: list[int], out: int, embedding: int, attention: bool, upsample: Upsample | None):
+        super().__init__(ins, out, embedding, attention)
+        self.upsample = upsample
+
+    def forward(self, h: Tensor, e: Tensor, kept: list[Tensor]) -> Tensor:
+        for i in range(len(self.block)):
+            h = self.step(i, torch.cat([h, kept.pop()], dim=1), e)
+        return self.upsample(h) if self.upsample else h
+
+
+class Mid(nn.Module):
+    def __init__(self, channels: int, embedding: int):
+        super().__init__()
+        self.block_1, self.attn_1 = Block(channels, channels, embedding), Attention(channels)
+        self.block_2 = Block(channels, channels, embedding)
+
+    def forward(self, h: Tensor, e: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(h, e)), e)
+
+
+class Embedding(nn.Module):
+    def __init__(self, width: int, embedding: int):
+        super().__init__()
+        self.dense = nn.ModuleList([nn.Linear(width, embedding), nn.Linear(embedding, embedding)])
+
+    def forward(self, waves: Tensor) -> Tensor:
+        first, second = self.dense
+        return second(F.silu(first(waves)))
+
+
+class DDPM(nn.Module):
+    """eps network. x: (B, in_channels, size, size) in [-1,1] plus noise; t: (B,) = 0 .. 999 -> eps like x.
+
+    `config`: the published one, either nested (`model.ch`, `out_ch`, `ch_mult`, `num_res_blocks`, `attn_resolutions`,
+    `in_channels`, `resamp_with_conv`; `data.image_size`) or flat with `resolution`. Dropout is left out, being off in every
+    published use. Smooth: derivatives of any order in x.
+    """
+
+    def __init__(self, config: dict[str, Any]):
+        super().__init__()
+        nested = "model" in config
+        model = config["model"] if nested else config
+        size = config["data"]["image_size"] if nested else config["resolution"]
+        blocks, with_conv = model["num_res_blocks"], model.get("resamp_with_conv", True)
+        self.width, e = model["ch"], 4 * model["ch"]
+        widths = [self.width * m for m in model["ch_mult"]]
+        attended = [size >> level in model["attn_resolutions"] for level in range(len(widths))]
+
+        self.temb = Embedding(self.width, e)
+        self.conv_in = nn.Conv2d(model["in_channels"], self.width, 3, padding=1)
+        downs, ups = [], []
+        c, kept = self.width, [self.width]
+        for i, width in enumerate(widths):
+            last = i == len(widths) - 1
+            ins = [c, *[width] * (blocks - 1)]
+            c = width
+            downs.append(Down(ins, c, e, attended[i], None if last else Downsample(c, with_conv)))
+            kept += [c] * (blocks if last else blocks + 1)
+        for i, width in reversed(list(enumerate(widths))):
+            ins = [h + kept.pop() for h in (c, *[width] * blocks)]
+            c = width
+            ups.append(Up(ins, c, e, attended[i], Upsample(c, with_conv) if i else None))
+        self.down, self.mid = nn.ModuleList(downs), Mid(widths[-1], e)
+        self.up = nn.ModuleList(reversed(ups))  # numbered from the highest resolution
+        self.norm_out, self.conv_out = norm(c), nn.Conv2d(c, model["out_ch"], 3, padding=1)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        e = self.temb(embed_ddpm(t, self.width).to(x.dtype))
+        h = self.conv_in(x)
+        kept = [h]
+        for down in self.down:
+            h = down(h, e, kept)
+        h = self.mid(h, e)
+        for up in reversed(self.up):
+            h = up(h, e, kept)
+        return self.conv_out(F.silu(self.norm_out(h)))
