@@ -85,11 +85,15 @@ def detached() -> Iterator[None]:
 
 
 def inner_grad(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """d f(x).sum() / dx inside a step. Works under `no_grad`; has a graph of its own exactly when the engine records."""
+    """d f(x).sum() / dx inside a step. Works under `no_grad`; has a graph of its own exactly when the engine records.
+
+    That graph is always built, and dropped where it is not wanted: autograd has other formulas for SiLU and group norm under
+    create_graph, and a purification must have the same bits recorded or not."""
     keep = torch.is_grad_enabled() and x.requires_grad and not _constant_guidance.get()
     with torch.enable_grad():
         inside = x if keep else x.detach().requires_grad_()
-        return torch.autograd.grad(f(inside).sum(), inside, create_graph=keep)[0]
+        grad = torch.autograd.grad(f(inside).sum(), inside, create_graph=True)[0]
+        return grad if keep else grad.detach()
 
 
 # ------------------------------------------------------------------------------------------------------------- the tape

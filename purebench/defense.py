@@ -63,7 +63,7 @@ def combine(logits: Tensor, how: str, dim: int) -> Tensor:
         return soft
     if how == "vote":
         share = F.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype).mean(dim)
-        return (share + 1e-6).log() + soft - soft.detach()
+        return (share + 1e-6).log() + (soft - soft.detach())
     raise unknown("way to combine", how, ["logits", "softmax", "logsoftmax", "vote"])
 
 
@@ -100,9 +100,10 @@ class Account:
 
 
 class Defense:
-    """`votes` purifications combined by `combine` (logits, softmax or vote); `gradient`: a Part of `purebench list gradients`;
-    `surrogate`: the purifier that stands in for ours under gradient `surrogate`; `rows`: the padded shape of every network
-    call; `memory`: bytes for states and graphs, None for no bound; `on_work(rows x calls)` is told of progress."""
+    """`votes` purifications combined by `combine` (logits, softmax or vote); `noise`: a factor on the purifier's normal draws, 0 to
+    switch them off; `gradient`: a Part of `purebench list gradients`; `surrogate`: the purifier that stands in for ours under
+    gradient `surrogate`; `rows`: the padded shape of every network call; `memory`: bytes for states and graphs, None for no
+    bound; `on_work(rows x calls)` is told of progress. `failed`: image id -> why, where a purification was not finite."""
 
     def __init__(
         self,
@@ -111,6 +112,7 @@ class Defense:
         *,
         votes: int = 1,
         combine: str = "logits",
+        noise: float = 1.0,
         gradient: Part = EXACT,
         surrogate: Any = None,
         rows: int = 64,
@@ -123,22 +125,24 @@ class Defense:
             raise UserError("the adjoint gradient needs a purifier that is an SDE", "use `--grad exact`")
         self.purifier, self.classifier, self.votes, self.combine = purifier, classifier, votes, combine
         self.gradient, self.surrogate, self.rows, self.memory = gradient, surrogate, rows, memory
-        self.on_work = on_work
+        self.noise, self.on_work = noise, on_work
         self.spent = Account()
+        self.failed: dict[int, str] = {}
+        self.score: Any = None  # the score model, for whoever wants to look at it
 
     def undefended(self) -> Defense:
         """The classifier alone, counted on the same account."""
         bare = Defense(Identity(), self.classifier, rows=self.rows, on_work=self.on_work)
-        bare.spent = self.spent
+        bare.spent, bare.failed = self.spent, self.failed
         return bare
 
     def using(self, gradient: Part) -> Defense:
         """The same defense under another gradient, counted on the same account."""
         other = Defense(
-            self.purifier, self.classifier, votes=self.votes, combine=self.combine, gradient=gradient,
+            self.purifier, self.classifier, votes=self.votes, combine=self.combine, noise=self.noise, gradient=gradient,
             surrogate=self.surrogate, rows=self.rows, memory=self.memory, on_work=self.on_work,
         )  # fmt: skip
-        other.spent = self.spent
+        other.spent, other.failed = self.spent, self.failed
         return other
 
     # ------------------------------------------------------------------------------------------------------------ forward
@@ -158,16 +162,15 @@ class Defense:
                 )
                 parts.append(self.classifier(purified)[: chunk.real])
             self._count(calls, chunk.real)
+            self._check(chunk, parts[-1], "the classifier")
         logits = torch.cat(parts)
         return combine(logits.unflatten(0, (len(x), self.votes)), self.combine, 1) if self.votes > 1 else logits
 
     def predict(self, x: Tensor, noise: Noise) -> Tensor:
-        """(B,) predicted classes; no gradient. Logits that are not finite raise: their argmax would pass for a class."""
+        """(B,) predicted classes, -1 where the logits are not finite; no gradient."""
         with torch.no_grad():
             logits = self.logits(x, noise)
-        if not logits.isfinite().all():
-            raise RuntimeError("the defense gave logits that are not finite")
-        return logits.argmax(1)
+        return logits.argmax(1).where(logits.isfinite().all(1), -1)
 
     def draws(self, x: Tensor, noise: Noise, first: int, last: int) -> Tensor:
         """(B, last - first) predictions of the purifications numbered first..last-1, folded into rows."""
@@ -246,9 +249,31 @@ class Defense:
                 return torch.autograd.grad((logits[: chunk.real] * d).sum(), purified)[0]
 
         with chain.nfe() as calls:
-            grad = self._vjp(chunk.x.detach(), chunk.noise, cotangent)[1]
+            grad = self._vjp(chunk.x.detach(), chunk.noise, cotangent)[1][: chunk.real]
         self._count(calls, chunk.real)
-        return grad[: chunk.real]
+        fine = self._check(chunk, grad, "the gradient")
+        return grad if fine is None else grad.where(fine.view(-1, *[1] * (grad.dim() - 1)), 0)
+
+    def _check(self, chunk: _Chunk, values: Tensor, last: str) -> Tensor | None:
+        """None if values (rows, ...) are finite; else which rows are, having noted in `failed` where the others ceased to be:
+        the chunk's chain is walked again for that. `last`: where, if no state of the chain is to blame."""
+        fine = values.detach().isfinite().flatten(1).all(1)
+        if fine.all():
+            return None
+        since: dict[int, int] = {}
+
+        def look(k: int, state: Any) -> None:
+            for part in state if isinstance(state, tuple) else (state,):
+                for row in (~part.isfinite().flatten(1).all(1)).nonzero()[:, 0].tolist() if part.dim() else []:
+                    since.setdefault(row, k)
+
+        purifier = self.surrogate if self.gradient.name == "surrogate" and last == "the gradient" else self.purifier
+        chain.run(purifier, chunk.x.detach(), chunk.noise, on_state=look)
+        for row in (~fine).nonzero()[:, 0].tolist():
+            k = since.get(row)
+            place = last if k is None else f"step {k - 1} of {purifier.n}" if k else "the start"
+            self.failed.setdefault(int(chunk.noise.ids[row]), f"{place} gave values that are not finite")
+        return fine
 
     def _vjp(self, x: Tensor, noise: Noise, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         name = self.gradient.name
@@ -277,7 +302,7 @@ class Defense:
             samples = torch.cat([noise.samples[image] * copies + rows % copies, torch.zeros(pad, dtype=torch.int64)])
             part = x[image.to(x.device)]
             part = torch.cat([part, part.new_full((pad, *x.shape[1:]), 0.5)]) if pad else part
-            yield _Chunk(part, noise.rows(ids, samples), first, len(rows))
+            yield _Chunk(part, noise.rows(ids, samples).scaled(self.noise), first, len(rows))
 
     def _run(self, chunk: _Chunk, count: bool = True) -> Tensor:
         with chain.nfe() as calls:

@@ -25,7 +25,7 @@ def describe(the_plan: plan.Plan, settings: runner.Settings, as_json: bool) -> s
         left = sum(len(t.positions) for t in tasks.missing(job, done, size))
         key = (job.cell.defense, job.cell.gradient, size)
         if left and key not in speeds:
-            speeds[key] = measure(job, settings, size)
+            speeds[key] = measure(job, settings, size, bool(the_plan.missing))
         forward, backward = plan.nfe(job.cell)
         seconds = left * plan.work(job) * speeds.get(key, 0.0) / settings.workers
         rows.append(
@@ -46,8 +46,13 @@ def describe(the_plan: plan.Plan, settings: runner.Settings, as_json: bool) -> s
         )
     total = sum(r["seconds"] for r in rows)
     workers = f"{settings.workers} worker{'s' * (settings.workers > 1)}"
-    how = "from one measured batch per defense and gradient"
+    how = "from a measured beginning of each defense and gradient"
     lines += ["", f"{len(rows)} cells, at most {duration(total)} with {workers} ({how})"]
+    if the_plan.missing:
+        lines += [
+            "not here yet: " + ", ".join(the_plan.missing),
+            f"bring them with: purebench fetch {' '.join(the_plan.missing)}",
+        ]
     lines += ["", "parameters and where they come from:"]
     seen: dict[str, None] = {}
     for job in the_plan.jobs:
@@ -62,29 +67,60 @@ def describe(the_plan: plan.Plan, settings: runner.Settings, as_json: bool) -> s
     return "\n".join(lines + list(seen))
 
 
-def measure(job: plan.Job, settings: runner.Settings, rows: int) -> float:
-    """Seconds per network call and row of this defense and gradient: one gradient of a full batch of rows, after a warm-up."""
+SLOW = 0.25  # seconds per network call and row from which one row is measured instead of all
+
+
+class Beginning:
+    """The first `n` steps of a purifier: what a step costs is soon known."""
+
+    def __init__(self, purifier: Any, n: int):
+        self.purifier, self.n = purifier, min(n, purifier.n)
+        if hasattr(purifier, "times"):
+            self.times = purifier.times[: self.n + 1]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["purifier"], name)
+
+
+def measure(job: plan.Job, settings: runner.Settings, rows: int, untrained: bool) -> float:
+    """Seconds per network call and row of this defense and gradient: the gradient through two steps, of one row, and where that is
+    quick of a full batch; after a warm-up. `untrained`: with fresh weights, since files are missing; the time is the same."""
+    import contextlib
+
     import torch
 
     from purebench import device as device_module
     from purebench import evaluate
+    from purebench.assets import checkpoint
     from purebench.noise import Noise
 
     device = device_module.setup(settings.device)
-    defense = evaluate.build_defense(
-        job.cell, device, rows=rows, memory=settings.memory or device_module.free_memory(device, settings.workers)
-    )
-    shape = evaluate.probe(job.cell, rows, device)
-    noise = Noise(0, "estimate", (), range(rows), [0] * rows)
-    labels = shape.new_zeros(rows).long()
-    best = float("inf")
-    for _ in range(2):
-        defense.spent.close()
-        began = time.perf_counter()
-        defense.loss_grad(shape, labels, "ce", noise)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        took = time.perf_counter() - began
-        forward, backward, _ = defense.spent.close()
-        best = min(best, took / (forward + backward))
-    return best
+    memory = settings.memory or device_module.free_memory(device, settings.workers)
+
+    def once(rows: int) -> float:
+        defense = evaluate.build_defense(job.cell, device, rows=rows, memory=memory)
+        defense.purifier = Beginning(defense.purifier, 2)
+        if defense.surrogate is not None:
+            defense.surrogate = Beginning(defense.surrogate, 2)
+        x = evaluate.probe(evaluate.shape(job.cell), rows, device)
+        best = float("inf")
+        for _ in range(2):
+            defense.spent.close()
+            began = time.perf_counter()
+            defense.loss_grad(x, x.new_zeros(rows).long(), "ce", Noise(0, "estimate", (), range(rows), [0] * rows))
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            took = time.perf_counter() - began
+            forward, backward, _ = defense.spent.close()
+            best = min(best, took / (forward + backward))
+            if best > 4 * SLOW:
+                break
+        return best
+
+    with checkpoint.untrained() if untrained else contextlib.nullcontext():
+        try:
+            single = once(1)
+            return single if single > SLOW and device.type == "cpu" else once(rows)
+        finally:
+            if untrained:
+                evaluate.forget()

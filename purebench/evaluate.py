@@ -14,32 +14,55 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from purebench import datasets, purifiers, registry
+from purebench import components, datasets, purifiers, registry
+from purebench.datasets.images import Images
 from purebench.defense import Defense
 from purebench.noise import Noise
+from purebench.purifiers.none import Identity
+from purebench.purifiers.resized import Resized, resize
 from purebench.spec import Cell, Part, norms, parse
 from purebench.tasks import Done, Task
 
 
 @cache
-def _images(dataset: str) -> tuple[Tensor, Tensor]:
-    return registry.factory("dataset", dataset)()
+def _images(dataset: str, where: tuple) -> Images:
+    part = parse(dataset, "dataset")
+    made = components.load("dataset", part.name, dict(part.parameters) | dict(where))
+    if isinstance(made, Images):
+        return made
+    x, y = made  # a plug-in may give two tensors
+    return Images(y, int(y.max()) + 1, "", lambda indices: x[list(indices)])
 
 
 @cache
-def _order(dataset: str, subset: str) -> list[int]:
-    return datasets.order(registry.info("dataset", dataset)["size"], subset)
+def _order(size: int, subset: str) -> list[int]:
+    return datasets.order(size, subset)
+
+
+def dataset(cell: Cell) -> Images:
+    """The cell's images; shared between the cells of a process."""
+    return _images(cell.dataset, tuple(cell.where.get("dataset", {}).items()))
+
+
+def shape(cell: Cell) -> list[int]:
+    """[C,H,W] of the cell's images."""
+    known = registry.info("dataset", cell.dataset.partition(":")[0])["shape"]
+    return list(known) if all(known) else dataset(cell).shape
 
 
 @cache
-def _network(kind: str, text: str, device: torch.device) -> Any:
-    part = parse(text, kind)
-    made = registry.factory(kind, part.name)(**dict(part.parameters))
+def _network(kind: str, part: Part, device: torch.device) -> Any:
+    made = components.load(kind, part.name, dict(part.parameters))
     if kind == "classifier":
         from purebench.nfe import watch
 
         return watch(made.to(device))
     return made.to(device)
+
+
+def forget() -> None:
+    """Drops the networks of this process."""
+    _network.cache_clear()
 
 
 def _arguments(parameters: Mapping[str, Any], kind: str, name: str) -> dict[str, Any]:
@@ -57,22 +80,32 @@ def build_defense(
     on_work: Callable[[int], None] | None = None,
 ) -> Defense:
     """The cell's defense with its gradient, on a device; networks are shared between the cells of a process."""
-    classifier = _network("classifier", cell.classifier, device)
+    classifier = _network("classifier", cell.component("classifier"), device)
     needs = registry.info("defense", cell.defense.name).get("needs", ["score"])
     stand_in = dict(cell.parameters.get("surrogate", {}))
     other = str(stand_in.pop("defense", "none"))
     needs = [*needs, *registry.info("defense", other).get("needs", ["score"])]
-    score = _network("score", cell.score, device) if "score" in needs else None
+    score = _network("score", cell.component("score"), device) if "score" in needs else None
+    height, width = shape(cell)[1:]
+    outer = (height, width)
+    inner: tuple[int, int] = tuple(score.size[1:]) if score is not None else outer
+
+    def guide(x: Tensor) -> Tensor:
+        return classifier(resize(x, outer))
 
     def make(name: str, parameters: Mapping[str, Any]) -> Any:
-        return purifiers.make(name, score=score, classifier=classifier, **_arguments(parameters, "defense", name))
+        seen = classifier if inner == outer else guide
+        made = purifiers.make(name, score=score, classifier=seen, **_arguments(parameters, "defense", name))
+        return made if inner == outer or isinstance(made, Identity) else Resized(made, outer, inner)
 
     common: dict[str, Any] = {k: cell.parameters["defense"].get(k, v) for k, v in registry.COMMON["defense"].items()}
-    return Defense(
+    made = Defense(
         make(cell.defense.name, cell.parameters["defense"]), classifier, **common,
         gradient=Part("exact") if cell.gradient.name == "-" else cell.gradient,
         surrogate=make(other, stand_in) if "surrogate" in cell.parameters else None, rows=rows, memory=memory, on_work=on_work,
     )  # fmt: skip
+    made.score = score
+    return made
 
 
 def execute(
@@ -85,14 +118,16 @@ def execute(
 ) -> Done:
     """Attacks and judges one batch. Raises what the attack raises; an image outside the threat model is an error of the attack."""
     cell = task.cell
-    images, labels = _images(cell.dataset)
-    index = torch.tensor([_order(cell.dataset, cell.subset)[p] for p in task.positions])
-    x, y = images[index].to(device), labels[index].to(device)
+    images = dataset(cell)
+    order = _order(len(images), cell.subset)
+    index = torch.tensor([order[p] for p in task.positions])
+    x, y = (part.to(device) for part in images.take(index.tolist()))
     defense = build_defense(cell, device, rows=rows, memory=memory, on_work=on_work)
-    shape = x.shape[1:]
     began = time.perf_counter()
 
-    stored = {p: torch.frombuffer(bytearray(row), dtype=torch.float32).view(shape) for p, row in task.stored.items()}
+    stored = {
+        p: torch.frombuffer(bytearray(row), dtype=torch.float32).view(x.shape[1:]) for p, row in task.stored.items()
+    }
     if task.judge:
         x_adv = torch.stack([stored[p] for p in task.positions]).to(device)
         verdict, log = None, {}
@@ -107,8 +142,13 @@ def execute(
         x_adv, verdict, log = attacked.x_adv.detach(), attacked.verdict, attacked.log
     attack_seconds = time.perf_counter() - began
     spent = defense.spent.close()
-    if not x_adv.isfinite().all():
+    noted = {} if task.batch else {int(i): f"attack: {why}" for i, why in defense.failed.items()}
+    failed = [why and f"attack: {why}" for why in log.pop("failed", [None] * len(x))]
+    failed = [why or noted.get(int(i)) for i, why in zip(index, failed, strict=True)]
+    defense.failed.clear()
+    if any(not failed[i] for i in (~x_adv.isfinite().flatten(1).all(1)).nonzero()[:, 0].tolist()):
         raise RuntimeError(f"`{cell.attack}` returned values that are not finite")
+    x_adv = torch.stack([x[i] if failed[i] else x_adv[i] for i in range(len(x))])
     broken = ~cell.threat.holds(x_adv, x)
     if broken.any():
         place = task.positions[int(broken.nonzero()[0])]
@@ -126,6 +166,11 @@ def execute(
     clean = [known[:start] + new for known, new in zip(have_clean, clean_new, strict=True)]
     adversarial = defense.draws(x_adv, judge, before, task.evals).tolist()
     undefended = defense.undefended().predict(x, judge).tolist()
+    failed = [why or defense.failed.get(int(i)) for i, why in zip(index, failed, strict=True)]
+    unseen = (
+        "the purification of the clean image gave values that are not finite"  # predictions taken from another cell
+    )
+    failed = [why or (unseen if -1 in of_clean else None) for why, of_clean in zip(failed, clean, strict=True)]
     seconds = time.perf_counter() - began
     judged = defense.spent.close()
 
@@ -145,6 +190,7 @@ def execute(
             if task.batch:
                 record["batch"] = list(task.batch)
             record |= {k: v[i] for k, v in log.items() if k != "nfe"}
+        record |= {"failed": failed[i]} if failed[i] else {}
         records.append(record)
         raw.append(x_adv[i].cpu().numpy().astype("<f4").tobytes())
     cost = {
@@ -154,6 +200,6 @@ def execute(
     return Done(records, raw, cost)
 
 
-def probe(cell: Cell, rows: int, device: torch.device) -> Tensor:
-    """Grey images of the dataset's shape: (rows,C,H,W)."""
-    return torch.full((rows, *registry.info("dataset", cell.dataset)["shape"]), 0.5, device=device)
+def probe(shape: list[int], rows: int, device: torch.device) -> Tensor:
+    """Grey images: (rows,C,H,W)."""
+    return torch.full((rows, *shape), 0.5, device=device)

@@ -39,6 +39,11 @@ class Value(NamedTuple):
     evals: int | None  # draws per image; None where the attack itself decided (`aa`)
 
 
+def _place(line: Mapping[str, Any]) -> int:
+    """What pairs the lines of two cells: the position in the subset, since an index may come twice."""
+    return line.get("position", line["index"])
+
+
 def name(part: str) -> str:
     """`pgd-eot:eot=20` -> `pgd-eot`."""
     return part.partition(":")[0]
@@ -143,8 +148,8 @@ def null_difference(images: Sequence[Mapping[str, Any]], null: Sequence[Mapping[
     """Robust minus robust of the null control, paired by image index and by draw (the judge's draws are common to
     both); None without a common image. Never above 0 by more than chance: what the attack did, freed of what the
     protocol does."""
-    control = {line["index"]: line for line in null}
-    pairs = [(line, control[line["index"]]) for line in images if line["index"] in control]
+    control = {_place(line): line for line in null}
+    pairs = [(line, control[_place(line)]) for line in images if _place(line) in control]
     k = min(draws(line for line, _ in pairs), draws(line for _, line in pairs))
     if not k:
         return None
@@ -219,7 +224,7 @@ def robust_image(logs: Sequence[Log]) -> Value | None:
     attacks share; None where they share none or K < 2. Without a defense nothing is random: every draw both chooses and
     scores.
     """
-    tables = [{line["index"]: line for line in judged(log)} for log in logs]
+    tables = [{_place(line): line for line in judged(log)} for log in logs]
     common = [index for index in tables[0] if all(index in table for table in tables[1:])] if tables else []
     k = min((draws(table[index] for index in common) for table in tables), default=0)
     certain = all(log.cell["defense"] == "none" for log in logs)

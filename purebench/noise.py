@@ -39,8 +39,9 @@ class Noise:
         path: tuple = (),
         ids: Sequence[int] | Tensor = (),
         samples: Sequence[int] | Tensor = (),
+        scale: float = 1.0,
     ):
-        self.seed, self.role, self.path = seed, role, path
+        self.seed, self.role, self.path, self.scale = seed, role, path, scale
         self.ids = torch.as_tensor(ids, dtype=torch.int64)
         self.samples = torch.as_tensor(samples, dtype=torch.int64)
         if self.ids.shape != self.samples.shape:
@@ -51,11 +52,15 @@ class Noise:
 
     def fork(self, *path: str | int) -> Noise:
         """The independent stream named `path` (attack, restart, iteration, ..) for the same rows."""
-        return type(self)(self.seed, self.role, self.path + path, self.ids, self.samples)
+        return type(self)(self.seed, self.role, self.path + path, self.ids, self.samples, self.scale)
 
     def rows(self, ids: Sequence[int] | Tensor, samples: Sequence[int] | Tensor) -> Noise:
         """The same stream for other rows: one (image id, sample) per row."""
-        return type(self)(self.seed, self.role, self.path, ids, samples)
+        return type(self)(self.seed, self.role, self.path, ids, samples, self.scale)
+
+    def scaled(self, scale: float) -> Noise:
+        """The same draws, the normal ones and the signs multiplied by `scale`; 0 switches them off."""
+        return self if scale == 1 else type(self)(self.seed, self.role, self.path, self.ids, self.samples, scale)
 
     def _row_keys(self, device: torch.device, shared: bool) -> Tensor:
         """(B,) int64: the stream, image and sample of each row, hashed; computed once per device."""
@@ -81,7 +86,8 @@ class Noise:
         radius = torch.log((((bits >> 32) & 0xFFFFFFFF).double() + 0.5) * 2.0**-32).mul_(-2).sqrt_()
         angle = (bits & 0xFFFFFFFF).double() * (2 * math.pi * 2.0**-32)
         pair = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)
-        return pair[:, :size].reshape(like.shape).to(like.dtype)
+        found = pair[:, :size].reshape(like.shape).to(like.dtype)
+        return found if self.scale == 1 else self.scale * found
 
     def uniform(self, k: int, like: Tensor, draw: int = 0, shared: bool = False) -> Tensor:
         """Uniform draws in [0, 1), multiples of 2^-24 (the same in float32 and float64)."""
@@ -91,7 +97,8 @@ class Noise:
     def sign(self, k: int, like: Tensor, draw: int = 0, shared: bool = False) -> Tensor:
         """-1 or +1 with equal probability."""
         bits = self._bits(k, draw, like.shape[0], like[0].numel(), like.device, shared)
-        return (1 - 2 * ((bits >> 63) & 1)).to(like.dtype).reshape(like.shape)
+        found = (1 - 2 * ((bits >> 63) & 1)).to(like.dtype).reshape(like.shape)
+        return found if self.scale == 1 else self.scale * found
 
 
 class Replay(Noise):

@@ -11,18 +11,35 @@ from PIL import Image, ImageDraw, UnidentifiedImageError
 from torch import Tensor
 
 from purebench import device as device_module
-from purebench import evaluate, plan
-from purebench.errors import UserError
+from purebench import chain, evaluate, plan
+from purebench.defense import Defense
+from purebench.errors import DOWNLOAD, UserError
 from purebench.noise import Noise
+from purebench.purifiers.resized import resize
+
+
+FRAMES = 9  # of a trajectory
+SIGMA = 0.1  # noise level, in [-1,1] units, at which a trajectory's score norms are taken
 
 
 def purify(
-    paths: list[Path], defense: str, out: Path, dataset: str, seed: int, device_name: str
-) -> list[dict[str, Any]]:
+    paths: list[Path], defense: str, out: Path, dataset: str, seed: int, device_name: str, trajectory: bool = False,
+    classifier: str | None = None, score: str | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Purifies image files with a defense of `dataset`'s networks; the image's place in the list is its id in the noise.
 
-    Writes `out/<name>.png` for each and `out/side-by-side.png`; returns one row per file with the classifier's answers."""
-    the_plan = plan.build(plan.Request(defenses=(defense,), attacks=("null",), dataset=dataset, images=1))
+    Writes `out/<name>.png` for each, `out/side-by-side.png`, and with `trajectory` a strip `out/<name>-trajectory.png`; returns one row
+    per file with the classifier's answers."""
+    request = plan.Request(
+        defenses=(defense,), attacks=("null",), dataset=dataset, images=1, classifier=classifier, score=score
+    )
+    the_plan = plan.build(request)
+    if the_plan.missing:
+        raise UserError(
+            f"not in the cache: {', '.join(the_plan.missing)}",
+            f"`purebench fetch {' '.join(the_plan.missing)}`",
+            DOWNLOAD,
+        )
     cell = the_plan.jobs[0].cell
     device = device_module.setup(device_name)
     x = torch.stack([read(path, the_plan.shape) for path in paths]).to(device)
@@ -46,6 +63,10 @@ def purify(
         row: dict[str, Any] = {"image": str(path), "purified": str(out / name)}
         for when, answer in (("before", before[i]), ("after", after[i])):
             row |= {f"class {when}": int(answer.argmax()), f"confidence {when}": round(float(answer.max()), 3)}
+        if trajectory:
+            strip = out / f"{Path(name).stem}-trajectory.png"
+            draw_trajectory(made, x[i : i + 1], noise.rows([i], [0]), f"{path.name} under {cell.defense}").save(strip)
+            row["trajectory"] = str(strip)
         rows.append(row | {"largest change": round(float((clean[i] - x[i]).abs().max()), 3)})
     side_by_side(x, clean, rows, str(cell.defense)).save(out / "side-by-side.png")
     return rows
@@ -70,6 +91,39 @@ def picture(x: Tensor) -> Image.Image:
     """(C,H,W), clipped to [0,1], as an 8-bit image."""
     array = (x.detach().clamp(0, 1) * 255).round().byte().cpu().numpy()
     return Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0))
+
+
+def draw_trajectory(defense: Defense, x: Tensor, noise: Noise, title: str) -> Image.Image:
+    """One image's way through the chain, x (1,C,H,W): up to FRAMES states as images, and below each the root mean square of
+    sigma * score at sigma = SIGMA (about 1 where the image is that noisy, less where it is clean) and the class with its confidence."""
+    seen: list[tuple[int, Tensor]] = []
+    purifier, score = defense.purifier, getattr(defense, "score", None)
+    steps = {round(i * purifier.n / (FRAMES - 1)) for i in range(FRAMES)}
+
+    def look(k: int, state: Any) -> None:
+        if k in steps:
+            seen.append((k, purifier.finish(state)))
+
+    last = chain.run(purifier, x, noise.scaled(defense.noise), on_state=look)
+    frames = [("input", x), *[(f"step {k}", image) for k, image in seen[:-1]], ("output", last)]
+    side, gap, text = max(112, 112 // x.shape[-1] * x.shape[-1]), 10, 48
+    sheet = Image.new("RGB", (gap + len(frames) * (side + gap), 26 + side + text + gap), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((gap, 7), title, fill="black")
+    with torch.no_grad():
+        for i, (name, image) in enumerate(frames):
+            left = gap + i * (side + gap)
+            big = picture(image[0]).convert("RGB").resize((side, side), Image.Resampling.NEAREST)
+            sheet.paste(big, (left, 26))
+            probability = torch.softmax(defense.classifier(image), dim=1)[0]
+            lines = [name, f"class {int(probability.argmax())} ({float(probability.max()):.0%})"]
+            if score is not None:
+                inside = resize(2 * image - 1, tuple(score.size[1:]))
+                level = min(max(SIGMA, score.sigma_min), score.sigma_max)
+                lines.append(f"score {float(score.direction(inside, level).square().mean().sqrt()):.2f}")
+            for j, line in enumerate(lines):
+                draw.text((left, 30 + side + 15 * j), line, fill="black")
+    return sheet
 
 
 def side_by_side(x: Tensor, clean: Tensor, rows: list[dict[str, Any]], title: str) -> Image.Image:

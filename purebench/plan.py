@@ -6,14 +6,14 @@ A value comes from the command line, else the grid or preset, else the dataset's
 from __future__ import annotations
 
 import dataclasses
-import re
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from purebench import assets, datasets, registry
+from purebench import assets, components, datasets, registry
+from purebench.components import Component
 from purebench.errors import UserError, unknown
 from purebench.spec import Cell, Part, ThreatModel, Value, parse, show, threat
 
@@ -53,6 +53,7 @@ class Job:
     images: int
     evals: int
     origin: dict[str, str] = field(default_factory=dict, compare=False)
+    stand_in: tuple[str, ...] = ()  # what takes the place of a paper's own network or data
 
 
 @dataclass(frozen=True)
@@ -61,24 +62,28 @@ class Plan:
     dataset: str
     notes: list[str]  # one line each, for stderr
     shape: list[int]
+    size: int = 0  # images of the dataset
+    missing: list[str] = field(default_factory=list)  # assets that are not in the cache
 
 
 def build(request: Request) -> Plan:
     """Validates everything that can be known without running; raises UserError for the first thing that is wrong."""
     grids, notes = _grids(request)
     jobs: dict[str, Job] = {}
-    dataset = ""
+    missing: dict[str, None] = {}
     for grid in grids:
-        dataset = _dataset(request, grid, notes)
-        for job in _cells(request, grid, dataset):
+        dataset = components.find("dataset", _dataset(request, grid, notes))
+        for job, absent in _cells(request, grid, dataset):
             old = jobs.get(job.cell.id)
             if old:  # cells that would be equal are one; the larger demand counts
                 job = dataclasses.replace(old, images=max(old.images, job.images), evals=max(old.evals, job.evals))
             jobs[job.cell.id] = job
-    shape = registry.info("dataset", dataset)["shape"]
-    if any(job.cell.dataset != dataset for job in jobs.values()):
+            missing |= dict.fromkeys(absent)
+    if any(job.cell.dataset != dataset.text for job in jobs.values()):
         raise UserError("a plan has one dataset, and this grid names several", "make a grid file for each")
-    return Plan(list(jobs.values()), dataset, list(dict.fromkeys(notes)), shape)
+    return Plan(
+        list(jobs.values()), dataset.text, list(dict.fromkeys(notes)), dataset.shape, dataset.size, list(missing)
+    )
 
 
 def presets() -> dict[str, Path]:
@@ -130,46 +135,53 @@ def _grids(request: Request) -> tuple[list[dict[str, Any]], list[str]]:
 
 def _dataset(request: Request, grid: dict[str, Any], notes: list[str]) -> str:
     given = request.dataset or grid.get("dataset")
-    if given is None:
-        notes.append(
-            "dataset: the embedded digits (`--dataset` was not given, and CIFAR-10 is not here: this version cannot load it yet)"
-        )
-        return "digits"
-    part = parse(given, "dataset")
-    registry.check_parameters("dataset", part.name, dict(part.parameters))
-    return part.name
+    if given is not None:
+        return given
+    needed = assets.sets().get("cifar10", [])
+    absent = [name for name in needed if not assets.present(name)]
+    if needed and not absent:
+        notes.append("dataset: CIFAR-10 (`--dataset` was not given, and its files are in the cache)")
+        return "cifar10"
+    some = f"; {', '.join(absent)} missing" if len(absent) < len(needed) else ""
+    notes.append(
+        f"dataset: the embedded digits (`--dataset` was not given, and CIFAR-10 is not in the cache{some}: `purebench fetch cifar10`)"
+    )
+    return "digits"
 
 
-def _cells(request: Request, grid: dict[str, Any], dataset: str) -> Iterable[Job]:
-    defaults = datasets.defaults(dataset)
-    size = registry.info("dataset", dataset)["size"]
+def _cells(request: Request, grid: dict[str, Any], dataset: Component) -> Iterable[tuple[Job, list[str]]]:
+    """Jobs, each with the assets that it needs and the cache has not."""
+    defaults = datasets.defaults(dataset.name)
 
     def pick(option: Any, key: str) -> Any:
-        return option if option not in (None, ()) else grid.get(key, defaults.get(key))
+        value = option if option not in (None, ()) else grid.get(key, defaults.get(key))
+        if value is None:
+            raise UserError(f"the dataset `{dataset.name}` has no default {key}", f"give `--{key}`")
+        return value
 
     images, evals = pick(request.images, "images"), pick(request.evals, "evals")
+    subset = pick(request.subset, "subset")
+    subset = datasets.valid(subset if isinstance(subset, str) else f"choice:{subset}")
+    size = datasets.capacity(dataset.size, subset)
+    if request.images is None and "images" not in grid:
+        images = min(images, size)
     if not 1 <= images <= size:
-        raise UserError(f"`--images {images}` is not possible: {dataset} has {size} test images", f"choose 1 to {size}")
+        what = dataset.name if size == dataset.size else f"the subset `{subset}` of {dataset.name}"
+        raise UserError(f"`--images {images}` is not possible: {what} has {size} test images", f"choose 1 to {size}")
     if evals < 1:
         raise UserError(f"`--evals {evals}`: every image is judged at least once", "the default is 10")
-    subset = pick(request.subset, "subset")
-    subset = subset if isinstance(subset, str) else f"choice:{subset}"
-    rule = re.fullmatch(r"first|choice:(\d{1,10})", subset)
-    if not rule or int(rule[1] or 0) >= 2**32:
-        raise UserError(
-            f"there is no subset `{subset}`", "write `first`, or a seed from 0 to 4294967295 for a random choice"
-        )
-    classifier = _named("classifier", pick(request.classifier, "classifier"))
-    score = _named("score", pick(request.score, "score"))
-    threats = [threat(t) for t in pick(request.threats, "threats") or [defaults["threat"]]]
+    classifier = components.find("classifier", pick(request.classifier, "classifier"))
+    score = components.find("score", pick(request.score, "score"))
+    components.check_fit(dataset, classifier, score)
+    threats = [threat(t) for t in request.threats or grid.get("threats") or [defaults["threat"]]]
     parts = {
         kind: [parse(text, kind) for text in pick(given, f"{kind}s")]
         for kind, given in (("defense", request.defenses), ("attack", request.attacks))
     }
     if request.sanity:
         parts["attack"] = list(dict.fromkeys([Part("null"), Part("noise"), *parts["attack"]]))
-    grads = [parse(text, "gradient") for text in pick(request.grads, "grads") or ["exact"]]
-    seeds = pick(request.seeds, "seeds") or [0]
+    grads = [parse(text, "gradient") for text in (request.grads or grid.get("grads") or ["exact"])]
+    seeds = request.seeds or grid.get("seeds") or [0]
     maker = _Maker(dataset, subset, classifier, score, defaults)
     for limit in threats:
         for seed in seeds:
@@ -179,32 +191,21 @@ def _cells(request: Request, grid: dict[str, Any], dataset: str) -> Iterable[Job
                         cell, origin = maker.cell(defense, gradient, attack, limit, seed)
                         source = maker.source(attack, limit, seed)
                         if source:
-                            yield Job(source[0], images, evals, source[1])
-                        yield Job(cell, images, evals, origin)
-
-
-def _named(kind: str, text: str) -> str:
-    part = parse(text, kind)
-    registry.check_parameters(kind, part.name, dict(part.parameters))
-    asset = registry.info(kind, part.name).get("asset")
-    if asset:
-        from purebench import embedded
-
-        embedded.verified(asset)
-    return str(part)
+                            yield (
+                                Job(source[0], images, evals, source[1], maker.stand_in_for(source[0])),
+                                maker.missing(source[0]),
+                            )
+                        yield Job(cell, images, evals, origin, maker.stand_in_for(cell)), maker.missing(cell)
 
 
 class _Maker:
     """Makes cells of one dataset, classifier and score model."""
 
-    def __init__(self, dataset: str, subset: str, classifier: str, score: str, defaults: dict[str, Any]):
-        self.dataset, self.subset, self.classifier, self.score, self.defaults = (
-            dataset,
-            subset,
-            classifier,
-            score,
-            defaults,
-        )
+    def __init__(
+        self, dataset: Component, subset: str, classifier: Component, score: Component, defaults: dict[str, Any]
+    ):
+        self.dataset, self.subset, self.classifier, self.score = dataset, subset, classifier, score
+        self.defaults = defaults
 
     def resolve(self, kind: str, part: Part) -> tuple[Part, dict[str, Value], dict[str, str]]:
         """(canonical part, every parameter, where each came from)."""
@@ -218,7 +219,7 @@ class _Maker:
         origin = {
             k: "given"
             if k in given
-            else self.dataset
+            else self.dataset.name
             if k in self.defaults.get(kind, {}).get(part.name, {})
             else "default"
             for k in typed
@@ -250,6 +251,7 @@ class _Maker:
         source = self.source(attack, limit, seed)
         if source and source[0].defense == defense and source[0].parameters["defense"] == of_defense:
             return source  # images made on this very defense: the same cell
+        components.check_range(self.score, defense, of_defense)
         attack, of_attack, a_origin = self.resolve("attack", attack)
         if source:
             of_attack = of_attack | {"from": source[0].defense, "attack": source[0].attack}
@@ -260,9 +262,9 @@ class _Maker:
             attack = Part(attack.name, tuple(named))
         versions = {
             "noise": NOISE_VERSION,
-            "dataset": registry.version("dataset", self.dataset),
-            "classifier": registry.version("classifier", parse(self.classifier).name),
-            "score": registry.version("score", parse(self.score).name),
+            "dataset": self.dataset.version,
+            "classifier": self.classifier.version,
+            "score": self.score.version,
             "defense": registry.version("defense", defense.name),
             "attack": registry.version("attack", attack.name),
         }
@@ -273,18 +275,26 @@ class _Maker:
             stand_in = self.stand_in(defense, gradient)
             versions["surrogate"] = registry.version("defense", stand_in.name)
             parameters["surrogate"] = {"defense": stand_in.name, **self.resolve("defense", stand_in)[1]}
+        found = {"dataset": self.dataset, "classifier": self.classifier, "score": self.score}
         cell = Cell(
-            self.dataset, self.subset, self.classifier, self.score, defense, gradient, attack, limit, seed,
-            parameters, versions, self.hashes(), source[0].id if source else "",
+            self.dataset.text, self.subset, self.classifier.text, self.score.text, defense, gradient, attack, limit, seed,
+            parameters, versions, {kind: c.digest for kind, c in found.items()}, source[0].id if source else "",
+            {kind: c.where for kind, c in found.items() if c.where},
         )  # fmt: skip
         return cell, {f"defense.{k}": o for k, o in d_origin.items()} | {f"attack.{k}": o for k, o in a_origin.items()}
 
-    def hashes(self) -> dict[str, str]:
-        found = {"dataset": registry.info("dataset", self.dataset).get("sha256", "")}
-        for kind, text in (("classifier", self.classifier), ("score", self.score)):
-            asset = registry.info(kind, parse(text).name).get("asset")
-            found[kind] = assets.entry(asset)["sha256"] if asset else ""
-        return found
+    def used(self, cell: Cell) -> list[Component]:
+        """What this cell loads: the score model only where a purifier uses one."""
+        names = [cell.defense.name, str(cell.parameters.get("surrogate", {}).get("defense", "none"))]
+        scored = any("score" in registry.info("defense", name).get("needs", ["score"]) for name in names)
+        return [self.dataset, self.classifier, *([self.score] if scored else [])]
+
+    def missing(self, cell: Cell) -> list[str]:
+        """Assets that this cell needs and the cache has not."""
+        return [name for c in self.used(cell) for name in c.missing]
+
+    def stand_in_for(self, cell: Cell) -> tuple[str, ...]:
+        return tuple(c.stand_in for c in self.used(cell) if c.stand_in)
 
     def gradient(self, defense: Part, info: dict[str, Any], gradient: Part) -> Part:
         """The gradient in the form that equal cells share: what makes no difference for this defense is left out."""

@@ -17,13 +17,15 @@ def reporter(quiet: bool) -> Any:
 
 
 def duration(seconds: float) -> str:
-    """90 -> `1m30s`."""
+    """90 -> `1m30s`; from two days on in days."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds}s"
     if seconds < 3600:
         return f"{seconds // 60}m{seconds % 60:02d}s"
-    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+    if seconds < 48 * 3600:
+        return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+    return f"{seconds // 86400} days"
 
 
 class Silent:

@@ -20,12 +20,41 @@ from purebench.spec import Part
 NAMES: dict[str, dict[str, str]] = {
     "dataset": {
         "digits": "purebench.datasets.digits:test",
+        "cifar10": "purebench.datasets.cifar:cifar10",
+        "cifar100": "purebench.datasets.cifar:cifar100",
+        "cifar10-c": "purebench.datasets.corruptions:cifar10_c",
+        "cifar100-c": "purebench.datasets.corruptions:cifar100_c",
+        "mnist": "purebench.datasets.mnist:mnist",
+        "fashionmnist": "purebench.datasets.mnist:fashionmnist",
+        "imagenet": "purebench.datasets.imagenet:imagenet",
+        "celebahq": "purebench.datasets.celebahq:celebahq",
+        "folder": "purebench.datasets.folder:folder",
+        "parquet": "purebench.datasets.parquet:parquet",
     },
     "classifier": {
         "digits-cnn": "purebench.classifiers:digits_cnn",
+        "robustbench": "purebench.classifiers:robustbench",
+        "torchvision": "purebench.classifiers:torchvision",
+        "timm": "purebench.classifiers:timm",
+        "wrn-70-16-dropout": "purebench.classifiers:wrn_70_16_dropout",
+        "wideresnet-70-16": "purebench.classifiers:wideresnet_70_16",
+        "cifar-resnet50": "purebench.classifiers:cifar_resnet50",
+        "hill-wrn-28-10": "purebench.classifiers:hill_wrn_28_10",
+        "celebahq-attribute": "purebench.classifiers:celebahq_attribute",
+        "autoattack-resnet18": "purebench.classifiers:autoattack_resnet18",
+        "mnist-cnn": "purebench.classifiers:mnist_cnn",
+        "fashionmnist-cnn": "purebench.classifiers:fashionmnist_cnn",
+        "file": "purebench.classifiers:file",
     },
     "score": {
         "digits-vp": "purebench.scores.digits:digits_vp",
+        "cifar10-small": "purebench.scores.published:cifar10_small",
+        "score-sde": "purebench.scores.published:score_sde",
+        "edm": "purebench.scores.published:edm",
+        "guided-diffusion": "purebench.scores.published:guided_diffusion",
+        "ddpm": "purebench.scores.published:ddpm",
+        "celebahq-ddpm": "purebench.scores.published:celebahq_ddpm",
+        "ncsnv2": "purebench.scores.published:ncsnv2",
     },
     "defense": {
         "none": "purebench.purifiers.none:none",
@@ -58,7 +87,10 @@ CHOICES = {
     "loss": ("ce", "dlr", "margin"),
     "combine": ("logits", "softmax", "logsoftmax", "vote"),
 }  # words that defense.py knows
-COMMON = {"defense": {"votes": 1, "combine": "logits"}}  # parameters that every component of a kind has
+COMMON = {  # parameters that every component of a kind has: n purifications combined; a factor on the purifier's normal draws
+    "defense": {"votes": 1, "combine": "logits", "noise": 1.0}
+}
+REQUIRES = {"defense": ["noise >= 0"]}  # what they must fulfil
 
 
 @cache
@@ -153,6 +185,10 @@ def check_parameters(kind: str, name: str, given: dict[str, Any]) -> None:
             raise UserError(f"`{key}={value}` is not possible for `{name}`", f"at least 1; the default is {default}")
         if key in CHOICES and isinstance(value, str) and value not in CHOICES[key]:
             raise unknown(f"{key} of `{name}`", value, CHOICES[key], see=f"purebench show {name}")
+        if (
+            isinstance(default, str) and default == "" and not isinstance(value, Part | tuple)
+        ):  # a free word: a path, a name
+            continue
         if isinstance(value, Part) and key in NAMES:  # `attack=(pgd-eot:steps=5)`: a component of that kind
             continue
         if isinstance(default, str) and not isinstance(value, str):
@@ -169,7 +205,7 @@ def factory(kind: str, name: str) -> Any:
 
 def check_ranges(kind: str, name: str, values: dict[str, Any]) -> None:
     """Raises UserError where resolved values break a condition of INFO's `requires`, such as "0 < t <= 1"."""
-    for condition in info(kind, name).get("requires", []):
+    for condition in [*info(kind, name).get("requires", []), *REQUIRES.get(kind, [])]:
         if not expression(condition, values):
             said = ", ".join(f"{k}={v}" for k, v in values.items() if k in condition)
             raise UserError(

@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol
 
-from purebench import plan, records, tasks
+from purebench import datasets, plan, records, tasks
 from purebench.errors import UserError
 from purebench.tasks import Done, Task
 
@@ -57,7 +57,7 @@ class Outcome:
 class _Open:
     """A cell that is being worked on: its store, the tasks not yet given out, and how many are under way."""
 
-    def __init__(self, job: plan.Job, settings: Settings, shape: list[int]):
+    def __init__(self, job: plan.Job, settings: Settings, shape: list[int], size: int):
         self.job, self.cell = job, job.cell
         self.rows = settings.rows or tasks.default_rows(job.cell)
         self.folder = settings.out / job.cell.id
@@ -66,7 +66,8 @@ class _Open:
         run: dict[str, Any] = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"), "git": git(), "rows": self.rows, "wanted": job.images,
             "evals": job.evals, "images": 0,
-        }  # fmt: skip
+            "indices": datasets.index_hash(datasets.order(size, job.cell.subset)[: job.images]),  # of the images wanted, in order
+        } | ({"stand_in": list(job.stand_in)} if job.stand_in else {})  # fmt: skip
         self.store = records.Store(self.folder, job.cell.id, job.cell.data(), shape, run)
         if job.cell.source:  # images that their source has made anew since then are read again
             for record in records.read_lines(settings.out / job.cell.source / records.IMAGES):
@@ -81,8 +82,9 @@ class _Open:
 
     def robust(self) -> float:
         """Running robust accuracy of the images done."""
-        per = [sum(p == r["label"] for p in r["adversarial"]) / len(r["adversarial"]) for r in self.store.done.values()]
-        return sum(per) / len(per)
+        lines = [r for r in self.store.done.values() if not r.get("failed")]
+        per = [sum(p == r["label"] for p in r["adversarial"]) / len(r["adversarial"]) for r in lines]
+        return sum(per) / max(len(per), 1)
 
 
 def _reversed(task: Task) -> Task:
@@ -137,7 +139,7 @@ def run(the_plan: plan.Plan, settings: Settings, report: Reporter, outcome: Outc
         try:
             if source in outcome.skipped:
                 raise records.Locked(source)
-            cell = _Open(job, settings, the_plan.shape)
+            cell = _Open(job, settings, the_plan.shape, the_plan.size)
         except records.Locked:
             outcome.skipped.append(job.cell.id)
             what = f"its source {source}" if source in outcome.skipped else "it"
@@ -169,6 +171,12 @@ def run(the_plan: plan.Plan, settings: Settings, report: Reporter, outcome: Outc
                 cell.store.data["runs"][-1].setdefault(fact, value)
             cell.store.append(result.records, result.rows, result.cost)
             outcome.images += len(result.records)
+            bad = [r for r in result.records if r.get("failed")]
+            if bad:
+                others = f" (and {len(bad) - 1} more of its batch)" if len(bad) > 1 else ""
+                report.say(
+                    f"warning: {cell.cell}: image {bad[0]['index']} is recorded as failed: {bad[0]['failed']}{others}"
+                )
             known = clean.setdefault(_judged(cell), {})
             known.update({r["position"]: r["clean"] for r in result.records})
             report.batch(str(cell.cell), cell.robust(), len(cell.store.done), jobs[cell.cell.id].images)

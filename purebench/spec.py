@@ -211,6 +211,7 @@ class Cell:
     Not in it, since they may grow or change without changing a number: the number of images and of evaluations, rows, device,
     workers, memory. `parameters`: every parameter of defense and attack, defaults filled in. `versions`: of the components.
     `hashes`: content hashes of weights and of the data. `source`: the id of the cell whose images a transfer attack reads.
+    `where`: kind -> local files of the user's; how to find the same content on this machine, so no part of the cell's identity.
     """
 
     dataset: str
@@ -226,6 +227,7 @@ class Cell:
     versions: Mapping[str, int] = field(hash=False)
     hashes: Mapping[str, str] = field(hash=False)
     source: str = ""
+    where: Mapping[str, Mapping[str, Value]] = field(default_factory=dict, hash=False, compare=False)
 
     def data(self) -> dict[str, Any]:
         """As JSON types, for `cell.json`."""
@@ -247,11 +249,16 @@ class Cell:
             "source": self.source,
         }
 
+    def component(self, kind: str) -> Part:
+        """The `dataset`, `classifier` or `score`, with its local files."""
+        part = parse(getattr(self, kind), kind)
+        return Part(part.name, (*part.parameters, *self.where.get(kind, {}).items()))
+
     @property
     def id(self) -> str:
         """A readable, unique folder name: the names, and 10 hex digits of the hash of everything."""
         digest = hashlib.sha256(json.dumps(self.data(), sort_keys=True).encode()).hexdigest()[:10]
-        words = [self.dataset, self.defense.name, self.attack.name, self.gradient.name.strip("-")]
+        words = [self.dataset.partition(":")[0], self.defense.name, self.attack.name, self.gradient.name.strip("-")]
         return "-".join([w for w in words if w] + [digest])
 
     def __str__(self) -> str:

@@ -474,7 +474,7 @@ def _warnings(table: Table) -> list[str]:
         {name for cell in cells for record in (cell.log.cell, *cell.log.runs) for name in record.get("stand_in") or ()}
     )
     if stand_ins:
-        found.append(f"stand-in checkpoint: {_list(stand_ins)}; not the paper's network.")
+        found.append(f"not paper-comparable, for what stands in: {'; '.join(stand_ins)}.")
     dropped = [cell for cell in cells if any(line.get("failed") for line in cell.log.images)]
     if dropped:
         number = sum(bool(line.get("failed")) for cell in dropped for line in cell.log.images)

@@ -40,7 +40,7 @@ class Done:
 def default_rows(cell: Cell) -> int:
     """Rows of the padded shape: the dataset's, or fewer (a multiple of 16) where a batch of the attack never fills them. An attack
     in batches with one draw per image spends its time on the survivors: half a batch."""
-    rows = datasets.defaults(cell.dataset)["rows"]
+    rows = datasets.defaults(cell.dataset.partition(":")[0])["rows"]
     batch = unit_of(cell)
     if batch is None:
         return rows

@@ -1,4 +1,5 @@
-"""Training of the embedded benchmark's two networks: all of it can be made again, in two minutes on one CPU core.
+"""Training of the small networks: those of the embedded benchmark in two minutes on one CPU core, a score network for 32x32 colour
+images in most of an hour, and ADP's classifiers of MNIST and FashionMNIST, whose weights were never released.
 
 Deterministic: the same seed, torch version and kind of CPU give the same bytes. The score network learns
 E || eps_net(a x + s e, 999 t) - e ||^2 with a = exp(-B/2), s = sqrt(1 - a^2) and
@@ -16,7 +17,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +26,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from purebench.datasets import digits
-from purebench.errors import unknown
+from purebench import components
+from purebench.datasets import cifar, digits, mnist
+from purebench.datasets.images import Images
+from purebench.errors import UserError, unknown
 from purebench.networks.small import NETWORKS
 
 Progress = Callable[[float, str], None]  # fraction done in [0,1], a line to show
 
 BETA_MIN, BETA_MAX, T_MIN = 0.1, 20.0, 1e-3
+HELD = 1000  # images of a training set that are kept from training
 
 
-def train(name: str, out: Path, seed: int, on_progress: Progress) -> dict[str, dict[str, Any]]:
-    """Trains `digits-classifier`, `digits-score`, or both (`digits`); writes `out/<name>.safetensors`.
+def train(
+    name: str, out: Path, seed: int, on_progress: Progress, dataset: str | None = None
+) -> dict[str, dict[str, Any]]:
+    """Trains a network of RECIPES, or both of the digits' (`digits`); writes `out/<name>.safetensors`.
 
-    Returns facts per file name: sha256, parameters, seconds, and what was measured on the 500 test images
+    `dataset`: a PART whose images to train on, instead of the recipe's training set; its last 1000 are held out for the facts.
+    Returns facts per file name: sha256, parameters, seconds, and what was measured on images that were not trained on
     (`accuracy` in [0,1], or `eps_loss`: mean squared error of eps per t). Raises UserError for an unknown name.
     """
     if name not in (known := {"digits": list(RECIPES), **{n: [n] for n in RECIPES}}):
@@ -50,12 +58,16 @@ def train(name: str, out: Path, seed: int, on_progress: Progress) -> dict[str, d
         def tell(fraction: float, line: str, done: int = done, cost: int = recipe.cost) -> None:
             on_progress((done + fraction * cost) / total, line)
 
+        training, held = _images(dataset or recipe.data)
         with _reproducible(seed):
             network = NETWORKS[recipe.network](**recipe.config)
-            recipe.fit(network, seed, tell)
-            measured = recipe.measure(network.eval())
+            recipe.fit(network, *training, seed, tell, **recipe.options)
+            measured = recipe.measure(network.eval(), *held)
         path = out / f"{one}.safetensors"
         about = {"command": f"purebench train {one} --seed {seed}", "seed": str(seed), "torch": torch.__version__}
+        if dataset:
+            images = components.find("dataset", dataset)
+            about["data"] = f"{images.text} {images.digest}"
         digest = _save(network, path, {**about, "network": recipe.network, "config": json.dumps(recipe.config)})
         parameters = sum(p.numel() for p in network.parameters())
         facts[path.name] = {"sha256": digest, "parameters": parameters, "seconds": time.monotonic() - began, **measured}
@@ -63,9 +75,10 @@ def train(name: str, out: Path, seed: int, on_progress: Progress) -> dict[str, d
     return facts
 
 
-def fit_classifier(network: nn.Module, seed: int, on_progress: Progress, epochs: int = 25) -> None:
+def fit_classifier(
+    network: nn.Module, images: Tensor, labels: Tensor, seed: int, on_progress: Progress, epochs: int = 25
+) -> None:
     """Cross-entropy, AdamW with OneCycle up to 3e-3, batch 64, no augmentation."""
-    images, labels = digits.train()
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(network.parameters())
     steps = epochs * math.ceil(len(images) / 64)
@@ -80,17 +93,29 @@ def fit_classifier(network: nn.Module, seed: int, on_progress: Progress, epochs:
         on_progress((epoch + 1) / epochs, f"classifier: epoch {epoch + 1}/{epochs}, loss {loss.item():.4f}")
 
 
-def fit_score(network: nn.Module, seed: int, on_progress: Progress, steps: int = 2000) -> None:
-    """eps-prediction at t ~ U(1e-3, 1), AdamW 2e-3 (200 steps up, then a cosine), batch 128, gradient norm <= 1.
+def fit_score(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    seed: int,
+    on_progress: Progress,
+    *,
+    steps: int = 2000,
+    batch: int = 128,
+    rate: float = 2e-3,
+    t_max: float = 1.0,
+    flip: bool = False,
+) -> None:
+    """eps-prediction at t ~ U(1e-3, t_max), AdamW (200 steps up to `rate`, then a cosine), gradient norm <= 1; `flip`: every second
+    image is mirrored.
 
     `network` ends as the moving average of its weights: decay 0.998, as Score SDE less while it is young.
-    """
-    images, _ = digits.train()
+    """  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
     live = deepcopy(network)
     average: list[Tensor] = list(network.parameters())
     weights: list[Tensor] = list(live.parameters())
-    optimizer = torch.optim.AdamW(weights, lr=2e-3, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=1e-4)
     warmup = min(200, steps // 2)
 
     def factor(k: int) -> float:
@@ -99,8 +124,10 @@ def fit_score(network: nn.Module, seed: int, on_progress: Progress, steps: int =
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     recent = 1.0
     for k in range(steps):
-        x = images[torch.randint(len(images), (128,), generator=generator)] * 2 - 1
-        t = T_MIN + (1 - T_MIN) * torch.rand(128, generator=generator)
+        x = images[torch.randint(len(images), (batch,), generator=generator)] * 2 - 1
+        if flip:
+            x = torch.where(torch.rand(batch, 1, 1, 1, generator=generator) < 0.5, x, x.flip(-1))
+        t = T_MIN + (t_max - T_MIN) * torch.rand(batch, generator=generator)
         loss = _eps_loss(live, x, t, generator)
         optimizer.zero_grad()
         loss.backward()
@@ -122,31 +149,53 @@ def _eps_loss(network: nn.Module, x: Tensor, t: Tensor, generator: torch.Generat
     return F.mse_loss(network(a * x + s * eps, 999 * t), eps)
 
 
-@torch.no_grad()
-def accuracy(network: nn.Module) -> dict[str, float]:
-    """The share of the 500 test images that are classified correctly."""
-    images, labels = digits.test()
-    return {"accuracy": (network(images).argmax(1) == labels).float().mean().item()}
+def _images(source: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """(images in [0,1], labels) to train on, and those held out."""
+    if source == "digits":
+        return digits.train(), digits.test()
+    if source in ("mnist", "fashionmnist"):
+        return _all(mnist.train(source)), _all(components.find("dataset", source).images)
+    x, y = _all(cifar.train() if source == "cifar10" else components.find("dataset", source).images)
+    if len(x) <= HELD:
+        raise UserError(f"`{source}` has {len(x)} images, and {HELD} are held out", "train on more")
+    return (x[:-HELD], y[:-HELD]), (x[-HELD:], y[-HELD:])
+
+
+def _all(images: Images) -> tuple[Tensor, Tensor]:
+    return images.take(range(len(images)))
 
 
 @torch.no_grad()
-def eps_loss(network: nn.Module) -> dict[str, dict[str, float]]:
-    """The loss on the test images at single times, noise from a fixed seed; at t = 0, 1 it would tell nothing."""
-    x = digits.test()[0] * 2 - 1
+def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
+    """The share of these images that are classified correctly."""
+    right = sum(
+        (network(x).argmax(1) == y).sum().item() for x, y in zip(images.split(500), labels.split(500), strict=True)
+    )
+    return {"accuracy": right / len(labels)}
+
+
+@torch.no_grad()
+def eps_loss(
+    network: nn.Module, images: Tensor, labels: Tensor | None = None, times: tuple[float, ...] = (0.05, 0.1, 0.3, 0.5)
+) -> dict[str, dict[str, float]]:
+    """The loss on these images at single times, noise from a fixed seed; at t = 0, 1 it would tell nothing."""
+    x = images * 2 - 1
     generator = torch.Generator().manual_seed(0)
-    times = (0.05, 0.1, 0.3, 0.5)
     return {"eps_loss": {str(t): _eps_loss(network, x, torch.full((len(x),), t), generator).item() for t in times}}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to build, `fit(network, seed, on_progress)`, `measure(network)` -> facts, and the rough cost in seconds."""
+    """What to build, `fit(network, images, labels, seed, on_progress, **options)`, `measure(network, images, labels)` -> facts, the
+    rough cost in seconds, and the dataset to train on."""
 
     network: str
     config: dict[str, Any]
     fit: Callable[..., None]
-    measure: Callable[[nn.Module], dict[str, Any]]
+    measure: Callable[..., dict[str, Any]]
     cost: int
+    data: str = "digits"
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 CNN = {"channels": 1, "classes": 10, "width": 16, "size": 8, "dropout": 0.2}
@@ -154,7 +203,16 @@ UNET = {"channels": 1, "base": 16, "mult": [1, 2], "blocks": 1}
 RECIPES = {
     "digits-classifier": Recipe("small-cnn", CNN, fit_classifier, accuracy, cost=9),
     "digits-score": Recipe("small-unet", UNET, fit_score, eps_loss, cost=91),
-}
+    "cifar10-score": Recipe(
+        "small-unet", {"channels": 3, "base": 48, "mult": [1, 2], "blocks": 1, "patch": 2}, fit_score,
+        partial(eps_loss, times=(0.05, 0.1, 0.2, 0.3)), cost=2400, data="cifar10",
+        options={"steps": 4000, "batch": 64, "rate": 1e-3, "t_max": 0.3, "flip": True},
+    ),
+    "mnist-classifier": Recipe("adp-cnn", {}, fit_classifier, accuracy, cost=240, data="mnist", options={"epochs": 4}),
+    "fashionmnist-classifier": Recipe(
+        "adp-cnn", {}, fit_classifier, accuracy, cost=240, data="fashionmnist", options={"epochs": 4}
+    ),
+}  # fmt: skip
 
 
 @contextmanager

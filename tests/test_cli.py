@@ -399,3 +399,16 @@ def test_the_eta_counts_only_what_was_done_now(monkeypatch):
     now[0] = 110.0
     silent.work(10)
     assert silent.eta() == "at most 20s left"
+
+
+def test_a_trajectory_is_drawn(tmp_path):
+    from PIL import Image
+
+    image = tmp_path / "digit.png"
+    Image.new("L", (8, 8), 90).save(image)
+    rows = json.loads(
+        purebench_("purify", str(image), "-d", "coup:steps=3", "--trajectory", "--out", str(tmp_path / "out"), "--json").stdout
+    )
+    with Image.open(rows[0]["trajectory"]) as strip:
+        assert strip.width > 5 * 112  # input, steps 0 to 2, output
+        assert len(strip.getcolors(100_000)) > 20

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from purebench import chain, registry
+from purebench.defense import Defense
 from purebench.errors import UserError
 from purebench.networks.ddpmpp import DDPMpp
 from purebench.noise import Noise, Replay
@@ -561,3 +562,14 @@ def test_published_coup_runs(tiny, run):
     per_row(2 * chain.vjp(none, file["x01"], replay(file), file["fixed"])[1], file["grad_x01_lambda0"], 1e-4)
     clamped = follow(make("coup", **parts, **grid, clamp=True), file, states=None)
     assert (clamped - torch.from_numpy(file["x_final"]).clamp(-1, 1)).abs().max() < 1e-5  # x01 lies in [0,1] already
+
+
+@pytest.mark.parametrize("name", ["diffpure", "reverse-sde", "coup", "one-shot"])
+def test_noise_zero_switches_every_draw_off(name):
+    """A defense-level parameter: with noise=0 all purifications of an image are one; between, the draws are scaled."""
+    noise = [Noise(0, role, (), range(4), [0] * 4) for role in ("judge", "attack")]
+    still, whole = (Defense(few(name), CLASSIFIER, rows=16, noise=factor) for factor in (0.0, 1.0))
+    assert torch.equal(*(still.purify(X, n) for n in noise))
+    assert not torch.equal(*(whole.purify(X, n) for n in noise))
+    torch.testing.assert_close(noise[0].scaled(0.5).normal(3, X), 0.5 * noise[0].normal(3, X))
+    assert noise[0].scaled(0.5).fork("a").rows([1], [0]).scale == 0.5

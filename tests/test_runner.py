@@ -11,8 +11,9 @@ import time
 import pytest
 import torch
 
-from purebench import plan, progress, records, runner
+from purebench import plan, progress, records, runner, tables
 from purebench.attacks import Attacked
+from purebench.datasets import digits
 from purebench.errors import UserError
 from purebench.purifiers.none import Identity
 
@@ -210,15 +211,39 @@ def test_a_failing_attack_stops_no_other_cell(case, tmp_path, monkeypatch):
 
 
 def test_a_defense_that_diverges_fails_and_is_not_counted_as_a_class(tmp_path, monkeypatch):
-    class Diverges(Identity):
-        def finish(self, state):
-            return super().finish(state) * torch.nan
+    """The image is recorded as failed, with the step that did it; its batch mates are what they would have been without it."""
 
+    class Diverges(Identity):
+        n = 3
+
+        def step(self, k, state, noise):
+            if k == 1:  # the darkest of the images, and not by its gradient
+                dark = state.flatten(1).sum(1).view(-1, 1, 1, 1) < self.dark
+                state = state + torch.zeros_like(state).masked_fill(dark, torch.nan)
+            return state
+
+    x = digits.test()[0][:6].flatten(1).sum(1)
+    Diverges.dark = float(x.min()) + 1e-3
     monkeypatch.setattr("purebench.purifiers.one_shot.one_shot", lambda *a, **k: Diverges())
-    outcome = run(tmp_path, ("one-shot", "none"), ("null",), images=3)
-    [why] = outcome.failed.values()
-    assert "logits that are not finite" in why
-    assert len(outcome.done) == 1
+    outcome = run(tmp_path, ("one-shot", "none"), ("null", "pgd-eot:steps=2,eot=1"), images=6, evals=2)
+    assert outcome.failed == {}
+    found = logs(tmp_path)
+    for attack in ("null", "pgd-eot"):
+        lines = found["one-shot", attack].images
+        assert [bool(line.get("failed")) for line in lines] == (x < Diverges.dark).tolist()
+        bad = next(line["failed"] for line in lines if line.get("failed"))
+        assert "step 1 of 3" in bad or "clean image" in bad
+        assert "gave values that are not finite" in bad
+        assert all(0 <= c < 10 for line in lines if not line.get("failed") for c in line["adversarial"])
+    same = {line["position"]: line["adversarial"] for line in found["none", "null"].images}
+    assert all(
+        line["adversarial"] == same[line["position"]]
+        for line in found["one-shot", "null"].images
+        if not line.get("failed")
+    )
+    assert "recorded as failed" in "".join(outcome.said)
+    text = tables.render(records.load_all([tmp_path]))
+    assert "2 images without a valid result are left out" in text
 
 
 def test_a_transfer_whose_source_failed_says_so(tmp_path, monkeypatch):

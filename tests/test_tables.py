@@ -221,7 +221,7 @@ def test_a_title_or_a_name_cannot_break_the_table():
         ([log("coup", "pgd-eot", 50, k=1)], "one evaluation of each image"),
         ([log("coup", "pgd-eot", 50, gradient="adjoint")], "no attack with the exact gradient on coup"),
         ([log("coup", "transfer:from=(x)", 50)], "no attack with the exact gradient on coup"),
-        ([log("coup", "pgd-eot", 50, stand_in=["tiny vp"])], "stand-in checkpoint: tiny vp"),
+        ([log("coup", "pgd-eot", 50, stand_in=["tiny vp"])], "not paper-comparable, for what stands in: tiny vp"),
         ([log("coup", "pgd-eot", 50, failed="out of\nmemory")], "failed: pgd-eot on coup: `out of memory`"),
         ([log("coup", "pgd-eot", 0, n=0)], "not judged yet: pgd-eot on coup"),
     ],

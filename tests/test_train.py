@@ -1,11 +1,17 @@
 """The embedded digits: data, shipped networks, and that training them again gives the same thing."""
 
+import dataclasses
 import hashlib
+import io
 import json
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 
 import purebench
@@ -61,7 +67,7 @@ def test_shipped_score_network_denoises():
     """Its eps-loss on the test images is the measured one (a network that always answers 0 has 1)."""
     network = small.load(EMBEDDED / "digits-score.safetensors")
     assert sum(p.numel() for p in network.parameters()) == 159_489
-    loss = training.eps_loss(network)["eps_loss"]
+    loss = training.eps_loss(network, *digits.test())["eps_loss"]
     assert loss == pytest.approx({"0.05": 0.339, "0.1": 0.227, "0.3": 0.095, "0.5": 0.023}, abs=2e-3)
 
 
@@ -97,7 +103,7 @@ def test_training_is_deterministic_in_the_seed_and_leaves_the_global_generator_a
     def weights(seed):
         with training._reproducible(seed):
             network = small.NETWORKS[recipe.network](**recipe.config)
-            fit(network, seed, lambda fraction, line: None, **steps)
+            fit(network, *digits.train(), seed, lambda fraction, line: None, **steps)
         return torch.cat([p.detach().flatten() for p in network.parameters()])
 
     before = torch.get_rng_state()
@@ -107,8 +113,8 @@ def test_training_is_deterministic_in_the_seed_and_leaves_the_global_generator_a
 
 
 def test_train_writes_a_loadable_file_and_tells_its_facts(tmp_path, monkeypatch):
-    def fit(network, seed, on_progress):
-        training.fit_classifier(network, seed, on_progress, epochs=1)
+    def fit(network, images, labels, seed, on_progress):
+        training.fit_classifier(network, images, labels, seed, on_progress, epochs=1)
 
     recipe = training.RECIPES["digits-classifier"]
     short = training.Recipe(recipe.network, recipe.config, fit, recipe.measure, recipe.cost)
@@ -118,8 +124,41 @@ def test_train_writes_a_loadable_file_and_tells_its_facts(tmp_path, monkeypatch)
     (name, facts), (_, again) = *runs[0].items(), *runs[1].items()
     assert facts["sha256"] == again["sha256"] == hashlib.sha256((tmp_path / "0" / name).read_bytes()).hexdigest()
     assert [p.name for p in (tmp_path / "0").iterdir()] == [name]
-    assert training.accuracy(small.load(tmp_path / "0" / name))["accuracy"] == facts["accuracy"]
+    assert training.accuracy(small.load(tmp_path / "0" / name), *digits.test())["accuracy"] == facts["accuracy"]
     assert seen[-1][0] == 1.0
+
+
+def test_the_score_recipe_for_colour_images_trains_on_a_parquet_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "HELD", 4)
+    recipe = training.RECIPES["cifar10-score"]
+    short = dataclasses.replace(recipe, options=recipe.options | {"steps": 2, "batch": 4})
+    monkeypatch.setitem(training.RECIPES, "cifar10-score", short)
+    path = parquet_file(tmp_path / "few.parquet", 12)
+    facts = training.train("cifar10-score", tmp_path, 0, lambda *a: None, f"parquet:path={path}")
+    assert facts["cifar10-score.safetensors"]["parameters"] == 1_432_620
+    network = small.load(tmp_path / "cifar10-score.safetensors")
+    x = torch.rand(2, 3, 32, 32)
+    assert network(x, torch.tensor([1.0, 200.0])).shape == x.shape
+    with safe_open(tmp_path / "cifar10-score.safetensors", framework="pt") as file:
+        assert file.metadata()["data"].startswith("parquet:name=few sha256:")
+
+
+def test_too_few_images_are_refused(tmp_path):
+    path = parquet_file(tmp_path / "few.parquet", 12)
+    with pytest.raises(UserError, match="has 12 images, and 1000 are held out"):
+        training.train("cifar10-score", tmp_path, 0, print, f"parquet:path={path}")
+
+
+def parquet_file(path, n):
+    """n random 32x32 PNG images in the hub layout."""
+    rows = []
+    for i in range(n):
+        pixels = np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG")
+        rows.append({"bytes": buffer.getvalue(), "path": f"{i}.png"})
+    pq.write_table(pa.table({"img": rows, "label": [i % 10 for i in range(n)]}), path)
+    return path
 
 
 def test_unknown_name_is_a_user_error_with_a_suggestion(tmp_path):

@@ -1,28 +1,65 @@
-"""What is known of every checkpoint: `checkpoints.toml`, at the top of the repository and inside the wheel."""
+"""What is known of every checkpoint and dataset, and where its files lie: `checkpoints.toml` and the cache. `fetch.py` fills it."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import tomllib
+import zipfile
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from purebench.errors import unknown
+from purebench.errors import DOWNLOAD, UserError, unknown
 
 PACKAGE = Path(__file__).parents[1]
+HASHES = ("sha256", "md5", "sha256-prefix")
+
+
+def registry_file() -> Path:
+    """PUREBENCH_CHECKPOINTS, else the file in the wheel, else that at the top of the repository."""
+    given = os.environ.get("PUREBENCH_CHECKPOINTS")
+    return Path(given) if given else _ours()
+
+
+def _ours() -> Path:
+    here = PACKAGE / "checkpoints.toml"
+    return here if here.is_file() else PACKAGE.parent / "checkpoints.toml"
+
+
+def table() -> dict[str, dict[str, Any]]:
+    """asset name -> its entry; those of PUREBENCH_CHECKPOINTS win over ours. UserError if a registry cannot be read."""
+    return _registry("assets")
+
+
+def sets() -> dict[str, list[str]]:
+    """What `purebench fetch` takes for a name that is no asset: dataset or paper -> assets."""
+    return _registry("sets")
+
+
+def _registry(part: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for path in dict.fromkeys([_ours(), registry_file()]):
+        try:
+            found |= _read(path, path.stat().st_mtime_ns)[part]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"cannot read the checkpoint registry `{path}`: {error}", "see PUREBENCH_CHECKPOINTS"
+            ) from None
+    return found
 
 
 @cache
-def table() -> dict[str, dict[str, Any]]:
-    """asset name -> its entry."""
-    path = next(p for p in (PACKAGE / "checkpoints.toml", PACKAGE.parent / "checkpoints.toml") if p.is_file())
-    return tomllib.loads(path.read_text(encoding="utf-8"))["assets"]
+def _read(path: Path, changed: int) -> dict[str, Any]:
+    found = tomllib.loads(path.read_text(encoding="utf-8"))
+    return {"assets": dict(found["assets"]), "sets": dict(found.get("sets", {}))}
 
 
 def entry(name: str) -> dict[str, Any]:
     if name not in table():
-        raise unknown("asset", name, table())
+        raise unknown("asset", name, table(), "purebench fetch --list")
     return table()[name]
 
 
@@ -32,13 +69,158 @@ def cache_folder() -> Path:
     return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "purebench"
 
 
+@dataclass(frozen=True)
+class Part:
+    """One file of an asset: `file` as downloaded, `result` as used (the same, or what it unpacks to), `facts`: its entry."""
+
+    asset: str
+    file: Path
+    result: Path
+    facts: dict[str, Any]
+
+    @property
+    def label(self) -> str:
+        return f"{self.asset}/{self.file.name}" if "files" in entry(self.asset) else self.asset
+
+    def beside(self, ending: str) -> Path:
+        return self.file.with_name(self.file.name + ending)
+
+    def lock(self) -> dict[str, Any]:
+        """What `fetch` wrote when it verified the file: sha256, size, source, when, trust; empty if it did not."""
+        try:
+            found = json.loads(self.beside(".lock.json").read_text(encoding="utf-8"))
+            return found if isinstance(found["sha256"], str) and isinstance(found["size"], int) else {}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
+    def whole(self) -> bool:
+        """Whether what is used is there and looks right: size and first bytes; hashes were `fetch`'s business."""
+        if self.result != self.file or self.result.is_dir():
+            return self.result.is_file() or (self.result.is_dir() and any(self.result.iterdir()))
+        size = self.facts.get("size") or self.lock().get("size")
+        return self.file.is_file() and size in (None, self.file.stat().st_size) and not wrong_bytes(self.file)
+
+
+def wrong_bytes(path: Path) -> str:
+    """Why this cannot be a checkpoint or a dataset: empty, an HTML page, a zip (so are torch's files) without its end; or ""."""
+    with path.open("rb") as file:
+        head = file.read(1024)
+    if not head:
+        return "it is empty"
+    if re.match(rb"\s*(<!--.*?-->\s*)*<(!doctype|html|head|body)", head, re.IGNORECASE | re.DOTALL):
+        return "it is an HTML page"
+    if head.startswith(b"PK\x03\x04") and not zipfile.is_zipfile(path):
+        return "it is cut short: its end is missing"
+    return ""
+
+
+def override(name: str) -> Path | None:
+    """Where PUREBENCH_<ASSET> says that the asset (or that whose file it uses) lies."""
+    given = os.environ.get(variable(name))
+    other = table().get(name, {}).get("same_as")
+    return Path(given) if given else override(other) if other else None
+
+
+def variable(name: str) -> str:
+    """data-cifar10 -> PUREBENCH_DATA_CIFAR10"""
+    return "PUREBENCH_" + re.sub(r"[^A-Z0-9]", "_", name.upper())
+
+
+def parts(name: str) -> list[Part]:
+    """The files of an asset; none for what was never released or ships with the package."""
+    facts = entry(name)
+    if "same_as" in facts:
+        return parts(facts["same_as"])
+    folder = cache_folder() / facts.get("folder", "data" if facts.get("kind") == "dataset" else f"checkpoints/{name}")
+    files = facts.get("files") or ([facts] if "file" in facts else [])
+    return [Part(name, folder / f["file"], folder / f.get("unpack", f["file"]), {**facts, **f}) for f in files]
+
+
+def path(name: str) -> Path:
+    """Where the asset lies or would lie: its file, what its archive unpacks to, or the folder of its files.
+
+    PUREBENCH_<ASSET> (upper case, all else `_`) overrides it. UserError (exit 3) for what was never released."""
+    given = override(name)
+    if given:
+        return given
+    facts = entry(name)
+    if "package" in facts.get("sources", ()):
+        return PACKAGE / "embedded" / f"{name}.safetensors"
+    found = parts(name)
+    if not found:
+        raise unreleased(name)
+    return found[0].result if len(found) == 1 else found[0].result.parent
+
+
+def present(name: str) -> bool:
+    """Whether the asset is there to be used; reads no more than a few bytes of it."""
+    if override(name) or "package" in entry(name).get("sources", ()):
+        return path(name).exists()
+    return bool(parts(name)) and all(part.whole() for part in parts(name))
+
+
+def digest(name: str) -> str:
+    """The content hash for a record: the registry's sha256, else that which `fetch` found; "" if neither is known.
+
+    For several files: the sha256 of their sha256s. Never reads the files."""
+    import hashlib
+
+    given = override(name)
+    if given:
+        return Part(name, given, given, {}).lock().get("sha256", "")
+    if "package" in entry(name).get("sources", ()):
+        return entry(name)["sha256"]
+    found = [part.facts.get("sha256") or part.lock().get("sha256", "") for part in parts(name)]
+    if len(found) < 2 or "" in found:
+        return found[0] if len(found) == 1 else ""
+    return hashlib.sha256("".join(found).encode()).hexdigest()
+
+
+def need(name: str) -> Path:
+    """`path(name)` if the asset is there; else UserError (exit 3) that says what is missing and how to get it."""
+    if not present(name):
+        facts = entry(name)
+        if facts.get("released") is False:
+            raise unreleased(name)
+        if override(name):
+            raise UserError(
+                f"there is no `{path(name)}`, where the environment says that `{name}` lies",
+                "mend or unset it",
+                DOWNLOAD,
+            )
+        kind = f"{size_text(facts)}, licence: {facts['licence']}"
+        raise UserError(f"`{name}` is not in the cache ({kind}): `{path(name)}`", f"`purebench fetch {name}`", DOWNLOAD)
+    return path(name)
+
+
+def unreleased(name: str) -> UserError:
+    facts = entry(name)
+    other = facts.get("stand_in")
+    hint = f"the closest that was is `{other}`, which `purebench fetch {other}` brings" if other else ""
+    return UserError(f"`{name}` was never released: {facts.get('note', facts['summary'])}", hint, DOWNLOAD)
+
+
+def size_text(facts: dict[str, Any]) -> str:
+    """1707310559 -> `1.7 GB`; `about` where the registry only knows roughly."""
+    if facts.get("size"):
+        return bytes_text(facts["size"])
+    return f"about {bytes_text(facts['about'])}" if facts.get("about") else "size unknown"
+
+
+def bytes_text(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
 def places() -> dict[str, str]:
     """What `purebench where` prints."""
-    registry = next(p for p in (PACKAGE / "checkpoints.toml", PACKAGE.parent / "checkpoints.toml") if p.is_file())
     return {
         "cache": str(cache_folder()),
         "embedded weights": str(PACKAGE / "embedded"),
-        "checkpoint registry": str(registry),
+        "checkpoint registry": str(registry_file()),
         "presets": str(PACKAGE / "presets"),
         "results": str(Path("results").absolute()),
     }

@@ -110,7 +110,8 @@ def _autoattack(objects: dict[str, Any], *, batch: int, classes: int, so_many: s
             raise ValueError(f"AutoAttack's unit is a batch of at most {batch} images, got {len(x)}")
         with torch.no_grad(), private_generators(seed_of(noise)):
             bill = _Bill(defense.spent, x)
-            model = _Model(defense, noise.fork("clean"))
+            failed: dict[int, str] = {}
+            model = _Model(defense, noise.fork("clean"), x, failed)
             logits = model(x)
             if logits.shape[1] < classes:
                 fewer = f"n_target_classes={logits.shape[1] - 1}, or " if logits.shape[1] > 3 else ""
@@ -125,7 +126,7 @@ def _autoattack(objects: dict[str, Any], *, batch: int, classes: int, so_many: s
                 survivors = robust.nonzero()[:, 0]
                 if not len(survivors):
                     break
-                model = _Model(defense, noise.fork(name))
+                model = _Model(defense, noise.fork(name), x, failed)
                 run = construct(model, eps=threat.eps, norm=threat.norm, seed=seed_of(noise), device=x.device)
                 run.bill = bill.of(survivors.cpu())
                 labels = y[survivors]
@@ -136,7 +137,8 @@ def _autoattack(objects: dict[str, Any], *, batch: int, classes: int, so_many: s
                 x_adv[survivors[fooled]] = found[fooled]
                 for i in survivors[fooled].tolist():
                     broken_by[i] = name
-        return Attacked(x_adv, robust, {"nfe": [tuple(c) for c in bill.calls.tolist()], "broken_by": broken_by})
+        log = {"nfe": [tuple(c) for c in bill.calls.tolist()], "broken_by": broken_by}
+        return Attacked(x_adv, robust, log | {"failed": [failed.get(i) for i in range(len(x))]})
 
     return attack
 
@@ -173,32 +175,43 @@ def _at_least_one(**values: int) -> None:
 
 
 class _Model:
-    """The defense as pyautoattack sees it: `model(x)` -> logits (B,K). Call c draws from `noise.fork(c)`, row i as image i."""
+    """The defense as pyautoattack sees it: `model(x)` -> logits (B,K). Call c draws from `noise.fork(c)`, row i as image i.
 
-    def __init__(self, defense: Defense, noise: Noise):
-        self.defense, self.noise, self.calls = defense, noise, 0
+    Logits that are not finite are given as zeros, and the image is noted in `failed`: which of `clean` it is, its distance tells,
+    since upstream's objects pass rows without saying which."""
+
+    def __init__(self, defense: Defense, noise: Noise, clean: Tensor, failed: dict[int, str]):
+        self.defense, self.noise, self.clean, self.failed, self.calls = defense, noise, clean, failed, 0
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._checked(self.defense.logits(x, self._draws(x)), len(x))
+        return self._checked(self.defense.logits(x, self._draws(x)), x, 1)
 
     def gradient(self, x: Tensor, y: Tensor, loss: Loss, eot: int) -> Gradient:
         """Of the mean `loss` of `eot` purifications, as one call."""
         found = self.defense.loss_grad(x, y, loss, self._draws(x), eot=eot)
-        self._checked(found.logits.flatten(0, 1), eot * len(x))
-        return found
+        logits = self._checked(found.logits.flatten(0, 1), x, eot)
+        return Gradient(found.loss.nan_to_num(), found.grad, logits.unflatten(0, (eot, len(x))))
 
     def _draws(self, x: Tensor) -> Noise:
         rows = torch.arange(len(x))
         self.calls += 1
         return self.noise.fork(self.calls - 1).rows(rows, torch.zeros_like(rows))
 
-    def _checked(self, logits: Tensor, rows: int) -> Tensor:
+    def _checked(self, logits: Tensor, x: Tensor, copies: int) -> Tensor:
         where = f"in call {self.calls - 1} of `{self.noise.path[-1]}`"
+        rows = copies * len(x)
         if logits.dim() != 2 or len(logits) != rows:
             raise RuntimeError(f"AutoAttack needs logits of shape ({rows}, classes), got {tuple(logits.shape)} {where}")
-        if not logits.isfinite().all():
-            raise RuntimeError(f"AutoAttack got logits that are not finite {where}")
-        return logits
+        fine = logits.isfinite().all(1)
+        why = self.defense.failed
+        if fine.all() and not why:
+            return logits
+        bad = {row % len(x) for row in (~fine).nonzero()[:, 0].tolist()} | {row for row in why if row < len(x)}
+        for row in bad:
+            image = int((self.clean - x[row]).flatten(1).norm(dim=1).argmin())
+            self.failed.setdefault(image, f"{why.get(row, 'the defense gave values that are not finite')} ({where})")
+        why.clear()
+        return logits.where(fine[:, None], 0)
 
 
 class _LastDraw(torch.autograd.Function):

@@ -1,15 +1,39 @@
-"""Datasets by name, their subsets, and their defaults (one TOML file each)."""
+"""Datasets by name, their subsets, and their defaults (one TOML file each).
+
+A subset is a rule that says which dataset index each position 0, 1, 2, .. of a run has:
+  first        as stored (RobustBench's first n)
+  choice:S     RandomState(S).choice(n, m, replace=False): one draw (ScoreOpt, Lee and Kim, COUP: S = 0, m = 512)
+  groups:GxM   G such draws of M images, seeds 0 .. G-1, one after the other (DiffPure); an index may come twice
+"""
 
 from __future__ import annotations
 
+import hashlib
+import re
+import struct
 import tomllib
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from purebench.errors import UserError
+from purebench.errors import UserError, unknown
 
 HERE = Path(__file__).parent
+ALIASES = {
+    "scoreopt": "choice:0",  # ScoreOpt, 5: 512 images
+    "lee-kim": "choice:0",  # Lee and Kim 2023, load_data.py: 512 images
+    "coup": "choice:0",  # COUP, 5.1: 512 images
+    "diffpure-autoattack": "groups:8x64",  # DiffPure run_scripts/cifar10: data seeds 0..7, num_sub 64
+    "diffpure-bpda": "groups:5x200",  # DiffPure run_scripts/cifar10/run_cifar_bpda_eot.sh: data seeds 0..4, num_sub 200
+    "diffpure-imagenet": "groups:32x16",  # DiffPure run_scripts/imagenet: data seeds 0..31, num_sub 16
+    # DiffPure takes 2 % of CelebA-HQ's validation part and then the first batch of 8: a choice without replacement is the start of a
+    # permutation, so these are the first 8 of the choice, whatever the 2 % come to.
+    "diffpure-celebahq": "groups:64x8",
+    "celeba:64x8": "groups:64x8",
+    "robustbench": "first",
+}
+RULE = re.compile(r"first|choice:(?P<seed>\d{1,10})|groups:(?P<groups>\d{1,3})x(?P<each>\d{1,6})")
 
 
 @cache
@@ -23,11 +47,73 @@ def defaults(name: str) -> dict[str, Any]:
     return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
+def valid(subset: str) -> str:
+    """The canonical rule that `subset` (a rule or a name of ALIASES) stands for. Raises UserError if there is none."""
+    rule = ALIASES.get(subset, subset)
+    found = RULE.fullmatch(rule)
+    if not found:
+        if subset.partition(":")[0] in ("choice", "groups"):
+            raise UserError(
+                f"cannot read the subset `{subset}`",
+                "write first, choice:SEED or groups:GxM, such as choice:0 or groups:8x64",
+            )
+        raise unknown("subset", subset, ["first", "choice:SEED", "groups:GxM", *ALIASES])
+    if found["seed"]:
+        if int(found["seed"]) >= 2**32:
+            raise UserError(f"there is no subset `{subset}`", "a seed is a whole number from 0 to 4294967295")
+        return f"choice:{int(found['seed'])}"
+    if found["groups"]:
+        if not int(found["groups"]) or not int(found["each"]):
+            raise UserError(f"the subset `{subset}` is empty", "write groups:GxM with G and M of at least 1")
+        return f"groups:{int(found['groups'])}x{int(found['each'])}"
+    return rule
+
+
+def describe(subset: str) -> str:
+    """One line for help texts."""
+    kind, _, rest = valid(subset).partition(":")
+    if kind == "first":
+        return "the first images, as stored"
+    if kind == "choice":
+        return f"RandomState({rest}).choice(n, m, replace=False)"
+    groups, each = rest.split("x")
+    return (
+        f"{groups} choices of {each} images, RandomState(0) to RandomState({int(groups) - 1}); an image may come twice"
+    )
+
+
+def capacity(size: int, subset: str) -> int:
+    """How many positions the subset has on a dataset of `size` images."""
+    kind, _, rest = valid(subset).partition(":")
+    if kind != "groups":
+        return size
+    groups, each = map(int, rest.split("x"))
+    if each > size:
+        raise UserError(f"the subset `{subset}` is not possible: there are {size} images", f"M is at most {size}")
+    return groups * each
+
+
 def order(size: int, subset: str) -> list[int]:
-    """Dataset indices by position. `first`: as stored; `choice:S`: RandomState(S).choice(size, m, replace=False), whose first m
-    entries are the same for every m (the subset rule of DiffPure, ScoreOpt, Lee and Kim, and COUP)."""
-    if subset == "first":
+    """Dataset indices by position, `capacity(size, subset)` of them; the first m are those of every run of m images.
+
+    With `groups` an index may come at several positions, as in DiffPure's lists."""
+    positions = capacity(size, subset)
+    kind, _, rest = valid(subset).partition(":")
+    if kind == "first":
         return list(range(size))
     import numpy as np
 
-    return np.random.RandomState(int(subset.partition(":")[2])).permutation(size).tolist()
+    def choice(seed: int) -> list[int]:  # choice(size, m, replace=False) is the first m of a permutation, for every m
+        return np.random.RandomState(seed).permutation(size).tolist()
+
+    if kind == "choice":
+        return choice(int(rest))
+    groups, each = map(int, rest.split("x"))
+    found = [index for seed in range(groups) for index in choice(seed)[:each]]
+    assert len(found) == positions
+    return found
+
+
+def index_hash(indices: Sequence[int]) -> str:
+    """sha256 of the indices as little-endian int64, in their order: says which images a number is of."""
+    return hashlib.sha256(struct.pack(f"<{len(indices)}q", *indices)).hexdigest()

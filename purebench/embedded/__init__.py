@@ -32,6 +32,11 @@ def verified(asset: str) -> Path:
 
 def load(asset: str) -> Any:
     """The network of an embedded file: built from the configuration in its metadata, in evaluation mode, parameters frozen."""
+    return read(verified(asset))
+
+
+def read(path: Path) -> Any:
+    """The same of any file that `purebench train` wrote."""
     from purebench.networks import small
 
-    return small.load(verified(asset))
+    return small.load(path)

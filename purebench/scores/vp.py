@@ -1,67 +1,60 @@
-"""Adapter for networks that predict the noise of a variance-preserving diffusion (Song et al. 2021; Ho et al. 2020)."""
+"""Adapters of networks that predict the noise of a variance-preserving diffusion: at any time (Song et al. 2021, VP-SDE), or at
+1000 indices (Ho et al. 2020, DDPM; Dhariwal and Nichol 2021, guided diffusion)."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor, nn
 
 from purebench.nfe import watch
+from purebench.scores.views import BETA_MAX, BETA_MIN, Score, discrete, rows
 
-BETA_MIN, BETA_MAX = 0.1, 20.0
+__all__ = ["BETA_MAX", "BETA_MIN", "IndexScore", "VPScore"]
 
 
-class VPScore:
-    """Both views of a network eps(x, labels), labels = 999 t, with beta(t) = 0.1 + 19.9 t.
+class VPScore(Score):
+    """Both views of a network eps(x, labels), labels = 999 t, with beta(t) = 0.1 + 19.9 t."""
 
-    Images are float, (B,C,H,W) on the [-1,1] scale; t in (0,1]; sigma > 0 in the same units. Deterministic.
-    `size`: (C,H,W); `sigma_min`, `sigma_max`: the noise levels the network was trained on.
-    """
-
-    def __init__(self, network: nn.Module, size: tuple[int, int, int], t_min: float = 1e-3):
-        self.network, self.size = watch(network), size
-        self.sigma_min, self.sigma_max = self.sigma(t_min), self.sigma(1.0)
-
-    def to(self, device: torch.device) -> VPScore:
-        self.network.to(device)
-        return self
-
-    @staticmethod
-    def sigma(t: float) -> float:
-        """The denoiser view's noise level at time t: std(t) / sqrt(abar(t))."""
-        return math.sqrt(math.expm1((BETA_MAX - BETA_MIN) / 2 * t**2 + BETA_MIN * t))
-
-    @staticmethod
-    def time(sigma: float) -> float:
-        """The inverse of `sigma`."""
-        width = BETA_MAX - BETA_MIN
-        return (math.sqrt(BETA_MIN**2 + 2 * width * math.log1p(sigma**2)) - BETA_MIN) / width
-
-    @staticmethod
-    def std(t: float) -> float:
-        """sqrt(1 - abar(t)), the noise in the VP state at time t."""
-        return math.sqrt(-math.expm1(-(BETA_MAX - BETA_MIN) / 2 * t**2 - BETA_MIN * t))
-
-    def eps_label(self, x: Tensor, label: float) -> Tensor:
-        return self.network(x, torch.full((len(x),), label, dtype=x.dtype, device=x.device))
+    def __init__(self, network: nn.Module, size: tuple[int, int, int], t_min: float = 1e-3, t_max: float = 1.0):
+        self.network: Any = watch(network)
+        self.size = size
+        self.sigma_min, self.sigma_max = self.sigma(t_min), self.sigma(t_max)
 
     def eps(self, x: Tensor, t: float) -> Tensor:
-        """The noise predicted in the VP state x at time t."""
-        return self.eps_label(x, 999 * t)
+        return self.network(x, rows(999 * t, x))
 
     def eps_index(self, x: Tensor, i: int) -> Tensor:
-        """The same at index i = 0..999 of the discrete schedule, for ancestral samplers."""
-        return self.eps_label(x, float(i))
-
-    def score(self, x: Tensor, t: float) -> Tensor:
-        """grad log p_t of the VP state x at time t."""
-        return -self.eps(x, t) / self.std(t)
-
-    def denoise(self, x: Tensor, sigma: float) -> Tensor:
-        """E[clean | x] for x = clean + sigma noise."""
-        return x + sigma * self.direction(x, sigma)
+        return self.network(x, rows(float(i), x))
 
     def direction(self, x: Tensor, sigma: float) -> Tensor:
-        """sigma * grad log p(x; sigma) for x = clean + sigma noise."""
         return -self.eps(x / math.sqrt(1 + sigma**2), self.time(sigma))
+
+
+class IndexScore(Score):
+    """Both views of a network net(x, i) trained at indices i = 0..999; its first C channels are eps.
+
+    eps(x, t) asks for index floor(1000 t), taken in float32 as DiffPure does (runners/diffpure_sde.py). In the view at sigma the
+    index is fractional: where sigma_index, interpolated in log sigma, has the value sigma.
+    """
+
+    def __init__(self, network: nn.Module, size: tuple[int, int, int]):
+        self.network: Any = watch(network)
+        self.size = size
+        self.sigma_min, self.sigma_max = self.sigma_index(0), self.sigma_index(999)
+
+    def output(self, x: Tensor, i: float) -> Tensor:
+        """(B, C or 2C, H, W): eps, and for networks that learn it, the interpolation weight v in [-1,1] of the log variance."""
+        return self.network(x, rows(i, x))
+
+    def eps(self, x: Tensor, t: float) -> Tensor:
+        return self.eps_index(x, min(int(np.float32(1000) * np.float32(t)), 999))
+
+    def eps_index(self, x: Tensor, i: int) -> Tensor:
+        return self.output(x, i)[:, : x.shape[1]]
+
+    def direction(self, x: Tensor, sigma: float) -> Tensor:
+        i = float(np.interp(math.log(sigma), np.log(1 / discrete() - 1) / 2, np.arange(1000)))
+        return -self.output(x / math.sqrt(1 + sigma**2), i)[:, : x.shape[1]]

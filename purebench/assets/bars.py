@@ -1,0 +1,87 @@
+"""How far a download is, on stderr: a rich bar on a terminal, one line a minute elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from purebench.assets import bytes_text
+
+
+class Show:
+    """Progress on stderr: one line when a download starts, and one a minute."""
+
+    def say(self, line: str) -> None:
+        print(f"purebench: {line}", file=sys.stderr, flush=True)
+
+    def start(self, label: str) -> None:
+        self.label, self.total, self.told = label, 0, time.monotonic() - 50
+
+    def size(self, have: int, total: int | None) -> None:
+        self.total = total or 0
+        self.at(have)
+
+    def at(self, have: int) -> None:
+        if time.monotonic() - self.told >= 60:
+            self.told = time.monotonic()
+            self.say(f"`{self.label}`: {bytes_text(have)}{f' of {bytes_text(self.total)}' if self.total else ''}")
+
+    def stop(self) -> None:
+        pass
+
+
+class Quiet(Show):
+    def say(self, line: str) -> None:
+        pass
+
+
+class Bars(Show):
+    """A rich bar with speed and time left."""
+
+    bar: Any = None
+
+    def say(self, line: str) -> None:
+        if self.bar:
+            self.bar.console.print(f"purebench: {line}", markup=False, highlight=False)
+        else:
+            super().say(line)
+
+    def start(self, label: str) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        self.stop()
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+        )
+        self.bar = Progress(*columns, console=Console(stderr=True), transient=True)
+        self.task = self.bar.add_task(label, total=None)
+        self.bar.start()
+
+    def size(self, have: int, total: int | None) -> None:
+        self.bar.update(self.task, completed=have, total=total)
+
+    def at(self, have: int) -> None:
+        self.bar.update(self.task, completed=have)
+
+    def stop(self) -> None:
+        if self.bar:
+            self.bar.stop()
+            self.bar = None
+
+
+def reporter(quiet: bool = False) -> Show:
+    """The Show for where stderr goes."""
+    return Quiet() if quiet else Bars() if sys.stderr.isatty() else Show()

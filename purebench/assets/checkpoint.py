@@ -1,0 +1,85 @@
+"""From a name in `checkpoints.toml` to a network: built from the registry's configuration, filled from the file, frozen."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from purebench import assets, networks
+from purebench.assets import readers
+from purebench.errors import DOWNLOAD, UserError
+
+FORMATS = {
+    "archive": "state-dict",
+    "torchvision": "state-dict",
+    "timm": "state-dict",
+    "hill": "state-dict",
+}  # how to read
+_untrained: ContextVar[bool] = ContextVar("untrained", default=False)
+
+
+@contextmanager
+def untrained() -> Iterator[None]:
+    """Within: networks keep their fresh weights, and no file is read. What `--dry-run` measures does not depend on them."""
+    token = _untrained.set(True)
+    try:
+        yield
+    finally:
+        _untrained.reset(token)
+
+
+def load(asset: str, *, weights: str = "ema", member: str = "") -> nn.Module:
+    """The asset's network with its weights: evaluation mode, frozen, float32, on CPU. weights: `ema` or `raw` where the file has both;
+    member: the file in an unpacked archive. UserError (exit 3) for a missing, broken, hostile or unfitting file."""
+    entry = assets.entry(asset)
+    if entry["format"] == "edm-pickle" and not _untrained.get():
+        config, found = readers.edm(assets.need(asset))
+        return fill(networks.build(entry["network"], config), found, asset)
+    network = networks.build(entry["network"], entry.get("config", {}))
+    order = [name for name, _ in network.named_parameters()]
+    return fill(network, state(asset, weights=weights, member=member, order=order), asset)
+
+
+def state(asset: str, *, weights: str = "ema", member: str = "", order: list[str] | None = None) -> dict[str, Tensor]:
+    """The tensors of the asset's file by key; nothing within `untrained()`."""
+    if _untrained.get():
+        return {}
+    path, entry = assets.need(asset), assets.entry(asset)
+    return read(
+        path / member if member else path, FORMATS.get(entry["format"], entry["format"]), weights=weights, order=order
+    )
+
+
+def read(path: Path, format: str, *, weights: str = "ema", order: list[str] | None = None) -> dict[str, Tensor]:
+    """The tensors of a file by key: float32, on CPU; nothing within `untrained()`."""
+    return {} if _untrained.get() else readers.state(path, format, order=order, weights=weights)
+
+
+def fill(network: nn.Module, found: dict[str, Tensor], what: str) -> nn.Module:
+    """The network with these tensors, in evaluation mode, frozen. UserError for keys or shapes that do not fit."""
+    if not _untrained.get():
+        network = readers.load(network, found, what)
+    return network.eval().requires_grad_(False)
+
+
+def trained(name: str, family: str, config: dict[str, Any]) -> nn.Module:
+    """A network that the user trains: `<cache>/trained/<name>.safetensors`, of this family and configuration."""
+    path = assets.cache_folder() / "trained" / f"{name}.safetensors"
+    if not path.is_file() and not _untrained.get():
+        raise UserError(
+            f"`{path}` is not there: nobody published these weights",
+            f"train them, in minutes: `purebench train {name} --out {path.parent}`",
+            DOWNLOAD,
+        )
+    return fill(networks.build(family, config), read(path, "safetensors"), name)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,339 @@
+"""Published checkpoints as tensors: every container layout is read as data, and nothing in a file is run.
+
+Files of torch are first looked at by `unpickle.run` (what they ask for, and how much memory), then read with
+`torch.load(weights_only=True)`. EDM's pickles are read by `unpickle.read` alone and converted once to safetensors and JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import mmap
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from numpy._core import multiarray
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from purebench.assets import unpickle
+from purebench.assets.unpickle import AGAIN, Broken, Refused
+from purebench.errors import DOWNLOAD, UserError, unknown
+
+MOST = 8 << 30  # bytes of a checkpoint file
+# DataParallel around a normalisation and the network; DataParallel; a wrapper
+PREFIXES = ("module.0.", "module.", "model.")
+DERIVED = ("sigmas", "num_batches_tracked")  # buffers that networks work out themselves; files may lack them
+PRECONDITIONERS = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve"}
+TORCH: dict[str, unpickle.Rule] = {  # in any torch file, besides
+    **unpickle.PLAIN,
+    "torch.Size": lambda items=(): tuple(items),
+    "argparse.Namespace": unpickle.node("argparse.Namespace"),
+}
+SAFE: list[Any] = [  # the same for torch.load: what people save beside the weights
+    argparse.Namespace,
+    np.dtype,
+    *{type(np.dtype(code)) for code in unpickle.CODES},
+    *((multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
+
+
+def state(
+    path: Path | str,
+    format: str,
+    *,
+    order: Sequence[str] | Mapping[str, Sequence[int]] | None = None,
+    weights: str = "ema",
+    prefixes: Sequence[str] = PREFIXES,
+) -> dict[str, Tensor]:
+    """The weights of a checkpoint by key, on CPU; floating ones as float32, whole numbers as they are.
+
+    format: a name of `FORMATS`. order: the network's parameters, by name or name -> shape, as `score-sde` needs them.
+    weights: `ema` or `raw`, for the formats that hold both. prefixes: each is taken off if every key carries it.
+    UserError: an unknown format; exit 3 for a file that is missing, damaged, hostile or of another layout."""
+    path = Path(path)
+    if format not in FORMATS:
+        raise unknown("checkpoint format", format, FORMATS)
+    if weights not in ("ema", "raw"):
+        raise unknown("kind of weights", weights, ("ema", "raw"))
+    with _told(path, format):
+        return _float32(FORMATS[format](path, order, weights, prefixes), 4 * path.stat().st_size)
+
+
+@contextlib.contextmanager
+def _told(path: Path, format: str) -> Iterator[None]:
+    """Whatever goes wrong with a file, as one UserError (exit 3)."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"`{path}` cannot be read: {error.strerror}", "fetch it first", DOWNLOAD) from None
+    except Refused as error:
+        raise UserError(f"refused `{path.name}`: {error}", f"nothing of it was run; {AGAIN}", DOWNLOAD) from None
+    except Broken as error:
+        raise UserError(
+            f"`{path.name}` is not a checkpoint of format `{format}`: {error}",
+            f"{AGAIN}, or look at its format",
+            DOWNLOAD,
+        ) from None
+
+
+def edm(path: Path | str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(configuration, weights) of an EDM pickle: its init_kwargs with `precond` (edm, vp or ve) by its class. UserError as `state`."""
+    path = Path(path)
+    with _told(path, "edm-pickle"):
+        tensors, known = _edm(path)
+        if known["class_name"] not in PRECONDITIONERS:
+            got = unpickle.shown(known["class_name"])
+            raise Broken(f"its network is of class {got}, expected one of {', '.join(PRECONDITIONERS)}")
+        return {**known["init_kwargs"], "precond": PRECONDITIONERS[known["class_name"]]}, _float32(tensors, MOST)
+
+
+def load(network: nn.Module, state: Mapping[str, Tensor], what: str, derived: Sequence[str] = DERIVED) -> nn.Module:
+    """The network, filled in place with copies of the tensors.
+
+    derived: last parts of the keys that may be absent. UserError (exit 3), with the network untouched, if keys are missing or
+    unexpected, if shapes differ, or if a tensor holds NaN or infinity."""
+    own = network.state_dict()
+    missing = [key for key in own if key not in state and key.rpartition(".")[2] not in derived]
+    unexpected = [key for key in state if key not in own]
+    shapes = [
+        f"`{key}` {list(state[key].shape)}, expected {list(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    quoted = ("missing", [f"`{k}`" for k in missing]), ("unexpected", [f"`{k[:80]}`" for k in unexpected])
+    wrong = [
+        f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ..' if len(keys) > 3 else ''})"
+        for kind, keys in (*quoted, ("of another shape", shapes))
+        if keys
+    ]
+    if wrong:
+        raise UserError(
+            f"`{what}` does not fit its network: of {len(own)} keys {'; '.join(wrong)}",
+            "is it the checkpoint of this architecture?",
+            DOWNLOAD,
+        )
+    for key, tensor in state.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            bad = int((~tensor.isfinite()).sum())
+            raise UserError(
+                f"`{what}` holds NaN or infinity: {bad:,} of {tensor.numel():,} values of `{key}`", AGAIN, DOWNLOAD
+            )
+    network.load_state_dict(dict(state), strict=False)
+    return network
+
+
+def read(path: Path) -> Any:
+    """What a torch file holds (zip, or the older format); tensors on CPU. Raises Refused, Broken and UserError."""
+    size = path.stat().st_size
+    if size > MOST:
+        raise Refused(f"it has {size:,} bytes, expected at most {MOST:,}")
+    with path.open("rb") as file:
+        head = file.read(512)
+        unpickle.begins(head, size, path.name)
+        zipped = head.startswith(b"PK\x03\x04")
+        if not zipped and head[257:262] == b"ustar":
+            raise Broken("it is a tar file, as torch wrote them before 2017; such files cannot be read safely")
+        try:
+            if zipped:
+                _look_zip(path, size)
+            else:
+                _look_legacy(file, size)
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
+            raise Broken(f"it is cut short, or damaged ({str(error)[:120]})") from None
+    try:
+        with torch.serialization.safe_globals(SAFE):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except Exception as error:  # on damaged files torch raises whatever it happens upon
+        raise Broken(f"torch cannot read it: {str(error).strip().partition(chr(10))[0][:200]}") from None
+
+
+def _look_zip(path: Path, size: int) -> None:
+    """What `read` is about to load: names, and sizes that the file really has."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {entry.filename: entry for entry in archive.infolist()}
+        total = sum(entry.file_size for entry in entries.values())
+        if len(entries) < len(archive.infolist()):
+            raise Refused("it holds two members of one name")
+        programs = [name for name in entries if name.endswith("data.pkl")]
+        if len(programs) != 1 or any(name.endswith("constants.pkl") for name in entries):
+            raise Broken("it is a zip file, but none of torch's checkpoints")
+        if total > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
+            raise Refused(f"it unpacks to {total:,} bytes, more than its {size:,}, or is compressed")
+        content = archive.read(programs[0])
+    folder = programs[0].removesuffix("data.pkl") + "data/"
+
+    def storage(pid: Any) -> Any:
+        found = unpickle.storage_id(pid)
+        held = entries[folder + found.data].file_size if folder + found.data in entries else 0
+        if found.nbytes > held:
+            raise Refused(f"it announces a storage of {unpickle.count(found.nbytes)} bytes and holds {held:,}")
+        return found
+
+    unpickle.run(BytesIO(content), TORCH, storage, passing=4 * len(content) + (1 << 20))
+
+
+def _look_legacy(file: Any, size: int) -> None:
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
+        storages: dict[str, int] = {}
+
+        def storage(pid: Any) -> Any:
+            found = unpickle.storage_id(pid)
+            assert isinstance(found.data, str)
+            storages[found.data] = max(storages.get(found.data, 0), found.nbytes)
+            return found
+
+        _, keys = unpickle.legacy(stream, TORCH, storage)
+        needed, held = sum(storages.values()) + 8 * len(keys), size - stream.tell()
+    if set(keys) != set(storages):
+        raise Broken("it does not list its storages")
+    if needed > held:
+        raise Broken(f"it is cut short: it announces {unpickle.count(needed)} bytes of tensors and holds {held:,}")
+
+
+# The layouts: (path, order, weights, prefixes) -> key -> tensor.
+
+
+def _state_dict(path: Path, order: Any, weights: str, prefixes: Sequence[str]) -> Any:
+    found = read(path)
+    for name in ("state_dict", "model_state_dict", "model", "net"):
+        if isinstance(found, dict) and isinstance(found.get(name), dict):
+            found = found[name]
+            break
+    return _strip(found, prefixes)
+
+
+def _score_sde(path: Path, order: Any, weights: str, prefixes: Sequence[str]) -> Any:
+    """{optimizer, model, ema: {decay, num_updates, shadow_params: list in the order of the parameters}, step}"""
+    found = read(path)
+    if not isinstance(found, dict) or not {"model", "ema"} <= set(found):
+        raise Broken(f"it holds {_kind(found)}, expected optimizer, model, ema, step")
+    if weights == "raw":
+        return _strip(found["model"], prefixes)
+    shadow = found["ema"].get("shadow_params") if isinstance(found["ema"], dict) else None
+    if not isinstance(shadow, list) or not all(isinstance(value, Tensor) for value in shadow):
+        raise Broken("its `ema` holds no list `shadow_params` of tensors")
+    if order is None:
+        raise UserError("the averaged weights of `score-sde` come without names, expected the network's `order`")
+    if len(shadow) != len(order):
+        raise Broken(f"its `ema` holds {len(shadow)} tensors, expected the network's {len(order)} parameters")
+    for name, value in zip(order, shadow, strict=True):
+        if isinstance(order, Mapping) and tuple(value.shape) != tuple(order[name]):
+            raise Broken(f"its `ema` has {list(value.shape)} in the place of `{name}`, expected {list(order[name])}")
+    return dict(zip(order, shadow, strict=True))
+
+
+def _ncsnv2(path: Path, order: Any, weights: str, prefixes: Sequence[str]) -> Any:
+    """[model, optimizer, epoch, step, ema], the last only where training averaged"""
+    found = read(path)
+    if not isinstance(found, list) or len(found) not in (4, 5):
+        raise Broken(f"it holds {_kind(found)}, expected a list of model, optimizer, epoch, step, ema")
+    if weights == "ema" and len(found) < 5:
+        raise Broken("it holds no averaged weights, only raw ones")
+    return _strip(found[4 if weights == "ema" else 0], prefixes)
+
+
+def _robustbench(path: Path, order: Any, weights: str, prefixes: Sequence[str]) -> Any:
+    """A state dict, or {state_dict}, or {last, best, ..}; `module.`, then `model.` go from whichever keys carry them"""
+    found = read(path)
+    if isinstance(found, dict):
+        found = found.get("state_dict", found.get("last", found))
+    if isinstance(found, dict):
+        found = {str(key).removeprefix("module.").removeprefix("model."): value for key, value in found.items()}
+    return found
+
+
+def _safetensors(path: Path, order: Any, weights: str, prefixes: Sequence[str]) -> Any:
+    with path.open("rb") as file:
+        unpickle.begins(file.read(512), path.stat().st_size, path.name)
+    try:
+        return safetensors.torch.load_file(path)
+    except (SafetensorError, ValueError) as error:
+        raise Broken(f"it is cut short, or of another kind ({str(error)[:120]})") from None
+
+
+def _edm_state(path: Path, order: Any, weights: str, prefixes: Sequence[str]) -> Any:
+    return _edm(path)[0]
+
+
+FORMATS: dict[str, Callable[..., Any]] = {
+    "state-dict": _state_dict,
+    "score-sde": _score_sde,
+    "ncsnv2-list": _ncsnv2,
+    "edm-pickle": _edm_state,
+    "safetensors": _safetensors,
+    "robustbench": _robustbench,
+}
+
+
+def _edm(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of an EDM pickle and {class_name, init_kwargs, source}, from the converted files beside it if they are of it."""
+    weights, told = path.with_name(path.name + ".safetensors"), path.with_name(path.name + ".json")
+    stat = path.stat()
+    with path.open("rb") as file:
+        source: dict[str, Any] = {
+            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+            "size": stat.st_size,
+            "mtime_ns": stat.st_mtime_ns,
+        }
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, SafetensorError):
+        known = json.loads(told.read_text(encoding="utf-8"))
+        with safetensors.safe_open(weights, "pt") as file:
+            if known["source"] == source and file.metadata()["source"] == source["sha256"]:
+                return {key: file.get_tensor(key) for key in known["keys"]}, known
+    read = unpickle.read(path)
+    tensors = {key: torch.from_numpy(value) for key, value in read.state.items()}
+    known = {
+        "class_name": read.class_name,
+        "init_kwargs": read.init_kwargs,
+        "source": source,
+        "keys": list(tensors),
+    }
+    with contextlib.suppress(OSError):  # where nothing can be written, it is converted again the next time
+        part = weights.with_name(f"{weights.name}.{os.getpid()}.part")
+        safetensors.torch.save_file(tensors, part, {"source": source["sha256"]})
+        part.replace(weights)
+        part.write_text(json.dumps(known, indent=1), encoding="utf-8")
+        part.replace(told)
+    return tensors, known
+
+
+def _strip(state: Any, prefixes: Sequence[str]) -> Any:
+    """The keys without each prefix that all of them carry."""
+    for prefix in prefixes:
+        if isinstance(state, dict) and state and all(str(key).startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"the keys {', '.join(unpickle.shown(key) for key in list(value)[:5])}"
+    return f"a list of {len(value)}" if isinstance(value, list) else f"a {type(value).__name__}"
+
+
+def _float32(state: Any, most: int) -> dict[str, Tensor]:
+    """Copies that own their memory, `most` bytes at most."""
+    if not isinstance(state, Mapping) or not state:
+        raise Broken(f"it holds {_kind(state)}, expected weights by key")
+    result = {}
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise Broken(f"it holds {_kind(value)} as {unpickle.shown(key)}, expected a tensor")
+        if value.layout is not torch.strided or value.is_quantized or value.is_complex():
+            raise Broken(f"its {unpickle.shown(key)} is a tensor of type {value.dtype}, {value.layout}")
+        most -= value.numel() * 4
+        if most < 0:
+            raise Refused("its tensors hold more than the file")
+        dtype = torch.float32 if value.is_floating_point() else value.dtype
+        result[key] = value.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
+    return result

@@ -1,0 +1,103 @@
+"""ImageNet (ILSVRC 2012) validation: the user's folder, one sub-folder per class, `val/<wnid>/ILSVRC2012_val_*.JPEG`.
+
+Scaled and cropped as everywhere: shorter side to 256 (bilinear), centre 224x224. Labels are the ranks of the sorted wnids."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+
+from purebench.datasets.images import Images, image_folder, of_files, own_folder
+from purebench.errors import DOWNLOAD, UserError, unknown
+
+INFO = {
+    "imagenet": {
+        "summary": "ImageNet validation, your folder: 50,000 images of 1,000 classes, or RobustBench's 5,000 (ids=robustbench)",
+        "shape": [3, 224, 224],
+        "classes": 1000,
+        "size": 0,  # known when read: it depends on `ids`
+        "version": 1,
+        "source": "https://image-net.org/download.php",
+        "licence": "ImageNet terms of access: non-commercial research",
+        "assets": [],
+        "cite": """@article{russakovsky2015imagenet,
+  title = {{ImageNet} Large Scale Visual Recognition Challenge},
+  author = {Russakovsky, Olga and Deng, Jia and Su, Hao and Krause, Jonathan and Satheesh, Sanjeev and Ma, Sean and Huang, Zhiheng
+    and Karpathy, Andrej and Khosla, Aditya and Bernstein, Michael and Berg, Alexander C. and Fei-Fei, Li},
+  journal = {International Journal of Computer Vision},
+  volume = {115},
+  number = {3},
+  pages = {211--252},
+  year = {2015}
+}""",
+    }
+}
+IMAGES = 50000
+LAYOUT = "`val/<wnid>/ILSVRC2012_val_*.JPEG` (or the 1,000 wnid folders themselves)"
+IDS = "imagenet_test_image_ids.txt", "d4121626d07722a0126c35b1563042e46a546f1a05ce705f2cdc635896d58574"
+CLASSES = "imagenet_class_to_id_map.json"
+
+
+def imagenet(*, folder: str = "", resize: int = 256, crop: int = 224, ids: str = "all") -> Images:
+    """folder: see LAYOUT; PUREBENCH_IMAGENET if empty. ids: all, or robustbench for its list of 5,000, in its order."""
+    if ids not in ("all", "robustbench"):
+        raise unknown("ids of `imagenet`", ids, ["all", "robustbench"])
+    root = own_folder("imagenet", folder, "PUREBENCH_IMAGENET", "data-imagenet-val", LAYOUT)
+    root = root / "val" if (root / "val").is_dir() else root
+    number = {wnid: i for i, wnid in enumerate(_wnids())}
+    if not any((root / wnid).is_dir() for wnid in number):
+        raise UserError(
+            f"`{root}` is not the ImageNet validation set: it has no folder such as `n01440764`",
+            f"it should hold {LAYOUT}",
+        )
+    if ids == "robustbench":
+        files = _robustbench_list()
+        absent = [file for file in files if not (root / file).is_file()]
+        if absent:
+            raise UserError(
+                f"`{root}` lacks {len(absent)} of RobustBench's {len(files)} images, first `{absent[0]}`",
+                f"it should hold {LAYOUT}",
+            )
+        return _images(root, files, [number[file.partition("/")[0]] for file in files], resize, crop)
+    classes, files, labels = image_folder(root)
+    if classes != list(number) or len(files) != IMAGES:
+        raise UserError(
+            f"`{root}` is not the whole ImageNet validation set: {len(files)} images in {len(classes)} folders, "
+            f"expected {IMAGES} in the {len(number)} classes",
+            f"it should hold {LAYOUT}; `folder:path=..` takes any image folder",
+        )
+    return _images(root, files, labels, resize, crop)
+
+
+def _images(root: Path, files: list[str], labels: list[int], resize: int, crop: int) -> Images:
+    return of_files(root, files, labels, classes=INFO["imagenet"]["classes"], resize=resize, crop=crop)  # type: ignore[arg-type]
+
+
+def _wnids() -> list[str]:
+    return sorted(json.loads(_helper(CLASSES)))
+
+
+def _robustbench_list() -> list[str]:
+    """`<wnid>/ILSVRC2012_val_*.JPEG`, 5,000 lines."""
+    name, sha256 = IDS
+    text = _helper(name)
+    found = hashlib.sha256(text).hexdigest()
+    if found != sha256:
+        raise UserError(
+            f"RobustBench's list of ImageNet images is not the one we know: sha256 {found[:12]}..",
+            "reinstall robustbench",
+            DOWNLOAD,
+        )
+    return text.decode().split()
+
+
+def _helper(name: str) -> bytes:
+    """A file inside the installed robustbench, which is not imported: that takes seconds."""
+    spec = importlib.util.find_spec("robustbench")
+    places = spec.submodule_search_locations if spec else None
+    path = Path(next(iter(places or [""]))) / "helper_files" / name
+    if not path.is_file():
+        raise UserError(f"robustbench has no `{name}`", "reinstall robustbench", DOWNLOAD)
+    return path.read_bytes()

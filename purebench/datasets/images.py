@@ -1,0 +1,159 @@
+"""What a dataset gives: labelled images in [0,1], read when they are asked for, and a hash of their content."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from purebench import assets
+from purebench.errors import DOWNLOAD, USAGE, UserError
+
+
+@dataclass(frozen=True)
+class Images:
+    """n images with labels. What `take` returns for an index depends on that index alone."""
+
+    labels: Tensor  # (n,) int64 in 0 .. classes-1
+    classes: int
+    digest: str  # "sha256:.." or "md5:.." of the content, found without reading gigabytes
+    read: Callable[[Sequence[int]], Tensor]  # indices -> (B,C,H,W) float32 in [0,1]
+    note: str = ""  # why numbers on these images are not a paper's; empty for the papers' own images
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def shape(self) -> list[int]:
+        """[C,H,W], from the first image."""
+        return list(self.read([0]).shape[1:])
+
+    def take(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """x (B,C,H,W) float32 in [0,1], y (B,) int64. Raises UserError for a file that cannot be read as an image."""
+        return self.read(indices), self.labels[list(indices)]
+
+
+def of_array(pixels: np.ndarray, labels: Sequence[int] | np.ndarray, *, classes: int, digest: str) -> Images:
+    """Images held in memory. pixels: uint8, (n,H,W,C) or (n,H,W) for grey."""
+    stored = torch.from_numpy(np.ascontiguousarray(pixels))
+    stored = stored[:, None] if stored.dim() == 3 else stored.permute(0, 3, 1, 2)
+    y = torch.as_tensor(np.asarray(labels), dtype=torch.int64)
+    return Images(y, classes, digest, lambda indices: stored[list(indices)].contiguous().float() / 255)
+
+
+def of_files(
+    root: Path, files: Sequence[str], labels: Sequence[int], *, classes: int, channels: int = 3, resize: int = 0, crop: int = 0,
+    note: str = "",
+) -> Images:  # fmt: skip
+    """Image files, decoded at `take`. files: names relative to root; the digest is of names, sizes and labels, in this order."""
+    hashed = hashlib.sha256()
+    for name, label in zip(files, labels, strict=True):
+        try:
+            size = (root / name).stat().st_size
+        except OSError as error:
+            raise UserError(f"cannot read `{root / name}`: {error.strerror}", "the dataset's list names it") from None
+        hashed.update(f"{name}\0{size}\0{label}\n".encode())
+
+    def read(indices: Sequence[int]) -> Tensor:
+        paths = [root / files[i] for i in indices]
+        return stack([decode(path, channels, resize, crop) for path in paths], list(map(str, paths)))
+
+    return Images(torch.tensor(labels, dtype=torch.int64), classes, f"sha256:{hashed.hexdigest()}", read, note)
+
+
+def decode(source: Path | bytes, channels: int = 3, resize: int = 0, crop: int = 0, name: str = "") -> Tensor:
+    """One image file or its bytes as (C,H,W) uint8; the shorter side is scaled to `resize` (bilinear, as PIL antialiases it), then
+    the centre `crop` x `crop` is cut out; 0 leaves out either."""
+    from PIL import Image
+    from torchvision.transforms import functional as tf
+
+    shown = name if isinstance(source, bytes) else str(source)
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
+            if opened.mode[0] in "IF":  # convert() would clip, not scale
+                raise UserError(f"`{shown}` has more than 8 bits per channel", "store it with 8 bits per channel")
+            image = opened.convert({1: "L", 3: "RGB"}[channels])
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # SyntaxError: a broken PNG
+        why = getattr(error, "strerror", None) or "it is not an image, or is damaged"
+        raise UserError(f"cannot read `{shown}`: {why}", "replace the file, then run again") from None
+    if resize:
+        image = tf.resize(image, [resize])
+    if crop:
+        image = tf.center_crop(image, [crop])
+    return torch.from_numpy(np.array(image)).reshape(image.height, image.width, channels).permute(2, 0, 1)
+
+
+def stack(images: Sequence[Tensor], names: Sequence[str]) -> Tensor:
+    """(C,H,W) uint8 images of one size as (B,C,H,W) float32 in [0,1]."""
+    for image, name in zip(images, names, strict=True):
+        if image.shape != images[0].shape:
+            (_, h0, w0), (_, h, w) = images[0].shape, image.shape
+            raise UserError(
+                f"images of different sizes: `{names[0]}` is {w0}x{h0}, `{name}` is {w}x{h}",
+                "an image folder takes `size=224` to scale and crop them",
+            )
+    return torch.stack(list(images)).float() / 255
+
+
+def check_channels(channels: int) -> None:
+    if channels not in (1, 3):
+        raise UserError(f"`channels={channels}` is not possible", "write 3 for colour or 1 for grey")
+
+
+def find(dataset: str, folder: str, base: str, *markers: str) -> Path:
+    """The folder that holds one of `markers`: where `purebench fetch` puts it, else `folder`, or base's last parts under it."""
+    asset = f"data-{dataset}"
+    given = str(folder) or assets.override(asset)  # a word of digits was read as a number
+    parts = Path(base).parts
+    places = [Path(given, *parts[i:]) for i in range(len(parts), -1, -1)] if given else [assets.path(asset)]
+    for place in places:
+        if any((place / marker).exists() for marker in markers):
+            return place
+    looked = " nor in ".join(f"`{place}`" for place in places)
+    raise missing(dataset, folder, f"{dataset} is not there: no `{markers[0]}` in {looked}")
+
+
+def missing(dataset: str, folder: str, message: str) -> UserError:
+    """The error for a dataset that can be fetched: the user's folder is wrong, or nothing was fetched yet."""
+    hint = f"`purebench fetch data-{dataset}` downloads it"
+    if folder:
+        return UserError(message, f"{hint}; then leave `folder` out", USAGE)
+    return UserError(message, f"{hint}; `{dataset}:folder=PATH` reads a copy of your own", DOWNLOAD)
+
+
+def own_folder(dataset: str, folder: str, variable: str, asset: str, layout: str) -> Path:
+    """The folder of a dataset that only its user can supply: the parameter, else the environment variable, else the cache."""
+    given = str(folder) or os.environ.get(variable, "")
+    place = Path(given) if given else assets.path(asset)
+    if place.is_dir():
+        return place
+    if given:
+        raise UserError(f"there is no folder `{given}` for {dataset}", f"it should hold {layout}")
+    raise UserError(
+        f"{dataset} is yours to supply: no folder is given, and there is no `{place}`",
+        f"write `{dataset}:folder=PATH` or set {variable}; the folder holds {layout}",
+    )
+
+
+def image_folder(path: Path) -> tuple[list[str], list[str], list[int]]:
+    """(class names, files relative to path, labels) of a folder with one sub-folder per class, in torchvision's sorted order."""
+    from torchvision.datasets import folder
+
+    try:
+        classes, numbers = folder.find_classes(str(path))
+        samples: list[tuple[str, Any]] = folder.make_dataset(str(path), numbers, folder.IMG_EXTENSIONS)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        why = str(error).split(" Supported extensions")[0].rstrip(".")
+        raise UserError(
+            f"`{path}` is not an image folder: {why}",
+            "expected one sub-folder per class with its images (jpg, png, ..)",
+        ) from None
+    return classes, [Path(file).relative_to(path).as_posix() for file, _ in samples], [label for _, label in samples]

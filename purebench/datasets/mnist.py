@@ -1,0 +1,105 @@
+"""MNIST (LeCun et al. 1998) and Fashion-MNIST (Xiao et al. 2017): the 10,000 test images, 28x28, grey, as idx files.
+
+Read as stored or gzipped, from the folders that torchvision also uses; the md5 of the unpacked content is checked."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from purebench.datasets.images import Images, find, missing, of_array
+
+INFO = {
+    "mnist": {
+        "summary": "MNIST, 10,000 handwritten test digits, 28x28 grey",
+        "shape": [1, 28, 28],
+        "classes": 10,
+        "size": 10000,
+        "digest": "md5:2646ac647ad5339dbf082846283269ea",  # of the unpacked t10k-images
+        "version": 1,
+        "source": "http://yann.lecun.com/exdb/mnist/",
+        "licence": "CC BY-SA 3.0",
+        "assets": ["data-mnist"],
+        "cite": """@article{lecun1998gradient,
+  title = {Gradient-Based Learning Applied to Document Recognition},
+  author = {LeCun, Yann and Bottou, L{\\'e}on and Bengio, Yoshua and Haffner, Patrick},
+  journal = {Proceedings of the IEEE},
+  volume = {86},
+  number = {11},
+  pages = {2278--2324},
+  year = {1998}
+}""",
+    },
+    "fashionmnist": {
+        "summary": "Fashion-MNIST, 10,000 test pictures of clothes, 28x28 grey",
+        "shape": [1, 28, 28],
+        "classes": 10,
+        "size": 10000,
+        "digest": "md5:8181f5470baa50b63fa0f6fddb340f0a",  # of the unpacked t10k-images
+        "version": 1,
+        "source": "https://github.com/zalandoresearch/fashion-mnist",
+        "licence": "MIT",
+        "assets": ["data-fashionmnist"],
+        "cite": """@article{xiao2017fashion,
+  title = {{Fashion-MNIST}: a Novel Image Dataset for Benchmarking Machine Learning Algorithms},
+  author = {Xiao, Han and Rasul, Kashif and Vollgraf, Roland},
+  journal = {arXiv preprint arXiv:1708.07747},
+  year = {2017}
+}""",
+    },
+}
+FILES = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+TRAIN = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
+MD5 = {  # of the unpacked files above
+    "mnist": ("2646ac647ad5339dbf082846283269ea", "27ae3e4e09519cfbb04c329615203637"),
+    "fashionmnist": ("8181f5470baa50b63fa0f6fddb340f0a", "15d484375f8d13e6eb1aabb0c3f46965"),
+}
+
+
+def mnist(*, folder: str = "") -> Images:
+    """folder: `MNIST/raw` or a folder above it; the cache if empty."""
+    return _verified("mnist", "MNIST", folder)
+
+
+def fashionmnist(*, folder: str = "") -> Images:
+    """folder: `FashionMNIST/raw` or a folder above it; the cache if empty. Labels: T-shirt 0 .. ankle boot 9."""
+    return _verified("fashionmnist", "FashionMNIST", folder)
+
+
+def _verified(name: str, base: str, folder: str) -> Images:
+    place = find(name, folder, f"{base}/raw", FILES[0], f"{FILES[0]}.gz")
+    content = [_content(place, file) for file in FILES]
+    for file, data, md5 in zip(FILES, content, MD5[name], strict=True):
+        if data is None or hashlib.md5(data).hexdigest() != md5:
+            raise missing(name, folder, f"`{file}` in `{place}` is missing or damaged")
+    return _images(content[0] or b"", content[1] or b"", f"md5:{MD5[name][0]}")
+
+
+def train(name: str) -> Images:
+    """The 60,000 training images of `mnist` or `fashionmnist` in the cache, where `purebench fetch` has verified them."""
+    base = {"mnist": "MNIST", "fashionmnist": "FashionMNIST"}[name]
+    place = find(name, "", f"{base}/raw", TRAIN[0], f"{TRAIN[0]}.gz")
+    images, labels = (_content(place, file) for file in TRAIN)
+    if not images or not labels:
+        raise missing(name, "", f"the training images in `{place}` are missing or damaged")
+    return _images(images, labels, "")
+
+
+def _images(packed: bytes, numbers: bytes, digest: str) -> Images:
+    images, labels = np.frombuffer(packed, np.uint8), np.frombuffer(numbers, np.uint8)
+    count, height, width = images[4:16].view(">i4").tolist()  # idx: magic, sizes, then the values
+    pixels = images[16:].reshape(count, height, width)
+    return of_array(pixels.copy(), labels[8:].astype(np.int64), classes=10, digest=digest)
+
+
+def _content(place: Path, file: str) -> bytes | None:
+    """The unpacked file, or None if it is missing or cannot be unpacked."""
+    try:
+        stored = place / file
+        return stored.read_bytes() if stored.is_file() else gzip.decompress((place / f"{file}.gz").read_bytes())
+    except (OSError, EOFError, zlib.error):  # gzip.BadGzipFile is an OSError
+        return None

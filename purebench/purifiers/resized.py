@@ -1,0 +1,33 @@
+"""A purifier at the size of its score model: images are resized (bilinear) before it and back after it, as DiffPure does on ImageNet
+(224 to 256 to 224, align_corners=False)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B,C,H,W) -> (B,C,*size), bilinear."""
+    return x if x.shape[2:] == size else F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
+class Resized:
+    """`purifier` on images of `inner` pixels, seen from outside as one on images of `outer` pixels."""
+
+    def __init__(self, purifier: Any, outer: tuple[int, int], inner: tuple[int, int]):
+        self.purifier, self.outer, self.inner, self.n = purifier, outer, inner, purifier.n
+
+    def __getattr__(self, name: str) -> Any:  # times, drift, diffusion: what the adjoint gradient needs
+        return getattr(self.__dict__["purifier"], name)
+
+    def start(self, x: Tensor, noise: Any) -> Any:
+        return self.purifier.start(resize(x, self.inner), noise)
+
+    def step(self, k: int, state: Any, noise: Any) -> Any:
+        return self.purifier.step(k, state, noise)
+
+    def finish(self, state: Any) -> Tensor:
+        return resize(self.purifier.finish(state), self.outer)

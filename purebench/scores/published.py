@@ -1,0 +1,134 @@
+"""The published score models: a checkpoint of `checkpoints.toml`, its network, and the adapter of its family."""
+
+from __future__ import annotations
+
+from purebench import assets, embedded
+from purebench.assets import checkpoint
+from purebench.errors import unknown
+from purebench.scores.denoisers import DenoiserScore, NCSNScore
+from purebench.scores.vp import IndexScore, VPScore
+
+_SONG = """@inproceedings{song2021score,
+  title={Score-Based Generative Modeling through Stochastic Differential Equations},
+  author={Song, Yang and Sohl-Dickstein, Jascha and Kingma, Diederik P and Kumar, Abhishek and Ermon, Stefano and Poole, Ben},
+  booktitle={International Conference on Learning Representations},
+  year={2021}
+}"""
+_KARRAS = """@inproceedings{karras2022elucidating,
+  title={Elucidating the Design Space of Diffusion-Based Generative Models},
+  author={Karras, Tero and Aittala, Miika and Aila, Timo and Laine, Samuli},
+  booktitle={Advances in Neural Information Processing Systems},
+  year={2022}
+}"""
+_DHARIWAL = """@inproceedings{dhariwal2021diffusion,
+  title={Diffusion Models Beat {GANs} on Image Synthesis},
+  author={Dhariwal, Prafulla and Nichol, Alexander},
+  booktitle={Advances in Neural Information Processing Systems},
+  year={2021}
+}"""
+_HO = """@inproceedings{ho2020denoising,
+  title={Denoising Diffusion Probabilistic Models},
+  author={Ho, Jonathan and Jain, Ajay and Abbeel, Pieter},
+  booktitle={Advances in Neural Information Processing Systems},
+  year={2020}
+}"""
+_ERMON = """@inproceedings{song2020improved,
+  title={Improved Techniques for Training Score-Based Generative Models},
+  author={Song, Yang and Ermon, Stefano},
+  booktitle={Advances in Neural Information Processing Systems},
+  year={2020}
+}"""
+
+INFO = {
+    "score-sde": {
+        "summary": "Score SDE's DDPM++ deep, VP, CIFAR-10, 106.6 M parameters: DiffPure, COUP, Lee and Kim",
+        "asset": "score-sde-cifar10-vp",
+        "size": [3, 32, 32],
+        "version": 1,
+        "cite": _SONG,
+    },
+    "edm": {
+        "summary": "EDM, CIFAR-10, unconditional, DDPM++ form, 55.7 M parameters: ScoreOpt (non-commercial licence)",
+        "asset": "edm-cifar10-uncond-{precond}",
+        "size": [3, 32, 32],
+        "version": 1,
+        "cite": _KARRAS,
+    },
+    "guided-diffusion": {
+        "summary": "guided diffusion, ImageNet 256x256, unconditional, 552.8 M parameters: DiffPure, ScoreOpt, GDMP",
+        "asset": "guided-diffusion-imagenet256-uncond",
+        "size": [3, 256, 256],
+        "version": 1,
+        "cite": _DHARIWAL,
+    },
+    "ddpm": {
+        "summary": "DDPM, CIFAR-10, moving average, 35.7 M parameters: GDMP",
+        "asset": "ddpm-cifar10-ema",
+        "size": [3, 32, 32],
+        "version": 1,
+        "cite": _HO,
+    },
+    "celebahq-ddpm": {
+        "summary": "DDPM, CelebA-HQ 256x256, 113.7 M parameters: DiffPure's CelebA-HQ table",
+        "asset": "ddpm-celebahq-sdedit",
+        "size": [3, 256, 256],
+        "version": 1,
+        "cite": _HO,
+    },
+    "ncsnv2": {
+        "summary": "NCSNv2, CIFAR-10, 29.7 M parameters: stands in for ADP's own, which was never released",
+        "asset": "ncsnv2-cifar10",
+        "size": [3, 32, 32],
+        "version": 1,
+        "stand_in": "official NCSNv2 in place of ADP's own training",
+        "cite": _ERMON,
+    },
+    "cifar10-small": {
+        "summary": "small VP noise predictor for 32x32, 1.4 M parameters, trained by us on JPEG CIFAR-10: no paper's network",
+        "asset": "cifar10-score",
+        "size": [3, 32, 32],
+        "t_max": 0.3,
+        "version": 1,
+        "stand_in": "small VP network of `purebench train cifar10-score`",
+    },
+}
+CIFAR, LARGE = (3, 32, 32), (3, 256, 256)
+
+
+def score_sde() -> VPScore:
+    """Trained with t in [1e-5, 1]; network time 999 t."""
+    return VPScore(checkpoint.load("score-sde-cifar10-vp"), CIFAR, t_min=1e-5)
+
+
+def edm(*, precond: str = "vp") -> DenoiserScore:
+    """precond: `vp` (the file of ScoreOpt, DDPM++ form) or `ve` (NCSN++ form); both are EDM-preconditioned denoisers."""
+    if precond not in ("vp", "ve"):
+        raise unknown("precond of `edm`", precond, ["vp", "ve"])
+    return DenoiserScore(checkpoint.load(f"edm-cifar10-uncond-{precond}"), CIFAR)
+
+
+def guided_diffusion() -> IndexScore:
+    """Learned variances; integer times."""
+    return IndexScore(checkpoint.load("guided-diffusion-imagenet256-uncond"), LARGE)
+
+
+def ddpm() -> IndexScore:
+    return IndexScore(checkpoint.load("ddpm-cifar10-ema"), CIFAR)
+
+
+def celebahq_ddpm() -> IndexScore:
+    return IndexScore(checkpoint.load("ddpm-celebahq-sdedit"), LARGE)
+
+
+def ncsnv2(*, weights: str = "ema") -> NCSNScore:
+    """weights: `ema`, as its authors sample, or `raw`, as ADP loads it."""
+    if weights not in ("ema", "raw"):
+        raise unknown("weights of `ncsnv2`", weights, ["ema", "raw"])
+    config = assets.entry("ncsnv2-cifar10")["config"]
+    network = checkpoint.load("ncsnv2-cifar10", weights=weights)
+    return NCSNScore(network, CIFAR, 2 * config["sigma_end"], 2 * config["sigma_begin"])
+
+
+def cifar10_small() -> VPScore:
+    """Trained with t in [1e-3, 0.3]."""
+    return VPScore(embedded.load("cifar10-score"), CIFAR, t_max=0.3)

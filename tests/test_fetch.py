@@ -1,0 +1,586 @@
+"""The registry, and downloads from a server that misbehaves: whatever happens, no bad file ever has the good file's name."""
+
+import errno
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from misbehaving import Server, payload
+
+from purebench import assets, networks
+from purebench.assets import bars, download
+from purebench.assets import fetch as fetching
+from purebench.errors import DOWNLOAD, USAGE, UserError
+
+DATA = payload(300_000)
+SHA, MD5 = hashlib.sha256(DATA).hexdigest(), hashlib.md5(DATA).hexdigest()
+PUREBENCH = [sys.executable, "-c", "from purebench.cli import main; main()"]
+
+
+@pytest.fixture
+def server():
+    with Server(DATA) as running:
+        yield running
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """A cache and a registry of its own: `world(sources..., sha256=..)` writes the asset `net` and gives its Part."""
+    monkeypatch.setenv("PUREBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PUREBENCH_CHECKPOINTS", str(tmp_path / "checkpoints.toml"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+    def write(*sources, **facts):
+        facts = {
+            "kind": "classifier",
+            "file": "file.pt",
+            "licence": "MIT",
+            "trust": "first-use",
+            "summary": "a net",
+        } | facts
+        lines = [
+            f"{key.replace('_', '-') if key.startswith('sha256_') else key} = {_toml(v)}" for key, v in facts.items()
+        ]
+        rows = [s if isinstance(s, dict) else {"http": s} for s in sources]
+        text = "[assets.net]\n" + "\n".join(lines) + f"\nsources = [{', '.join(map(_toml, rows))}]\n"
+        (tmp_path / "checkpoints.toml").write_text(text)
+        return assets.parts("net")[0] if assets.parts("net") else None
+
+    return write
+
+
+def _toml(value):
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + " }"
+    return json.dumps(value)
+
+
+def fetch(**options):
+    """(state, error text or "", seconds slept)."""
+    slept = []
+    rows, wrong = fetching.fetch(["net"], sleep=slept.append, show=bars.Quiet(), **options)
+    assert all(error.code == DOWNLOAD for error in wrong)
+    return rows[0]["state"], "".join(f"{e.message} {e.hint}" for e in wrong), slept
+
+
+def good(part):
+    return part.file.is_file() and part.file.read_bytes() == DATA and not list(part.file.parent.glob("*.part*"))
+
+
+# -------------------------------------------------------------------------------------------------------- a server misbehaves
+
+
+def test_a_download_is_verified_locked_and_then_left_alone(server, world):
+    part = world(server.url("fine"), sha256=SHA, md5=MD5, size=len(DATA), trust="publisher")
+    assert fetch() == ("fetched", "", [])
+    assert good(part)
+    lock = json.loads(part.beside(".lock.json").read_text())
+    assert (lock["sha256"], lock["size"], lock["source"], lock["trust"]) == (
+        SHA,
+        len(DATA),
+        server.url("fine"),
+        "publisher",
+    )
+    assert (assets.present("net"), assets.digest("net"), assets.need("net")) == (True, SHA, part.file)
+    assert fetch() == ("present", "", [])
+    assert server.gets == {"fine": 1}
+
+
+@pytest.mark.parametrize("kind", ["cut", "weak"])
+@pytest.mark.parametrize("hashes", [{}, {"sha256": SHA}])
+def test_a_cut_connection_is_resumed_and_no_byte_is_sent_twice(server, world, kind, hashes):
+    part = world(server.url(kind), **hashes)
+    assert fetch()[0] == "fetched"
+    assert good(part)
+    assert server.gets[kind] == 3
+    assert server.sent[kind] == len(DATA)
+
+
+@pytest.mark.parametrize(("kind", "waits"), [("busy", [3, 3]), ("busy-date", [7, 7])])
+def test_a_busy_server_is_asked_again_when_it_says(server, world, kind, waits):
+    part = world(server.url(kind), sha256=SHA)
+    state, _, slept = fetch()
+    assert state == "fetched"
+    assert slept == pytest.approx(waits, abs=1.5)
+    assert good(part)
+
+
+def test_a_server_that_stays_busy_is_given_up_for_the_next(server, world):
+    part = world(server.url("dead-busy"), server.url("fine"), sha256=SHA)
+    assert fetch()[0] == "fetched"
+    assert server.gets["dead-busy"] == download.TRIES
+    assert good(part)
+
+
+BAD = {  # behaviour -> what is said of it where the size is known, and where it is not
+    "html": ("HTML page (`Sign in`)",) * 2, "sneaky-html": ("1,022 bytes", "HTML page"), "wrong": ("sha256",) * 2,
+    "short": ("150,000 bytes", "sha256"), "long": ("600,000 bytes", "connection broke"), "endless": ("bytes, not", "sha256"),
+    "empty": ("empty",) * 2, "missing": ("HTTP 404",) * 2, "dead-busy": ("503",) * 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BAD)
+@pytest.mark.parametrize("size", [True, False])
+def test_what_is_not_the_file_never_gets_its_name_and_the_next_mirror_is_tried(server, world, kind, size):
+    facts = {"sha256": SHA} | ({"size": len(DATA)} if size else {})
+    part = world(server.url(kind), **facts)
+    state, message, _ = fetch()
+    assert state == "failed"
+    assert server.url(kind) in message
+    assert str(part.file) in message
+    assert BAD[kind][not size] in message
+    assert not part.file.exists()
+    assert not assets.present("net")
+    part = world(server.url(kind), server.url("fine"), **facts)
+    assert fetch()[0] == "fetched"
+    assert good(part)
+
+
+@pytest.mark.parametrize("kind", ["html", "sneaky-html", "empty", "missing"])
+def test_without_any_hash_pages_are_still_refused(server, world, kind):
+    part = world(server.url(kind))
+    assert fetch()[0] == "failed"
+    assert not part.file.exists()
+
+
+def test_without_any_hash_a_network_must_look_like_one(server, world):
+    server.data = b'{"error": "come back later"}'
+    part = world(server.url("fine"))
+    assert "neither a zip nor a pickle" in fetch()[1]
+    assert not part.file.exists()
+
+
+def test_a_body_in_chunks_of_unsaid_length_is_fine(server, world):
+    part = world(server.url("chunked"))
+    assert fetch()[0] == "fetched"
+    assert good(part)
+
+
+def test_a_server_that_ignores_range_starts_the_file_over(server, world):
+    part = world(server.url("norange"), sha256=SHA)
+    assert fetch()[0] == "fetched"
+    assert good(part)
+
+
+def test_a_file_that_changed_meanwhile_is_not_glued_together(server, world):
+    part = world(server.url("changed"))
+    assert fetch()[0] == "fetched"
+    assert good(part)
+
+
+def test_mirrors_continue_each_other_only_under_a_known_hash(server, world):
+    for facts, sent in ({"sha256": SHA}, 0.5), ({"md5": MD5}, 0.5), ({}, 1.0):
+        part = world(server.url("fine"), **facts)
+        part.file.parent.mkdir(parents=True, exist_ok=True)
+        part.beside(".part").write_bytes(DATA[:150_000])
+        part.beside(".part.json").write_text(json.dumps({"url": "http://elsewhere/", "validator": "", "size": None}))
+        server.sent.clear()
+        assert fetch()[0] == "fetched"
+        assert good(part)
+        assert server.sent["fine"] == sent * len(DATA)
+        shutil.rmtree(part.file.parent)
+
+
+def test_a_bad_beginning_does_not_condemn_the_good_mirror(server, world):
+    part = world(server.url("fine"), sha256=SHA)
+    part.file.parent.mkdir(parents=True)
+    part.beside(".part").write_bytes(b"\x80" * 1000)
+    part.beside(".part.json").write_text(json.dumps({"url": "http://elsewhere/", "validator": "", "size": None}))
+    assert fetch()[0] == "fetched"
+    assert good(part)
+
+
+def test_drives_scan_warning_is_passed_once(server, world, monkeypatch):
+    monkeypatch.setattr(fetching, "DRIVE", server.url("drive-scan") + "?id={}")
+    part = world({"gdrive": "KEY"}, sha256=SHA)
+    assert fetch()[0] == "fetched"
+    assert good(part)
+    assert server.asked[-1][1].endswith("file.pt?id=a%26b&confirm=t")
+
+
+def test_drives_quota_page_sends_the_user_to_a_browser(server, world, monkeypatch):
+    monkeypatch.setattr(fetching, "DRIVE", server.url("drive-quota") + "?id={}")
+    part = world({"gdrive": "KEY"}, {"gdrive-folder": "FOLDER"})
+    state, message, _ = fetch()
+    assert state == "failed"
+    for words in (
+        "quota",
+        "https://drive.google.com/file/d/KEY/view",
+        "folders/FOLDER",
+        str(part.file),
+        "fetch net --from FILE",
+    ):
+        assert words in message
+    assert not part.file.exists()
+
+
+def test_no_network_is_one_message_that_names_every_source(world):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    world(f"http://127.0.0.1:{port}/a/file.pt", f"http://127.0.0.1:{port}/b/file.pt")
+    state, message, _ = fetch()
+    assert state == "failed"
+    assert message.count("no connection (Connection refused)") == 2
+
+
+# ------------------------------------------------------------------------------------------------------- processes, and the disk
+
+
+def test_a_killed_fetch_goes_on_where_it_stopped(world):
+    with Server(DATA) as server:
+        part = world(server.url("slow"), sha256=SHA)
+        process = subprocess.Popen([*PUREBENCH, "fetch", "net"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        wait_for(lambda: part.beside(".part").is_file() and part.beside(".part").stat().st_size > 100_000)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kept = part.beside(".part").stat().st_size
+        assert not part.file.exists()
+        server.pause = 0
+        assert fetch()[0] == "fetched"
+        assert good(part)
+        assert [headers.get("Range") for _, _, headers in server.asked] == [None, f"bytes={kept}-"]
+
+
+def test_an_interrupted_fetch_says_what_it_kept_and_exits_130(world):
+    with Server(DATA) as server:
+        part = world(server.url("slow"))
+        process = subprocess.Popen(
+            [*PUREBENCH, "fetch", "net"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )  # fmt: skip
+        wait_for(lambda: part.beside(".part").is_file() and part.beside(".part").stat().st_size > 50_000)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+        assert process.returncode == 130, err
+        assert "kept" in err
+        assert "Traceback" not in err
+        assert out == ""
+        assert part.beside(".part").stat().st_size > 50_000
+
+
+def test_three_processes_make_one_request(world):
+    with Server(DATA) as server:
+        part = world(server.url("slow"))
+        command = [*PUREBENCH, "fetch", "net", "--json"]
+        running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) for _ in range(3)]
+        states = [json.loads(process.communicate(timeout=30)[0])[0]["state"] for process in running]
+        assert sorted(states) == ["fetched", "present", "present"]
+        assert server.gets["slow"] == 1
+        assert good(part)
+
+
+def wait_for(condition):
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_too_little_space_is_said_before_anything_is_asked_for(server, world, monkeypatch):
+    world(server.url("fine"), size=len(DATA))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=len(DATA)))
+    with pytest.raises(UserError, match="no space") as stop:
+        fetch()
+    assert stop.value.code == DOWNLOAD
+    assert not server.gets
+    world(server.url("fine"))  # the size is first learnt from the server
+    assert "no space" in fetch()[1]
+
+
+def test_a_disk_that_fills_up_keeps_what_came(server, world, monkeypatch):
+    part = world(server.url("fine"), sha256=SHA)
+    real = download._write
+
+    def write(file, piece):
+        real(file, piece[:5_000])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(download, "_write", write)
+    state, message, _ = fetch()
+    assert (state, "no space" in message) == ("failed", True)
+    assert part.beside(".part").stat().st_size == 5_000
+    assert not part.file.exists()
+    monkeypatch.setattr(download, "_write", real)
+    assert fetch()[0] == "fetched"
+    assert good(part)
+
+
+# ------------------------------------------------------------------------------------------------------------ what is there
+
+
+@pytest.mark.parametrize("content", [b"", DATA[:1000], b"<!DOCTYPE html><html>virus scan</html>"])
+@pytest.mark.parametrize("known", [{"sha256": SHA, "size": len(DATA)}, {"sha256": SHA}, {"sha256_prefix": SHA[:8]}])
+def test_a_bad_file_that_lies_there_is_set_aside(server, world, content, known):
+    part = world(server.url("fine"), **known)
+    part.file.parent.mkdir(parents=True)
+    part.file.write_bytes(content)
+    assert fetch()[0] == "fetched"
+    assert good(part)
+    assert part.beside(".bad").read_bytes() == content
+
+
+def test_what_is_missing_is_said_by_whoever_needs_it(world):
+    part = world("http://127.0.0.1/file.pt", size=len(DATA))
+    for content in (None, b"", DATA[:-1], b"<html>"):
+        if content is not None:
+            part.file.parent.mkdir(parents=True, exist_ok=True)
+            part.file.write_bytes(content)
+        assert not assets.present("net")
+        with pytest.raises(UserError, match=r"not in the cache .*300 kB, licence: MIT") as stop:
+            assets.need("net")
+        assert (stop.value.code, stop.value.hint) == (DOWNLOAD, "`purebench fetch net`")
+
+
+def test_a_file_put_there_by_hand_is_verified_and_adopted(server, world):
+    part = world(server.url("fine"), sha256=SHA)
+    part.file.parent.mkdir(parents=True)
+    part.file.write_bytes(DATA)
+    assert fetch()[0] == "present"
+    assert (server.gets, part.lock()["sha256"]) == ({}, SHA)
+
+
+def test_the_first_download_is_pinned(server, world):
+    part = world(server.url("fine"))
+    fetch()
+    assert (part.lock()["sha256"], part.lock()["trust"], assets.digest("net")) == (SHA, "first-use", SHA)
+    part.file.unlink()
+    server.data = payload(len(DATA), 1)
+    state, message, _ = fetch()
+    assert (state, "was pinned" in message, str(part.beside(".lock.json")) in message) == ("failed", True, True)
+    assert not part.file.exists()
+    part.beside(".lock.json").unlink()
+    assert fetch()[0] == "fetched"
+
+
+def test_from_a_file(server, world, tmp_path):
+    part = world(server.url("fine"), sha256=SHA, size=len(DATA))
+    (tmp_path / "downloaded").write_bytes(DATA[:-1] + bytes([DATA[-1] ^ 1]))
+    state, message, _ = fetch(given=tmp_path / "downloaded")
+    assert (state, "sha256" in message, part.file.exists()) == ("failed", True, False)
+    (tmp_path / "downloaded").write_bytes(DATA)
+    assert fetch(given=tmp_path / "downloaded", offline=True)[0] == "fetched"
+    assert good(part)
+    assert (tmp_path / "downloaded").is_file()
+    for wrong in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(UserError) as stop:
+            fetch(given=wrong)
+        assert stop.value.code == USAGE
+    assert not server.gets
+
+
+def test_offline_opens_no_socket(world, monkeypatch):
+    part = world("http://127.0.0.1:9/file.pt")
+
+    def refuse(*_, **__):
+        raise AssertionError("a socket")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    state, message, _ = fetch(offline=True)
+    assert state == "failed"
+    for words in ("not in the cache", "http://127.0.0.1:9/file.pt", str(part.file)):
+        assert words in message
+    part.file.parent.mkdir(parents=True, exist_ok=True)
+    part.file.write_bytes(DATA)
+    assert fetch(offline=True)[0] == "present"
+    part.beside(".lock.json").unlink()
+    part.file.write_bytes(b"")
+    assert fetch(offline=True)[0] == "failed"
+
+
+def test_what_was_never_released_names_its_stand_in(world):
+    world(released=False, stand_in="net-2", note="the authors kept it", file="x")
+    facts = Path(os.environ["PUREBENCH_CHECKPOINTS"])
+    facts.write_text(facts.read_text().replace('file = "x"\n', ""))
+    state, message, _ = fetch()
+    assert (state, "never released: the authors kept it" in message, "`net-2`" in message) == ("failed", True, True)
+    with pytest.raises(UserError, match="never released"):
+        assets.need("net")
+
+
+@pytest.mark.parametrize("inside", [hashlib.md5(b"one").hexdigest(), "0" * 32])
+def test_an_archive_is_unpacked_in_one_step_or_not_at_all(server, world, inside):
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        info = tarfile.TarInfo("batches/one")
+        info.size = 3
+        tar.addfile(info, io.BytesIO(b"one"))
+    server.data = packed.getvalue()
+    md5 = hashlib.md5(server.data).hexdigest()
+    part = world(server.url("fine"), kind="dataset", file="a.tar.gz", unpack="batches", md5=md5, inside={"one": inside})
+    state, message, _ = fetch()
+    folder = Path(os.environ["PUREBENCH_CACHE"]) / "data" / "batches"
+    assert assets.path("net") == folder
+    if inside.startswith("0"):
+        assert (state, "missing or another file" in message, folder.exists()) == ("failed", True, False)
+        assert not assets.present("net")
+    else:
+        assert (state, (folder / "one").read_bytes(), part.file.exists()) == ("fetched", b"one", False)
+        assert fetch()[0] == "present"
+        assert assets.digest("net") == hashlib.sha256(server.data).hexdigest()
+
+
+def test_an_archive_cannot_write_outside(server, world, tmp_path):
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        info = tarfile.TarInfo("../../escaped")
+        info.size = 3
+        tar.addfile(info, io.BytesIO(b"one"))
+    server.data = packed.getvalue()
+    world(server.url("fine"), kind="dataset", file="a.tar", unpack="batches")
+    assert "cannot be unpacked" in fetch()[1]
+    assert not list(tmp_path.rglob("escaped"))
+
+
+def test_an_environment_variable_says_where_an_asset_lies(world, tmp_path, monkeypatch):
+    world()
+    monkeypatch.setenv("PUREBENCH_NET", str(tmp_path / "mine"))
+    with pytest.raises(UserError, match="environment"):
+        assets.need("net")
+    (tmp_path / "mine").write_bytes(DATA)
+    assert (assets.need("net"), assets.digest("net"), fetch()[0]) == (tmp_path / "mine", "", "present")
+
+
+# ------------------------------------------------------------------------------------------------------------ the command
+
+
+def test_the_command_tells_plan_and_outcome(server, world):
+    world(server.url("fine"), size=len(DATA), sha256=SHA, non_commercial=True)
+    run = subprocess.run([*PUREBENCH, "fetch", "net", "--json"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert [(row["state"], row["sha256"]) for row in json.loads(run.stdout)] == [("fetched", SHA)]
+    for words in ("300 kB", "MIT", "non-commercial", "127.0.0.1", "next: "):
+        assert words in run.stderr
+    assert "\033" not in run.stderr
+    world(server.url("missing"), file="other.pt")
+    run = subprocess.run([*PUREBENCH, "fetch", "net"], capture_output=True, text=True)
+    assert (run.returncode, "error: could not fetch" in run.stderr, "hint: " in run.stderr) == (DOWNLOAD, True, True)
+    assert "Traceback" not in run.stderr
+    run = subprocess.run([*PUREBENCH, "fetch", "nett"], capture_output=True, text=True)
+    assert (run.returncode, "did you mean `net`" in run.stderr) == (USAGE, True)
+    run = subprocess.run([*PUREBENCH, "fetch", "net", "--dry-run", "--json"], capture_output=True, text=True)
+    assert (run.returncode, json.loads(run.stdout)[0]["state"], server.gets["missing"]) == (0, "to fetch", 1)
+
+
+# ------------------------------------------------------------------------------------------------------------ the registry
+
+GENERAL = {
+    "score-sde-cifar10-vp", "score-sde-cifar10-ve", "score-sde-cifar100-vp", "edm-cifar10-uncond-vp", "edm-cifar10-cond-vp",
+    "edm-cifar10-uncond-ve", "edm-imagenet64-cond-adm", "edm-baseline-cifar10-uncond-vp", "guided-diffusion-imagenet256-uncond",
+    "guided-diffusion-imagenet256-classifier", "improved-diffusion-cifar10-uncond", "ddpm-cifar10-ema", "ddpm-cifar10-raw",
+    "hf-google-ddpm-cifar10-32", "ddpm-celebahq-sdedit", "ncsnv2-cifar10", "adp-ncsnv2", "ebm-hill-cifar10", "ebm-hill-clf-cifar10",
+    "diffpure-wrn-70-16-dropout", "diffpure-wideresnet-70-16", "diffpure-cifar10-resnet50", "gan-ensembling-celebahq-attr",
+    "scoreopt-clf", "gdmp-wrn-28-10-drop", "torchvision-resnet50-v1", "torchvision-resnet152-v1", "torchvision-wide_resnet50_2-v1",
+    "torchvision-resnet18-v1", "torchvision-resnet101-v1", "deit-s", "data-cifar10", "data-cifar100", "data-mnist",
+    "data-fashionmnist", "data-cifar10-c", "data-cifar100-c", "data-imagenet-val", "data-tiny-imagenet", "data-celebahq",
+    "data-svhn-test",
+}  # fmt: skip
+KNOWN = {  # asset -> what its hashes must begin with
+    "guided-diffusion-imagenet256-uncond": (
+        "a37c32fffd316cd494cf3f35b339936debdc1576dad13fe57c42399a5dbc78b1",
+        "fd9dd2335b8736d5",
+    ),
+    "score-sde-cifar10-vp": ("db26ca82b7ea36b75199abf6ed94339d",),
+    "edm-cifar10-uncond-vp": ("4d5dcc1f1d0d41c8934ad21626eeddbdc0460182becf9fc059a0631b1eedb4da",),
+    "ddpm-cifar10-ema": ("1fa350b952534ae442b1d5235cce5cd3",),
+    "ddpm-celebahq-sdedit": ("6cbb630eb856ff3ebe4854fe87af3c21a052765678955999db97ea15b5eeb8a5",),
+    "diffpure-wrn-70-16-dropout": ("8b9579d9a1bdeb809aee2289993b00a8",),
+    "torchvision-resnet50-v1": ("0676ba61",),
+    "data-cifar10": ("c58f30108f718f92721af3b95e74349a",),
+    "data-cifar10-c": ("56bf5dcef84df0e2308c6dcbcbbd8499", "c72763e101c723b7"),
+}
+ROBUSTBENCH = {  # some of its identifiers -> Drive
+    "cifar10/Linf/Standard": "1t98aEuzeTL8P7Kpd5DIrCoCL21BNZUhC",
+    "cifar10/Linf/Carmon2019Unlabeled": "15tUx-gkZMYx7BfEOw1GY5OKC-jECIsPQ",
+    "cifar10/L2/Ding2020MMA": "13wgY0Q_eor52ltZ0PkfJx5BCZ8cLM52E",
+    "cifar100/Linf/Wang2023Better_WRN-70-16": "1-yYcT73GP13c0y9HrgtpyB3NAfkGKgjY",
+    "imagenet/Linf/Salman2020Do_50_2": "1OT7xaQYljrTr3vGbM37xK9SPoPJvbSKB",
+}
+
+
+def test_the_registry_holds_every_asset_and_no_other():
+    names = set(assets.table())
+    zoo = {name for name in names if name.startswith("robustbench/")}
+    assert names - zoo == GENERAL | {"digits-classifier", "digits-score", "cifar10-score"}
+    assert len(GENERAL) == 41
+    assert len(zoo) == 42
+    folders = Counter(name.rpartition("/")[0].removeprefix("robustbench/") for name in zoo)
+    assert folders == {"cifar10/Linf": 18, "cifar10/L2": 15, "cifar100/Linf": 3, "imagenet/Linf": 6}
+
+
+def test_known_hashes_sizes_and_identifiers():
+    for name, hashes in KNOWN.items():
+        held = [assets.entry(name).get(kind, "") for kind in assets.HASHES]
+        assert all(any(h.startswith(start) for h in held) for start in hashes), name
+    for name, key in ROBUSTBENCH.items():
+        assert assets.entry(f"robustbench/{name}")["sources"] == [{"gdrive": key}]
+        dataset, threat, identifier = name.split("/")
+        assert (
+            assets.path(f"robustbench/{name}")
+            == assets.cache_folder() / "models" / dataset / threat / f"{identifier}.pt"
+        )
+    assert assets.entry("score-sde-cifar10-vp")["size"] == 1707310559
+    assert assets.entry("guided-diffusion-imagenet256-uncond")["size"] == 2211383297
+
+
+@pytest.mark.parametrize("name", sorted(assets.table()))
+def test_an_entry_is_complete(name):
+    facts = assets.entry(name)
+    assert {"summary", "kind", "sources", "trust", "licence", "format", "input"} <= set(facts)
+    assert facts["kind"] in ("score", "classifier", "dataset")
+    assert facts["trust"] in ("publisher", "code", "crowd", "third-party", "first-use", "ours")
+    assert facts["kind"] == "dataset" or {"network", "architecture"} & set(facts)
+    assert "network" not in facts or facts["network"] in networks.FAMILIES
+    assert (
+        not any(word in facts["licence"] for word in ("NC", "NVIDIA Source", "CelebA terms")) or facts["non_commercial"]
+    )
+    assert facts.get("stand_in", "data-cifar10") in assets.table()
+    assert facts.get("released", True) or "stand_in" in facts
+    for part in assets.parts(name):
+        hashed = [kind for kind in assets.HASHES if kind in part.facts]
+        assert hashed or facts["trust"] == "first-use" or "by_hand" in facts or "md5-tree" in facts
+        for kind in hashed:
+            assert re.fullmatch(
+                {"sha256": "[0-9a-f]{64}", "md5": "[0-9a-f]{32}", "sha256-prefix": "[0-9a-f]{8}"}[kind],
+                part.facts[kind],
+            )
+        assert part.facts["sources"]
+        for source in part.facts["sources"]:
+            assert source.get("status", "unverified") in ("unverified", "dead", "other")
+            assert fetching.browser(source, part.file.name).startswith("http")
+    if "package" not in facts["sources"]:
+        assert fetching.plan([name])[0]["state"] in ("present", "to fetch", "by hand", "never released")
+
+
+def test_no_two_assets_share_a_file_or_a_variable():
+    own = [name for name in assets.table() if "same_as" not in assets.entry(name)]
+    files = Counter(part.file for name in own for part in assets.parts(name))
+    results = Counter(part.result for name in own for part in assets.parts(name))
+    assert set(files.values()) == set(results.values()) == {1}
+    variables = Counter(map(assets.variable, assets.table()))
+    assert set(variables.values()) == {1}
+    assert not {"PUREBENCH_CACHE", "PUREBENCH_CHECKPOINTS"} & set(variables)
+
+
+def test_sets_name_assets_and_cifar10_is_what_the_default_cell_needs():
+    assert set(assets.sets()).isdisjoint(assets.table())
+    assert all(name in assets.table() for names in assets.sets().values() for name in names)
+    assert fetching.wanted(["cifar10", "data-cifar10"]) == [
+        "data-cifar10",
+        "score-sde-cifar10-vp",
+        "robustbench/cifar10/Linf/Standard",
+    ]
+    assert {"diffpure", "coup", "scoreopt", "adp", "gdmp", "lee-kim", "cifar100", "mnist"} <= set(assets.sets())
