@@ -96,7 +96,7 @@ def vjp(purifier: Any, x: Tensor, noise: Noise, cotangent: Any, *, guidance: str
         bm = ChainBrownian(purifier.times, state.detach(), noise)
         times = torch.tensor([purifier.times[0], purifier.times[-1]], dtype=torch.float32, device=x.device)
         end = torchsde.sdeint_adjoint(
-            _SDE(purifier, x.shape[1:]),
+            _SDE(purifier, state.shape[1:]),
             state.flatten(1),
             times,
             bm=bm,
@@ -104,7 +104,7 @@ def vjp(purifier: Any, x: Tensor, noise: Noise, cotangent: Any, *, guidance: str
             dt=purifier.t / purifier.n,
             adjoint_params=(),
         )[-1]
-        out = purifier.finish(end.view(-1, *x.shape[1:]))
+        out = purifier.finish(end.view(-1, *state.shape[1:]))
         purified = out.detach()
         grad = torch.autograd.grad(out, inside, cotangent(purified) if callable(cotangent) else cotangent)[0]
     return purified, grad

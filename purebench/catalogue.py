@@ -74,7 +74,7 @@ def facts(name: str) -> dict[str, Any]:
 def _component(kind: str, name: str) -> dict[str, Any]:
     info = registry.info(kind, name)
     module, _, factory = registry.names(kind)[name].partition(":")
-    here = datasets.defaults("digits").get(kind, {}).get(name, {})
+    here = datasets.defaults("digits").get(kind, {}).get(name, {}) if kind in ("defense", "attack") else {}
     parameters = []
     for key, default in registry.parameters(kind, name).items() if kind != "dataset" else []:
         entry = {

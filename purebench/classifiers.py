@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from purebench import embedded, networks
 from purebench.assets import checkpoint
-from purebench.errors import DOWNLOAD, UserError
+from purebench.errors import DOWNLOAD, UserError, unknown
 
 _ROBUSTBENCH = """@inproceedings{croce2021robustbench,
   title={RobustBench: a standardized adversarial robustness benchmark},
@@ -129,6 +129,7 @@ INFO = {
     },
 }
 
+LOCAL = ("wideresnet_hill", "wideresnet", "cifar_resnet50")
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -186,13 +187,12 @@ def torchvision(*, id: str = "resnet50") -> nn.Module:
     return Normalised(checkpoint.fill(models.get_model(id, weights=None), state, id), *IMAGENET).eval()
 
 
-def timm(*, id: str = "deit_small_patch16_224") -> nn.Module:
-    """timm's `id` (DeiT-S): (B,3,224,224) in [0,1] -> logits (B,1000)."""
+def timm() -> nn.Module:
+    """DeiT-S, built by timm: (B,3,224,224) in [0,1] -> logits (B,1000)."""
     import timm as library
 
-    return Normalised(
-        checkpoint.fill(library.create_model(id, pretrained=False), checkpoint.state("deit-s"), id), *IMAGENET
-    ).eval()
+    network = library.create_model("deit_small_patch16_224", pretrained=False)
+    return Normalised(checkpoint.fill(network, checkpoint.state("deit-s"), "deit-s"), *IMAGENET).eval()
 
 
 def wrn_70_16_dropout() -> nn.Module:
@@ -259,6 +259,12 @@ def file(
     """Weights in a local file. `network`: `wideresnet_hill` (the WRN of Hill et al., ADP and ScoreOpt; depth, widen), `wideresnet`
     (DiffPure's), `cifar_resnet50`, `robustbench/cifar10/Linf/ID`, `torchvision/ID`; not needed for a file of `purebench train`.
     `mean`, `std`: a normalisation that the network does not do itself. `name`: what tables call it."""
+    if (
+        len(mean) != len(std)
+        or not all(isinstance(v, int | float) for v in (*mean, *std))
+        or not all(v > 0 for v in std)
+    ):
+        raise UserError("`mean` and `std` do not go together", "write mean=[0.49,0.48,0.45],std=[0.25,0.24,0.26]")
     if not network:
         made = embedded.read(Path(path))
     else:
@@ -277,6 +283,10 @@ def _architecture(network: str, classes: int, depth: int, widen: int) -> nn.Modu
     if source == "torchvision" and rest:
         from torchvision import models
 
+        if rest not in models.list_models():
+            raise unknown("network of torchvision", rest, models.list_models())
         return models.get_model(rest, weights=None, num_classes=classes)
+    if network not in LOCAL:
+        raise unknown("network of a file", network, [*LOCAL, "robustbench/cifar10/Linf/ID", "torchvision/NAME"])
     config = {"depth": depth, "widen": widen, "dropout": 0.0, "classes": classes}
     return networks.build(network, config)

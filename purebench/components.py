@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -40,39 +41,44 @@ class Component:
             return list(self.info.get("assets", []))
         asset = self.info["asset"].format(**self.values)
         if asset not in assets.table():
-            family, *rest = re.split(r"\{\w+\}", self.info["asset"])
-            if not rest:
-                raise UserError(
-                    f"`{self.name}` needs the asset `{asset}`, which no registry names", "see `purebench fetch --list`"
-                )
-            key = self.info["asset"].rpartition("{")[2].partition("}")[0]
-            raise unknown(
-                f"{key} of `{self.name}`",
-                str(self.values.get(key, asset)),
-                {
-                    a.removeprefix(family).rpartition("/")[2].removesuffix("-v1")
-                    for a in assets.table()
-                    if a.startswith(family)
-                },
-                see="purebench fetch --list",
-            )
+            raise self._unknown(self.info["asset"])
         return [asset]
+
+    def _unknown(self, template: str) -> UserError:
+        """The error for an asset that no registry names: the first parameter in its name that fits none is to blame."""
+        start, end = "", template.rpartition("}")[2]
+        for literal, key in re.findall(r"([^{]+)\{(\w+)\}", template):
+            start += literal
+            known = {a.removeprefix(start).partition("/")[0] for a in assets.table() if a.startswith(start)}
+            got = str(self.values[key])
+            if got not in known and got + end not in known:
+                words = {word.removesuffix(end) if end else word for word in known}
+                return unknown(f"{key} of `{self.name}`", got, words, see="purebench fetch --list")
+            start += got
+        return UserError(f"`{self.name}` needs `{template}`, which no registry names", "see `purebench fetch --list`")
 
     @cached_property
     def missing(self) -> list[str]:
-        """Assets that are not in the cache."""
-        return [name for name in self.assets if not assets.present(name)]
+        """Assets that are not in the cache, and networks that are not trained yet."""
+        trained = self.info.get("trained")
+        untrained = [trained] if trained and not self._trained.is_file() else []
+        return [name for name in self.assets if not assets.present(name)] + untrained
+
+    @property
+    def _trained(self) -> Path:
+        return assets.cache_folder() / "trained" / f"{self.info['trained']}.safetensors"
 
     @cached_property
     def digest(self) -> str:
         """The content hash for the record; empty where the file is not here and nobody published its hash."""
         if "digest" in self.info or "sha256" in self.info:
             return str(self.info.get("digest") or self.info["sha256"])
+        if self.kind == "dataset" and self.assets and self.missing:
+            return self.published
         if self.kind == "dataset":
             return self.images.digest
         if "trained" in self.info:
-            path = assets.cache_folder() / "trained" / f"{self.info['trained']}.safetensors"
-            return _sha256(path) if path.is_file() else ""
+            return _sha256(self._trained) if self._trained.is_file() else ""
         if self.where:
             return _sha256(Path(str(self.where["path"])))
         if not self.assets:
@@ -80,6 +86,11 @@ class Component:
                 f"`{self.name}` needs a file", f"write {self.name}:path=FILE; see `purebench show {self.name}`"
             )
         return assets.digest(self.assets[0])
+
+    @property
+    def published(self) -> str:
+        """The content hash as far as it is known without the file."""
+        return next((str(assets.entry(name).get("sha256", "")) for name in self.assets), "")
 
     @cached_property
     def images(self) -> Any:
@@ -90,6 +101,8 @@ class Component:
     def shape(self) -> list[int]:
         """[C,H,W] of a dataset."""
         known = list(self.info["shape"])
+        if "crop" in self.values:
+            known = [known[0], *2 * [int(str(self.values["crop"]))]]
         return known if all(known) else self.images.shape
 
     @property
@@ -100,7 +113,7 @@ class Component:
     @property
     def classes(self) -> int:
         """Classes, 0 where it is not known."""
-        found = self._known("classes") or 0
+        found = int(self._known("classes") or str(self.values.get("classes") or 0))
         return found if found or self.kind != "dataset" else self.images.classes
 
     @property
@@ -121,15 +134,23 @@ class Component:
 
 def find(kind: str, text: str) -> Component:
     """Raises UserError for an unknown name or parameter, or for weights that ship with purebench and are damaged."""
-    part = parse(text, kind)
+    return of(kind, parse(text, kind))
+
+
+def of(kind: str, part: Part) -> Component:
+    """The same for a part that is already read."""
     given = dict(part.parameters)
     known = registry.parameters(kind, part.name)
     registry.check_parameters(kind, part.name, given)
-    values = {k: _value(v) for k, v in (known | given).items()}
+    values = {k: registry.as_type(v, known[k]) for k, v in (known | given).items()}
     where: dict[str, Value] = {k: v for k, v in values.items() if k in PLACES and v}
     if "path" in where and known.get("name") == "" and not values["name"]:
         given["name"] = values["name"] = Path(str(where["path"])).stem
-    kept = tuple((k, v) for k, v in values.items() if k not in PLACES and k in given and v != _value(known[k]))
+    kept = tuple(
+        (k, v)
+        for k, v in values.items()
+        if k not in PLACES and k in given and v != registry.as_type(known[k], known[k])
+    )
     found = Component(kind, part.name, values, str(Part(part.name, kept)), where, registry.info(kind, part.name))
     for asset in found.assets:
         if "package" in assets.entry(asset)["sources"]:
@@ -140,8 +161,13 @@ def find(kind: str, text: str) -> Component:
 
 
 def load(kind: str, name: str, values: dict[str, Any]) -> Any:
-    """The dataset, network or score model itself."""
-    return registry.factory(kind, name)(**{f"{k}_" if k == "from" else k: v for k, v in values.items()})
+    """The dataset, network or score model itself. A plug-in's dataset may be two tensors: images in [0,1], labels."""
+    made = registry.factory(kind, name)(**values)
+    if isinstance(made, tuple):
+        from purebench.datasets import images
+
+        return images.of_tensors(*made)
+    return made
 
 
 def check_fit(dataset: Component, classifier: Component, score: Component) -> None:
@@ -157,6 +183,12 @@ def check_fit(dataset: Component, classifier: Component, score: Component) -> No
             f"`{score.text}` takes images of {_size(score.takes)}, and {dataset.name} has {_size(shape)}",
             "choose another `--score`; `purebench list scores` names them",
         )
+    wanted, has = dataset.values.get("attribute"), classifier.values.get("attribute")
+    if wanted and has and wanted != has:
+        raise UserError(
+            f"`{dataset.text}` has labels of {wanted}, and `{classifier.text}` answers for {has}",
+            f"give `--classifier {classifier.name}:attribute={wanted}`",
+        )
     if classifier.classes and dataset.classes and classifier.classes != dataset.classes:
         raise UserError(
             f"`{classifier.text}` knows {classifier.classes} classes, and {dataset.name} has {dataset.classes}",
@@ -166,17 +198,15 @@ def check_fit(dataset: Component, classifier: Component, score: Component) -> No
 
 def check_range(score: Component, defense: Part, values: dict[str, Value]) -> None:
     """Raises UserError where a purifier asks a score model for noise that it was not trained on."""
-    for key, limit in (("t", "t_max"), ("sigma", "sigma_max")):
-        most, asked = score.info.get(limit), values.get(key)
-        if most is not None and isinstance(asked, int | float) and asked > most:
+    t = score.info.get("t_max", 1.0)
+    limits = {"t": t, "sigma": math.sqrt(math.expm1(19.9 / 2 * t**2 + 0.1 * t))} if "t_max" in score.info else {}
+    for key, most in limits.items():
+        asked = values.get(key)
+        if isinstance(asked, int | float) and asked > most:
             raise UserError(
-                f"`{defense.name}` with {key}={show(asked)} asks `{score.text}` for more noise than it was trained on ({limit} {most})",
-                f"choose {key} up to {most}, or another `--score`",
+                f"`{defense.name}` with {key}={show(asked)} asks `{score.text}` for more noise than it was trained on: {key} {most:.4g}",
+                f"choose {key} up to {most:.4g}, or another `--score`",
             )
-
-
-def _value(value: Any) -> Value:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _size(shape: list[int]) -> str:

@@ -27,11 +27,7 @@ from purebench.tasks import Done, Task
 @cache
 def _images(dataset: str, where: tuple) -> Images:
     part = parse(dataset, "dataset")
-    made = components.load("dataset", part.name, dict(part.parameters) | dict(where))
-    if isinstance(made, Images):
-        return made
-    x, y = made  # a plug-in may give two tensors
-    return Images(y, int(y.max()) + 1, "", lambda indices: x[list(indices)])
+    return components.of("dataset", Part(part.name, (*part.parameters, *where))).images
 
 
 @cache
@@ -46,13 +42,12 @@ def dataset(cell: Cell) -> Images:
 
 def shape(cell: Cell) -> list[int]:
     """[C,H,W] of the cell's images."""
-    known = registry.info("dataset", cell.dataset.partition(":")[0])["shape"]
-    return list(known) if all(known) else dataset(cell).shape
+    return components.of("dataset", cell.component("dataset")).shape
 
 
 @cache
 def _network(kind: str, part: Part, device: torch.device) -> Any:
-    made = components.load(kind, part.name, dict(part.parameters))
+    made = components.load(kind, part.name, components.of(kind, part).values)
     if kind == "classifier":
         from purebench.nfe import watch
 

@@ -10,13 +10,13 @@ import torch
 from PIL import Image, ImageDraw, UnidentifiedImageError
 from torch import Tensor
 
+from purebench import assets, chain, evaluate, plan
 from purebench import device as device_module
-from purebench import chain, evaluate, plan
 from purebench.defense import Defense
 from purebench.errors import DOWNLOAD, UserError
 from purebench.noise import Noise
 from purebench.purifiers.resized import resize
-
+from purebench.tasks import default_rows
 
 FRAMES = 9  # of a trajectory
 SIGMA = 0.1  # noise level, in [-1,1] units, at which a trajectory's score norms are taken
@@ -34,16 +34,13 @@ def purify(
         defenses=(defense,), attacks=("null",), dataset=dataset, images=1, classifier=classifier, score=score
     )
     the_plan = plan.build(request)
-    if the_plan.missing:
-        raise UserError(
-            f"not in the cache: {', '.join(the_plan.missing)}",
-            f"`purebench fetch {' '.join(the_plan.missing)}`",
-            DOWNLOAD,
-        )
     cell = the_plan.jobs[0].cell
+    absent = [name for name in the_plan.missing if assets.entry(name)["kind"] != "dataset"]  # its images are not needed
+    if absent:
+        raise UserError(f"not in the cache: {', '.join(absent)}", f"`purebench fetch {' '.join(absent)}`", DOWNLOAD)
     device = device_module.setup(device_name)
     x = torch.stack([read(path, the_plan.shape) for path in paths]).to(device)
-    made = evaluate.build_defense(cell, device, rows=max(16, len(paths)))
+    made = evaluate.build_defense(cell, device, rows=min(len(paths), default_rows(cell)))
     noise = Noise(seed, "purify", (), range(len(paths)), [0] * len(paths))
     clean = made.purify(x, noise)
     if not clean.isfinite().all():

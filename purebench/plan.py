@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ def build(request: Request) -> Plan:
                 job = dataclasses.replace(old, images=max(old.images, job.images), evals=max(old.evals, job.evals))
             jobs[job.cell.id] = job
             missing |= dict.fromkeys(absent)
-    if any(job.cell.dataset != dataset.text for job in jobs.values()):
+    if any((job.cell.dataset, job.cell.hashes["dataset"]) != (dataset.text, dataset.digest) for job in jobs.values()):
         raise UserError("a plan has one dataset, and this grid names several", "make a grid file for each")
     return Plan(
         list(jobs.values()), dataset.text, list(dict.fromkeys(notes)), dataset.shape, dataset.size, list(missing)
@@ -173,7 +173,7 @@ def _cells(request: Request, grid: dict[str, Any], dataset: Component) -> Iterab
     classifier = components.find("classifier", pick(request.classifier, "classifier"))
     score = components.find("score", pick(request.score, "score"))
     components.check_fit(dataset, classifier, score)
-    threats = [threat(t) for t in request.threats or grid.get("threats") or [defaults["threat"]]]
+    threats = [threat(t) for t in request.threats or grid.get("threats") or [pick(None, "threat")]]
     parts = {
         kind: [parse(text, kind) for text in pick(given, f"{kind}s")]
         for kind, given in (("defense", request.defenses), ("attack", request.attacks))
@@ -213,8 +213,8 @@ class _Maker:
         known = registry.parameters(kind, part.name)
         registry.check_parameters(kind, part.name, given)
         defaults = known | self.defaults.get(kind, {}).get(part.name, {})
-        typed = {k: _as_type(v, known[k]) for k, v in (defaults | given).items()}
-        base = {k: _as_type(v, known[k]) for k, v in defaults.items()}
+        typed = {k: registry.as_type(v, known[k]) for k, v in (defaults | given).items()}
+        base = {k: registry.as_type(v, known[k]) for k, v in defaults.items()}
         registry.check_ranges(kind, part.name, typed)
         origin = {
             k: "given"
@@ -275,18 +275,29 @@ class _Maker:
             stand_in = self.stand_in(defense, gradient)
             versions["surrogate"] = registry.version("defense", stand_in.name)
             parameters["surrogate"] = {"defense": stand_in.name, **self.resolve("defense", stand_in)[1]}
+            components.check_range(self.score, stand_in, parameters["surrogate"])
         found = {"dataset": self.dataset, "classifier": self.classifier, "score": self.score}
+        hashes = {kind: c.digest for kind, c in found.items()}
+        if not self.scored(
+            defense.name, parameters
+        ):  # a model that is not used: only what is known without fetching it
+            hashes["score"] = self.score.published
         cell = Cell(
             self.dataset.text, self.subset, self.classifier.text, self.score.text, defense, gradient, attack, limit, seed,
-            parameters, versions, {kind: c.digest for kind, c in found.items()}, source[0].id if source else "",
+            parameters, versions, hashes, source[0].id if source else "",
             {kind: c.where for kind, c in found.items() if c.where},
         )  # fmt: skip
         return cell, {f"defense.{k}": o for k, o in d_origin.items()} | {f"attack.{k}": o for k, o in a_origin.items()}
 
+    @staticmethod
+    def scored(defense: str, parameters: Mapping[str, Mapping[str, Value]]) -> bool:
+        """Whether a purifier of the cell uses the score model."""
+        names = [defense, str(parameters.get("surrogate", {}).get("defense", "none"))]
+        return any("score" in registry.info("defense", name).get("needs", ["score"]) for name in names)
+
     def used(self, cell: Cell) -> list[Component]:
-        """What this cell loads: the score model only where a purifier uses one."""
-        names = [cell.defense.name, str(cell.parameters.get("surrogate", {}).get("defense", "none"))]
-        scored = any("score" in registry.info("defense", name).get("needs", ["score"]) for name in names)
+        """What this cell loads."""
+        scored = self.scored(cell.defense.name, cell.parameters)
         return [self.dataset, self.classifier, *([self.score] if scored else [])]
 
     def missing(self, cell: Cell) -> list[str]:
@@ -366,15 +377,6 @@ class _Maker:
                 f"`{attack}` transfers a transfer", "name the attack that makes the images, such as attack=(pgd-eot)"
             )
         return self.cell(defense, self.gradients(other, [Part("exact")])[0], other, limit, seed)
-
-
-def _as_type(value: Value, default: Value) -> Value:
-    """A number in the type of its default, so that `1` and `1.0` are one cell."""
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(default, int) and not isinstance(default, bool) and isinstance(value, float):
-        return int(value)
-    return tuple(value) if isinstance(value, list) else value
 
 
 # ------------------------------------------------------------------------------------------------------------------- cost

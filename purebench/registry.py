@@ -86,7 +86,11 @@ NAMES: dict[str, dict[str, str]] = {
 CHOICES = {
     "loss": ("ce", "dlr", "margin"),
     "combine": ("logits", "softmax", "logsoftmax", "vote"),
-}  # words that defense.py knows
+    "weights": ("ema", "raw"),
+    "precond": ("vp", "ve"),
+    "objective": ("diff", "mse", "sr"),
+    "variant": ("paper", "code"),
+}  # the words that parameters of these names may have
 COMMON = {  # parameters that every component of a kind has: n purifications combined; a factor on the purifier's normal draws
     "defense": {"votes": 1, "combine": "logits", "noise": 1.0}
 }
@@ -197,6 +201,15 @@ def check_parameters(kind: str, name: str, given: dict[str, Any]) -> None:
             )
 
 
+def as_type(value: Any, default: Any) -> Any:
+    """A number in the type of its default, so that `1` and `1.0` are one cell; a list as a tuple."""
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(default, int) and not isinstance(default, bool) and isinstance(value, float):
+        return int(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
 def factory(kind: str, name: str) -> Any:
     """The factory itself; this imports its module."""
     module, attribute = _target(kind, name)
@@ -214,8 +227,10 @@ def check_ranges(kind: str, name: str, values: dict[str, Any]) -> None:
 
 
 def expression(text: str, values: dict[str, Any]) -> Any:
-    """Evaluates an INFO entry over the parameters: arithmetic such as "2 * steps", or a comparison such as "0 < t <= 1"."""
+    """Evaluates an INFO entry over the parameters: arithmetic such as "2 * steps" or "sum(stages)", or a comparison such as
+    "0 < t <= 1"."""
     arithmetic = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+    functions: dict[str, Any] = {"sum": sum, "len": len, "max": max, "min": min}
     order = {ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge}
 
     def value(node: ast.expr) -> Any:
@@ -225,6 +240,10 @@ def expression(text: str, values: dict[str, Any]) -> Any:
             return values[node.id]
         if isinstance(node, ast.BinOp):
             return arithmetic[type(node.op)](value(node.left), value(node.right))
+        if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.Or):
+            return next((v for v in map(value, node.values) if v), 0)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in functions:
+            return functions[node.func.id](*map(value, node.args))
         if isinstance(node, ast.Compare):
             sides = [value(side) for side in (node.left, *node.comparators)]
             return all(order[type(op)](a, b) for op, a, b in zip(node.ops, sides, sides[1:], strict=False))

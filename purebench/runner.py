@@ -224,7 +224,8 @@ def _judged(cell: _Open) -> tuple:
     """What the judge's predictions on clean images depend on."""
     of = cell.cell
     judge = (str(of.defense), repr(of.parameters["defense"]), of.seed, cell.rows)
-    return (of.dataset, of.subset, of.classifier, of.score, *judge)
+    content = tuple(sorted(of.hashes.items())), tuple(sorted(of.versions.items()))
+    return (of.dataset, of.subset, of.classifier, of.score, *judge, *content)
 
 
 def _complete(task: Task, cell: _Open, out: Path, clean: dict[tuple, dict[int, list[int]]]) -> Task:

@@ -47,8 +47,10 @@ def train(
     Returns facts per file name: sha256, parameters, seconds, and what was measured on images that were not trained on
     (`accuracy` in [0,1], or `eps_loss`: mean squared error of eps per t). Raises UserError for an unknown name.
     """
-    if name not in (known := {"digits": list(RECIPES), **{n: [n] for n in RECIPES}}):
+    if name not in (known := {"digits": ["digits-classifier", "digits-score"], **{n: [n] for n in RECIPES}}):
         raise unknown("training", name, known)
+    if not 0 <= seed < 2**63:
+        raise UserError(f"`--seed {seed}` is out of range", "a seed is a whole number from 0 to 2^63 - 1")
     facts: dict[str, dict[str, Any]] = {}
     out.mkdir(parents=True, exist_ok=True)
     done, total = 0, sum(RECIPES[one].cost for one in known[name])
@@ -58,7 +60,7 @@ def train(
         def tell(fraction: float, line: str, done: int = done, cost: int = recipe.cost) -> None:
             on_progress((done + fraction * cost) / total, line)
 
-        training, held = _images(dataset or recipe.data)
+        training, held = _images(dataset or recipe.data, recipe.shape)
         with _reproducible(seed):
             network = NETWORKS[recipe.network](**recipe.config)
             recipe.fit(network, *training, seed, tell, **recipe.options)
@@ -149,13 +151,19 @@ def _eps_loss(network: nn.Module, x: Tensor, t: Tensor, generator: torch.Generat
     return F.mse_loss(network(a * x + s * eps, 999 * t), eps)
 
 
-def _images(source: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """(images in [0,1], labels) to train on, and those held out."""
-    if source == "digits":
+def _images(source: str, shape: list[int]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """(images in [0,1], labels) to train on, and those held out: the test set, or the last HELD of a training set."""
+    found = components.find("dataset", source)
+    if found.shape != shape:
+        raise UserError(
+            f"`{source}` has images of {'x'.join(map(str, found.shape))}, and this network takes {'x'.join(map(str, shape))}",
+            "give another `--dataset`",
+        )
+    if found.name == "digits":
         return digits.train(), digits.test()
-    if source in ("mnist", "fashionmnist"):
-        return _all(mnist.train(source)), _all(components.find("dataset", source).images)
-    x, y = _all(cifar.train() if source == "cifar10" else components.find("dataset", source).images)
+    if found.name in ("mnist", "fashionmnist"):
+        return _all(mnist.train(found.name, str(found.values["folder"]))), _all(found.images)
+    x, y = _all(cifar.train(str(found.values["folder"])) if found.name == "cifar10" else found.images)
     if len(x) <= HELD:
         raise UserError(f"`{source}` has {len(x)} images, and {HELD} are held out", "train on more")
     return (x[:-HELD], y[:-HELD]), (x[-HELD:], y[-HELD:])
@@ -195,6 +203,7 @@ class Recipe:
     measure: Callable[..., dict[str, Any]]
     cost: int
     data: str = "digits"
+    shape: list[int] = field(default_factory=lambda: [1, 8, 8])
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -205,12 +214,12 @@ RECIPES = {
     "digits-score": Recipe("small-unet", UNET, fit_score, eps_loss, cost=91),
     "cifar10-score": Recipe(
         "small-unet", {"channels": 3, "base": 48, "mult": [1, 2], "blocks": 1, "patch": 2}, fit_score,
-        partial(eps_loss, times=(0.05, 0.1, 0.2, 0.3)), cost=2400, data="cifar10",
+        partial(eps_loss, times=(0.05, 0.1, 0.2, 0.3)), cost=2400, data="cifar10", shape=[3, 32, 32],
         options={"steps": 4000, "batch": 64, "rate": 1e-3, "t_max": 0.3, "flip": True},
     ),
-    "mnist-classifier": Recipe("adp-cnn", {}, fit_classifier, accuracy, cost=240, data="mnist", options={"epochs": 4}),
+    "mnist-classifier": Recipe("adp-cnn", {}, fit_classifier, accuracy, cost=240, data="mnist", shape=[1, 28, 28], options={"epochs": 4}),
     "fashionmnist-classifier": Recipe(
-        "adp-cnn", {}, fit_classifier, accuracy, cost=240, data="fashionmnist", options={"epochs": 4}
+        "adp-cnn", {}, fit_classifier, accuracy, cost=240, data="fashionmnist", shape=[1, 28, 28], options={"epochs": 4}
     ),
 }  # fmt: skip
 

@@ -10,7 +10,7 @@ import torch
 import torchsde
 from torch import nn
 
-from purebench import adjoint, chain
+from purebench import adjoint, chain, embedded
 from purebench.errors import UserError
 from purebench.networks.small import SmallUNet
 from purebench.noise import Noise
@@ -282,3 +282,15 @@ def test_the_guidance_stays_constant_on_autograds_own_thread():
     assert torch.equal(found[0], here)
     assert not torch.allclose(here, exact)
     assert calls.forward == 2 * before
+
+
+def test_the_adjoint_sees_the_size_of_the_score_model():
+    """Where images are resized around a purifier, the state has another size than they."""
+    from purebench.purifiers.resized import Resized
+
+    score = VPScore(embedded.load("digits-score"), (1, 8, 8))
+    inner = make("diffpure", score=score, t=0.1, steps=4)
+    x, noise = torch.rand(2, 1, 12, 12), Noise(0, "judge", (), range(2), [0, 0])
+    purified, grad = adjoint.vjp(Resized(inner, (12, 12), (8, 8)), x, noise, torch.ones_like(x))
+    assert purified.shape == grad.shape == x.shape
+    torch.testing.assert_close(purified, chain.run(Resized(inner, (12, 12), (8, 8)), x, noise), atol=1e-5, rtol=0)

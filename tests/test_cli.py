@@ -407,7 +407,9 @@ def test_a_trajectory_is_drawn(tmp_path):
     image = tmp_path / "digit.png"
     Image.new("L", (8, 8), 90).save(image)
     rows = json.loads(
-        purebench_("purify", str(image), "-d", "coup:steps=3", "--trajectory", "--out", str(tmp_path / "out"), "--json").stdout
+        purebench_(
+            "purify", str(image), "-d", "coup:steps=3", "--trajectory", "--out", str(tmp_path / "out"), "--json"
+        ).stdout
     )
     with Image.open(rows[0]["trajectory"]) as strip:
         assert strip.width > 5 * 112  # input, steps 0 to 2, output

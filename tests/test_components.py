@@ -113,6 +113,12 @@ def test_what_is_missing_is_said_with_the_command_that_brings_it(tmp_path):
         ({"dataset": "cifar10", "classifier": "torchvision:id=resnet51"}, "unknown id of `torchvision`"),
         ({"dataset": "cifar10", "score": "cifar10-small", "defenses": ("coup:t=0.5",)}, "more noise than it was trained on"),
         ({"dataset": "cifar10", "classifier": "file"}, "needs a file"),
+        ({"dataset": "cifar10", "classifier": "robustbench:dataset=cifar12"}, "unknown dataset of `robustbench` `cifar12`"),
+        ({"dataset": "cifar10", "classifier": "robustbench:threat=Foo"}, "unknown threat of `robustbench` `Foo`"),
+        ({"dataset": "cifar10", "score": "ncsnv2:weights=xx"}, "unknown weights of `ncsnv2`"),
+        ({"dataset": "cifar10", "score": "cifar10-small", "defenses": ("one-shot:sigma=50",)}, "more noise than it was trained on"),
+        ({"dataset": "cifar10", "score": "cifar10-small", "defenses": ("coup",), "attacks": ("pgd-eot",),
+          "grads": ("surrogate:defense=(one-shot:sigma=50)",)}, "more noise than it was trained on"),
         ({"dataset": "cifar100", "score": "score-sde"}, "has no default classifier"),
         ({"dataset": "imagenet"}, "no folder is given"),
         ({"dataset": "cifar10", "images": 600, "subset": None}, None),
@@ -127,6 +133,54 @@ def test_what_does_not_fit_is_refused(given, words):
     with pytest.raises(UserError, match=words) as caught:
         plan.build(asked)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("content", [b"", b"not weights", b"<html>"], ids=["empty", "text", "page"])
+def test_a_local_file_that_is_none_is_a_user_error(content, tmp_path):
+    (tmp_path / "mine.pth").write_bytes(content)
+    for network in ("", "wideresnet_hill"):
+        with pytest.raises(UserError):
+            classifiers.file(path=str(tmp_path / "mine.pth"), network=network)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"mean": (0.5,)}, {"mean": ("foo",), "std": (1,)}, {"mean": (0.5,), "std": (0,)}, {"network": "torchvision/nope"}, {"network": "adm"}],
+    ids=str,
+)  # fmt: skip
+def test_a_local_file_with_impossible_options_is_a_user_error(given, tmp_path):
+    with pytest.raises(UserError) as caught:
+        classifiers.file(path=str(tmp_path / "mine.pth"), **given)
+    assert caught.value.hint
+
+
+def test_everything_can_be_shown():
+    from purebench import catalogue, registry
+
+    for kind in registry.NAMES:
+        for name in registry.names(kind):
+            assert catalogue.text(catalogue.facts(name))
+
+
+def test_a_control_without_a_score_model_is_the_same_cell_before_and_after_the_model_is_fetched(monkeypatch):
+    def cell():
+        return plan.build(Request(dataset="cifar10", defenses=("none",), attacks=("null",))).jobs[0].cell.id
+
+    before = cell()
+    monkeypatch.setattr(assets, "digest", lambda name: "ab" * 32 if name == "score-sde-cifar10-vp" else "")
+    assert cell() == before
+
+
+def test_a_file_that_came_another_way_is_hashed_once(empty_cache, tmp_path, monkeypatch):
+    import hashlib
+
+    path = assets.path("ddpm-cifar10-ema")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"weights")
+    assert assets.digest("ddpm-cifar10-ema") == hashlib.sha256(b"weights").hexdigest()
+    monkeypatch.setenv("PUREBENCH_DDPM_CIFAR10_EMA", str(tmp_path / "other"))
+    (tmp_path / "other").write_bytes(b"others")
+    assert assets.digest("ddpm-cifar10-ema") == hashlib.sha256(b"others").hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------------------------- networks

@@ -451,7 +451,7 @@ def test_an_environment_variable_says_where_an_asset_lies(world, tmp_path, monke
     with pytest.raises(UserError, match="environment"):
         assets.need("net")
     (tmp_path / "mine").write_bytes(DATA)
-    assert (assets.need("net"), assets.digest("net"), fetch()[0]) == (tmp_path / "mine", "", "present")
+    assert (assets.need("net"), assets.digest("net"), fetch()[0]) == (tmp_path / "mine", SHA, "present")
 
 
 # ------------------------------------------------------------------------------------------------------------ the command

@@ -339,3 +339,24 @@ def test_workers_give_the_same_bytes_and_one_that_is_killed_fails_its_cell_alone
         assert any("killed by signal 9" in why for why in outcome.failed.values())
         run(tmp_path, DEFENSES[1:2], ATTACKS[1:])
     assert files(tmp_path).items() <= files(reference).items()
+
+
+def test_two_networks_of_one_name_do_not_share_their_clean_predictions(tmp_path):
+    """Files called alike in two folders: what was predicted with one is nothing for the other."""
+    from purebench import train as training
+
+    cells = []
+    for seed in (0, 1):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        torch.manual_seed(seed)
+        network = training.NETWORKS["small-cnn"]()
+        training._save(network, folder / "w.safetensors", {"network": "small-cnn", "config": "{}"})
+        cells.append(f'[[grid]]\nclassifier = "file:path={folder}/w.safetensors"\n')
+    top = 'dataset = "digits"\nimages = 20\nevals = 2\ndefenses = ["none"]\nattacks = ["null"]\n'
+    (tmp_path / "two.toml").write_text(top + "".join(cells))
+    the_plan = plan.build(plan.Request(preset=str(tmp_path / "two.toml")))
+    runner.run(the_plan, runner.Settings(tmp_path / "out"), progress.reporter(quiet=True))
+    found = records.load_all([tmp_path / "out"])
+    assert len(found) == 2
+    assert all(line["clean"] == [line["undefended"]] * 2 for log in found for line in log.images)

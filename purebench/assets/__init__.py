@@ -154,23 +154,44 @@ def path(name: str) -> Path:
 
 def present(name: str) -> bool:
     """Whether the asset is there to be used; reads no more than a few bytes of it."""
-    if override(name) or "package" in entry(name).get("sources", ()):
+    if "package" in entry(name).get("sources", ()) or override(name):
         return path(name).exists()
     return bool(parts(name)) and all(part.whole() for part in parts(name))
 
 
-def digest(name: str) -> str:
-    """The content hash for a record: the registry's sha256, else that which `fetch` found; "" if neither is known.
-
-    For several files: the sha256 of their sha256s. Never reads the files."""
+def _hashed(path: Path) -> str:
+    """sha256 of a file, kept in the cache for as long as its size and time stay the same; "" if there is none."""
     import hashlib
 
-    given = override(name)
-    if given:
-        return Part(name, given, given, {}).lock().get("sha256", "")
+    if not path.is_file():
+        return ""
+    facts = path.stat()
+    key, memory = f"{path.resolve()} {facts.st_size} {facts.st_mtime_ns}", cache_folder() / "hashes.json"
+    try:
+        known = json.loads(memory.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    if key not in known:
+        with path.open("rb") as file:
+            known[key] = hashlib.file_digest(file, "sha256").hexdigest()
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        part = memory.with_name(f"{memory.name}.{os.getpid()}.tmp")
+        part.write_text(json.dumps(known, indent=1), encoding="utf-8")
+        os.replace(part, memory)
+    return known[key]
+
+
+def digest(name: str) -> str:
+    """The content hash for a record: the registry's sha256, else that which `fetch` found; a file that came another way is hashed
+    once. "" for what is not here. For several files: the sha256 of their sha256s."""
+    import hashlib
+
     if "package" in entry(name).get("sources", ()):
         return entry(name)["sha256"]
-    found = [part.facts.get("sha256") or part.lock().get("sha256", "") for part in parts(name)]
+    given = override(name)
+    if given:
+        return Part(name, given, given, {}).lock().get("sha256", "") or _hashed(given)
+    found = [part.facts.get("sha256") or part.lock().get("sha256", "") or _hashed(part.file) for part in parts(name)]
     if len(found) < 2 or "" in found:
         return found[0] if len(found) == 1 else ""
     return hashlib.sha256("".join(found).encode()).hexdigest()

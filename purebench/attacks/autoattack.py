@@ -111,7 +111,7 @@ def _autoattack(objects: dict[str, Any], *, batch: int, classes: int, so_many: s
         with torch.no_grad(), private_generators(seed_of(noise)):
             bill = _Bill(defense.spent, x)
             failed: dict[int, str] = {}
-            model = _Model(defense, noise.fork("clean"), x, failed)
+            model = _Model(defense, noise.fork("clean"), x, torch.arange(len(x)), threat, failed)
             logits = model(x)
             if logits.shape[1] < classes:
                 fewer = f"n_target_classes={logits.shape[1] - 1}, or " if logits.shape[1] > 3 else ""
@@ -126,7 +126,7 @@ def _autoattack(objects: dict[str, Any], *, batch: int, classes: int, so_many: s
                 survivors = robust.nonzero()[:, 0]
                 if not len(survivors):
                     break
-                model = _Model(defense, noise.fork(name), x, failed)
+                model = _Model(defense, noise.fork(name), x[survivors], survivors, threat, failed)
                 run = construct(model, eps=threat.eps, norm=threat.norm, seed=seed_of(noise), device=x.device)
                 run.bill = bill.of(survivors.cpu())
                 labels = y[survivors]
@@ -177,11 +177,14 @@ def _at_least_one(**values: int) -> None:
 class _Model:
     """The defense as pyautoattack sees it: `model(x)` -> logits (B,K). Call c draws from `noise.fork(c)`, row i as image i.
 
-    Logits that are not finite are given as zeros, and the image is noted in `failed`: which of `clean` it is, its distance tells,
-    since upstream's objects pass rows without saying which."""
+    Logits that are not finite are given as zeros, and the image is noted in `failed`: which of `clean` (numbered `places`) it is, its
+    distance tells, since upstream's objects pass rows without saying which."""
 
-    def __init__(self, defense: Defense, noise: Noise, clean: Tensor, failed: dict[int, str]):
-        self.defense, self.noise, self.clean, self.failed, self.calls = defense, noise, clean, failed, 0
+    def __init__(
+        self, defense: Defense, noise: Noise, clean: Tensor, places: Tensor, threat: ThreatModel, failed: dict[int, str]
+    ):
+        self.defense, self.noise, self.calls = defense, noise, 0
+        self.clean, self.places, self.threat, self.failed = clean, places, threat, failed
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._checked(self.defense.logits(x, self._draws(x)), x, 1)
@@ -208,7 +211,7 @@ class _Model:
             return logits
         bad = {row % len(x) for row in (~fine).nonzero()[:, 0].tolist()} | {row for row in why if row < len(x)}
         for row in bad:
-            image = int((self.clean - x[row]).flatten(1).norm(dim=1).argmin())
+            image = int(self.places[self.threat.distance(x[row].expand_as(self.clean), self.clean).argmin()])
             self.failed.setdefault(image, f"{why.get(row, 'the defense gave values that are not finite')} ({where})")
         why.clear()
         return logits.where(fine[:, None], 0)

@@ -17,6 +17,8 @@ from torch import Tensor
 from purebench import assets
 from purebench.errors import DOWNLOAD, USAGE, UserError
 
+WHOLE = 512 << 20  # bytes of a folder of images that are read for its digest
+
 
 @dataclass(frozen=True)
 class Images:
@@ -49,18 +51,28 @@ def of_array(pixels: np.ndarray, labels: Sequence[int] | np.ndarray, *, classes:
     return Images(y, classes, digest, lambda indices: stored[list(indices)].contiguous().float() / 255)
 
 
+def of_tensors(x: Tensor, y: Tensor) -> Images:
+    """x (n,C,H,W) float32 in [0,1], y (n,) int64."""
+    digest = hashlib.sha256(x.numpy().tobytes() + y.numpy().tobytes()).hexdigest()
+    return Images(y, int(y.max()) + 1, f"sha256:{digest}", lambda indices: x[list(indices)])
+
+
 def of_files(
     root: Path, files: Sequence[str], labels: Sequence[int], *, classes: int, channels: int = 3, resize: int = 0, crop: int = 0,
     note: str = "",
 ) -> Images:  # fmt: skip
-    """Image files, decoded at `take`. files: names relative to root; the digest is of names, sizes and labels, in this order."""
-    hashed = hashlib.sha256()
+    """Image files, decoded at `take`. files: names relative to root; the digest is of names, sizes, labels and, up to 512 MB in all,
+    of the content, in this order."""
+    hashed, total = hashlib.sha256(), 0
     for name, label in zip(files, labels, strict=True):
         try:
             size = (root / name).stat().st_size
         except OSError as error:
             raise UserError(f"cannot read `{root / name}`: {error.strerror}", "the dataset's list names it") from None
+        total += size
         hashed.update(f"{name}\0{size}\0{label}\n".encode())
+    for name in files if total <= WHOLE else ():
+        hashed.update((root / name).read_bytes())
 
     def read(indices: Sequence[int]) -> Tensor:
         paths = [root / files[i] for i in indices]

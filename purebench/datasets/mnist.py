@@ -79,13 +79,13 @@ def _verified(name: str, base: str, folder: str) -> Images:
     return _images(content[0] or b"", content[1] or b"", f"md5:{MD5[name][0]}")
 
 
-def train(name: str) -> Images:
-    """The 60,000 training images of `mnist` or `fashionmnist` in the cache, where `purebench fetch` has verified them."""
+def train(name: str, folder: str = "") -> Images:
+    """The 60,000 training images of `mnist` or `fashionmnist`; `purebench fetch` has verified those in the cache."""
     base = {"mnist": "MNIST", "fashionmnist": "FashionMNIST"}[name]
-    place = find(name, "", f"{base}/raw", TRAIN[0], f"{TRAIN[0]}.gz")
+    place = find(name, folder, f"{base}/raw", TRAIN[0], f"{TRAIN[0]}.gz")
     images, labels = (_content(place, file) for file in TRAIN)
     if not images or not labels:
-        raise missing(name, "", f"the training images in `{place}` are missing or damaged")
+        raise missing(name, folder, f"the training images in `{place}` are missing or damaged")
     return _images(images, labels, "")
 
 

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from purebench.errors import UserError
+
 
 class SmallCNN(nn.Sequential):
     """Three convolutions and a linear layer. x: (B, channels, size, size) in [0,1] -> logits (B, classes)."""
@@ -126,11 +128,17 @@ NETWORKS: dict[str, type[nn.Module]] = {"small-cnn": SmallCNN, "small-unet": Sma
 
 def load(path: Path) -> nn.Module:
     """The network in a file of `purebench train`, built from its metadata: eval mode, frozen, float32, on CPU."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(path, framework="pt") as file:
-        about = file.metadata()
-        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-    network = NETWORKS[about["network"]](**json.loads(about["config"]))
-    network.load_state_dict(state)
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata()
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        network = NETWORKS[about["network"]](**json.loads(about["config"]))
+        network.load_state_dict(state)
+    except (SafetensorError, OSError, TypeError, KeyError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"`{path}` is no file of `purebench train`: {str(error).splitlines()[0] or type(error).__name__}",
+            "for other weights, name their architecture: network=..",
+        ) from None
     return network.eval().requires_grad_(False)
