@@ -94,6 +94,7 @@ MAY = {  # module (the first pattern that fits) -> the modules of ours that it m
     "catalogue": "errors spec registry plan datasets",
     "pictures": "errors spec plan noise chain defense purifiers.resized assets tasks evaluate device",
     "train": "errors noise nfe networks.* scores.* components datasets datasets.* assets chain device",
+    "toy": "noise chain purifiers scores.views",
     "cli": "*",
     ".": "*",
 }  # fmt: skip

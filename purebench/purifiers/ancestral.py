@@ -1,0 +1,134 @@
+"""Ancestral sampling (Ho et al. 2020, "Denoising Diffusion Probabilistic Models", section 3.2) as a purifier: DiffPure's `ddpm` and
+`celebahq-ddpm` runs. With beta_i from 1e-4 to 0.02, abar_i = prod(1 - beta) and i = T-1 .. 0,
+
+    x_0 = (x_i - sqrt(1 - abar_i) eps) / sqrt(abar_i),   x_{i-1} = N(mean of q(x_{i-1} | x_i, x_0), variance_i),  no noise at i = 0.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from purebench.errors import UserError, unknown
+from purebench.noise import Noise
+from purebench.scores.views import discrete
+
+INFO = {
+    "diffpure-ddpm": {
+        "summary": "diffuse to t*, then ancestral sampling back",
+        "formula": "x_t* = sqrt(abar) x + sqrt(1 - abar) eps;  x_{i-1} = mean q(x_{i-1} | x_i, x_0) + sd_i z, i = 1000 t* - 1 .. 0",
+        "nfe": "1000 * t",
+        "random": True,
+        "output": "unbounded",
+        "version": 1,
+        "needs": ["score"],
+        "requires": ["0 < t <= 1", "1000 * t >= 0.5"],
+        "paper": {
+            "t": "0.15 on ImageNet; 0.4 and 0.5 on CelebA-HQ (its scripts: 0.5)",
+            "variance": "learned on ImageNet (guided diffusion), fixedsmall on CelebA-HQ",
+            "clip": "true on ImageNet, false on CelebA-HQ",
+        },
+        "differences": "none known in the forward pass; the official runners have no gradient at all (no_grad: BPDA only)",
+        "cite": """@inproceedings{nie2022diffpure,
+  title={Diffusion Models for Adversarial Purification},
+  author={Nie, Weili and Guo, Brandon and Huang, Yujia and Xiao, Chaowei and Vahdat, Arash and Anandkumar, Anima},
+  booktitle={International Conference on Machine Learning},
+  year={2022}
+}""",
+    }
+}
+VARIANCES = ("learned", "fixedsmall", "fixedlarge")
+
+
+class Schedule:
+    """The discrete diffusion's constants, float64 arrays over i = 0..999."""
+
+    def __init__(self) -> None:
+        beta, abar = np.linspace(1e-4, 0.02, 1000), discrete()
+        before = np.append(1.0, abar[:-1])
+        self.abar = abar
+        # q(x_{i-1} | x_i, x_0) = N(of_x0 x_0 + of_x x_i, small)
+        self.of_x0 = beta * np.sqrt(before) / (1 - abar)
+        self.of_x = (1 - before) * np.sqrt(1 - beta) / (1 - abar)
+        small = beta * (1 - before) / (1 - abar)
+        small[0] = small[1]  # it would be zero; the logarithm is wanted, the noise at i = 0 is not
+        self.log_small, self.log_beta = np.log(small), np.log(beta)
+        self.log_large = np.append(self.log_small[0], self.log_beta[1:])
+
+    def diffuse(self, x: Tensor, noise: Tensor, i: int) -> Tensor:
+        """x_i of a clean x."""
+        return math.sqrt(self.abar[i]) * x + math.sqrt(1 - self.abar[i]) * noise
+
+    def mean(self, x: Tensor, eps: Tensor, i: int, clip: bool) -> Tensor:
+        """Of q(x_{i-1} | x_i = x, x_0), with x_0 as eps has it, in [-1,1] if `clip`."""
+        x_0 = (x - math.sqrt(1 - self.abar[i]) * eps) / math.sqrt(self.abar[i])
+        return float(self.of_x0[i]) * (x_0.clamp(-1, 1) if clip else x_0) + float(self.of_x[i]) * x
+
+
+@cache
+def schedule() -> Schedule:
+    return Schedule()
+
+
+class Ancestral:
+    """State: x (B,C,H,W) on the [-1,1] scale. Randomness: the forward noise and a standard normal per step but the last."""
+
+    def __init__(self, score: Any, t: float, variance: str, clip: bool):
+        if not 0 < t <= 1:
+            raise UserError(
+                f"`t={t}` is outside (0, 1], the times of the diffusion", "DiffPure uses t=0.15 on ImageNet"
+            )
+        self.n = round(1000 * t)
+        if self.n < 1:
+            raise UserError(f"`t={t}` rounds to step 0 of the 1000 forward steps", "t is a multiple of 0.001")
+        if variance not in VARIANCES:
+            raise unknown("variance of `diffpure-ddpm`", variance, VARIANCES)
+        if variance == "learned" and not hasattr(score, "output"):
+            raise _no_variance()
+        self.score_model, self.variance, self.clip = score, variance, clip
+
+    def start(self, x: Tensor, noise: Noise) -> Tensor:
+        x = 2 * x - 1
+        return schedule().diffuse(x, noise.normal(-1, x), self.n - 1)
+
+    def step(self, k: int, x: Tensor, noise: Noise) -> Tensor:
+        i = self.n - 1 - k
+        eps, deviation = self.predict(x, i)
+        mean = schedule().mean(x, eps, i, self.clip)
+        return mean + deviation * noise.normal(k, x) if i else mean
+
+    def predict(self, x: Tensor, i: int) -> tuple[Tensor, Tensor | float]:
+        """(eps, standard deviation of the step's noise) at index i."""
+        small, large, beta = (float(a[i]) for a in (schedule().log_small, schedule().log_large, schedule().log_beta))
+        if self.variance != "learned":
+            return self.score_model.eps_index(x, i), math.exp((small if self.variance == "fixedsmall" else large) / 2)
+        output = self.score_model.output(x, i)
+        if output.shape[1] != 2 * x.shape[1]:
+            raise _no_variance()
+        eps, v = output.chunk(2, dim=1)  # v in [-1,1] interpolates log variances (Nichol and Dhariwal 2021, eq. 15)
+        return eps, torch.exp(((1 + v) * beta + (1 - v) * small) / 4)
+
+    def finish(self, x: Tensor) -> Tensor:
+        return (x + 1) / 2
+
+
+def _no_variance() -> UserError:
+    return UserError(
+        "`variance=learned` needs a score model that learned its variances (got one that did not)",
+        "`fixedsmall`, or the score model `guided-diffusion`",
+    )
+
+
+def diffpure_ddpm(
+    score: Any, classifier: Any = None, *, t: float = 0.1, variance: str = "fixedsmall", clip: bool = True
+) -> Ancestral:
+    """DiffPure by ancestral sampling. t: diffusion time t* in (0,1], a multiple of 0.001: round(1000 t) steps; variance: `learned`
+    (guided diffusion's range, networks with 2C channels only), `fixedsmall` (of the posterior) or `fixedlarge` (beta); clip: x_0 to
+    [-1,1] at every step. Output (B,C,H,W), within [0,1] only if `clip`. Random: the forward noise and a normal per step.
+    Source: runners/diffpure_guided.py and diffpure_ddpm.py."""
+    return Ancestral(score, t, variance, clip)

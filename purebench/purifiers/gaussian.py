@@ -1,0 +1,49 @@
+"""Gaussian smoothing alone (Cohen, Rosenfeld and Kolter 2019, ICML): the classifier decides on the noisy image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from purebench.errors import UserError
+from purebench.noise import Noise
+from purebench.purifiers.none import Identity
+
+INFO = {
+    "gaussian": {
+        "summary": "add Gaussian noise, nothing else",
+        "formula": "x + sigma / 2 eps",
+        "nfe": "0",
+        "random": True,
+        "output": "unbounded",
+        "version": 1,
+        "needs": [],
+        "requires": ["sigma > 0"],
+        "paper": {"sigma": "0.24, 0.5, 1 and 2 (0.12, 0.25, 0.5 and 1 on the [0,1] scale)", "votes": "100 to 100000"},
+        "differences": "Cohen et al. train the classifier on noisy images; take one that was, or expect little",
+        "cite": """@inproceedings{cohen2019certified,
+  title={Certified Adversarial Robustness via Randomized Smoothing},
+  author={Cohen, Jeremy and Rosenfeld, Elan and Kolter, J Zico},
+  booktitle={International Conference on Machine Learning},
+  year={2019}
+}""",
+    }
+}
+
+
+class Gaussian(Identity):
+    """n = 0: the noise is the whole of it. State: x (B,C,H,W) in [0,1] plus noise."""
+
+    def __init__(self, sigma: float):
+        self.sigma = sigma
+
+    def start(self, x: Tensor, noise: Noise) -> Tensor:
+        return x + self.sigma / 2 * noise.normal(-1, x)
+
+
+def gaussian(score: Any = None, classifier: Any = None, *, sigma: float = 0.5) -> Gaussian:
+    """sigma: standard deviation of the noise on the [-1,1] scale, > 0, as for `one-shot`. Output not clipped. Random: one normal."""
+    if not sigma > 0:
+        raise UserError(f"`sigma={sigma}` is not positive", "Cohen et al. use 0.5, 1 and 2 on this scale")
+    return Gaussian(sigma)

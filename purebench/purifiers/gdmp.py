@@ -1,0 +1,130 @@
+"""GDMP (Wang et al. 2022, "Guided Diffusion Model for Adversarial Purification", section 3): diffuse a little, sample back under the
+pull of the input, and again. For each of `passes`: x_t = sqrt(abar_t) x + sqrt(1 - abar_t) eps, then for i = t-1 .. 0
+
+    x_{i-1} = mean q(x_{i-1} | x_i, x_0) + beta_i s_i grad_x D(x_i, a_i) + sqrt(beta_i) z,     a_i = sqrt(abar_i) a + sqrt(1 - abar_i) eps',
+    s_i = scale 3 (255 / (2 ptb)) sqrt(1 - abar_i) / sqrt(abar_i),
+
+where the anchor a is the original input in every pass, and D = -MSE or SSIM.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from purebench import chain
+from purebench.errors import UserError, unknown
+from purebench.noise import Noise
+from purebench.purifiers.ancestral import schedule
+from purebench.purifiers.ssim import ssim
+
+INFO = {
+    "gdmp": {
+        "summary": "a little diffusion and ancestral sampling, several times, guided by nearness to the input",
+        "formula": "x_{i-1} = mean q(x_{i-1} | x_i, x_0) + beta_i s_i grad_x D(x_i, noisy input) + sqrt(beta_i) z, i = t-1 .. 0",
+        "nfe": "t * passes",
+        "random": True,
+        "output": "unit",
+        "version": 1,
+        "needs": ["score"],
+        "guided": True,
+        "requires": ["1 <= t <= 999", "passes >= 1", "scale > 0", "ptb > 0", "batch >= 1"],
+        "paper": {
+            "t": "36 (PGD), 60 (BPDA+EOT), 50 (SPSA), of 1000, on CIFAR-10",
+            "passes": "4 (PGD), 2 (BPDA+EOT, SPSA)",
+            "guidance": "mse with scale 60000, or none (PGD); ssim with scale 1000 (BPDA+EOT); none (SPSA)",
+            "ptb": "8",
+            "votes": "10 for PGD, 1 for SPSA",
+        },
+        "differences": "D is a mean over one image; the official code takes it over the whole batch, so that its guidance is weaker by the "
+        "number of images, 100 in its runs (variant=code, batch=100; the same as variant=paper with scale / 100). Kept from the code "
+        "in both variants: diffusion to index t but sampling from t - 1. Not here: the ImageNet form (250 steps, anchor without noise, "
+        "learned variances)",
+        "cite": """@article{wang2022guided,
+  title={Guided Diffusion Model for Adversarial Purification},
+  author={Wang, Jinyi and Lyu, Zhaoyang and Lin, Dahua and Dai, Bo and Fu, Hongfei},
+  journal={arXiv preprint arXiv:2205.14969},
+  year={2022}
+}""",
+    }
+}
+
+
+def minus_mse(x: Tensor, anchor: Tensor) -> Tensor:
+    return -(x - anchor).square().flatten(1).mean(1)
+
+
+GUIDANCES = {"mse": minus_mse, "ssim": ssim, "none": None}
+
+
+class GDMP:
+    """State: (x, anchor), both (B,C,H,W) on the [-1,1] scale. Randomness: a standard normal at the start of every pass, one per step
+    but a pass's last, and one per step for the anchor."""
+
+    def __init__(
+        self, score: Any, t: int, passes: int, guidance: str, scale: float, ptb: float, variant: str, batch: int
+    ):
+        if not 1 <= t <= 999:
+            raise UserError(
+                f"`t={t}` is outside 1..999, the indices of the diffusion", "the paper uses t=36, 50 and 60"
+            )
+        if passes < 1:
+            raise UserError(f"`passes={passes}` is not possible: at least 1", "the paper uses 2 and 4")
+        if guidance not in GUIDANCES:
+            raise unknown("guidance of `gdmp`", guidance, GUIDANCES)
+        if variant not in ("paper", "code"):
+            raise unknown("variant of `gdmp`", variant, ["paper", "code"])
+        for name, value in (("scale", scale), ("ptb", ptb), ("batch", batch)):
+            if not value > 0:
+                raise UserError(f"`{name}={value}` is not positive", "the official runs: scale=60000, ptb=8, batch=100")
+        self.score_model, self.t, self.n = score, t, t * passes
+        self.distance = GUIDANCES[guidance]
+        self.scale = scale * 3 * 255 / (2 * ptb) / (batch if variant == "code" else 1)
+
+    def start(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+        anchor = 2 * x - 1
+        return anchor, anchor
+
+    def step(self, k: int, state: tuple[Tensor, Tensor], noise: Noise) -> tuple[Tensor, Tensor]:
+        x, anchor = state
+        s = schedule()
+        i = self.t - 1 - k % self.t
+        if i == self.t - 1:  # a pass begins
+            x = s.diffuse(x, noise.normal(k, x, draw=2), self.t)
+        mean = s.mean(x, self.score_model.eps_index(x, i), i, clip=True)
+        log_variance = float(s.log_large[i])
+        if self.distance is not None:
+            noisy = s.diffuse(anchor, noise.normal(k, x, draw=1), i)
+            strength = self.scale * math.sqrt(1 - s.abar[i]) / math.sqrt(s.abar[i])
+            mean = mean + math.exp(log_variance) * strength * self.pull(x, noisy)
+        return (mean + math.exp(log_variance / 2) * noise.normal(k, x) if i else mean), anchor
+
+    def pull(self, x: Tensor, noisy: Tensor) -> Tensor:
+        """grad_x D(x, noisy), differentiable in both."""
+        assert self.distance is not None
+        distance = self.distance
+        return chain.inner_grad(lambda inside: distance(inside, noisy), x)
+
+    def finish(self, state: tuple[Tensor, Tensor]) -> Tensor:
+        return ((state[0] + 1) / 2).clamp(0, 1)
+
+
+def gdmp(
+    score: Any,
+    classifier: Any = None,
+    *,
+    t: int = 36,
+    passes: int = 4,
+    guidance: str = "mse",
+    scale: float = 60000.0,
+    ptb: float = 8.0,
+    variant: str = "paper",
+    batch: int = 100,
+) -> GDMP:
+    """GDMP as on CIFAR-10. t: index of 1..999 to which every pass diffuses; passes: of t steps each, all anchored at the original
+    input; guidance: `mse`, `ssim` or `none`; scale, ptb (of 255): s_i above; variant: `paper` guides every image by its own D, `code`
+    divides that by `batch`, as a mean over the official code's batch does. Output (B,C,H,W) clipped to [0,1]. Source:
+    purification/diff_purify.py and pytorch_diffusion/diffusion.py."""
+    return GDMP(score, t, passes, guidance, scale, ptb, variant, batch)

@@ -1,0 +1,182 @@
+"""Likelihood maximisation (Chen et al. 2024, ICML, "Robust Classification via a Single Diffusion Model", section 3.4), and guided by the
+classifier's confidence, as COUP (Zhang et al. 2024) ran it on CIFAR-100.
+
+    min_x  E_{sigma, eps} ||D(x + sigma eps; sigma) - x||^2 / N   subject to  max |x - input| <= eta,
+
+N the number of pixels, by Adam with one (sigma, eps) per step. It is the diffusion loss: ||D - x||^2 = sigma^2 ||eps_theta - eps||^2.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from purebench import chain
+from purebench.errors import UserError, unknown
+from purebench.noise import Noise
+
+_CHEN = """@inproceedings{chen2024robust,
+  title={Robust Classification via a Single Diffusion Model},
+  author={Chen, Huanran and Dong, Yinpeng and Wang, Zhengyi and Yang, Xiao and Duan, Chengqi and Su, Hang and Zhu, Jun},
+  booktitle={International Conference on Machine Learning},
+  year={2024}
+}"""
+_ZHANG = """@article{zhang2024coup,
+  title={Classifier Guidance Enhances Diffusion-based Adversarial Purification by Preserving Predictive Information},
+  author={Zhang, Mingkun and Li, Jianing and Chen, Wei and Guo, Jiafeng and Cheng, Xueqi},
+  year={2024}
+}"""
+
+INFO = {
+    "lm": {
+        "summary": "likelihood maximisation: Adam on the diffusion loss, near the input",
+        "formula": "x <- project(x - lr Adam(grad_x ||D(x + sigma eps; sigma) - x||^2 / N)), `steps` times; clip",
+        "nfe": "steps * (1 + (guidance > 0))",
+        "nfe_inner": "steps * (1 + (guidance > 0))",
+        "random": True,
+        "output": "unit",
+        "version": 1,
+        "needs": ["score", "classifier"],
+        "guided": True,
+        "requires": ["steps >= 1", "lr > 0", "0 < low <= high", "eta > 0", "guidance >= 0"],
+        "paper": {"steps": "5", "lr": "0.1", "low": "0.4", "high": "0.6", "eta": "8/255"},
+        "differences": "variant=paper has the paper's objective and its ball, and the official code's Adam, lr, steps and noise levels "
+        "(the paper's own update rule could not be checked). variant=code has no ball: the code's is L2 of radius 100, never reached on "
+        "CIFAR-10. The code draws sigma uniformly from [low, high] and resets its generator to one seed at every call, so that its "
+        "defense is deterministic; here eps is drawn afresh, and sigma takes the midpoints of equal parts of [low, high], high to low. "
+        "Its gradient is BPDA",
+        "cite": _CHEN,
+    },
+    "lm-coup": {
+        "summary": "likelihood maximisation guided by the classifier's confidence",
+        "formula": "as lm, the loss less guidance (2 sigma^2 / N) log max_y p(y | (x+1)/2)",
+        "nfe": "steps * (1 + (guidance > 0))",
+        "nfe_inner": "steps * (1 + (guidance > 0))",
+        "random": True,
+        "output": "unit",
+        "version": 1,
+        "needs": ["score", "classifier"],
+        "guided": True,
+        "requires": ["steps >= 1", "lr > 0", "0 < low <= high", "eta > 0", "guidance >= 0"],
+        "paper": {"guidance": "not reported for CIFAR-100; 1 elsewhere"},
+        "differences": "as for lm. COUP's CIFAR-100 code is not public: the factor 2 sigma^2 / N is ours, with which guidance=1 lets "
+        "||eps_theta - eps||^2 / 2 and -log p(y | x) count alike, as COUP's lambda = 1 does",
+        "cite": _ZHANG,
+    },
+}
+BETA_1, BETA_2, TINY = 0.9, 0.999, 1e-8  # Adam's
+
+
+class LikelihoodMaximisation:
+    """State: (x, m, v, input), each (B,C,H,W): the image on the [-1,1] scale, Adam's two moments, and where it came from.
+
+    Randomness: a standard normal per step."""
+
+    def __init__(
+        self,
+        score: Any,
+        classifier: Any,
+        steps: int,
+        lr: float,
+        low: float,
+        high: float,
+        eta: float,
+        guidance: float,
+        variant: str,
+    ):
+        if steps < 1:
+            raise UserError(f"`steps={steps}` is not possible: at least 1", "the paper uses 5")
+        for name, value in (("lr", lr), ("eta", eta)):
+            if not value > 0:
+                raise UserError(f"`{name}={value}` is not positive", "the paper uses lr=0.1 and eta=8/255")
+        if not 0 < low <= high:
+            raise UserError(
+                f"`low={low}`, `high={high}` are no noise levels", "0 < low <= high; the official code: 0.4, 0.6"
+            )
+        if not guidance >= 0:
+            raise UserError(f"`guidance={guidance}` is negative", "0 is likelihood maximisation alone; COUP uses 1")
+        if guidance and classifier is None:
+            raise UserError(f"`guidance={guidance}` needs a classifier (got none)", "`guidance=0` needs none")
+        if variant not in ("paper", "code"):
+            raise unknown("variant of `lm`", variant, ["paper", "code"])
+        self.score_model, self.classifier, self.n = score, classifier, steps
+        self.lr, self.guidance = lr, guidance
+        self.sigmas = [high - (high - low) * (k + 0.5) / steps for k in range(steps)]
+        self.radius = 2 * eta if variant == "paper" else None
+
+    def start(self, x: Tensor, noise: Noise) -> tuple[Tensor, ...]:
+        x = 2 * x - 1
+        return x, torch.zeros_like(x), torch.zeros_like(x), x
+
+    def step(self, k: int, state: tuple[Tensor, ...], noise: Noise) -> tuple[Tensor, ...]:
+        x, m, v, first = state
+        eps = noise.normal(k, x)
+        g = self.gradient(x, eps, self.sigmas[k])
+        m = BETA_1 * m + (1 - BETA_1) * g
+        v = BETA_2 * v + (1 - BETA_2) * g.square()
+        x = x - self.lr * m / (1 - BETA_1 ** (k + 1)) / (_sqrt(v / (1 - BETA_2 ** (k + 1))) + TINY)
+        if self.radius is not None:
+            x = torch.minimum(torch.maximum(x, first - self.radius), first + self.radius)
+        return x, m, v, first
+
+    def gradient(self, x: Tensor, eps: Tensor, sigma: float) -> Tensor:
+        """Of `loss`, as if it were to be differentiated again even when it is not: PyTorch has another formula for the gradient of a
+        group norm then, and a purification must not differ in its last bits between the judge and the engine's plans."""
+        recording = torch.is_grad_enabled() and x.requires_grad
+        with torch.enable_grad():
+            inside = x if recording else x.detach().requires_grad_()
+            g = chain.inner_grad(lambda x: self.loss(x, eps, sigma), inside)
+        return g if recording else g.detach()
+
+    def loss(self, x: Tensor, eps: Tensor, sigma: float) -> Tensor:
+        """(B,), to be minimised in x."""
+        loss = (self.score_model.denoise(x + sigma * eps, sigma) - x).square().flatten(1).mean(1)
+        if self.guidance:
+            confidence = self.classifier((x + 1) / 2).log_softmax(dim=1).amax(dim=1)
+            loss = loss - self.guidance * 2 * sigma**2 / x[0].numel() * confidence
+        return loss
+
+    def finish(self, state: tuple[Tensor, ...]) -> Tensor:
+        return ((state[0] + 1) / 2).clamp(0, 1)
+
+
+def _sqrt(v: Tensor) -> Tensor:
+    """sqrt whose derivative at 0 is 0: Adam's v where the gradient has always been zero."""
+    zero = v == 0
+    return torch.where(zero, 0, torch.where(zero, 1, v).sqrt())
+
+
+def lm(
+    score: Any,
+    classifier: Any = None,
+    *,
+    steps: int = 5,
+    lr: float = 0.1,
+    low: float = 0.4,
+    high: float = 0.6,
+    eta: float = 0.03137254901960784,
+    guidance: float = 0.0,
+    variant: str = "paper",
+) -> LikelihoodMaximisation:
+    """steps: of Adam, at learning rate lr on the [-1,1] scale; low, high: range of sigma, on that scale; eta: radius of the Linf ball on
+    the [0,1] scale (variant=paper; none in variant=code); guidance: weight of log max_y p(y | x). Output (B,C,H,W) clipped to [0,1].
+    Random: one normal per step. Source: LikelihoodMaximization/EDMLM.py of the authors' code."""
+    return LikelihoodMaximisation(score, classifier, steps, lr, low, high, eta, guidance, variant)
+
+
+def lm_coup(
+    score: Any,
+    classifier: Any,
+    *,
+    steps: int = 5,
+    lr: float = 0.1,
+    low: float = 0.4,
+    high: float = 0.6,
+    eta: float = 0.03137254901960784,
+    guidance: float = 1.0,
+    variant: str = "paper",
+) -> LikelihoodMaximisation:
+    """`lm` with guidance, as COUP ran it on CIFAR-100."""
+    return LikelihoodMaximisation(score, classifier, steps, lr, low, high, eta, guidance, variant)

@@ -1,0 +1,293 @@
+"""ScoreOpt (Zhang, Luo and Zhang 2023, NeurIPS): Adam at test time on an image (O, Algorithm 1) or on a noisy image (N, Algorithm 2).
+
+The loss pulls the image towards what the denoiser makes of it under fresh noise. A step is one update of Adam, whose moments are
+part of the state; its gradient is an inner one, through the denoiser's Jacobian, so that the outer gradient is of second order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from purebench import chain
+from purebench.errors import UserError, unknown
+from purebench.noise import Noise
+from purebench.scores.denoisers import DenoiserScore, NCSNScore
+from purebench.scores.views import BETA_MAX, BETA_MIN, discrete
+from purebench.scores.vp import IndexScore, VPScore
+
+_CITE = """@inproceedings{zhang2023enhancing,
+  title={Enhancing Adversarial Robustness via Score-Based Optimization},
+  author={Zhang, Boya and Luo, Weijian and Zhang, Zhihua},
+  booktitle={Advances in Neural Information Processing Systems},
+  year={2023}
+}"""
+
+INFO = {
+    "scoreopt-o": {
+        "summary": "Adam on the image, towards its own denoised version",
+        "formula": "Adam on ||D(u + sigma eps; sigma) - u||^2 (diff), + weight ||u - u_0||^2 (mse) or "
+        "+ weight ||D(u + sigma eps; sigma) - D(u_0 + sigma eps'; sigma)||^2 (sr), from u_0 = 2x - 1",
+        "nfe": "steps * (1 + (objective >= 'sr'))",  # of the three words, sr is the last in the alphabet
+        "nfe_inner": "steps",
+        "random": True,
+        "output": "unit",
+        "version": 1,
+        "needs": ["score"],
+        "guided": True,
+        "requires": ["steps >= 1", "lr > 0", "width >= 0", "sigma > width", "weight >= 0", "batch >= 1"],
+        "paper": {
+            "steps": "CIFAR-10 BPDA 5, transfer 20; CIFAR-100 BPDA 3",
+            "lr": "BPDA 0.1, CIFAR-10 transfer 0.01",
+            "sigma": "CIFAR-10 BPDA 0.5, transfer 0.25; CIFAR-100 BPDA 0.25",
+            "width": "0.1",
+            "objective": "which of its losses a table used is not said; the code runs diff",
+        },
+        "differences": "the code averages the loss over its whole batch and draws one sigma for it (variant=code); the published attacks "
+        "differentiate a one-shot stand-in, --grad surrogate:defense=(one-shot:sigma=0.5), or nothing (bpda)",
+        "cite": _CITE,
+    },
+    "scoreopt-n": {
+        "summary": "Adam on the noisy image, then one denoising",
+        "formula": "u = x_i + sigma eps; Adam on ||D(u; sigma) - x_i||^2 (diff), + weight ||D(u; sigma) - D(x_i + sigma eps'; sigma)||^2 "
+        "(sr); x_i+1 = D(u; sigma)",
+        "nfe": "outer * (1 + steps * (1 + (objective >= 'sr')))",
+        "nfe_inner": "outer * steps",
+        "random": True,
+        "output": "unit",
+        "version": 1,
+        "needs": ["score"],
+        "guided": True,
+        "requires": ["steps >= 1", "outer >= 1", "lr > 0", "width >= 0", "sigma > width", "weight >= 0", "batch >= 1"],
+        "paper": {
+            "steps": "CIFAR-10 BPDA and transfer 5, PGD 20; CIFAR-100 BPDA 3",
+            "outer": "its split of the steps into outer and inner ones is not said",
+            "lr": "0.1",
+            "sigma": "CIFAR-10 BPDA 0.5, PGD and transfer 0.25; CIFAR-100 BPDA 0.25 (the code's script: PGD 0.5)",
+            "width": "0",
+        },
+        "differences": "the code has no outer loop, and pulls D(u; sigma) towards u - sigma eps, which moves with u, not towards the fixed "
+        "x_i (variant=code); the published PGD differentiates a one-shot stand-in, --grad surrogate:defense=(one-shot:sigma=0.25)",
+        "cite": _CITE,
+    },
+}
+BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # of Adam
+
+
+class ScoreOptO:
+    """State: (u, m, v, u_0), each (B,C,H,W): the image on the [-1,1] scale, Adam's moments, the input."""
+
+    objectives: tuple[str, ...] = ("diff", "mse", "sr")
+
+    def __init__(
+        self,
+        score: Any,
+        sigma: float,
+        width: float,
+        lr: float,
+        steps: int,
+        objective: str,
+        weight: float,
+        variant: str,
+        batch: int,
+    ):
+        if not 0 <= width < sigma:
+            raise UserError(
+                f"`sigma={sigma},width={width}` is no range of noise levels: expected 0 <= width < sigma",
+                "the paper's [0.4, 0.6] is sigma=0.5,width=0.1",
+            )
+        if steps < 1:
+            raise UserError(f"`steps={steps}` is not possible: Adam takes at least 1", "the paper takes 3 to 20")
+        if not lr > 0 or weight < 0 or batch < 1:
+            raise UserError(
+                f"`lr={lr},weight={weight},batch={batch}` is not possible: expected lr > 0, weight >= 0, batch >= 1",
+                "the paper has lr=0.1 or 0.01",
+            )
+        if objective not in self.objectives:
+            raise unknown("objective", objective, self.objectives)
+        if variant not in ("paper", "code"):
+            raise unknown("variant", variant, ("paper", "code"))
+        self.score, self.sigma, self.width, self.lr, self.n = score, sigma, width, lr, steps
+        self.objective, self.weight, self.code, self.batch = objective, weight, variant == "code", batch
+
+    def start(self, x: Tensor, noise: Noise) -> tuple[Tensor, ...]:
+        u, u0 = 2 * x - 1, 2 * x - 1  # two tensors: the inner gradient is of u with u_0 held
+        return u, torch.zeros_like(u), torch.zeros_like(u), u0
+
+    def step(self, k: int, state: tuple[Tensor, ...], noise: Noise) -> tuple[Tensor, ...]:
+        u, m, v, u0 = state
+        sigma, eps = self.level(k, u, noise), noise.normal(k, u)
+
+        def loss(u: Tensor) -> Tensor:
+            D = denoise(self.score, u + sigma * eps, sigma)
+            if self.objective == "mse":
+                return (D - u) ** 2 + self.weight * (u - u0) ** 2
+            return (D - u) ** 2 + self.regulariser(k, D, u0, sigma, noise)
+
+        return *self.adam(k, u, m, v, loss), u0
+
+    def finish(self, state: tuple[Tensor, ...]) -> Tensor:
+        return ((state[0] + 1) / 2).clamp(0, 1)
+
+    def level(self, k: int, u: Tensor, noise: Noise) -> Tensor | float:
+        """sigma (B,1,1,1), uniform in [sigma - width, sigma + width]; a number where width is 0."""
+        if self.width == 0:
+            return self.sigma
+        uniform = noise.uniform(k, u[:, :1, :1, :1], draw=2, shared=self.code)
+        return self.sigma + self.width * (2 * uniform - 1)
+
+    def regulariser(self, k: int, D: Tensor, x: Tensor, sigma: Tensor | float, noise: Noise) -> Tensor | float:
+        """weight (D - D(x + sigma eps'; sigma))^2 of the SR loss; else 0."""
+        if self.objective != "sr":
+            return 0.0
+        return self.weight * (D - denoise(self.score, x + sigma * noise.normal(k, x, draw=1), sigma)) ** 2
+
+    def adam(
+        self, j: int, u: Tensor, m: Tensor, v: Tensor, loss: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Update j = 0, 1, .. of Adam (Kingma and Ba 2015) on every image's mean of `loss`, with code's factor 1/batch."""
+        share = 1 / self.batch if self.code else 1.0
+        g = gradient(lambda u: share * loss(u).flatten(1).mean(1), u)
+        m = BETA1 * m + (1 - BETA1) * g
+        v = BETA2 * v + (1 - BETA2) * g**2
+        m_hat = m / (1 - BETA1 ** (j + 1))
+        return u - self.lr * m_hat / (root(v) / math.sqrt(1 - BETA2 ** (j + 1)) + EPS), m, v
+
+
+class ScoreOptN(ScoreOptO):
+    """State: (u, m, v, x_i): the noisy image, its moments, and the image that it was made of.
+
+    A round is `steps` updates and the denoising that ends it; its noise is drawn where it begins, at k = -1 or in the last
+    step of the round before."""
+
+    objectives = ("diff", "sr")
+
+    def __init__(self, score: Any, outer: int, variant: str, objective: str, **parameters: Any):
+        super().__init__(score, variant=variant, objective=objective, **parameters)
+        if outer < 1:
+            raise UserError(f"`outer={outer}` is not possible: at least 1 round", "the released code has 1")
+        if self.code and objective != "diff":
+            raise UserError(f"variant=code has no objective `{objective}`", "the released ScoreOpt-N has `diff` alone")
+        self.steps, self.outer, self.n = self.n, outer, outer * (self.n + 1)
+
+    def start(self, x: Tensor, noise: Noise) -> tuple[Tensor, ...]:
+        return self.begin(-1, 2 * x - 1, noise)
+
+    def begin(self, k: int, x: Tensor, noise: Noise) -> tuple[Tensor, ...]:
+        u = x + self.level(k, x, noise) * noise.normal(k, x)
+        return u, torch.zeros_like(u), torch.zeros_like(u), x
+
+    def step(self, k: int, state: tuple[Tensor, ...], noise: Noise) -> tuple[Tensor, ...]:
+        u, m, v, x = state
+        i, j = divmod(k, self.steps + 1)
+        begun = i * (self.steps + 1) - 1
+        sigma = self.level(begun, u, noise)
+        if j == self.steps:
+            x = denoise(self.score, u, sigma)
+            return self.begin(k, x, noise) if i + 1 < self.outer else (x, m, v, x)
+
+        def loss(u: Tensor) -> Tensor:
+            D = denoise(self.score, u, sigma)
+            if self.code:
+                return ((u - D) / sigma - noise.normal(begun, u)) ** 2
+            return (D - x) ** 2 + self.regulariser(k, D, x, sigma, noise)
+
+        return *self.adam(j, u, m, v, loss), x
+
+
+def gradient(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`chain.inner_grad` with the same bits whether the engine records or not: with create_graph, autograd has other formulas for the
+    backward of SiLU and group norm, and Adam makes of a gradient's rounding, where it is near 1e-8, a visible step."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        return chain.inner_grad(f, x)
+    with torch.enable_grad():
+        return chain.inner_grad(f, x.detach().requires_grad_()).detach()
+
+
+def root(v: Tensor) -> Tensor:
+    """sqrt(v) with the gradient 0, not NaN, at v = 0."""
+    some = v > 0
+    return torch.where(some, torch.where(some, v, 1).sqrt(), 0)
+
+
+def denoise(score: Any, x: Tensor, sigma: Tensor | float) -> Tensor:
+    """D(x; sigma) where every row may have a level of its own, sigma (B,1,1,1); `score.denoise` takes one for all."""
+    if not isinstance(sigma, Tensor):
+        return score.denoise(x, sigma)
+    if isinstance(score, DenoiserScore):
+        return score.network(x, sigma.flatten())
+    if isinstance(score, NCSNScore):
+        return x + sigma * score.network((x + 1) / 2)
+    if isinstance(score, VPScore | IndexScore):
+        label = (_index if isinstance(score, IndexScore) else _label)(sigma.flatten().double())
+        return x - sigma * score.network(x / (1 + sigma**2).sqrt(), label.to(x.dtype))[:, : x.shape[1]]
+    raise UserError(
+        f"{type(score).__name__} takes one noise level for all images", "width=0 needs no more; or add it to `denoise`"
+    )
+
+
+def _label(sigma: Tensor) -> Tensor:
+    """999 t(sigma): `Score.time` of a tensor."""
+    width = BETA_MAX - BETA_MIN
+    return 999 / width * ((BETA_MIN**2 + 2 * width * (sigma**2).log1p()).sqrt() - BETA_MIN)
+
+
+def _index(sigma: Tensor) -> Tensor:
+    """The fractional index of the discrete schedule with this level, interpolated in log sigma as `IndexScore.direction` does."""
+    table, log = _log_levels(sigma.device), sigma.log()
+    above = torch.searchsorted(table, log).clamp(1, 999)
+    low, high = table[above - 1], table[above]
+    return above - 1 + ((log - low) / (high - low)).clamp(0, 1)
+
+
+@cache
+def _log_levels(device: torch.device) -> Tensor:
+    return torch.from_numpy(np.log(1 / discrete() - 1) / 2).to(device)
+
+
+def scoreopt_o(
+    score: Any,
+    classifier: Any = None,
+    *,
+    sigma: float = 0.5,
+    width: float = 0.1,
+    lr: float = 0.1,
+    steps: int = 5,
+    objective: str = "diff",
+    weight: float = 1.0,
+    variant: str = "paper",
+    batch: int = 120,
+) -> ScoreOptO:
+    """ScoreOpt-O, Algorithm 1. sigma, width: noise levels uniform in [sigma - width, sigma + width] on the [-1,1] scale, one per
+    step and image; lr, steps: of Adam; objective: diff, mse or sr, with weight lambda; variant: paper (every image's own mean loss) or
+    code (the same loss divided by `batch`, one level for all images). Output clipped to [0,1]. Random: per step one uniform, one normal, a
+    second for sr."""
+    return ScoreOptO(score, sigma, width, lr, steps, objective, weight, variant, batch)
+
+
+def scoreopt_n(
+    score: Any,
+    classifier: Any = None,
+    *,
+    sigma: float = 0.5,
+    width: float = 0.0,
+    lr: float = 0.1,
+    steps: int = 5,
+    outer: int = 1,
+    objective: str = "diff",
+    weight: float = 1.0,
+    variant: str = "paper",
+    batch: int = 120,
+) -> ScoreOptN:
+    """ScoreOpt-N, Algorithm 2: `outer` rounds of noising, `steps` updates of the noisy image, one denoising. variant: paper pulls
+    D(u; sigma) towards the round's fixed image; code towards u - sigma eps, with the loss over sigma^2 and `batch`. objective: diff or
+    sr. The rest as for `scoreopt_o`. Random: per round one normal (and one uniform), for sr one more per update."""
+    return ScoreOptN(
+        score, outer, variant, objective, sigma=sigma, width=width, lr=lr, steps=steps, weight=weight, batch=batch
+    )

@@ -1,0 +1,60 @@
+"""Adapter of energy networks (Hill, Mitchell & Zhu 2021): the energy itself, and its negative gradient as a score."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from purebench.assets import checkpoint
+from purebench.nfe import watch
+from purebench.scores.views import Score
+
+INFO = {
+    "ebm": {
+        "summary": "energy model of Hill et al., CIFAR-10, 0.7 M parameters",
+        "asset": "ebm-hill-cifar10",
+        "size": [3, 32, 32],
+        "version": 1,
+        "cite": """@inproceedings{hill2021stochastic,
+  title={Stochastic Security: Adversarial Defense Using Long-Run Dynamics of Energy-Based Models},
+  author={Hill, Mitch and Mitchell, Jonathan and Zhu, Song-Chun},
+  booktitle={International Conference on Learning Representations},
+  year={2021}
+}""",
+    }
+}
+
+
+class EnergyScore(Score):
+    """A network f(x), (B,) of images in [-1,1], as p(x) ~ exp(-U(x)), U = 2 f / eps^2: then x - grad f + eps n is a Langevin step.
+
+    The network knows one noise level, that of its training images: `noise`, on the [-1,1] scale; `direction` multiplies the same
+    score by any sigma. Its backward inside counts as one of the network's, as guidance does.
+    """
+
+    def __init__(self, network: nn.Module, size: tuple[int, int, int], eps: float = 0.01, noise: float = 0.02):
+        self.network: Any = watch(network)
+        self.size, self.noise_of_langevin = size, eps
+        self.sigma_min = self.sigma_max = noise
+
+    def energy(self, x: Tensor) -> Tensor:
+        """f(x), (B,)."""
+        return self.network(x)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """grad f, like x: without a graph under `no_grad`, with one where a gradient through it is asked for."""
+        keep = torch.is_grad_enabled() and x.requires_grad
+        with torch.enable_grad():
+            inside = x if keep else x.detach().requires_grad_()
+            return torch.autograd.grad(self.energy(inside).sum(), inside, create_graph=keep)[0]
+
+    def direction(self, x: Tensor, sigma: float) -> Tensor:
+        """sigma times the score - grad U = - 2 grad f / eps^2."""
+        return -2 * sigma / self.noise_of_langevin**2 * self.gradient(x)
+
+
+def ebm_hill() -> EnergyScore:
+    """Trained with Langevin noise 0.01 on images with noise 0.02."""
+    return EnergyScore(checkpoint.load("ebm-hill-cifar10"), (3, 32, 32))

@@ -1,0 +1,447 @@
+"""GDMP and likelihood maximisation: closed forms, exact gradients with states beyond the image, and GDMP's own published numbers."""
+
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from purebench import chain
+from purebench.errors import UserError
+from purebench.networks.small import SmallUNet
+from purebench.nfe import watch
+from purebench.noise import Noise, Replay
+from purebench.purifiers.gdmp import gdmp
+from purebench.purifiers.lm import lm, lm_coup
+from purebench.purifiers.ssim import ssim
+from purebench.scores.denoisers import DenoiserScore
+from purebench.scores.vp import IndexScore, VPScore
+
+torch.set_num_threads(1)
+BETA = np.linspace(1e-4, 0.02, 1000)
+ABAR = np.cumprod(1 - BETA)
+ROWS = 4
+SHAPE = (ROWS, 1, 4, 4)
+NOISE = Noise(5, "attack", (), range(ROWS), [0] * ROWS)
+X = torch.rand(SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) * 0.6 + 0.2
+V = torch.randn(SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+
+class Recorded(nn.Module):
+    """The noise model of the recorded runs: linear in the image and in the index."""
+
+    def forward(self, x, i):
+        return 0.3 * x + 0.0005 * i[:, None, None, None]
+
+
+LINEAR = IndexScore(Recorded(), SHAPE[1:])
+
+
+def unet():
+    torch.manual_seed(0)
+    network = SmallUNet(channels=1, base=4, mult=(1, 2)).double().eval()
+    for p in network.parameters():
+        nn.init.normal_(p, std=0.3)
+    return network.requires_grad_(False)
+
+
+def smooth_classifier():
+    torch.manual_seed(1)
+    layers = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 5)).double()
+    for p in layers.parameters():
+        nn.init.normal_(p, std=0.6)
+    return watch(layers.requires_grad_(False))
+
+
+SCORE, CLASSIFIER = VPScore(unet(), SHAPE[1:]), smooth_classifier()
+
+
+def path(p, x=X, noise=NOISE):
+    """(images before every step and after the last, on the [-1,1] scale; the purified)"""
+    states = []
+    out = chain.run(p, x, noise, on_state=lambda _, state: states.append(state[0].numpy()))
+    return states, out
+
+
+# --------------------------------------------------------------------------------------------------- GDMP, written again
+
+
+def recursion(x, t, passes, strength, clip, noise=NOISE):
+    """GDMP of the linear noise model in numpy. `strength`: what multiplies -(x - noisy anchor) / (pixels of one image)."""
+    anchor, states = x, [x]
+    for k in range(t * passes):
+        z, around, fresh = (noise.normal(k, X, draw=d).numpy() for d in range(3))
+        i = t - 1 - k % t
+        if i == t - 1:
+            x = math.sqrt(ABAR[t]) * x + math.sqrt(1 - ABAR[t]) * fresh
+        x_0 = (x - math.sqrt(1 - ABAR[i]) * (0.3 * x + 0.0005 * i)) / math.sqrt(ABAR[i])
+        x_0 = x_0.clip(-1, 1) if clip else x_0
+        before = ABAR[i - 1] if i else 1.0
+        mean = (math.sqrt(before) * BETA[i] * x_0 + math.sqrt(1 - BETA[i]) * (1 - before) * x) / (1 - ABAR[i])
+        small = BETA[1] * (1 - ABAR[0]) / (1 - ABAR[1])
+        variance = BETA[i] if i else small
+        noisy = math.sqrt(ABAR[i]) * anchor + math.sqrt(1 - ABAR[i]) * around
+        pull = -2 * (x - noisy) / x[0].size * math.sqrt(1 - ABAR[i]) / math.sqrt(ABAR[i])
+        x = mean + variance * strength * pull + math.sqrt(variance) * z * (i > 0)
+        states.append(x)
+    return states
+
+
+@pytest.mark.parametrize("variant", ["paper", "code"])
+@pytest.mark.parametrize("guidance", ["mse", "none"])
+def test_gdmp_is_its_recursion(variant, guidance):
+    p = gdmp(LINEAR, t=7, passes=3, guidance=guidance, scale=900, ptb=4, variant=variant, batch=5)
+    strength = 900 * 3 * 255 / (2 * 4) / (5 if variant == "code" else 1) * (guidance == "mse")
+    expected = recursion(2 * X.numpy() - 1, 7, 3, strength, clip=True)
+    states, out = path(p)
+    np.testing.assert_allclose(states, expected, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(out, ((expected[-1] + 1) / 2).clip(0, 1), rtol=0, atol=1e-10)
+
+
+def test_unguided_gdmp_of_small_images_is_affine_and_its_jacobian_known():
+    """Where no x_0 is clipped: the Jacobian is the product of the steps' slopes, and the closed form of the mean is met."""
+    x = 0.5 + (X - 0.5) * 0.1
+    t, passes = 3, 2
+    p = gdmp(LINEAR, t=t, passes=passes, guidance="none")
+    slope = 1.0
+    for i in list(range(t - 1, -1, -1)) * passes:
+        slope *= math.sqrt(ABAR[t]) if i == t - 1 else 1
+        before = ABAR[i - 1] if i else 1.0
+        of_x0 = math.sqrt(before) * BETA[i] / (1 - ABAR[i]) * (1 - 0.3 * math.sqrt(1 - ABAR[i])) / math.sqrt(ABAR[i])
+        slope *= of_x0 + math.sqrt(1 - BETA[i]) * (1 - before) / (1 - ABAR[i])
+    states, out = path(p, x)
+    np.testing.assert_allclose(states, recursion(2 * x.numpy() - 1, t, passes, 0, clip=False), rtol=0, atol=1e-10)
+    np.testing.assert_allclose(chain.vjp(p, x, NOISE, V)[1], slope * V.numpy(), rtol=1e-10)
+    far = chain.run(p, x + 0.01, NOISE) - out
+    np.testing.assert_allclose(far, np.full(SHAPE, slope * 0.01), rtol=1e-9)
+
+
+def test_the_codes_guidance_is_the_papers_with_a_weaker_scale():
+    code = gdmp(SCORE, t=4, passes=2, scale=6000, variant="code", batch=100)
+    paper = gdmp(SCORE, t=4, passes=2, scale=60, variant="paper")
+    assert torch.allclose(chain.run(code, X, NOISE), chain.run(paper, X, NOISE), rtol=1e-13)
+
+
+def test_the_anchor_stays_the_original_input():
+    p = gdmp(SCORE, t=3, passes=3)
+    anchors = []
+    chain.run(p, X, NOISE, on_state=lambda _, state: anchors.append(state[1]))
+    assert len(anchors) == 10
+    assert all(torch.equal(a, 2 * X - 1) for a in anchors)
+
+
+def test_guidance_keeps_images_near_their_input():
+    near = [
+        chain.run(gdmp(SCORE, t=40, passes=1, guidance=g, scale=s), X, NOISE)
+        for g, s in (("none", 1), ("mse", 100), ("ssim", 100))
+    ]
+    distance = [(out - X).square().mean().item() for out in near]
+    assert distance[1] < distance[0]
+    alike = [ssim(2 * out - 1, 2 * X - 1).mean().item() for out in near]
+    assert alike[2] > alike[0]
+
+
+# --------------------------------------------------------------------------------------------------------------- SSIM
+
+
+def test_ssim_is_the_formula_at_a_pixel():
+    a, b = (torch.rand(2, 3, 16, 13, dtype=torch.float64, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
+    bell = np.exp(-((np.arange(11) - 5.0) ** 2) / (2 * 1.5**2))
+    window = np.outer(bell, bell) / bell.sum() ** 2
+    A, B = (np.pad(v.numpy(), ((0, 0), (0, 0), (5, 5), (5, 5))) for v in (a, b))
+    values = np.empty(a.shape)
+    for n, c, i, j in np.ndindex(*a.shape):
+        u, v = A[n, c, i : i + 11, j : j + 11], B[n, c, i : i + 11, j : j + 11]
+        mu, nu = (window * u).sum(), (window * v).sum()
+        uu, vv, uv = (window * u * u).sum() - mu**2, (window * v * v).sum() - nu**2, (window * u * v).sum() - mu * nu
+        values[n, c, i, j] = (2 * mu * nu + 1e-4) * (2 * uv + 9e-4) / ((mu**2 + nu**2 + 1e-4) * (uu + vv + 9e-4))
+    np.testing.assert_allclose(ssim(a, b), values.mean((1, 2, 3)), rtol=1e-10)
+    np.testing.assert_allclose(ssim(a, a), 1, rtol=1e-12)
+
+
+# -------------------------------------------------------------------------------------------- likelihood maximisation
+
+
+def test_lm_is_adam_on_the_diffusion_loss():
+    """Against torch's own optimiser, plain autograd, and the ball and box by hand."""
+    for variant, guidance in (("code", 0.0), ("paper", 0.0), ("paper", 2.0)):
+        p = lm(SCORE, CLASSIFIER, steps=6, lr=0.1, eta=0.05, guidance=guidance, variant=variant)
+        first = 2 * X - 1
+        x = first.clone().requires_grad_()
+        optimiser = torch.optim.Adam([x], lr=0.1)
+        for k in range(6):
+            sigma = 0.6 - 0.2 * (k + 0.5) / 6
+            eps = NOISE.normal(k, X)
+            loss = (SCORE.denoise(x + sigma * eps, sigma) - x).square().mean((1, 2, 3))
+            confidence = CLASSIFIER((x + 1) / 2).softmax(1).max(1).values.log()
+            optimiser.zero_grad()
+            (loss - guidance * 2 * sigma**2 / 16 * confidence).sum().backward()
+            optimiser.step()
+            if variant == "paper":
+                with torch.no_grad():
+                    x.copy_(x.clamp(first - 0.1, first + 0.1))
+        out = chain.run(p, X, NOISE)
+        assert torch.allclose(out, ((x.detach() + 1) / 2).clamp(0, 1), rtol=0, atol=1e-9)
+        assert ((out - X).abs().max() < 0.05 + 1e-12) == (variant == "paper")
+
+
+class GaussianDenoiser(nn.Module):
+    """E[clean | x] of data N(mean, std^2)."""
+
+    mean, std = 0.1, 0.2
+
+    def forward(self, x, sigma):
+        s = sigma[:, None, None, None] ** 2
+        return (self.std**2 * x + s * self.mean) / (self.std**2 + s)
+
+
+def test_lm_descends_the_loss_of_gaussian_data_to_the_mean():
+    """E ||D - x||^2 = (sigma^2 / (std^2 + sigma^2))^2 |x - mean|^2 + const: the minimiser is the mean; Adam's first step is lr sign."""
+    score = DenoiserScore(GaussianDenoiser(), SHAPE[1:])
+    silent = Replay({(k, 0): torch.zeros(SHAPE, dtype=torch.float64) for k in range(200)})
+    states, out = path(lm(score, steps=200, lr=0.02, variant="code"), noise=silent)
+    sign = np.sign(0.1 - states[0])
+    np.testing.assert_allclose(states[1] - states[0], 0.02 * sign, rtol=1e-4)
+    np.testing.assert_allclose(2 * out - 1, np.full(SHAPE, 0.1), atol=5e-3)
+
+
+def test_guidance_raises_the_confidence():
+    confidence = [
+        CLASSIFIER(chain.run(lm(SCORE, CLASSIFIER, guidance=g), X, NOISE)).log_softmax(1).amax(1).mean()
+        for g in (0.0, 3.0, 100.0)
+    ]
+    assert confidence[0] < confidence[1] < confidence[2]
+    assert torch.equal(
+        chain.run(lm_coup(SCORE, CLASSIFIER), X, NOISE), chain.run(lm(SCORE, CLASSIFIER, guidance=1.0), X, NOISE)
+    )
+
+
+def test_a_zero_gradient_gives_a_finite_gradient():
+    """A denoiser that gives its input back makes no loss at all where the noise is zero."""
+
+    class Same(nn.Module):
+        def forward(self, x, sigma):
+            return x + 0.0 * x**2
+
+    p = lm(DenoiserScore(Same(), SHAPE[1:]), steps=3)
+    silent = Replay({(k, 0): torch.zeros(SHAPE, dtype=torch.float64) for k in range(3)})
+    out, grad = chain.vjp(p, X, silent, V)
+    torch.testing.assert_close(out, X)
+    assert grad.isfinite().all()
+
+
+# ------------------------------------------------------------------------------------------------------------- gradients
+
+MADE = {
+    "gdmp mse": lambda: gdmp(SCORE, t=3, passes=2, scale=3000),
+    "gdmp ssim": lambda: gdmp(SCORE, t=3, passes=2, guidance="ssim", scale=100),
+    "gdmp code": lambda: gdmp(SCORE, t=3, passes=2, variant="code"),
+    "gdmp none": lambda: gdmp(SCORE, t=3, passes=2, guidance="none"),
+    "lm": lambda: lm(SCORE),
+    "lm code": lambda: lm(SCORE, variant="code", lr=0.02),
+    "lm-coup": lambda: lm_coup(SCORE, CLASSIFIER, eta=0.1, lr=0.03),
+}
+
+
+def autograd(p):
+    x = X.clone().requires_grad_()
+    state = p.start(x, NOISE)
+    for k in range(p.n):
+        state = p.step(k, state, NOISE)
+    out = p.finish(state)
+    return out.detach(), torch.autograd.grad(out, x, V)[0]
+
+
+def relative(a, b):
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+@pytest.mark.parametrize("case", MADE)
+def test_gradients_are_autograds_and_finite_differences(case):
+    p = MADE[case]()
+    out, grad = autograd(p)
+    purified, exact = chain.vjp(p, X, NOISE, V)
+    assert torch.equal(purified, out)
+    assert relative(exact, grad) < 1e-12
+    along = torch.randn(SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    slope = (exact * along).sum().item()
+    errors = []
+    for h in (1e-4, 1e-5, 1e-6, 1e-7):
+        ahead, behind = (chain.run(p, X + d * along, NOISE) for d in (h, -h))
+        errors.append(abs(((ahead - behind) * V).sum().item() / (2 * h) - slope) / abs(slope))
+    assert min(errors) < 1e-6, errors
+
+
+@pytest.mark.parametrize("case", MADE)
+def test_recomputed_is_stored_bit_for_bit(case):
+    p = MADE[case]()
+    state, graph = chain.step_bytes(p, X, NOISE)
+    purified, stored = chain.vjp(p, X, NOISE, V)
+    assert torch.equal(chain.run(p, X, NOISE), purified)
+    for memory in (2 * graph + 8 * state, 4 * graph, 100 * graph):
+        again, grad = chain.vjp(p, X, NOISE, V, memory=memory)
+        assert torch.equal(again, purified)
+        assert relative(grad, stored) < 1e-13, memory
+
+
+@pytest.mark.parametrize("case", MADE)
+def test_rows_know_nothing_of_each_other(case):
+    p = MADE[case]()
+    whole, grads = chain.vjp(p, X, NOISE, V)
+    others = X.flip(0) * 0.7  # row 2 keeps its image and its noise, among other mates
+    others[2] = X[2]
+    other, moved = chain.vjp(p, others, NOISE.rows([7, 8, 2, 9], [0, 0, 0, 0]), V)
+    assert torch.equal(other[2], whole[2])
+    assert torch.equal(moved[2], grads[2])
+    assert not torch.equal(other[1], whole[1])
+
+
+@pytest.mark.parametrize("case", ["gdmp mse", "gdmp ssim", "lm", "lm-coup"])
+def test_detached_holds_the_inner_gradient_constant(case):
+    p = MADE[case]()
+    exact = chain.vjp(p, X, NOISE, V)[1]
+    with chain.detached():
+        constant = chain.vjp(p, X, NOISE, V)[1]
+    assert relative(constant, exact) > 1e-5
+    if case == "lm":  # all that is left is the identity: a value on the ball's boundary moves with the input, too
+        assert torch.allclose(constant, V)
+
+
+@pytest.mark.parametrize(
+    ("case", "calls"), [("gdmp mse", (6, 0)), ("gdmp none", (6, 0)), ("lm", (5, 5)), ("lm-coup", (10, 10))]
+)
+def test_network_calls(case, calls):
+    with chain.nfe() as seen:
+        chain.run(MADE[case](), X, NOISE)
+    assert (seen.forward, seen.backward) == calls
+
+
+# ------------------------------------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda: gdmp(SCORE, t=0), r"`t=0` is outside 1\.\.999"),
+        (lambda: gdmp(SCORE, t=1000), "outside"),
+        (lambda: gdmp(SCORE, passes=0), "`passes=0` is not possible"),
+        (lambda: gdmp(SCORE, guidance="msx"), "unknown guidance"),
+        (lambda: gdmp(SCORE, guidance="constant"), "unknown guidance of `gdmp` `constant`"),
+        (lambda: gdmp(SCORE, variant="codes"), "unknown variant"),
+        (lambda: gdmp(SCORE, scale=0), "`scale=0` is not positive"),
+        (lambda: gdmp(SCORE, ptb=-8), "`ptb=-8` is not positive"),
+        (lambda: gdmp(SCORE, batch=0), "`batch=0` is not positive"),
+        (lambda: lm(SCORE, steps=0), "`steps=0` is not possible"),
+        (lambda: lm(SCORE, lr=0), "`lr=0` is not positive"),
+        (lambda: lm(SCORE, eta=math.nan), "`eta=nan` is not positive"),
+        (lambda: lm(SCORE, low=0), "no noise levels"),
+        (lambda: lm(SCORE, low=0.7), "no noise levels"),
+        (lambda: lm(SCORE, guidance=1.0), "needs a classifier"),
+        (lambda: lm(SCORE, CLASSIFIER, guidance=-1.0), "negative"),
+        (lambda: lm(SCORE, variant="adam"), "unknown variant"),
+        (lambda: lm_coup(SCORE, None), "needs a classifier"),
+    ],
+)
+def test_impossible_parameters_are_refused(made, message):
+    with pytest.raises(UserError, match=message) as error:
+        made()
+    assert error.value.hint
+
+
+# -------------------------------------------------------------------------------------------------- literals of a fresh clone
+
+LITERALS = {
+    "gdmp mse": [0.042366315426, 0.286975333456, 0.942803707447],
+    "gdmp ssim": [0.0410461147098, 0.284513603212, 0.941319530999],
+    "gdmp code": [0.042366315426, 0.286975333456, 0.942803707447],
+    "gdmp none": [0.0409979375263, 0.284328301149, 0.941230103233],
+    "lm": [0.0636306135357, 0.291208096142, 0.904111321948],
+    "lm-coup": [0, 0.122580645161, 0.854827600595],
+}
+
+
+def literal(case):
+    """On the linear noise model, whose numbers any other implementation can repeat."""
+    made = {
+        "gdmp mse": lambda: gdmp(LINEAR, t=6, passes=2, scale=600),
+        "gdmp ssim": lambda: gdmp(LINEAR, t=6, passes=2, guidance="ssim", scale=10),
+        "gdmp code": lambda: gdmp(LINEAR, t=6, passes=2, variant="code"),
+        "gdmp none": lambda: gdmp(LINEAR, t=6, passes=2, guidance="none"),
+        "lm": lambda: lm(LINEAR),
+        "lm-coup": lambda: lm_coup(LINEAR, lambda u: u.flatten(1)[:, :3] * 4, eta=0.2),
+    }
+    x = torch.linspace(0, 1, 32, dtype=torch.float64).view(2, 1, 4, 4)
+    return chain.run(made[case](), x, NOISE.rows([0, 1], [0, 0])).flatten()[[1, 10, 29]].tolist()
+
+
+@pytest.mark.parametrize("case", LITERALS)
+def test_golden_literals(case):
+    """If this fails, results recorded before differ from new ones: raise the component's `version`."""
+    assert literal(case) == pytest.approx(LITERALS[case], rel=1e-8)
+
+
+# ----------------------------------------------------------------------------------------- the published code's own numbers
+
+needs_golden = pytest.mark.skipif(
+    "PUREBENCH_GOLDEN" not in os.environ, reason="PUREBENCH_GOLDEN (a folder of recorded arrays) is not set"
+)
+
+
+@pytest.fixture(scope="module")
+def file():
+    with np.load(Path(os.environ["PUREBENCH_GOLDEN"]) / "adp" / "e_gdmp.npz") as stored:
+        return dict(stored)
+
+
+def deviation(name, ours, theirs, tolerance):
+    """Relative to the largest number."""
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    largest = np.abs(ours - theirs).max() / np.abs(theirs).max()
+    print(f"{name}: largest deviation {largest:.1e} (tolerance {tolerance:.0e})")
+    assert largest < tolerance
+
+
+@needs_golden
+@pytest.mark.parametrize(
+    ("case", "parameters"),
+    [
+        ("noguide", {"guidance": "none"}),
+        ("mse60000", {"guidance": "mse", "scale": 60000}),
+        ("ssim1000", {"guidance": "ssim", "scale": 1000}),
+    ],
+)
+@pytest.mark.parametrize("passes", [1, 2])
+def test_published_gdmp_runs(file, case, parameters, passes):
+    p = gdmp(LINEAR, t=6, passes=passes, variant="code", batch=len(file["x"]), **parameters)
+    stored, order = {}, iter(file["noise"])
+    for k in range(
+        p.n
+    ):  # the published order: a pass's noise; the anchor's, if there is one; the step's, drawn at i = 0 too
+        for draw in [2] * (k % 6 == 0) + [1] * (case != "noguide") + [0]:
+            stored[k, draw] = next(order)
+    out = chain.run(p, torch.from_numpy(file["x"]), Replay(stored))
+    deviation(f"gdmp {case}, pass {passes}", out, file[f"{case}/images"][passes - 1], 1e-4)
+    deviation(f"gdmp {case}, pass {passes}, beyond rounding", out, file[f"{case}/images"][passes - 1], 2e-6)
+
+
+@needs_golden
+def test_published_gdmp_constants(file):
+    from purebench.purifiers.ancestral import schedule
+
+    s = schedule()
+    deviation("gdmp abar", s.abar, file["alphas_cumprod"], 1e-12)
+    deviation("gdmp log variance", s.log_large, file["logvar_fixedlarge"], 1e-12)
+    deviation("gdmp posterior mean, of x_0", s.of_x0, file["posterior_mean_coef1"], 1e-12)
+    deviation("gdmp posterior mean, of x", s.of_x, file["posterior_mean_coef2"], 1e-12)
+    for name, scale in (("mse60000", 60000), ("ssim1000", 1000)):
+        p = gdmp(LINEAR, scale=scale)
+        deviation(f"gdmp scale {name}", p.scale * np.sqrt(1 / s.abar[:100] - 1), file[f"scale_{name}"], 1e-12)
+
+
+@needs_golden
+def test_published_ssim(file):
+    a, b = torch.from_numpy(file["ssim_a"]), torch.from_numpy(file["ssim_b"])
+    deviation("ssim", ssim(a, b).mean(), file["ssim_value"], 1e-6)
