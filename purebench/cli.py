@@ -423,3 +423,21 @@ def purify(
     rows = pictures.purify(images, defense, out, dataset, seed, device, trajectory, classifier, score)
     print(json.dumps(rows, indent=1) if as_json else _columns(rows))
     _say(f"next: look at {out / 'side-by-side.png'}")
+
+
+@app.command(epilog=_examples("purebench figure coup-toy", "purebench figure coup-toy --out toy.png"))
+def figure(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="coup-toy: COUP's Figure 3b, label flips against guidance")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="the PNG to write [default: NAME.png]")] = None,
+) -> None:
+    """Draw a figure that needs no records; about half a minute."""
+    from purebench import device, toy
+
+    figures = {"coup-toy": toy.figure}
+    if name not in figures:
+        raise errors.unknown("figure", name, figures)
+    device.setup("cpu")
+    path = out or Path(f"{name}.png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figures[name](path)
+    _say(f"wrote {path}")

@@ -73,7 +73,7 @@ def build(request: Request) -> Plan:
     missing: dict[str, None] = {}
     for grid in grids:
         dataset = components.find("dataset", _dataset(request, grid, notes))
-        for job, absent in _cells(request, grid, dataset):
+        for job, absent in _cells(request, grid, dataset, notes):
             old = jobs.get(job.cell.id)
             if old:  # cells that would be equal are one; the larger demand counts
                 job = dataclasses.replace(old, images=max(old.images, job.images), evals=max(old.evals, job.evals))
@@ -149,7 +149,9 @@ def _dataset(request: Request, grid: dict[str, Any], notes: list[str]) -> str:
     return "digits"
 
 
-def _cells(request: Request, grid: dict[str, Any], dataset: Component) -> Iterable[tuple[Job, list[str]]]:
+def _cells(
+    request: Request, grid: dict[str, Any], dataset: Component, notes: list[str]
+) -> Iterable[tuple[Job, list[str]]]:
     """Jobs, each with the assets that it needs and the cache has not."""
     defaults = datasets.defaults(dataset.name)
 
@@ -182,7 +184,7 @@ def _cells(request: Request, grid: dict[str, Any], dataset: Component) -> Iterab
         parts["attack"] = list(dict.fromkeys([Part("null"), Part("noise"), *parts["attack"]]))
     grads = [parse(text, "gradient") for text in (request.grads or grid.get("grads") or ["exact"])]
     seeds = request.seeds or grid.get("seeds") or [0]
-    maker = _Maker(dataset, subset, classifier, score, defaults)
+    maker = _Maker(dataset, subset, classifier, score, defaults, notes)
     for limit in threats:
         for seed in seeds:
             for defense in parts["defense"]:
@@ -202,10 +204,11 @@ class _Maker:
     """Makes cells of one dataset, classifier and score model."""
 
     def __init__(
-        self, dataset: Component, subset: str, classifier: Component, score: Component, defaults: dict[str, Any]
-    ):
+        self, dataset: Component, subset: str, classifier: Component, score: Component, defaults: dict[str, Any],
+        notes: list[str],
+    ):  # fmt: skip
         self.dataset, self.subset, self.classifier, self.score = dataset, subset, classifier, score
-        self.defaults = defaults
+        self.defaults, self.notes = defaults, notes
 
     def resolve(self, kind: str, part: Part) -> tuple[Part, dict[str, Value], dict[str, str]]:
         """(canonical part, every parameter, where each came from)."""
@@ -252,6 +255,10 @@ class _Maker:
         if source and source[0].defense == defense and source[0].parameters["defense"] == of_defense:
             return source  # images made on this very defense: the same cell
         components.check_range(self.score, defense, of_defense)
+        if any(of_defense.get(key) == value for key, value in info.get("couples", {}).items()):
+            self.notes.append(
+                f"warning: `{defense}` couples the images of a batch, as published: its numbers depend on --rows and on the batch mates"
+            )
         attack, of_attack, a_origin = self.resolve("attack", attack)
         if source:
             of_attack = of_attack | {"from": source[0].defense, "attack": source[0].attack}

@@ -414,3 +414,7 @@ def test_a_trajectory_is_drawn(tmp_path):
     with Image.open(rows[0]["trajectory"]) as strip:
         assert strip.width > 5 * 112  # input, steps 0 to 2, output
         assert len(strip.getcolors(100_000)) > 20
+
+
+def test_a_figure_that_is_not_known_is_a_user_error(monkeypatch, capsys):
+    advises(here(monkeypatch, capsys, "figure", "coup-toi"), 2, "unknown figure", "coup-toy")
