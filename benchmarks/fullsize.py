@@ -86,14 +86,17 @@ def main() -> None:
                 took[name].append(cost)
     network.requires_grad_(False)
     rows: dict[str, Any] = {
-        name: {"CPU s": median(c for c, _ in costs), "extra MB": median(m for _, m in costs)} for name, costs in took.items()
+        name: {"CPU s": median(c for c, _ in costs), "extra MB": median(m for _, m in costs)}
+        for name, costs in took.items()
     }
     for name, row in rows.items():
         print(f"{name:20s} {row['CPU s']:6.2f} CPU s   +{row['extra MB']:5.0f} MB")
     for kind, (time_target, memory_target) in TARGETS.items():
         ratios = [rows["exact"][k] / rows[f"adjoint, {kind}"][k] for k in ("CPU s", "extra MB")]
         rows[f"exact / {kind}"] = ratios
-        print(f"exact / adjoint, {kind}: time {ratios[0]:.3f} (<= {time_target}), extra memory {ratios[1]:.3f} (<= {memory_target})")
+        print(
+            f"exact / adjoint, {kind}: time {ratios[0]:.3f} (<= {time_target}), extra memory {ratios[1]:.3f} (<= {memory_target})"
+        )
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
 

@@ -1,11 +1,14 @@
-"""What there is, and what is known of each thing; read from the registry without importing any of it."""
+"""What there is, and what is known of each thing; read from sources and data files without importing any of it."""
 
 from __future__ import annotations
 
+import ast
+import re
+import textwrap
 import tomllib
 from typing import Any
 
-from purebench import datasets, plan, registry
+from purebench import assets, datasets, plan, registry
 from purebench.errors import unknown
 from purebench.spec import Part, show
 
@@ -17,6 +20,42 @@ KINDS = {
     "classifiers": "classifier",
     "scores": "score",
 }
+PAGES = {  # where the documentation is: of a kind, and of a defense
+    "attack": "docs/attacks.md",
+    "gradient": "docs/attacks.md",
+    "dataset": "docs/checkpoints.md",
+    "classifier": "docs/checkpoints.md",
+    "score": "docs/checkpoints.md",
+    "defense": {
+        name: f"docs/defenses/{page}.md"
+        for page, names in {
+            "none": "none",
+            "diffpure": "diffpure diffpure-ode diffpure-ld diffpure-ddpm",
+            "coup": "coup reverse-sde",
+            "one-shot": "one-shot",
+            "adp": "adp",
+            "scoreopt": "scoreopt-o scoreopt-n",
+            "gdmp": "gdmp",
+            "lm": "lm lm-coup",
+            "gns": "gns",
+            "edm": "edm",
+            "ebm": "ebm",
+            "gaussian": "gaussian",
+        }.items()
+        for name in names.split()
+    },
+}
+TRUST = {  # how far an asset's hashes can be relied on, as in the head of checkpoints.toml
+    "publisher": "hash printed by whoever hosts the file",
+    "code": "hash in the published code",
+    "crowd": "independent public files agree on the hash",
+    "third-party": "hash from one other public project",
+    "ours": "we made the file",
+    "first-use": "no published hash: that of the first download is kept",
+}
+WIDTH = 128  # of the text
+# what the text does not say as `key: value`
+SEPARATE = {"kind", "name", "summary", "formula", "about", "parameters", "assets", "cite", "grid", "also", "nfe"}
 
 
 def listing(kind: str | None) -> list[dict[str, str]]:
@@ -50,120 +89,284 @@ def listing_text(rows: list[dict[str, str]]) -> str:
     return "\n".join(lines).strip("\n")
 
 
+# ---------------------------------------------------------------------------------------------------------------- facts
+
+
 def facts(name: str) -> dict[str, Any]:
-    """All that is known of one name, whatever its kind; UserError with a did-you-mean if there is none."""
+    """All that is known of one name, whatever its kind; UserError with a did-you-mean if there is none.
+
+    Where kinds share the name, as the defense and the score model `edm` do, the first has the others under `also`."""
     part = name.partition(":")[0]
-    for kind in KINDS.values():
-        if part in registry.names(kind):
-            found = _component(kind, part)
-            if part in plan.presets():  # `digits` is a dataset and a preset
-                found["grid"] = tomllib.loads(plan.presets()[part].read_text(encoding="utf-8"))
-            return found
+    found = [_component(kind, part) for kind in KINDS.values() if part in registry.names(kind)]
     if part in plan.presets():
         path = plan.presets()[part]
-        return {
-            "kind": "preset",
-            "name": part,
-            "file": str(path),
-            "grid": tomllib.loads(path.read_text(encoding="utf-8")),
-        }
-    everything = [n for kind in KINDS.values() for n in registry.names(kind)] + list(plan.presets())
-    raise unknown("name", part, everything, see="purebench list")
+        grid = tomllib.loads(path.read_text(encoding="utf-8"))
+        found.append(
+            {"kind": "preset", "name": part, "summary": grid.get("summary", ""), "file": str(path), "grid": grid}
+        )
+    if not found:
+        everything = [n for kind in KINDS.values() for n in registry.names(kind)] + list(plan.presets())
+        raise unknown("name", part, everything, see="purebench list")
+    return found[0] | ({"also": found[1:]} if found[1:] else {})
 
 
 def _component(kind: str, name: str) -> dict[str, Any]:
     info = registry.info(kind, name)
     module, _, factory = registry.names(kind)[name].partition(":")
-    here = datasets.defaults("digits").get(kind, {}).get(name, {}) if kind in ("defense", "attack") else {}
-    parameters = []
-    for key, default in registry.parameters(kind, name).items() if kind != "dataset" else []:
-        entry = {
-            "name": key,
-            "default": show(_tuple(default)),
-            "digits": show(_tuple(here[key])) if key in here else "",
-        }
-        paper = info.get("paper", {})
-        entry["paper"] = paper.get(key, "") if isinstance(paper, dict) else ""
-        parameters.append(entry)
-    found = {"kind": kind, "name": name, "summary": info.get("summary", ""), "parameters": parameters}
-    for key in (
-        "formula",
-        "random",
-        "output",
-        "gradients",
-        "differences",
-        "shape",
-        "size",
-        "classes",
-        "source",
-        "licence",
-        "version",
-        "cite",
-    ):
-        if key in info:
-            found[key] = info[key]
-    if kind == "attack" and isinstance(info.get("paper"), dict):
-        found["paper"] = info["paper"]
-    if kind == "defense":
-        found["nfe"] = f"{info.get('nfe', '?')} + 1 (classifier) forward" + (
-            f", {info['nfe_inner']} backward" if "nfe_inner" in info else ""
-        )
-        usable = [
-            g
-            for g in registry.names("gradient")
-            if (g != "adjoint" or info.get("sde")) and (g != "detached" or info.get("guided"))
+    about = _docstring(module, factory)
+    found: dict[str, Any] = {"kind": kind, "name": name, "summary": info.get("summary", "")}
+    found |= {"formula": info["formula"]} if "formula" in info else {}
+    found |= {"about": about} if about else {}
+    found["parameters"] = _parameters(kind, name, info)
+    found |= {
+        "defense": _defense, "attack": _attack, "dataset": _dataset, "classifier": _network, "score": _network,
+        "gradient": lambda *_: {},
+    }[kind](kind, name, info, about)  # fmt: skip
+    if info.get("differences"):
+        found["differences"] = info["differences"]
+    pages = PAGES[kind]
+    page = pages.get(name) if isinstance(pages, dict) else pages
+    found |= {"documentation": page} if page and name in registry.NAMES[kind] else {}
+    found |= {"version": info.get("version", 1), "defined in": f"{module}:{factory}"}
+    return found | ({"cite": info["cite"]} if info.get("cite") else {})
+
+
+def _parameters(kind: str, name: str, info: dict[str, Any]) -> list[dict[str, Any]]:
+    """name and default of each; the words it may be, the datasets that have another, the paper's; whether all of the kind have it."""
+    paper = info.get("paper", {})
+    tables = {n: datasets.defaults(n) for n in registry.names("dataset") if kind in ("defense", "attack")}
+    others = {n: table.get(kind, {}).get(name, {}) for n, table in tables.items()}
+    rows = []
+    for key, default in registry.parameters(kind, name).items():
+        row: dict[str, Any] = {"name": key, "default": show(_tuple(default))}
+        if isinstance(default, str) and default in registry.CHOICES.get(key, ()):
+            row["choices"] = list(registry.CHOICES[key])
+        row["datasets"] = {n: show(_tuple(values[key])) for n, values in others.items() if key in values}
+        row["paper"] = paper.get(key, "") if isinstance(paper, dict) else ""
+        row["common"] = key in registry.COMMON.get(kind, {})
+        rows.append(row)
+    return rows
+
+
+def _defense(kind: str, name: str, info: dict[str, Any], about: str) -> dict[str, Any]:
+    calls = f"{info.get('nfe', '?')} + 1 (classifier) forward" + (
+        f", {info['nfe_inner']} backward inside" if "nfe_inner" in info else ""
+    )
+    defaults = registry.parameters(kind, name)
+    at = {"default": defaults} | {
+        n: defaults | {k: _tuple(v) for k, v in given.items()}
+        for n in registry.names("dataset")
+        if (given := datasets.defaults(n).get(kind, {}).get(name))
+    }
+    draws = re.search(r"Random: (.+?)(?:\. Source:|\.$)", about)
+    random = ("yes: " + draws[1] if draws else "yes") if info.get("random", True) else "no"
+    usable = [
+        g
+        for g in registry.names("gradient")
+        if (g != "adjoint" or info.get("sde")) and (g != "detached" or info.get("guided"))
+    ]
+    return {
+        "nfe": calls,
+        "forwards": {n: round(registry.expression(info["nfe"], values)) + 1 for n, values in at.items()}
+        if "nfe" in info
+        else {},
+        "random": random,
+        "output": {"unit": "in [0,1]", "unbounded": "may leave [0,1]"}.get(info.get("output", ""), "?"),
+        "needs": info.get("needs", []),
+        "gradients": usable if info.get("nfe") != "0" or info.get("random", True) else ["exact"],
+        "requires": [*info.get("requires", []), *registry.REQUIRES[kind]],
+    }
+
+
+def _attack(kind: str, name: str, info: dict[str, Any], about: str) -> dict[str, Any]:
+    cost = f"{info.get('gradient_calls', '0')} gradients, {info.get('forward_calls', '0')} forwards per image"
+    found = {"gradients": info.get("gradients", []) or ["none"], "cost": cost}
+    return found | ({"paper": info["paper"]} if isinstance(info.get("paper"), dict) else {})
+
+
+def _dataset(kind: str, name: str, info: dict[str, Any], about: str) -> dict[str, Any]:
+    defaults = datasets.defaults(name)
+    shape = info.get("shape", [])
+    found: dict[str, Any] = {
+        "images": info.get("size") or "known when read",
+        "shape": _size(shape) if shape and all(shape) else "known when read",
+        "classes": info.get("classes") or "known when read",
+        "subset": f"{defaults['subset']}: {datasets.describe(defaults['subset'])}",
+        "defaults": {
+            k: v if isinstance(v, int) else ", ".join(v) if isinstance(v, list) else str(v)
+            for k, v in defaults.items()
+            if k not in ("subset", "defense", "attack")
+        },
+    }
+    for part in ("defense", "attack"):
+        found[f"{part} defaults"] = [
+            str(Part(n, tuple((k, _tuple(v)) for k, v in values.items())))
+            for n, values in defaults.get(part, {}).items()
         ]
-        found["gradients"] = usable
-    if kind == "attack":
-        found["gradients"] = info.get("gradients", []) or ["none"]
-        found["cost"] = (
-            f"{info.get('gradient_calls', '0')} gradients, {info.get('forward_calls', '0')} forwards per image"
+    found |= {key: info[key] for key in ("source", "licence") if key in info}
+    return found | {"assets": [_asset(n) for n in info.get("assets", [])]}
+
+
+def _network(kind: str, name: str, info: dict[str, Any], about: str) -> dict[str, Any]:
+    """Of a classifier or score model."""
+    found: dict[str, Any] = {}
+    if "size" in info:
+        takes = info["size"]
+        found["takes"] = (
+            ", ".join(f"{d} {_size(s)}" for d, s in takes.items()) if isinstance(takes, dict) else _size(takes)
         )
-    found["defined in"] = f"{module}:{factory}"
+    if "classes" in info:
+        known = info["classes"]
+        found["classes"] = ", ".join(f"{d} {n}" for d, n in known.items()) if isinstance(known, dict) else known
+    if "t_max" in info:
+        found["trained for"] = f"t up to {info['t_max']}"
+    template = info.get("asset", "")
+    if template:
+        first = template.format(**registry.parameters(kind, name))
+        pattern = re.compile(re.sub(r"\\\{\w+\\\}", "[^/]+", re.escape(template)))
+        alike = [n for n in assets.table() if n != first and pattern.fullmatch(n)] if "{" in template else []
+        found["assets"] = [_asset(n) for n in (first, *alike)]
+        gone = {n: e for n, e in assets.table().items() if e.get("stand_in") == first}
+        if gone:
+            found["stands in for"] = [f"{n}: {e['summary']}, never released" for n, e in gone.items()]
+    if "trained" in info:
+        path = assets.cache_folder() / "trained" / f"{info['trained']}.safetensors"
+        state = f"trained: `{path}`" if path.is_file() else "not trained yet"
+        found["weights"] = f"{state}; `purebench train {info['trained']} --out {path.parent}` makes them"
+    if "stand_in" in info:
+        found["stand-in"] = f"{info['stand_in']}; tables say so"
     return found
+
+
+def _asset(name: str) -> dict[str, str]:
+    """One entry of checkpoints.toml: what, how large, under which licence, how sure, and whether it is here."""
+    entry = assets.entry(name)
+    if "package" in entry.get("sources", ()):
+        state = "ships with purebench"
+    elif entry.get("released") is False:
+        state = "never released"
+    else:
+        missing = f"not in the cache: `purebench fetch {name}` brings it, or says how"
+        state = "in the cache" if assets.present(name) else missing
+    found = {
+        "asset": name,
+        "summary": entry["summary"],
+        "size": assets.size_text(entry).removeprefix("size "),
+        "licence": entry["licence"],
+    }
+    found |= {"trust": f"{entry['trust']} ({TRUST[entry['trust']]})" if entry["trust"] in TRUST else entry["trust"]}
+    found |= {"state": state, "used by": ", ".join(entry.get("papers", []))}
+    return found | ({"note": entry["note"]} if "note" in entry else {})
+
+
+def _docstring(module: str, factory: str) -> str:
+    """The factory's, as one paragraph; read without importing it."""
+    for node in registry._source(module).body:
+        if isinstance(node, ast.FunctionDef) and node.name == factory:
+            return " ".join((ast.get_docstring(node) or "").split())
+    return ""
 
 
 def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _size(shape: list[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+# ----------------------------------------------------------------------------------------------------------------- text
+
+
 def text(found: dict[str, Any]) -> str:
     """The same for people."""
-    lines = [f"{found['name']} ({found['kind']}): {found.get('summary') or found.get('grid', {}).get('summary', '')}"]
+    lines = [f"{found['name']} ({found['kind']}): {found['summary']}"]
     if "formula" in found:
-        lines += ["", f"  {found['formula']}"]
-    if found.get("parameters"):
-        lines += ["", "parameters (default; on the embedded digits; in the paper)"]
-        width = max(len(p["name"]) for p in found["parameters"])
-        for p in found["parameters"]:
-            rest = "; ".join(
-                x
-                for x in (p["default"], p["digits"] and f"digits {p['digits']}", p["paper"] and f"paper {p['paper']}")
-                if x
-            )
-            lines.append(f"  {p['name'].ljust(width)}  {rest}")
+        lines += ["", *_wrap(found["formula"], "  ", "    ")]
+    if "about" in found:
+        lines += ["", *_wrap(found["about"], rest="")]
+    own = [p for p in found.get("parameters", []) if not p["common"]]
+    common = [p for p in found.get("parameters", []) if p["common"]]
+    if own:
+        told = ": default; a dataset's; the paper's" if found["kind"] == "defense" else " and their defaults"
+        lines += ["", f"parameters{told}", *_table(own)]
+    if common:
+        lines += ["", "as every defense: purifications that are combined, how, and a factor on the normal draws"]
+        lines += _table(common)
     lines.append("")
     for key, value in found.items():
-        if key in ("kind", "name", "summary", "formula", "parameters", "cite", "grid"):
+        if key in SEPARATE:
+            continue
+        if key == "forwards":
+            numbers = "; ".join(f"{', '.join(names)} {value}" for value, names in _alike(value).items())
+            lines += _wrap(f"network calls per image: {found['nfe']}, times votes (forwards: {numbers})")
             continue
         if isinstance(value, dict):
             value = "; ".join(f"{k}: {v}" for k, v in value.items())
         elif isinstance(value, list):
-            value = ", ".join(map(str, value))
-        lines.append(f"{key}: {str(value).lower() if isinstance(value, bool) else value}")
+            value = ("; " if any("," in str(v) for v in value) else ", ").join(map(str, value))
+        lines += _wrap(f"{key}: {value}") if value else []
+    lines += _assets(found.get("assets", []))
     if "grid" in found:
-        lines += [
-            "",
-            f"preset {found['name']}: {found['grid'].get('summary', '')}",
-            *(f"  {k} = {v}" for k, v in found["grid"].items() if k not in ("summary", "grid")),
-        ]
+        lines += [f"{k} = {v}" for k, v in found["grid"].items() if k not in ("summary", "grid")]
         for grid in found["grid"].get("grid", []):
             lines += ["", "  [[grid]]", *(f"  {k} = {v}" for k, v in grid.items())]
     if "cite" in found:
         lines += ["", found["cite"]]
-    example = {"defense": "-d", "attack": "-a", "gradient": "--grad"}.get(found["kind"])
-    if example:
-        lines += ["", f"try: purebench run {example} {Part(found['name'])} --dry-run"]
-    elif found["kind"] == "preset":
-        lines += ["", f"try: purebench run {found['name']} --dry-run"]
+    lines += ["", f"try: purebench run {_option(found)} --dry-run"]
+    for other in found.get("also", []):
+        lines += ["", "-" * 40, "", text(other)]
     return "\n".join(lines)
+
+
+def _option(found: dict[str, Any]) -> str:
+    """What a command line says to ask for it."""
+    kind, part = found["kind"], Part(found["name"])
+    option = {"defense": "-d", "attack": "-a", "gradient": "--grad", "preset": ""}.get(kind, f"--{kind}")
+    needs = ":path=PATH" if any(p["name"] == "path" for p in found.get("parameters", [])) else ""
+    return f"{option} {part}{':steps=5' if found['name'] == 'surrogate' else needs}".strip()
+
+
+def _table(parameters: list[dict[str, Any]]) -> list[str]:
+    """A line each, or several where they are long."""
+    width = max(len(p["name"]) for p in parameters)
+    lines = []
+    for p in parameters:
+        words = f" ({', '.join(p['choices'])})" if "choices" in p else ""
+        places = "; ".join(f"{', '.join(names)} {value}" for value, names in _alike(p["datasets"]).items())
+        rest = [p["default"] + words, places, p["paper"] and f"paper: {p['paper']}"]
+        first, *more = [x for x in rest if x] or ["-"]
+        whole = f"  {p['name'].ljust(width)}  {'; '.join((first, *more))}"
+        if len(whole) <= WIDTH:
+            lines.append(whole)
+        else:
+            lines.append(f"  {p['name'].ljust(width)}  {first}")
+            lines += [line for x in more for line in _wrap(x, *2 * [" " * (width + 4)])]
+    return lines
+
+
+def _alike(values: dict[str, Any]) -> dict[Any, list[str]]:
+    """value -> the names that have it."""
+    found: dict[Any, list[str]] = {}
+    for name, value in values.items():
+        found.setdefault(value, []).append(name)
+    return found
+
+
+def _assets(rows: list[dict[str, str]]) -> list[str]:
+    """The first in full, a line for each other."""
+    lines: list[str] = []
+    for row in rows[:1]:
+        lines += _wrap(f"asset: {row['asset']}: {row['summary']}")
+        lines += [f"  {key}: {row[key]}" for key in ("size", "licence", "trust", "state", "used by") if row[key]]
+        lines += _wrap(f"note: {row['note']}", "  ", "    ") if "note" in row else []
+    if rows[1:]:
+        lines += ["", "others:"]
+        lines += [f"  {r['asset']}: size {r['size']}, {r['licence']}, {r['state'].partition(':')[0]}" for r in rows[1:]]
+    return lines
+
+
+def _wrap(line: str, first: str = "", rest: str = "  ") -> list[str]:
+    return textwrap.wrap(
+        line, WIDTH, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
+    )

@@ -427,7 +427,9 @@ def purify(
 
 @app.command(epilog=_examples("purebench figure coup-toy", "purebench figure coup-toy --out toy.png"))
 def figure(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="coup-toy: COUP's Figure 3b, label flips against guidance")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="coup-toy: COUP's Figure 3b, label flips against guidance")
+    ],
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="the PNG to write [default: NAME.png]")] = None,
 ) -> None:
     """Draw a figure that needs no records; about half a minute."""

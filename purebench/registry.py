@@ -104,6 +104,9 @@ CHOICES = {
     "precond": ("vp", "ve"),
     "objective": ("diff", "mse", "sr"),
     "variant": ("paper", "code"),
+    "rand": ("gaussian", "binary"),
+    "update": ("deterministic", "schedule", "langevin"),
+    "variance": ("learned", "fixedsmall", "fixedlarge"),
 }  # the words that parameters of these names may have
 COMMON = {  # parameters that every component of a kind has: n purifications combined; a factor on the purifier's normal draws
     "defense": {"votes": 1, "combine": "logits", "noise": 1.0}

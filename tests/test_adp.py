@@ -106,7 +106,7 @@ def recorded(name):
 
 @needs_golden
 @pytest.mark.parametrize("case", [*SINES, *NETS])
-def test_published_trajectories(case):
+def test_published_trajectories(case, deviation):
     file = recorded("b_adp_trajectories.npz")
     if case in SINES:
         (field, parameters), noise = SINES[case], file["noise"]
@@ -126,10 +126,9 @@ def test_published_trajectories(case):
     theirs = file[f"{case}/alphas"]
     of_alpha = ((alphas - theirs).abs() / theirs.clamp(min=1e-12)).amax().item() if theirs.numel() else 0.0
     of_image = (images - file[f"{case}/images"]).abs().amax().item()
-    print(f"\n{case:14s} {len(images) - 1:2d} steps  alpha rel {of_alpha:.1e}  images abs {of_image:.1e}", end="")
     assert torch.equal(alphas == 0, theirs == 0)  # the same images stop, at the same steps
-    assert of_alpha < 5e-3
-    assert of_image < 5e-4
+    deviation(f"adp {case}: step sizes", of_alpha, 5e-3)
+    deviation(f"adp {case}: images", of_image, 5e-4)
 
 
 @needs_golden
@@ -167,30 +166,34 @@ def test_published_literals(case):
 
 
 @needs_golden
-def test_detection_looks_at_the_published_score_norms():
+def test_detection_looks_at_the_published_score_norms(deviation):
     file = recorded("b_adp_trajectories.npz")
     p = adp(Field(sine(3.4)), threshold=25.0)
     norms = p.score(0, file["dec25/x_in"]).flatten(1).norm(dim=1)
-    torch.testing.assert_close(norms, file["dec/score_norm"], rtol=1e-5, atol=0)
+    assert norms.shape == file["dec/score_norm"].shape
+    deviation("adp detection: score norms", (norms / file["dec/score_norm"] - 1).abs().max(), 1e-5)
     expected = torch.where(norms > 25, 0.25, 0.05)
     torch.testing.assert_close(p.strength(file["dec25/x_in"]).flatten(), expected)
 
 
 @needs_golden
-def test_the_grid_map_is_the_published_one():
+def test_the_published_grid_map(deviation):
     file = recorded("b_adp_trajectories.npz")
     started, _ = adp(Field(sine(1)), variant="code", sigma=0.0).start(file["tr/x"], NOISE)
-    torch.testing.assert_close(started, file["tr/raw_to_ebm"], rtol=0, atol=1e-7)
+    assert started.shape == file["tr/raw_to_ebm"].shape
+    deviation("adp grid map: images", (started - file["tr/raw_to_ebm"]).abs().max(), 1e-7)
 
 
 @needs_golden
 @pytest.mark.parametrize(("ours", "theirs"), [("logits", "logit"), ("softmax", "softmax"), ("vote", "onehot")])
-def test_ensembles_of_runs_count_as_published(ours, theirs):
+def test_ensembles_of_runs_count_as_published(ours, theirs, deviation):
     file = recorded("b_adp_ensembles.npz")
     last = torch.stack([run[n - 1] for run, n in zip(file["logits_padded"], file["chain_lengths"], strict=True)])
     correct = lambda runs: (defense.combine(runs, ours, 0).argmax(1) == file["labels"]).sum().item()  # noqa: E731
-    assert correct(last) == file[f"final/{theirs}"]
-    assert [correct(last[:k]) for k in range(1, 11)] == file[f"final_vs_runs/{theirs}"].tolist()
+    counts = [correct(last), *(correct(last[:k]) for k in range(1, 11))]
+    published = [int(file[f"final/{theirs}"]), *file[f"final_vs_runs/{theirs}"].tolist()]
+    off = max(abs(a - b) for a, b in zip(counts, published, strict=True))
+    deviation(f"adp ensembles, {ours}: counts of correct images", off, 0)
 
 
 def test_tied_votes_go_to_the_lowest_class():

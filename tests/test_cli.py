@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import purebench
-from purebench import cli, progress, records
+from purebench import assets, catalogue, cli, datasets, progress, records, registry
 
 PACKAGE = Path(purebench.__file__).parent
 PUREBENCH = [sys.executable, "-c", "from purebench.cli import main; main()"]
@@ -84,7 +84,7 @@ def test_every_help_has_examples(monkeypatch, capsys, command):
     assert f"purebench {command}" in out.partition("Examples:")[2]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["list"], ["show", "coup"], ["show", "pgd-eot"], ["where"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["list"], ["show", "coup"], ["show", "robustbench"], ["where"]])
 def test_what_only_names_things_costs_no_time_and_no_torch(arguments):
     def cpu():
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -246,6 +246,99 @@ def test_an_edited_line_is_refused_by_table_status_and_run(finished, tmp_path, m
     subprocess.run(["sed", "-i", "1d", path], check=True)  # as the hint says
     assert here(monkeypatch, capsys, "run", *TINY, "--quiet", "--out", tmp_path / "r") == (0, "", "")
     assert path.read_bytes() == (finished[0] / path.relative_to(tmp_path / "r")).read_bytes()
+
+
+# ----------------------------------------------------------------------------------------------------------------- show
+
+ESSENTIALS = {
+    "defense": "formula parameters nfe forwards random output gradients requires",
+    "attack": "parameters gradients cost",
+    "gradient": "parameters",
+    "dataset": "images shape classes subset defaults source licence parameters",
+    "classifier": "parameters",
+    "score": "takes assets parameters",
+}
+
+
+def shown(monkeypatch, capsys, kind, name):
+    """What `show` says of one name: as data, and as text."""
+    found = json.loads(here(monkeypatch, capsys, "show", name, "--json")[1])
+    [own] = [f for f in (found, *found.get("also", [])) if f["kind"] == kind]
+    code, out, err = here(monkeypatch, capsys, "show", name)
+    assert (code, err) == (0, "")
+    return own, " ".join(out.split())
+
+
+@pytest.mark.parametrize(("kind", "name"), [(k, n) for k, names in registry.NAMES.items() for n in names])
+def test_everything_is_shown_with_its_essentials(kind, name, monkeypatch, capsys):
+    found, text = shown(monkeypatch, capsys, kind, name)
+    info = registry.info(kind, name)
+    needed = {*ESSENTIALS[kind].split(), "summary", "documentation", "version", "defined in"}
+    needed |= {"differences"} & set(info) | ({"cite"} if info.get("cite") else set())
+    assert needed <= set(found)
+    assert {p["name"]: p["default"] for p in found["parameters"]}.keys() == registry.parameters(kind, name).keys()
+    assert (PACKAGE.parent / found["documentation"]).is_file()
+    said = [found["summary"], found["documentation"], found.get("formula", ""), found.get("differences", "")]
+    said += found.get("gradients", []) + [found.get("cite", ""), str(found.get("subset", "")), found.get("licence", "")]
+    said += [part for p in found["parameters"] for part in (p["name"], p["default"], p["paper"])]
+    said += [a[key] for a in found.get("assets", [])[:1] for key in ("asset", "size", "licence", "trust", "state")]
+    said += [info.get("stand_in", "")]
+    assert all(" ".join(part.split()) in text for part in said), [p for p in said if " ".join(p.split()) not in text]
+    if kind == "defense":
+        assert [p["name"] for p in found["parameters"] if p["common"]] == ["votes", "combine", "noise"]
+        assert (
+            f"`{name}" in (PACKAGE.parent / found["documentation"]).read_text()
+            or name == Path(found["documentation"]).stem
+        )
+        assert f"| `{name}` |" in (PACKAGE.parent / "docs" / "defenses.md").read_text()
+
+
+@pytest.mark.parametrize("name", registry.NAMES["defense"])
+def test_show_has_every_value_of_every_dataset_and_no_other(name, monkeypatch, capsys):
+    found, text = shown(monkeypatch, capsys, "defense", name)
+    told = {(n, p["name"]) for p in found["parameters"] for n in p["datasets"]}
+    tables = {n: datasets.defaults(n).get("defense", {}).get(name, {}) for n in registry.NAMES["dataset"]}
+    assert told == {(n, key) for n, table in tables.items() for key in table}
+    assert set(found["forwards"]) == {"default", *(n for n, table in tables.items() if table)}
+    assert all(n in text for n, _ in told)
+
+
+def test_show_tells_values_paper_and_calls(monkeypatch, capsys):
+    found, text = shown(monkeypatch, capsys, "defense", "diffpure")
+    assert "imagenet 0.15; celebahq 0.5 paper: 0.1 for Linf 8/255" in text
+    assert found["forwards"] | {"digits": 11, "imagenet": 151} == found["forwards"]
+    assert set(found["gradients"]) == {"exact", "adjoint", "bpda", "surrogate"}
+    assert found["random"] == "yes: the forward noise and one normal per step"
+    assert shown(monkeypatch, capsys, "defense", "none")[0]["random"] == "no"
+
+
+def test_one_name_of_two_kinds_is_shown_twice(monkeypatch, capsys):
+    assert shown(monkeypatch, capsys, "score", "edm")[0]["assets"][0]["licence"] == "CC BY-NC-SA 4.0"
+    assert shown(monkeypatch, capsys, "defense", "edm")[0]["documentation"] == "docs/defenses/edm.md"
+    assert shown(monkeypatch, capsys, "preset", "digits")[0]["grid"]["dataset"] == "digits"
+
+
+def test_show_says_whether_a_checkpoint_is_here(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PUREBENCH_CACHE", str(tmp_path))
+    asset = "ebm-hill-cifar10"
+    assert "not in the cache: `purebench fetch ebm-hill-cifar10`" in shown(monkeypatch, capsys, "score", "ebm")[1]
+    [part] = assets.parts(asset)
+    part.file.parent.mkdir(parents=True)
+    part.file.write_bytes(b"weights")
+    assert shown(monkeypatch, capsys, "score", "ebm")[0]["assets"][0]["state"] == "in the cache"
+    assert "ships with purebench" in shown(monkeypatch, capsys, "score", "digits-vp")[1]
+    assert "not trained yet" in shown(monkeypatch, capsys, "classifier", "mnist-cnn")[1]
+    assert "ADP's own NCSNv2 and WRN-28-10, never released" in shown(monkeypatch, capsys, "score", "ncsnv2")[1]
+
+
+def test_show_of_a_plug_in_names_no_page_of_ours(monkeypatch):
+    monkeypatch.setitem(registry.NAMES["defense"], "another", registry.NAMES["defense"]["gaussian"])
+    registry.names.cache_clear()
+    try:
+        assert "documentation" not in catalogue.facts("another")
+        assert catalogue.text(catalogue.facts("another"))
+    finally:
+        registry.names.cache_clear()
 
 
 # ------------------------------------------------------------------------------------------------------------ bad input

@@ -109,12 +109,6 @@ def recorded(name):
         return {k: torch.from_numpy(a) for k, a in file.items()}
 
 
-def within(what, a, b, tolerance):
-    deviation = relative(a, b)
-    print(f"{what:<44} {deviation:.1e}  (relative, tolerance {tolerance:.0e})")
-    assert deviation < tolerance, what
-
-
 def words(text):
     return tuple(map(int, text.split(",")))
 
@@ -155,12 +149,12 @@ def test_published_schedules(case):
 @needs_golden
 @pytest.mark.parametrize("eta", [1.0, 0.0], ids=["ddpm", "ddim"])
 @pytest.mark.parametrize("case", ["def_gns", "att_gns", "def_single", "att_imagenet", "t100_s20", "t100_s3"])
-def test_published_process(case, eta):
+def test_published_process(case, eta, deviation):
     key = f"{case}/{'ddpm' if eta else 'ddim'}"
     file, schedule = recorded("leekim_process.npz"), json.loads((GOLDEN / "leekim_schedules.json").read_text())[case]
     if f"{key}/noise" not in file:
         pytest.skip("not recorded")
-    within("abar", file["alpha_bar"], discrete(), 1e-6)
+    deviation("gns: abar", relative(file["alpha_bar"], discrete()), 1e-6)
     p = gns(CURVED, stages=words(schedule["max_timesteps_arg"]), steps=words(schedule["num_steps_arg"]), eta=eta)
     draws, stored = iter(file[f"{key}/noise"]), {}
     for k, (_, _, depth) in enumerate(p.steps):
@@ -178,21 +172,22 @@ def test_published_process(case, eta):
             return torch.autograd.grad(seen["ce"], out)[0]
 
     _, grad = chain.vjp(p, file["x"], Replay(stored), cotangent)
-    within(f"{key}: logits", seen["logits"].detach(), file[f"{key}/logits"], 2e-5)
-    within(f"{key}: cross-entropy", seen["ce"].detach().double(), file[f"{key}/ce_sum"], 2e-5)
-    within(f"{key}: gradient", grad, file[f"{key}/grad_x"], 1e-4)
+    deviation(f"gns {key}: logits", relative(seen["logits"].detach(), file[f"{key}/logits"]), 2e-5)
+    deviation(f"gns {key}: cross-entropy", relative(seen["ce"].detach().double(), file[f"{key}/ce_sum"]), 2e-5)
+    deviation(f"gns {key}: gradient", relative(grad, file[f"{key}/grad_x"]), 1e-4)
 
 
 @needs_golden
-def test_published_edm_multistep():
+def test_published_edm_multistep(deviation):
     tiny = recorded("tiny_ddpmpp.npz")
     network = build("edm", json.loads(bytes(tiny["config_json"].numpy()).decode()))
     network.load_state_dict({k.removeprefix("sd/"): v for k, v in tiny.items() if k.startswith("sd/")}, strict=False)
     file = recorded("edm_multistep_18_start13.npz")
     p = edm(DenoiserScore(network, (3, 32, 32)), sigma=80.0, steps=18, start=int(file["start"]))
     assert p.n == 5
-    within("edm: levels", np.array(p.sigmas), file["t_steps"][13:], 1e-12)
-    within("edm: result", chain.run(p, file["x_in01"], Replay({(-1, 0): file["eps"][0]})), file["out01"], 1e-5)
+    deviation("edm multi-step: levels", relative(np.array(p.sigmas), file["t_steps"][13:]), 1e-12)
+    out = chain.run(p, file["x_in01"], Replay({(-1, 0): file["eps"][0]}))
+    deviation("edm multi-step: result", relative(out, file["out01"]), 1e-5)
 
 
 # ------------------------------------------------------------------------------------------- gns: closed forms on Gaussian data

@@ -16,4 +16,9 @@ def make(name: str, *, score: Any = None, classifier: Any = None, **parameters: 
         raise UserError(
             f"`{common[0]}` belongs to a defense, not to a purifier", "give it to `purebench.defense.Defense`"
         )
+    for need, given in (("score", score), ("classifier", classifier)):
+        if given is None and need in registry.info("defense", name).get("needs", []):
+            raise UserError(
+                f"`{name}` needs a {need}, and was given none", f"`purebench.purifiers.make(.., {need}=..)`"
+            )
     return registry.factory("defense", name)(score, classifier, **parameters)

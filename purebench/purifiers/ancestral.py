@@ -29,9 +29,9 @@ INFO = {
         "needs": ["score"],
         "requires": ["0 < t <= 1", "1000 * t >= 0.5"],
         "paper": {
-            "t": "0.15 on ImageNet; 0.4 and 0.5 on CelebA-HQ (its scripts: 0.5)",
-            "variance": "learned on ImageNet (guided diffusion), fixedsmall on CelebA-HQ",
-            "clip": "true on ImageNet, false on CelebA-HQ",
+            "t": "0.4 and 0.5 on CelebA-HQ (its scripts: 0.5); no script runs it on ImageNet",
+            "variance": "fixedsmall on CelebA-HQ; learned by the runner for guided diffusion",
+            "clip": "false on CelebA-HQ; true by the runner for guided diffusion",
         },
         "differences": "none known in the forward pass; the official runners have no gradient at all (no_grad: BPDA only)",
         "cite": """@inproceedings{nie2022diffpure,

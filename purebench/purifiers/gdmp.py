@@ -118,13 +118,13 @@ def gdmp(
     t: int = 36,
     passes: int = 4,
     guidance: str = "mse",
-    scale: float = 60000.0,
+    scale: float = 600.0,
     ptb: float = 8.0,
     variant: str = "paper",
     batch: int = 100,
 ) -> GDMP:
     """GDMP as on CIFAR-10. t: index of 1..999 to which every pass diffuses; passes: of t steps each, all anchored at the original
     input; guidance: `mse`, `ssim` or `none`; scale, ptb (of 255): s_i above; variant: `paper` guides every image by its own D, `code`
-    divides that by `batch`, as a mean over the official code's batch does. Output (B,C,H,W) clipped to [0,1]. Source:
+    divides that by `batch`, as a mean over the official code's batch does: its 60000 (`ssim`: 1000) is 600 (10) per image. Output (B,C,H,W) clipped to [0,1]. Source:
     purification/diff_purify.py and pytorch_diffusion/diffusion.py."""
     return GDMP(score, t, passes, guidance, scale, ptb, variant, batch)

@@ -12,7 +12,7 @@ from purebench.noise import Noise
 INFO = {
     "one-shot": {
         "summary": "add Gaussian noise, denoise once",
-        "formula": "clip(D(2x - 1 + sigma eps; sigma))",
+        "formula": "clip((D(2x - 1 + sigma eps; sigma) + 1) / 2)",
         "nfe": "1",
         "random": True,
         "output": "unit",

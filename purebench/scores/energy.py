@@ -48,7 +48,8 @@ class EnergyScore(Score):
         keep = torch.is_grad_enabled() and x.requires_grad
         with torch.enable_grad():
             inside = x if keep else x.detach().requires_grad_()
-            return torch.autograd.grad(self.energy(inside).sum(), inside, create_graph=keep)[0]
+            grad = torch.autograd.grad(self.energy(inside).sum(), inside, create_graph=True)[0]  # as `chain.inner_grad`
+            return grad if keep else grad.detach()
 
     def direction(self, x: Tensor, sigma: float) -> Tensor:
         """sigma times the score - grad U = - 2 grad f / eps^2."""

@@ -1,0 +1,254 @@
+"""What every defense promises on every family of score models: shape, type, range, determinism, rows that do not know of each other,
+declared network calls, exact gradients; and a refusal in words where a pair makes no sense. The networks are small and random."""
+
+import itertools
+from functools import cache
+
+import pytest
+import torch
+from torch import nn
+
+from purebench import chain, registry
+from purebench.errors import UserError
+from purebench.networks import build
+from purebench.networks.small import SmallCNN, SmallUNet
+from purebench.nfe import watch
+from purebench.noise import Noise
+from purebench.purifiers import make
+from purebench.scores.denoisers import DenoiserScore, NCSNScore
+from purebench.scores.energy import EnergyScore
+from purebench.scores.vp import IndexScore, VPScore
+from purebench.spec import parse
+
+torch.set_num_threads(1)
+SIZE = (3, 8, 8)
+NAMES = [name for name, target in registry.names("defense").items() if target.startswith("purebench.")]
+NOISY = torch.randn(16, *SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+X = torch.rand(16, *SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+# ------------------------------------------------------------------------------------------------- families of score models
+
+
+class WithVariance(nn.Module):
+    """eps, and behind it the weight of the log variance, as guided diffusion's networks answer: (B, 2C, H, W)."""
+
+    def __init__(self):
+        super().__init__()
+        self.eps, self.weight = SmallUNet(3, base=8), nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x, labels):
+        eps = self.eps(x, labels)
+        return torch.cat([eps, self.weight(x).tanh()], dim=1)
+
+
+class Energy(nn.Module):
+    """(B,), twice differentiable."""
+
+    def __init__(self):
+        super().__init__()
+        convolutions = (nn.Conv2d(3, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 8, 4, 2, 1), nn.SiLU())
+        self.f = nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(128, 1, bias=False))
+
+    def forward(self, x):
+        return self.f(x)[:, 0]
+
+
+EDM = {"img_resolution": 8, "img_channels": 3, "model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1}
+NCSNV2 = {"ngf": 4, "image_size": 8, "channels": 3, "sigma_begin": 1, "sigma_end": 0.01, "num_classes": 10}
+FAMILIES = {
+    "vp": lambda: VPScore(filled(SmallUNet(3, base=8)), SIZE),
+    "index": lambda: IndexScore(filled(WithVariance()), SIZE),
+    "denoiser": lambda: DenoiserScore(filled(build("edm", {**EDM, "attn_resolutions": [4]})), SIZE),
+    "ncsn": lambda: NCSNScore(filled(build("ncsnv2", NCSNV2)), SIZE, 0.02, 2.0),
+    "energy": lambda: EnergyScore(filled(Energy()), SIZE, eps=1.0),
+}
+
+
+def filled(network):
+    """Random weights that let every layer through: fresh ones have zeros, with which a network says nothing."""
+    generator = torch.Generator().manual_seed(7)
+    for key, p in network.named_parameters():
+        z = torch.randn(p.shape, generator=generator)
+        scale = p[0].numel() ** -0.5 if p.dim() > 1 else 0.1
+        p.data = scale * z + (p.dim() == 1 and key.endswith(("weight", "alpha", "gamma")))
+    return network.eval().requires_grad_(False)
+
+
+@cache
+def parts(family, dtype):
+    """(score model, classifier), both counted."""
+    score = FAMILIES[family]()
+    score.network.to(dtype)
+    return score, watch(filled(SmallCNN(3, width=8)).to(dtype))
+
+
+# ----------------------------------------------------------------------------------------------------------- cases and pairs
+
+FEW = {  # parameters of few steps, where they are not called `steps`
+    "diffpure-ddpm": ["diffpure-ddpm:t=0.002", "diffpure-ddpm:t=0.002,variance=learned"],
+    "gdmp": ["gdmp:t=2,passes=2,scale=600", "gdmp:t=2,passes=1,guidance=ssim,scale=10"],
+    "gns": ["gns:stages=[6,15],steps=[1,3]", "gns:stages=[2],eta=0"],
+    "scoreopt-o": ["scoreopt-o:steps=2", "scoreopt-o:steps=2,objective=sr", "scoreopt-o:steps=2,width=0"],
+    "scoreopt-n": ["scoreopt-n:steps=1,outer=2", "scoreopt-n:steps=2,objective=sr"],
+    "edm": ["edm:steps=3", "edm:steps=3,order=2"],
+    "adp": ["adp:steps=2", "adp:steps=2,update=langevin", "adp:steps=2,threshold=10", "adp:steps=2,variant=code"],
+    "coup": ["coup:steps=2", "coup:steps=2,clamp=true"],
+    "lm": ["lm:steps=2", "lm:steps=2,guidance=1,variant=code"],
+}
+
+
+def usual(name):
+    return [f"{name}:steps=2" if "steps" in registry.parameters("defense", name) else name]
+
+
+CASES = [case for name in NAMES for case in FEW.get(name, usual(name))]
+IMPOSSIBLE = {  # (case, family): what the refusal says
+    **{
+        ("diffpure-ddpm:t=0.002,variance=learned", family): "needs a score model that learned its variances"
+        for family in ("vp", "denoiser", "ncsn", "energy")
+    },
+    ("edm:steps=3", "energy"): "above the score model's largest",  # it knows one noise level alone
+    ("edm:steps=3,order=2", "energy"): "above the score model's largest",
+    ("scoreopt-o:steps=2", "energy"): "takes one noise level for all images",
+    ("scoreopt-o:steps=2,objective=sr", "energy"): "takes one noise level for all images",
+}
+PAIRS = [pair for pair in itertools.product(CASES, FAMILIES) if pair not in IMPOSSIBLE]
+INNER = {  # the entry of INFO that counts a family's inner backwards, where it is not nfe_inner
+    # The direction of an energy is itself a gradient, and every other network in a step is asked for one: a backward for each
+    # forward. A gradient of that gradient does not pass the energy's output, where calls are counted.
+    "energy": "nfe",
+}
+every_pair = pytest.mark.parametrize(("case", "family"), PAIRS)
+
+
+def couples(case):
+    """Whether INFO says that images depend on their batch mates, as published."""
+    part = parse(case, "defense")
+    return any(part.get(k) == v for k, v in registry.info("defense", part.name).get("couples", {}).items())
+
+
+def purifier(case, family, dtype):
+    part = parse(case, "defense")
+    score, classifier = parts(family, dtype)
+    return make(part.name, score=score, classifier=classifier, **dict(part.parameters))
+
+
+def noise(ids, seed=3, samples=None):
+    return Noise(seed, "judge", (), ids, samples or [0] * len(ids))
+
+
+def about(case):
+    """(INFO, resolved parameters)"""
+    part = parse(case, "defense")
+    return registry.info("defense", part.name), registry.parameters("defense", part.name) | dict(part.parameters)
+
+
+# -------------------------------------------------------------------------------------------------------------- the contract
+
+
+@every_pair
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_shape_dtype_range_and_finiteness(case, family, dtype):
+    x = X[:2].to(dtype)
+    out = chain.run(purifier(case, family, dtype), x, noise([0, 1]))
+    assert out.shape == x.shape
+    assert out.dtype == dtype
+    assert out.isfinite().all()
+    assert not out.requires_grad
+    if about(case)[0]["output"] == "unit":
+        assert out.min() >= 0
+        assert out.max() <= 1
+
+
+@every_pair
+def test_purification_is_a_function_of_image_seed_and_image_id(case, family):
+    p, x = purifier(case, family, torch.float32), X[:1].float()
+    before = x.clone()
+    first = chain.run(p, x, noise([5]))
+    assert torch.equal(chain.run(p, x, noise([5])), first)  # the object keeps nothing
+    assert torch.equal(x, before)  # and the input is not touched
+    random = about(case)[0]["random"]
+    for other in (noise([5], seed=4), noise([6]), noise([5], samples=[1]), noise([5]).fork("attack")):
+        assert torch.equal(chain.run(p, x, other), first) != random
+
+
+@pytest.mark.parametrize(("case", "family"), [pair for pair in PAIRS if not couples(pair[0])])
+def test_a_row_depends_neither_on_its_mates_nor_on_its_place(case, family):
+    """Bit for bit, purified image and gradient alike: half of sixteen rows move, among others."""
+    p, x, v = purifier(case, family, torch.float32), X.float(), NOISY.float()
+    out, grad = chain.vjp(p, x, noise(range(16)), v)
+    kept, places = [0, 3, 6, 7, 8, 11, 14, 15], [13, 12, 1, 9, 0, 4, 7, 15]
+    ids, moved, cotangent = list(range(100, 116)), (1 - x).flip(0), -v
+    for row, place in zip(kept, places, strict=True):
+        ids[place], moved[place], cotangent[place] = row, x[row], v[row]
+    again, other = chain.vjp(p, moved, noise(ids), cotangent)
+    assert torch.equal(again[places], out[kept])
+    assert torch.equal(other[places], grad[kept])
+
+
+def test_what_couples_a_batch_says_so():
+    assert [case for case in CASES if couples(case)] == ["adp:steps=2,variant=code"]
+    assert purifier("adp:steps=2,variant=code", "vp", torch.float32).couples_batch
+    assert not purifier("adp:steps=2", "vp", torch.float32).couples_batch
+
+
+@every_pair
+def test_network_calls_are_those_declared(case, family):
+    info, values = about(case)
+    p = purifier(case, family, torch.float32)
+    with chain.nfe() as calls:
+        chain.run(p, X[:2].float(), noise([0, 1]))
+    forward = registry.expression(info["nfe"], values)
+    backward = registry.expression(info.get(INNER.get(family, "nfe_inner"), "0"), values)
+    assert (calls.forward, calls.backward, calls.recomputed) == (forward, backward, 0)
+
+
+@every_pair
+def test_the_gradient_is_autograd_through_the_unrolled_chain(case, family):
+    p, x, v, draws = purifier(case, family, torch.float64), X[:2], NOISY[:2], noise([0, 1])
+    out, grad = chain.vjp(p, x, draws, v)
+    leaf = x.clone().requires_grad_()
+    state = p.start(leaf, draws)
+    for k in range(p.n):
+        state = p.step(k, state, draws)
+    unrolled = p.finish(state)
+    (expected,) = torch.autograd.grad(unrolled, leaf, v)
+    assert grad.shape == x.shape
+    assert grad.dtype == x.dtype
+    assert grad.isfinite().all()
+    assert grad.abs().max() > 0
+    assert (grad - expected).abs().max() <= 1e-10 * expected.abs().max()
+    assert torch.equal(out, unrolled)
+    assert torch.equal(out, chain.run(p, x, draws))  # with a graph or without
+
+
+# --------------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(("case", "family"), IMPOSSIBLE)
+def test_impossible_pairs_are_refused_in_words(case, family):
+    with pytest.raises(UserError, match=IMPOSSIBLE[case, family]) as error:
+        chain.run(purifier(case, family, torch.float32), X[:2].float(), noise([0, 1]))
+    assert error.value.hint
+
+
+def test_variances_that_a_network_of_indices_did_not_learn_are_refused():
+    p = make("diffpure-ddpm", score=IndexScore(filled(SmallUNet(3, base=8)), SIZE), t=0.002, variance="learned")
+    with pytest.raises(UserError, match="needs a score model that learned its variances") as error:
+        chain.run(p, X[:2].float(), noise([0, 1]))
+    assert "`fixedsmall`" in error.value.hint
+
+
+@pytest.mark.parametrize("name", ["lm", "lm-coup"])
+def test_guidance_without_a_classifier_is_refused(name):
+    with pytest.raises(UserError, match="needs a classifier") as error:
+        make(name, score=parts("vp", torch.float32)[0], guidance=1.0)
+    assert error.value.hint
+
+
+@pytest.mark.parametrize("name", ["adp", "ebm"])
+def test_what_follows_a_score_is_not_made_without_one(name):
+    with pytest.raises(UserError, match="given n") as error:
+        make(name)
+    assert error.value.hint
