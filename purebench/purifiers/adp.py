@@ -169,10 +169,11 @@ def adp(
     """ADP, Algorithm 1. Images in [0,1], noise and steps on that scale; the output is clipped by variant=code alone.
 
     score: a score model, or a list of them, used in rotation. sigma: of the injected noise; rand: `gaussian`, or `binary`, signs
-    of the same mean size. update: `deterministic`, with adaptive steps; `schedule`, steps from `first` to `last` in geometric sequence; `langevin`, the
-    same with the noise of Langevin dynamics. delta: length of the probe, 0: the variant's. threshold: norm of s above which an
-    image gets all of sigma, others beta sigma; 0: no detection. level: noise level on the [-1,1] scale at which s is taken,
-    0: 2 sigma, within what the model was trained on (NCSNv2 sees none). Random: one draw; `langevin`, another per step.
+    of the same mean size. update: `deterministic`, with adaptive steps; `schedule`, steps from `first` to `last` in geometric
+    sequence; `langevin`, the same with the noise of Langevin dynamics. delta: length of the probe, 0: the variant's. threshold:
+    norm of s above which an image gets all of sigma, others beta sigma; 0: no detection. level: noise level on the [-1,1] scale at
+    which s is taken, 0: 2 sigma, within what the model was trained on (NCSNv2 sees none). Random: one draw; `langevin`, another per
+    step.
     """
     for key, word in (("rand", rand), ("variant", variant), ("update", update)):
         if word not in WORDS[key]:

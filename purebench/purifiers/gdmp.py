@@ -125,6 +125,7 @@ def gdmp(
 ) -> GDMP:
     """GDMP as on CIFAR-10. t: index of 1..999 to which every pass diffuses; passes: of t steps each, all anchored at the original
     input; guidance: `mse`, `ssim` or `none`; scale, ptb (of 255): s_i above; variant: `paper` guides every image by its own D, `code`
-    divides that by `batch`, as a mean over the official code's batch does: its 60000 (`ssim`: 1000) is 600 (10) per image. Output (B,C,H,W) clipped to [0,1]. Source:
+    divides that by `batch`, as a mean over the official code's batch does: its 60000 (`ssim`: 1000) is 600 (10) per image.
+    Output (B,C,H,W) clipped to [0,1]. Source:
     purification/diff_purify.py and pytorch_diffusion/diffusion.py."""
     return GDMP(score, t, passes, guidance, scale, ptb, variant, batch)
