@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from purebench import chain
 from purebench.noise import Noise
 from purebench.purifiers import make
-from purebench.scores.views import Score
+from purebench.scores.views import Level, Score
 
 MEAN, STD, PUSH = 0.4, 0.1, 0.1  # m, s, and how far the images have been pushed
 STEPS, QUANTILES = 50, 9  # of COUP; boundaries that stand for the normal displacement
@@ -30,7 +30,7 @@ class TwoGaussians(Score):
 
     size = (1, 1, 1)
 
-    def direction(self, x: Tensor, sigma: float) -> Tensor:
+    def direction(self, x: Tensor, sigma: Level) -> Tensor:
         """sigma * grad log of N(-m, s^2 + sigma^2) / 2 + N(m, s^2 + sigma^2) / 2."""
         variance = STD**2 + sigma**2
         return sigma * (MEAN * torch.tanh(x * MEAN / variance) - x) / variance

@@ -18,10 +18,10 @@ from purebench import chain, registry
 from purebench.errors import UserError
 from purebench.networks import build
 from purebench.noise import Noise, Replay
+from purebench.purifiers.adam import root
 from purebench.purifiers.one_shot import one_shot
-from purebench.purifiers.scoreopt import INFO, denoise, root, scoreopt_n, scoreopt_o
+from purebench.purifiers.scoreopt import INFO, scoreopt_n, scoreopt_o
 from purebench.scores.denoisers import DenoiserScore, NCSNScore
-from purebench.scores.views import Score
 from purebench.scores.vp import IndexScore, VPScore
 
 torch.set_num_threads(1)
@@ -351,21 +351,9 @@ class Predictor(nn.Module):
 )
 def test_a_level_per_row_is_the_score_models_own_denoiser_row_by_row(score):
     sigma = torch.tensor([0.011, 0.37, 2.5], dtype=X.dtype)
-    out = denoise(score, X, sigma[:, None, None, None])
+    out = score.denoise(X, sigma[:, None, None, None])
     for i, s in enumerate(sigma.tolist()):
         torch.testing.assert_close(out[i : i + 1], score.denoise(X[i : i + 1], s), rtol=1e-9, atol=1e-9)
-    assert torch.equal(denoise(score, X, 0.37), score.denoise(X, 0.37))
-
-
-def test_score_models_of_other_kinds_take_one_level():
-    class Other(Score):
-        def direction(self, x, sigma):
-            return -x
-
-    chain.run(scoreopt_o(Other(), width=0.0), X, NOISE)
-    with pytest.raises(UserError, match="one noise level for all images") as error:
-        chain.run(scoreopt_o(Other()), X, NOISE)
-    assert "width=0" in error.value.hint
 
 
 # ---------------------------------------------------------------------------------------------------------------- gradients

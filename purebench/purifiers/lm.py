@@ -16,6 +16,7 @@ from torch import Tensor
 from purebench import chain
 from purebench.errors import UserError, unknown
 from purebench.noise import Noise
+from purebench.purifiers import adam
 
 _CHEN = """@inproceedings{chen2024robust,
   title={Robust Classification via a Single Diffusion Model},
@@ -66,7 +67,6 @@ INFO = {
         "cite": _ZHANG,
     },
 }
-BETA_1, BETA_2, TINY = 0.9, 0.999, 1e-8  # Adam's
 
 
 class LikelihoodMaximisation:
@@ -113,22 +113,11 @@ class LikelihoodMaximisation:
     def step(self, k: int, state: tuple[Tensor, ...], noise: Noise) -> tuple[Tensor, ...]:
         x, m, v, first = state
         eps = noise.normal(k, x)
-        g = self.gradient(x, eps, self.sigmas[k])
-        m = BETA_1 * m + (1 - BETA_1) * g
-        v = BETA_2 * v + (1 - BETA_2) * g.square()
-        x = x - self.lr * m / (1 - BETA_1 ** (k + 1)) / (_sqrt(v / (1 - BETA_2 ** (k + 1))) + TINY)
+        g = chain.inner_grad(lambda x: self.loss(x, eps, self.sigmas[k]), x)
+        x, m, v = adam.update(k, g, x, m, v, self.lr)
         if self.radius is not None:
             x = torch.minimum(torch.maximum(x, first - self.radius), first + self.radius)
         return x, m, v, first
-
-    def gradient(self, x: Tensor, eps: Tensor, sigma: float) -> Tensor:
-        """Of `loss`, as if it were to be differentiated again even when it is not: PyTorch has another formula for the gradient of a
-        group norm then, and a purification must not differ in its last bits between the judge and the engine's plans."""
-        recording = torch.is_grad_enabled() and x.requires_grad
-        with torch.enable_grad():
-            inside = x if recording else x.detach().requires_grad_()
-            g = chain.inner_grad(lambda x: self.loss(x, eps, sigma), inside)
-        return g if recording else g.detach()
 
     def loss(self, x: Tensor, eps: Tensor, sigma: float) -> Tensor:
         """(B,), to be minimised in x."""
@@ -140,12 +129,6 @@ class LikelihoodMaximisation:
 
     def finish(self, state: tuple[Tensor, ...]) -> Tensor:
         return ((state[0] + 1) / 2).clamp(0, 1)
-
-
-def _sqrt(v: Tensor) -> Tensor:
-    """sqrt whose derivative at 0 is 0: Adam's v where the gradient has always been zero."""
-    zero = v == 0
-    return torch.where(zero, 0, torch.where(zero, 1, v).sqrt())
 
 
 def lm(

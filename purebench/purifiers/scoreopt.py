@@ -6,21 +6,16 @@ part of the state; its gradient is an inner one, through the denoiser's Jacobian
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from purebench import chain
 from purebench.errors import UserError, unknown
 from purebench.noise import Noise
-from purebench.scores.denoisers import DenoiserScore, NCSNScore
-from purebench.scores.views import BETA_MAX, BETA_MIN, discrete
-from purebench.scores.vp import IndexScore, VPScore
+from purebench.purifiers import adam
 
 _CITE = """@inproceedings{zhang2023enhancing,
   title={Enhancing Adversarial Robustness via Score-Based Optimization},
@@ -77,7 +72,6 @@ INFO = {
         "cite": _CITE,
     },
 }
-BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # of Adam
 
 
 class ScoreOptO:
@@ -125,7 +119,7 @@ class ScoreOptO:
         sigma, eps = self.level(k, u, noise), noise.normal(k, u)
 
         def loss(u: Tensor) -> Tensor:
-            D = denoise(self.score, u + sigma * eps, sigma)
+            D = self.score.denoise(u + sigma * eps, sigma)
             if self.objective == "mse":
                 return (D - u) ** 2 + self.weight * (u - u0) ** 2
             return (D - u) ** 2 + self.regulariser(k, D, u0, sigma, noise)
@@ -146,18 +140,14 @@ class ScoreOptO:
         """weight (D - D(x + sigma eps'; sigma))^2 of the SR loss; else 0."""
         if self.objective != "sr":
             return 0.0
-        return self.weight * (D - denoise(self.score, x + sigma * noise.normal(k, x, draw=1), sigma)) ** 2
+        return self.weight * (D - self.score.denoise(x + sigma * noise.normal(k, x, draw=1), sigma)) ** 2
 
     def adam(
         self, j: int, u: Tensor, m: Tensor, v: Tensor, loss: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Update j = 0, 1, .. of Adam (Kingma and Ba 2015) on every image's mean of `loss`, with code's factor 1/batch."""
+        """Update j = 0, 1, .. of Adam on every image's mean of `loss`, with code's factor 1/batch."""
         share = 1 / self.batch if self.code else 1.0
-        g = gradient(lambda u: share * loss(u).flatten(1).mean(1), u)
-        m = BETA1 * m + (1 - BETA1) * g
-        v = BETA2 * v + (1 - BETA2) * g**2
-        m_hat = m / (1 - BETA1 ** (j + 1))
-        return u - self.lr * m_hat / (root(v) / math.sqrt(1 - BETA2 ** (j + 1)) + EPS), m, v
+        return adam.update(j, chain.inner_grad(lambda u: share * loss(u).flatten(1).mean(1), u), u, m, v, self.lr)
 
 
 class ScoreOptN(ScoreOptO):
@@ -189,66 +179,16 @@ class ScoreOptN(ScoreOptO):
         begun = i * (self.steps + 1) - 1
         sigma = self.level(begun, u, noise)
         if j == self.steps:
-            x = denoise(self.score, u, sigma)
+            x = self.score.denoise(u, sigma)
             return self.begin(k, x, noise) if i + 1 < self.outer else (x, m, v, x)
 
         def loss(u: Tensor) -> Tensor:
-            D = denoise(self.score, u, sigma)
+            D = self.score.denoise(u, sigma)
             if self.code:
                 return ((u - D) / sigma - noise.normal(begun, u)) ** 2
             return (D - x) ** 2 + self.regulariser(k, D, x, sigma, noise)
 
         return *self.adam(j, u, m, v, loss), x
-
-
-def gradient(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`chain.inner_grad` with the same bits whether the engine records or not: with create_graph, autograd has other formulas for the
-    backward of SiLU and group norm, and Adam makes of a gradient's rounding, where it is near 1e-8, a visible step."""
-    if torch.is_grad_enabled() and x.requires_grad:
-        return chain.inner_grad(f, x)
-    with torch.enable_grad():
-        return chain.inner_grad(f, x.detach().requires_grad_()).detach()
-
-
-def root(v: Tensor) -> Tensor:
-    """sqrt(v) with the gradient 0, not NaN, at v = 0."""
-    some = v > 0
-    return torch.where(some, torch.where(some, v, 1).sqrt(), 0)
-
-
-def denoise(score: Any, x: Tensor, sigma: Tensor | float) -> Tensor:
-    """D(x; sigma) where every row may have a level of its own, sigma (B,1,1,1); `score.denoise` takes one for all."""
-    if not isinstance(sigma, Tensor):
-        return score.denoise(x, sigma)
-    if isinstance(score, DenoiserScore):
-        return score.network(x, sigma.flatten())
-    if isinstance(score, NCSNScore):
-        return x + sigma * score.network((x + 1) / 2)
-    if isinstance(score, VPScore | IndexScore):
-        label = (_index if isinstance(score, IndexScore) else _label)(sigma.flatten().double())
-        return x - sigma * score.network(x / (1 + sigma**2).sqrt(), label.to(x.dtype))[:, : x.shape[1]]
-    raise UserError(
-        f"{type(score).__name__} takes one noise level for all images", "width=0 needs no more; or add it to `denoise`"
-    )
-
-
-def _label(sigma: Tensor) -> Tensor:
-    """999 t(sigma): `Score.time` of a tensor."""
-    width = BETA_MAX - BETA_MIN
-    return 999 / width * ((BETA_MIN**2 + 2 * width * (sigma**2).log1p()).sqrt() - BETA_MIN)
-
-
-def _index(sigma: Tensor) -> Tensor:
-    """The fractional index of the discrete schedule with this level, interpolated in log sigma as `IndexScore.direction` does."""
-    table, log = _log_levels(sigma.device), sigma.log()
-    above = torch.searchsorted(table, log).clamp(1, 999)
-    low, high = table[above - 1], table[above]
-    return above - 1 + ((log - low) / (high - low)).clamp(0, 1)
-
-
-@cache
-def _log_levels(device: torch.device) -> Tensor:
-    return torch.from_numpy(np.log(1 / discrete() - 1) / 2).to(device)
 
 
 def scoreopt_o(

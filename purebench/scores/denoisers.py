@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from purebench.nfe import watch
-from purebench.scores.views import Score, rows
+from purebench.scores.views import Level, Score, rows
 
 
 class DenoiserScore(Score):
@@ -20,10 +20,10 @@ class DenoiserScore(Score):
         self.network: Any = watch(network)
         self.size, self.sigma_min, self.sigma_max = size, sigma_min, sigma_max
 
-    def denoise(self, x: Tensor, sigma: float) -> Tensor:
+    def denoise(self, x: Tensor, sigma: Level) -> Tensor:
         return self.network(x, rows(sigma, x))
 
-    def direction(self, x: Tensor, sigma: float) -> Tensor:
+    def direction(self, x: Tensor, sigma: Level) -> Tensor:
         return (self.denoise(x, sigma) - x) / sigma
 
 
@@ -37,7 +37,7 @@ class NCSNScore(Score):
         self.network: Any = watch(_Raw(network))
         self.size, self.sigma_min, self.sigma_max = size, sigma_min, sigma_max
 
-    def direction(self, x: Tensor, sigma: float) -> Tensor:
+    def direction(self, x: Tensor, sigma: Level) -> Tensor:
         return self.network((x + 1) / 2)
 
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from purebench.assets import checkpoint
+from purebench.errors import UserError
 from purebench.nfe import watch
-from purebench.scores.views import Score
+from purebench.scores.views import Level, Score
 
 INFO = {
     "ebm": {
@@ -51,8 +52,10 @@ class EnergyScore(Score):
             grad = torch.autograd.grad(self.energy(inside).sum(), inside, create_graph=True)[0]  # as `chain.inner_grad`
             return grad if keep else grad.detach()
 
-    def direction(self, x: Tensor, sigma: float) -> Tensor:
-        """sigma times the score - grad U = - 2 grad f / eps^2."""
+    def direction(self, x: Tensor, sigma: Level) -> Tensor:
+        """sigma times the score - grad U = - 2 grad f / eps^2. UserError for a level of each row's own: it knows one."""
+        if isinstance(sigma, Tensor):
+            raise UserError("EnergyScore takes one noise level for all images", "`scoreopt-o` does so with width=0")
         return -2 * sigma / self.noise_of_langevin**2 * self.gradient(x)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 BETA_MIN, BETA_MAX = 0.1, 20.0
+Level = float | Tensor  # a noise level sigma > 0 in [-1,1] units: one for all rows, or (B,1,1,1)
 
 
 def integral(t: float) -> float:
@@ -51,9 +52,11 @@ class Score:
         return math.sqrt(math.expm1(integral(t)))
 
     @staticmethod
-    def time(sigma: float) -> float:
-        """The inverse of `sigma`."""
+    def time(sigma: Level) -> Level:
+        """The inverse of `sigma`; of a tensor in float64."""
         width = BETA_MAX - BETA_MIN
+        if isinstance(sigma, Tensor):
+            return ((BETA_MIN**2 + 2 * width * (sigma.double() ** 2).log1p()).sqrt() - BETA_MIN) / width
         return (math.sqrt(BETA_MIN**2 + 2 * width * math.log1p(sigma**2)) - BETA_MIN) / width
 
     @staticmethod
@@ -66,11 +69,11 @@ class Score:
         """The denoiser view's noise level at index i = 0..999 of the discrete schedule."""
         return math.sqrt(1 / discrete()[i] - 1)
 
-    def direction(self, x: Tensor, sigma: float) -> Tensor:
+    def direction(self, x: Tensor, sigma: Level) -> Tensor:
         """sigma * grad log p(x; sigma) for x = clean + sigma noise."""
         raise NotImplementedError
 
-    def denoise(self, x: Tensor, sigma: float) -> Tensor:
+    def denoise(self, x: Tensor, sigma: Level) -> Tensor:
         """E[clean | x] for x = clean + sigma noise."""
         return x + sigma * self.direction(x, sigma)
 
@@ -89,6 +92,13 @@ class Score:
         return -self.eps(x, t) / self.std(t)
 
 
-def rows(value: float, x: Tensor) -> Tensor:
+def rows(value: float | Tensor, x: Tensor) -> Tensor:
     """`value` for every row: (B,) in the type and on the device of x."""
+    if isinstance(value, Tensor):
+        return value.flatten().to(x.dtype)
     return torch.full((len(x),), value, dtype=x.dtype, device=x.device)
+
+
+def shrink(x: Tensor, sigma: Level) -> Tensor:
+    """x = clean + sigma noise as the VP state sqrt(abar) x, abar = 1 / (1 + sigma^2)."""
+    return x / (1 + sigma**2).sqrt() if isinstance(sigma, Tensor) else x / math.sqrt(1 + sigma**2)

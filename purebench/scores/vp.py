@@ -4,15 +4,22 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from purebench.nfe import watch
-from purebench.scores.views import BETA_MAX, BETA_MIN, Score, discrete, rows
+from purebench.scores.views import BETA_MAX, BETA_MIN, Level, Score, discrete, rows, shrink
 
 __all__ = ["BETA_MAX", "BETA_MIN", "IndexScore", "VPScore"]
+
+
+@cache
+def _log_levels(device: torch.device) -> Tensor:
+    return torch.from_numpy(np.log(1 / discrete() - 1) / 2).to(device)
 
 
 class VPScore(Score):
@@ -29,8 +36,8 @@ class VPScore(Score):
     def eps_index(self, x: Tensor, i: int) -> Tensor:
         return self.network(x, rows(float(i), x))
 
-    def direction(self, x: Tensor, sigma: float) -> Tensor:
-        return -self.eps(x / math.sqrt(1 + sigma**2), self.time(sigma))
+    def direction(self, x: Tensor, sigma: Level) -> Tensor:
+        return -self.network(shrink(x, sigma), rows(999 * self.time(sigma), x))
 
 
 class IndexScore(Score):
@@ -45,7 +52,7 @@ class IndexScore(Score):
         self.size = size
         self.sigma_min, self.sigma_max = self.sigma_index(0), self.sigma_index(999)
 
-    def output(self, x: Tensor, i: float) -> Tensor:
+    def output(self, x: Tensor, i: float | Tensor) -> Tensor:
         """(B, C or 2C, H, W): eps, and for networks that learn it, the interpolation weight v in [-1,1] of the log variance."""
         return self.network(x, rows(i, x))
 
@@ -55,6 +62,15 @@ class IndexScore(Score):
     def eps_index(self, x: Tensor, i: int) -> Tensor:
         return self.output(x, i)[:, : x.shape[1]]
 
-    def direction(self, x: Tensor, sigma: float) -> Tensor:
-        i = float(np.interp(math.log(sigma), np.log(1 / discrete() - 1) / 2, np.arange(1000)))
-        return -self.output(x / math.sqrt(1 + sigma**2), i)[:, : x.shape[1]]
+    def direction(self, x: Tensor, sigma: Level) -> Tensor:
+        return -self.output(shrink(x, sigma), self.index(sigma))[:, : x.shape[1]]
+
+    @staticmethod
+    def index(sigma: Level) -> float | Tensor:
+        """The fractional index at which sigma_index, interpolated in log sigma, is sigma; of a tensor in float64."""
+        if not isinstance(sigma, Tensor):
+            return float(np.interp(math.log(sigma), np.log(1 / discrete() - 1) / 2, np.arange(1000)))
+        table, log = _log_levels(sigma.device), sigma.double().log()
+        above = torch.searchsorted(table, log).clamp(1, 999)
+        low, high = table[above - 1], table[above]
+        return above - 1 + ((log - low) / (high - low)).clamp(0, 1)
