@@ -291,7 +291,10 @@ def text(found: dict[str, Any]) -> str:
         told = ": default; a dataset's; the paper's" if found["kind"] == "defense" else " and their defaults"
         lines += ["", f"parameters{told}", *_table(own)]
     if common:
-        lines += ["", "as every defense: purifications that are combined, how, and a factor on the normal draws"]
+        lines += [
+            "",
+            "as every defense: purifications that are combined, how; a factor on the normal draws; a score model of its own",
+        ]
         lines += _table(common)
     lines.append("")
     for key, value in found.items():

@@ -196,6 +196,15 @@ def check_fit(dataset: Component, classifier: Component, score: Component) -> No
         )
 
 
+def check_rotation(scores: list[Component], defense: str) -> None:
+    """Raises UserError for several score models where a defense takes one, or for models of different sizes."""
+    if len(scores) > 1 and not registry.info("defense", defense).get("rotates"):
+        raise UserError(f"`{defense}` takes one score model, and was given {len(scores)}", "give one: score=NAME")
+    if any(model.takes != scores[0].takes for model in scores):
+        said = ", ".join(f"`{model.text}` {_size(model.takes or [])}" for model in scores)
+        raise UserError(f"score models in rotation see images of one size: {said}", "choose models of one size")
+
+
 def check_range(score: Component, defense: Part, values: dict[str, Value]) -> None:
     """Raises UserError where a purifier asks a score model for noise that it was not trained on."""
     t = score.info.get("t_max", 1.0)

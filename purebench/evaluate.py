@@ -80,10 +80,11 @@ def build_defense(
     stand_in = dict(cell.parameters.get("surrogate", {}))
     other = str(stand_in.pop("defense", "none"))
     needs = [*needs, *registry.info("defense", other).get("needs", ["score"])]
-    score = _network("score", cell.component("score"), device) if "score" in needs else None
+    scores = [_network("score", part, device) for part in cell.components("score")] if "score" in needs else [None]
+    score = scores[0] if len(scores) == 1 else scores
     height, width = shape(cell)[1:]
     outer = (height, width)
-    inner: tuple[int, int] = tuple(score.size[1:]) if score is not None else outer
+    inner: tuple[int, int] = tuple(scores[0].size[1:]) if scores[0] is not None else outer
 
     def guide(x: Tensor) -> Tensor:
         return classifier(resize(x, outer))
@@ -94,12 +95,13 @@ def build_defense(
         return made if inner == outer or isinstance(made, Identity) else Resized(made, outer, inner)
 
     common: dict[str, Any] = {k: cell.parameters["defense"].get(k, v) for k, v in registry.COMMON["defense"].items()}
+    del common["score"]  # in the cell itself
     made = Defense(
         make(cell.defense.name, cell.parameters["defense"]), classifier, **common,
         gradient=Part("exact") if cell.gradient.name == "-" else cell.gradient,
         surrogate=make(other, stand_in) if "surrogate" in cell.parameters else None, rows=rows, memory=memory, on_work=on_work,
     )  # fmt: skip
-    made.score = score
+    made.score = scores[0]
     return made
 
 

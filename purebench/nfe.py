@@ -53,13 +53,16 @@ def recomputing() -> Iterator[None]:
 
 
 def watch(network: nn.Module) -> nn.Module:
-    """Makes every later call of `network` count: its forward, and the backward through its output."""
-    network.register_forward_hook(_count)
+    """Makes every later call of `network` count: its forward, and each time a gradient has come back to its input: plain backwards,
+    and second-order ones, which need not pass its output."""
+    network.register_forward_pre_hook(_count)
     return network
 
 
-def _count(_module: nn.Module, _args: tuple, output: Tensor) -> None:
+def _count(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    own = args[0].view_as(args[0])  # of this call alone: x may serve others
     for counter in _active.get():
         counter._add("forward")
-        if output.requires_grad:
-            output.register_hook(lambda _grad, counter=counter: counter._add("backward"))
+        if own.requires_grad:
+            own.register_hook(lambda _grad, counter=counter: counter._add("backward"))
+    return own, *args[1:]

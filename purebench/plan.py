@@ -15,7 +15,7 @@ from typing import Any
 from purebench import assets, components, datasets, registry
 from purebench.components import Component
 from purebench.errors import UserError, unknown
-from purebench.spec import Cell, Part, ThreatModel, Value, parse, show, threat
+from purebench.spec import Cell, Part, ThreatModel, Value, parse, parts, show, threat
 
 NOISE_VERSION = 1  # of noise.py: raised when a draw changes
 NO_GRADIENT = Part("-")
@@ -176,19 +176,19 @@ def _cells(
     score = components.find("score", pick(request.score, "score"))
     components.check_fit(dataset, classifier, score)
     threats = [threat(t) for t in request.threats or grid.get("threats") or [pick(None, "threat")]]
-    parts = {
+    asked = {
         kind: [parse(text, kind) for text in pick(given, f"{kind}s")]
         for kind, given in (("defense", request.defenses), ("attack", request.attacks))
     }
     if request.sanity:
-        parts["attack"] = list(dict.fromkeys([Part("null"), Part("noise"), *parts["attack"]]))
+        asked["attack"] = list(dict.fromkeys([Part("null"), Part("noise"), *asked["attack"]]))
     grads = [parse(text, "gradient") for text in (request.grads or grid.get("grads") or ["exact"])]
     seeds = request.seeds or grid.get("seeds") or [0]
     maker = _Maker(dataset, subset, classifier, score, defaults, notes)
     for limit in threats:
         for seed in seeds:
-            for defense in parts["defense"]:
-                for attack in parts["attack"]:
+            for defense in asked["defense"]:
+                for attack in asked["attack"]:
                     for gradient in maker.gradients(attack, grads):
                         cell, origin = maker.cell(defense, gradient, attack, limit, seed)
                         source = maker.source(attack, limit, seed)
@@ -209,6 +209,7 @@ class _Maker:
     ):  # fmt: skip
         self.dataset, self.subset, self.classifier, self.score = dataset, subset, classifier, score
         self.defaults, self.notes = defaults, notes
+        self.models: dict[str, list[Component]] = {}  # of every cell made: its score models
 
     def resolve(self, kind: str, part: Part) -> tuple[Part, dict[str, Value], dict[str, str]]:
         """(canonical part, every parameter, where each came from)."""
@@ -250,28 +251,38 @@ class _Maker:
     ) -> tuple[Cell, dict[str, str]]:
         defense, of_defense, d_origin = self.resolve("defense", defense)
         info = registry.info("defense", defense.name)
+        scores = self.scores(defense, info)
+        score = scores[0].text if len(scores) == 1 else show(_value(scores))
+        defense = Part(defense.name, tuple((k, v) for k, v in defense.parameters if k != "score"))
+        of_defense.pop("score", None)
         gradient = self.gradient(defense, info, gradient)
         source = self.source(attack, limit, seed)
-        if source and source[0].defense == defense and source[0].parameters["defense"] == of_defense:
+        if (
+            source
+            and (source[0].defense, source[0].score) == (defense, score)
+            and source[0].parameters["defense"] == of_defense
+        ):
             return source  # images made on this very defense: the same cell
-        components.check_range(self.score, defense, of_defense)
+        for model in scores:
+            components.check_range(model, defense, of_defense)
         if any(of_defense.get(key) == value for key, value in info.get("couples", {}).items()):
             self.notes.append(
                 f"warning: `{defense}` couples the images of a batch, as published: its numbers depend on --rows and on the batch mates"
             )
         attack, of_attack, a_origin = self.resolve("attack", attack)
         if source:
-            of_attack = of_attack | {"from": source[0].defense, "attack": source[0].attack}
+            other = source[0].defense
+            if source[0].score != score:
+                other = Part(other.name, (*other.parameters, ("score", _value(self.models[source[0].id]))))
+            of_attack = of_attack | {"from": other, "attack": source[0].attack}
             default = self.resolve("attack", Part("pgd-eot"))[0]
-            named = [("from", source[0].defense)] + (
-                [("attack", source[0].attack)] if source[0].attack != default else []
-            )
+            named = [("from", other)] + ([("attack", source[0].attack)] if source[0].attack != default else [])
             attack = Part(attack.name, tuple(named))
         versions = {
             "noise": NOISE_VERSION,
             "dataset": self.dataset.version,
             "classifier": self.classifier.version,
-            "score": self.score.version,
+            **{key: model.version for key, model in _keyed(scores)},
             "defense": registry.version("defense", defense.name),
             "attack": registry.version("attack", attack.name),
         }
@@ -282,19 +293,33 @@ class _Maker:
             stand_in = self.stand_in(defense, gradient)
             versions["surrogate"] = registry.version("defense", stand_in.name)
             parameters["surrogate"] = {"defense": stand_in.name, **self.resolve("defense", stand_in)[1]}
-            components.check_range(self.score, stand_in, parameters["surrogate"])
-        found = {"dataset": self.dataset, "classifier": self.classifier, "score": self.score}
+            for model in scores:
+                components.check_range(model, stand_in, parameters["surrogate"])
+            components.check_rotation(scores, stand_in.name)
+        found = {"dataset": self.dataset, "classifier": self.classifier, **dict(_keyed(scores))}
         hashes = {kind: c.digest for kind, c in found.items()}
         if not self.scored(
             defense.name, parameters
         ):  # a model that is not used: only what is known without fetching it
-            hashes["score"] = self.score.published
+            hashes |= {key: model.published for key, model in _keyed(scores)}
         cell = Cell(
-            self.dataset.text, self.subset, self.classifier.text, self.score.text, defense, gradient, attack, limit, seed,
+            self.dataset.text, self.subset, self.classifier.text, score, defense, gradient, attack, limit, seed,
             parameters, versions, hashes, source[0].id if source else "",
             {kind: c.where for kind, c in found.items() if c.where},
         )  # fmt: skip
+        self.models[cell.id] = scores
         return cell, {f"defense.{k}": o for k, o in d_origin.items()} | {f"attack.{k}": o for k, o in a_origin.items()}
+
+    def scores(self, defense: Part, info: dict[str, Any]) -> list[Component]:
+        """The score models of a defense: those that it names itself, else the run's."""
+        own = defense.get("score", "")
+        if own == "":
+            return [self.score]
+        found = [components.of("score", part) for part in parts(show(own), "score")]
+        components.check_rotation(found, defense.name)
+        for model in found:
+            components.check_fit(self.dataset, self.classifier, model)
+        return found
 
     @staticmethod
     def scored(defense: str, parameters: Mapping[str, Mapping[str, Value]]) -> bool:
@@ -305,7 +330,7 @@ class _Maker:
     def used(self, cell: Cell) -> list[Component]:
         """What this cell loads."""
         scored = self.scored(cell.defense.name, cell.parameters)
-        return [self.dataset, self.classifier, *([self.score] if scored else [])]
+        return [self.dataset, self.classifier, *(self.models[cell.id] if scored else [])]
 
     def missing(self, cell: Cell) -> list[str]:
         """Assets that this cell needs and the cache has not."""
@@ -386,6 +411,17 @@ class _Maker:
         return self.cell(defense, self.gradients(other, [Part("exact")])[0], other, limit, seed)
 
 
+def _keyed(scores: list[Component]) -> list[tuple[str, Component]]:
+    """Each under its key in a cell's versions, hashes and places: `score`, `score.1`, .."""
+    return [("score" if i == 0 else f"score.{i}", model) for i, model in enumerate(scores)]
+
+
+def _value(scores: list[Component]) -> Value:
+    """As the value of a parameter: a name, a (PART), or a list of them."""
+    values = tuple(part if part.parameters else part.name for part in (parse(model.text) for model in scores))
+    return values if len(values) > 1 else values[0]
+
+
 # ------------------------------------------------------------------------------------------------------------------- cost
 
 
@@ -404,9 +440,12 @@ def purification_nfe(cell: Cell) -> tuple[float, float]:
     """(forward, backward) calls of one purification and classification."""
     info, values = registry.info("defense", cell.defense.name), dict(cell.parameters["defense"])
     votes = int(values.get("votes", 1))  # type: ignore[arg-type]
-    return votes * (registry.expression(info.get("nfe", "1"), values) + 1), votes * registry.expression(
-        info.get("nfe_inner", "0"), values
+    calls, inner = (
+        registry.expression(info.get(key, other), values) for key, other in (("nfe", "1"), ("nfe_inner", "0"))
     )
+    if any(registry.info("score", part.name).get("energy") for part in cell.components("score")):
+        inner += calls  # the score is a gradient itself
+    return votes * (calls + 1), votes * inner
 
 
 def work(job: Job) -> float:

@@ -108,8 +108,13 @@ CHOICES = {
     "update": ("deterministic", "schedule", "langevin"),
     "variance": ("learned", "fixedsmall", "fixedlarge"),
 }  # the words that parameters of these names may have
-COMMON = {  # parameters that every component of a kind has: n purifications combined; a factor on the purifier's normal draws
-    "defense": {"votes": 1, "combine": "logits", "noise": 1.0}
+COMMON = {  # parameters that every component of a kind has: n purifications combined; a factor on the purifier's normal draws;
+    "defense": {
+        "votes": 1,
+        "combine": "logits",
+        "noise": 1.0,
+        "score": "",
+    }  # a score model other than the run's, or [a,b]
 }
 REQUIRES = {"defense": ["noise >= 0"]}  # what they must fulfil
 
@@ -210,7 +215,9 @@ def check_parameters(kind: str, name: str, given: dict[str, Any]) -> None:
             isinstance(default, str) and default == "" and not isinstance(value, Part | tuple)
         ):  # a free word: a path, a name
             continue
-        if isinstance(value, Part) and key in NAMES:  # `attack=(pgd-eot:steps=5)`: a component of that kind
+        if key in NAMES and isinstance(value, Part):  # `attack=(pgd-eot:steps=5)`: a component of that kind
+            continue
+        if key in NAMES and default == "" and isinstance(value, tuple):  # `score=[a,b]`
             continue
         if isinstance(default, str) and not isinstance(value, str):
             raise UserError(

@@ -131,6 +131,19 @@ def parse(text: str, what: str = "part") -> Part:
     return part
 
 
+def parts(text: str, what: str = "part") -> list[Part]:
+    """Reads a PART, a (PART), or several as `[a,b]`, `[a,(b:k=v)]`."""
+    if not text.startswith(("[", "(")):
+        return [parse(text, what)]
+    reader = _Reader(text, what)
+    value = reader.value()
+    if value == () or reader.at != len(text):
+        raise reader.fail("expected a name" if value == () else "expected the end")
+    return [
+        v if isinstance(v, Part) else parse(show(v), what) for v in (value if isinstance(value, tuple) else (value,))
+    ]
+
+
 @dataclass(frozen=True)
 class ThreatModel:
     """What an attacker may do to x (B,C,H,W) in [0,1]: stay in a ball of radius eps around it, and in [0,1]."""
@@ -212,6 +225,7 @@ class Cell:
     workers, memory. `parameters`: every parameter of defense and attack, defaults filled in. `versions`: of the components.
     `hashes`: content hashes of weights and of the data. `source`: the id of the cell whose images a transfer attack reads.
     `where`: kind -> local files of the user's; how to find the same content on this machine, so no part of the cell's identity.
+    `score`: one model, or `[a,b]`, in rotation; then `where`, `versions` and `hashes` have the second one's as `score.1`, and so on.
     """
 
     dataset: str
@@ -250,9 +264,15 @@ class Cell:
         }
 
     def component(self, kind: str) -> Part:
-        """The `dataset`, `classifier` or `score`, with its local files."""
-        part = parse(getattr(self, kind), kind)
-        return Part(part.name, (*part.parameters, *self.where.get(kind, {}).items()))
+        """The `dataset`, `classifier` or (first) `score`, with its local files."""
+        return self.components(kind)[0]
+
+    def components(self, kind: str) -> list[Part]:
+        """The same, where there may be several."""
+        named = parts(getattr(self, kind), kind)
+        keys = [kind] + [f"{kind}.{i}" for i in range(1, len(named))]
+        places = [self.where.get(key, {}) for key in keys]
+        return [Part(p.name, (*p.parameters, *w.items())) for p, w in zip(named, places, strict=True)]
 
     @property
     def id(self) -> str:

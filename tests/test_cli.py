@@ -285,7 +285,7 @@ def test_everything_is_shown_with_its_essentials(kind, name, monkeypatch, capsys
     said += [info.get("stand_in", "")]
     assert all(" ".join(part.split()) in text for part in said), [p for p in said if " ".join(p.split()) not in text]
     if kind == "defense":
-        assert [p["name"] for p in found["parameters"] if p["common"]] == ["votes", "combine", "noise"]
+        assert [p["name"] for p in found["parameters"] if p["common"]] == ["votes", "combine", "noise", "score"]
         assert (
             f"`{name}" in (PACKAGE.parent / found["documentation"]).read_text()
             or name == Path(found["documentation"]).stem

@@ -300,3 +300,66 @@ def test_the_words_that_the_planner_takes_are_those_that_the_defense_knows():
 
 def test_fractions_are_shown_as_fractions():
     assert [show(n / 255) for n in (1, 8, 254)] == ["1/255", "8/255", "254/255"]
+
+
+# --------------------------------------------------------------------------------------------------- a score model of its own
+
+
+def test_a_defense_may_name_its_own_score_model():
+    [own] = cells("coup:score=digits-vp,steps=5")
+    [same] = cells("coup:steps=5")
+    assert own == same
+    assert own.id == same.id
+
+
+def test_score_models_in_rotation_are_all_in_the_cell():
+    [cell] = cells("adp:score=[digits-vp,digits-vp]")
+    [single] = cells("adp")
+    assert (cell.score, str(cell.defense)) == ("[digits-vp,digits-vp]", "adp")
+    assert [part.name for part in cell.components("score")] == ["digits-vp"] * 2
+    assert cell.hashes["score.1"] == cell.hashes["score"] == single.hashes["score"]
+    assert cell.versions["score.1"] == 1
+    assert cell.id != single.id
+    assert cells("adp:score=[digits-vp]")[0].id == single.id
+
+
+def test_a_transfer_from_other_score_models_is_another_cell_and_says_so():
+    source, cell = cells("adp", attacks=["transfer:from=(adp:score=[digits-vp,digits-vp])"])
+    assert source.score == "[digits-vp,digits-vp]"
+    assert (cell.score, cell.source) == ("digits-vp", source.id)
+    assert str(cell.attack) == "transfer:from=(adp:score=[digits-vp,digits-vp])"
+    [again] = [c for c in cells("adp", attacks=[str(cell.attack)]) if c.attack.name == "transfer"]
+    assert again.id == cell.id
+
+
+@pytest.mark.parametrize(
+    ("defense", "words"),
+    [
+        ("coup:score=[digits-vp,digits-vp]", "takes one score model"),
+        ("adp:score=[digits-vp,digits-vq]", "unknown score `digits-vq`"),
+        ("adp:score=[digits-vp,cifar10-small]", "see images of one size"),
+        ("adp:score=[]", "expected a name"),
+    ],
+)
+def test_score_models_that_cannot_serve_are_refused(defense, words):
+    refused(Request(defenses=(defense,), attacks=("null",), dataset="digits"), words)
+
+
+def test_a_surrogate_of_one_score_model_cannot_stand_in_for_a_rotation():
+    refused(
+        Request(
+            defenses=("adp:score=[digits-vp,digits-vp]",),
+            attacks=("pgd-eot",),
+            grads=("surrogate:defense=(one-shot)",),
+            dataset="digits",
+        ),
+        "`one-shot` takes one score model",
+    )
+
+
+def test_an_energy_costs_a_backward_for_each_call():
+    request = Request(dataset="cifar10", defenses=("ebm:steps=10",), attacks=("pgd-eot:steps=2,eot=3",), images=1)
+    [[plain], [energy]] = (plan.build(dataclasses.replace(request, score=score)).jobs for score in ("edm", "ebm"))
+    assert plan.purification_nfe(plain.cell) == (11, 0)
+    assert plan.purification_nfe(energy.cell) == (11, 10)
+    assert plan.nfe(energy.cell)[1] - plan.nfe(plain.cell)[1] == 2 * 3 * 10

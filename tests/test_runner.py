@@ -360,3 +360,15 @@ def test_two_networks_of_one_name_do_not_share_their_clean_predictions(tmp_path)
     found = records.load_all([tmp_path / "out"])
     assert len(found) == 2
     assert all(line["clean"] == [line["undefended"]] * 2 for log in found for line in log.images)
+
+
+def test_score_models_in_rotation_are_run(tmp_path):
+    """Two that are one: the records are those of the one, but for the cell's name."""
+    attacks = ["pgd-eot:steps=1,eot=1"]
+    run(tmp_path / "one", ["adp:steps=3"], attacks, images=2)
+    run(tmp_path / "two", ["adp:steps=3,score=[digits-vp,digits-vp]"], attacks, images=2)
+    one, two = (
+        {name.partition("/")[2]: data for name, data in files(tmp_path / out).items()} for out in ("one", "two")
+    )
+    assert one == two
+    assert "score model `[digits-vp,digits-vp]`" in tables.render(records.load_all([tmp_path / "two"]))

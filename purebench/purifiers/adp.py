@@ -24,6 +24,7 @@ INFO = {
         "output": "unbounded",
         "version": 1,
         "needs": ["score"],
+        "rotates": True,
         "couples": {"variant": "code"},
         "requires": [
             "sigma >= 0",

@@ -17,6 +17,7 @@ INFO = {
         "summary": "energy model of Hill et al., CIFAR-10, 0.7 M parameters",
         "asset": "ebm-hill-cifar10",
         "size": [3, 32, 32],
+        "energy": True,
         "version": 1,
         "cite": """@inproceedings{hill2021stochastic,
   title={Stochastic Security: Adversarial Defense Using Long-Run Dynamics of Energy-Based Models},
@@ -32,7 +33,7 @@ class EnergyScore(Score):
     """A network f(x), (B,) of images in [-1,1], as p(x) ~ exp(-U(x)), U = 2 f / eps^2: then x - grad f + eps n is a Langevin step.
 
     The network knows one noise level, that of its training images: `noise`, on the [-1,1] scale; `direction` multiplies the same
-    score by any sigma. Its backward inside counts as one of the network's, as guidance does.
+    score by any sigma. Its backward inside counts as one of the network's, as guidance does, and so does a gradient through it.
     """
 
     def __init__(self, network: nn.Module, size: tuple[int, int, int], eps: float = 0.01, noise: float = 0.02):
