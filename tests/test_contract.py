@@ -7,6 +7,7 @@ from functools import cache
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from purebench import chain, registry
 from purebench.errors import UserError
@@ -251,3 +252,40 @@ def test_what_follows_a_score_is_not_made_without_one(name):
     with pytest.raises(UserError, match="given n") as error:
         make(name)
     assert error.value.hint
+
+
+# ------------------------------------------------------------------------------------------------------- no waiting for a device
+
+
+def abstractly(p, rows=4):
+    """The chain on tensors without values: whatever asks for one, and would make the host wait for the device, raises."""
+    draws = noise(range(rows), samples=[0] * rows)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        state = p.start(torch.empty(rows, *SIZE), draws)
+        for k in range(p.n):
+            state = p.step(k, state, draws)
+        return p.finish(state)
+
+
+@pytest.mark.parametrize(
+    ("case", "family"), [p for p in PAIRS if p[1] == "vp" or p[0] in ("coup:steps=2", "scoreopt-n:steps=1,outer=2")]
+)
+def test_no_step_asks_for_a_value(case, family):
+    assert abstractly(purifier(case, family, torch.float32)).shape == (4, *SIZE)
+
+
+def test_a_step_that_asks_for_a_value_is_seen():
+    class Waits:
+        n = 1
+
+        def start(self, x, noise):
+            return x
+
+        def step(self, k, x, noise):
+            return x if x.sum() > 0 else -x
+
+        def finish(self, x):
+            return x
+
+    with pytest.raises(DataDependentOutputException):
+        abstractly(Waits())

@@ -283,7 +283,10 @@ def test_network_calls_are_one_forward_and_one_inner_backward_a_step():
     assert (calls.forward, calls.backward) == (6, 6)
     with chain.nfe() as calls:
         chain.vjp(ebm(BUMPY, steps=6), X, NOISE, V)
-    assert (calls.forward, calls.backward) == (6, 12)  # and one of second order, though it does not pass the energy's output
+    assert (calls.forward, calls.backward) == (
+        6,
+        12,
+    )  # and one of second order, though it does not pass the energy's output
     assert registry.expression(INFO["ebm"]["nfe"], {"steps": 6}) == 6
 
 
