@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from purebench import embedded, networks
+from purebench import assets, embedded, networks
 from purebench.assets import checkpoint
 from purebench.errors import DOWNLOAD, UserError, unknown
 
@@ -233,7 +233,7 @@ def autoattack_resnet18() -> nn.Module:
     assert spec.submodule_search_locations
     folder = Path(spec.submodule_search_locations[0]) / "examples"
     path = folder / "model_test.pt"
-    if not path.is_file() or checkpoint.sha256(path) != INFO["autoattack-resnet18"]["sha256"]:
+    if not path.is_file() or assets.sha256(path) != INFO["autoattack-resnet18"]["sha256"]:
         raise UserError(f"`{path}` is missing or another file", "reinstall pyautoattack 0.2", DOWNLOAD)
     module = importlib.util.module_from_spec(
         source := importlib.util.spec_from_file_location("resnet", folder / "resnet.py")  # type: ignore[arg-type]

@@ -158,9 +158,11 @@ def run(
         print(estimate.describe(the_plan, settings, as_json))
         return
     if the_plan.missing:
+        from purebench import assets
+
         raise UserError(
             f"not in the cache: {', '.join(the_plan.missing)}",
-            f"`purebench fetch {' '.join(the_plan.missing)}`; `--dry-run` works without",
+            f"{assets.bring(the_plan.missing)}; `--dry-run` works without",
             errors.DOWNLOAD,
         )
     reporter = progress.reporter(quiet)

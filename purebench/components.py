@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +77,12 @@ class Component:
         if self.kind == "dataset":
             return self.images.digest
         if "trained" in self.info:
-            return _sha256(self._trained) if self._trained.is_file() else ""
+            return assets.hashed(self._trained)
         if self.where:
-            return _sha256(Path(str(self.where["path"])))
+            path = Path(str(self.where["path"]))
+            if not path.is_file():
+                raise UserError(f"there is no file `{path}`", "give the path of a weights file", DOWNLOAD)
+            return assets.hashed(path)
         if not self.assets:
             raise UserError(
                 f"`{self.name}` needs a file", f"write {self.name}:path=FILE; see `purebench show {self.name}`"
@@ -124,7 +126,7 @@ class Component:
     @property
     def stand_in(self) -> str:
         """What it stands in for, where it is no paper's; empty otherwise."""
-        note = self.info.get("stand_in", "")
+        note = self.info.get("stand_in", "") if not self.where else ""
         return note or (getattr(self.images, "note", "") if self.kind == "dataset" and not self.info["size"] else "")
 
     def _known(self, key: str) -> Any:
@@ -220,11 +222,3 @@ def check_range(score: Component, defense: Part, values: dict[str, Value]) -> No
 
 def _size(shape: list[int]) -> str:
     return "x".join(map(str, shape))
-
-
-@cache
-def _sha256(path: Path) -> str:
-    if not path.is_file():
-        raise UserError(f"there is no file `{path}`", "give the path of a weights file", DOWNLOAD)
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

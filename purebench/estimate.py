@@ -6,7 +6,7 @@ import json
 import time
 from typing import Any
 
-from purebench import plan, records, runner, tasks
+from purebench import assets, plan, records, runner, tasks
 from purebench.progress import duration
 
 
@@ -51,7 +51,7 @@ def describe(the_plan: plan.Plan, settings: runner.Settings, as_json: bool) -> s
     if the_plan.missing:
         lines += [
             "not here yet: " + ", ".join(the_plan.missing),
-            f"bring them with: purebench fetch {' '.join(the_plan.missing)}",
+            f"bring them with: {assets.bring(the_plan.missing)}",
         ]
     lines += ["", "parameters and where they come from:"]
     seen: dict[str, None] = {}

@@ -23,6 +23,10 @@ from purebench.purifiers.resized import Resized, resize
 from purebench.spec import Cell, Part, norms, parse
 from purebench.tasks import Done, Task
 
+NOT_FINITE = (
+    "the purification of the clean image gave values that are not finite"  # where the prediction is another cell's
+)
+
 
 @cache
 def _images(dataset: str, where: tuple) -> Images:
@@ -140,10 +144,11 @@ def execute(
     attack_seconds = time.perf_counter() - began
     spent = defense.spent.close()
     noted = {} if task.batch else {int(i): f"attack: {why}" for i, why in defense.failed.items()}
-    failed = [why and f"attack: {why}" for why in log.pop("failed", [None] * len(x))]
-    failed = [why or noted.get(int(i)) for i, why in zip(index, failed, strict=True)]
+    told = [why and f"attack: {why}" for why in log.pop("failed", [None] * len(x))]
+    failed = [why or noted.get(int(i)) for i, why in zip(index, told, strict=True)]
     defense.failed.clear()
-    if any(not failed[i] for i in (~x_adv.isfinite().flatten(1).all(1)).nonzero()[:, 0].tolist()):
+    finite = x_adv.isfinite().flatten(1).all(1).tolist()
+    if not all(why or ok for why, ok in zip(failed, finite, strict=True)):
         raise RuntimeError(f"`{cell.attack}` returned values that are not finite")
     x_adv = torch.stack([x[i] if failed[i] else x_adv[i] for i in range(len(x))])
     broken = ~cell.threat.holds(x_adv, x)
@@ -163,11 +168,8 @@ def execute(
     clean = [known[:start] + new for known, new in zip(have_clean, clean_new, strict=True)]
     adversarial = defense.draws(x_adv, judge, before, task.evals).tolist()
     undefended = defense.undefended().predict(x, judge).tolist()
-    failed = [why or defense.failed.get(int(i)) for i, why in zip(index, failed, strict=True)]
-    unseen = (
-        "the purification of the clean image gave values that are not finite"  # predictions taken from another cell
-    )
-    failed = [why or (unseen if -1 in of_clean else None) for why, of_clean in zip(failed, clean, strict=True)]
+    for i, image in enumerate(index.tolist()):
+        failed[i] = failed[i] or defense.failed.get(image) or (NOT_FINITE if -1 in clean[i] else None)
     seconds = time.perf_counter() - began
     judged = defense.spent.close()
 

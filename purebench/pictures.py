@@ -35,9 +35,10 @@ def purify(
     )
     the_plan = plan.build(request)
     cell = the_plan.jobs[0].cell
-    absent = [name for name in the_plan.missing if assets.entry(name)["kind"] != "dataset"]  # its images are not needed
+    images = [name for name, facts in assets.table().items() if facts["kind"] == "dataset"]
+    absent = [name for name in the_plan.missing if name not in images]  # the dataset's own are not needed
     if absent:
-        raise UserError(f"not in the cache: {', '.join(absent)}", f"`purebench fetch {' '.join(absent)}`", DOWNLOAD)
+        raise UserError(f"not in the cache: {', '.join(absent)}", assets.bring(absent), DOWNLOAD)
     device = device_module.setup(device_name)
     x = torch.stack([read(path, the_plan.shape) for path in paths]).to(device)
     made = evaluate.build_defense(cell, device, rows=min(len(paths), default_rows(cell)))

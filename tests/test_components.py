@@ -7,11 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from purebench import assets, classifiers, cli, components, errors, evaluate, plan, purifiers, zoo
+from purebench import assets, classifiers, cli, components, embedded, errors, evaluate, networks, plan, purifiers, zoo
 from purebench.assets import checkpoint
 from purebench.errors import UserError
 from purebench.noise import Noise
@@ -337,3 +338,55 @@ def test_a_dataset_is_read_in_any_order(tmp_path):
     assert (part.shape, part.size, part.classes) == ([3, 32, 32], 20, 10)
     cell = plan.build(request(tmp_path / "few.parquet")).jobs[0].cell
     assert evaluate.shape(cell) == [3, 32, 32]
+
+
+# ------------------------------------------------------------------------------------------------------- weights of one's own
+
+
+def own_weights(path):
+    """The digits' score network with other numbers, as `purebench train` would write it."""
+    network = embedded.load("digits-score")
+    with safetensors.safe_open(embedded.verified("digits-score"), "pt") as file:
+        about = file.metadata()
+    safetensors.torch.save_file({k: v * 1.01 for k, v in network.state_dict().items()}, path, about)
+    return path
+
+
+def test_a_score_model_of_ones_own_weights_is_known_by_its_content(tmp_path):
+    stored = own_weights(tmp_path / "stored").read_bytes()
+
+    def cell(folder):
+        folder.mkdir()
+        path = folder / "mine.safetensors"
+        path.write_bytes(stored)
+        request = Request(
+            dataset="digits", defenses=(f"adp:steps=2,score=[digits-vp,(digits-vp:path={path})]",), attacks=("null",)
+        )
+        return plan.build(request).jobs[0].cell
+
+    one, other = cell(tmp_path / "a"), cell(tmp_path / "b")
+    assert one.score == "[digits-vp,(digits-vp:name=mine)]"
+    assert one.hashes["score"] != one.hashes["score.1"] == assets.sha256(tmp_path / "a" / "mine.safetensors")
+    assert one.id == other.id
+    made = evaluate.build_defense(one, torch.device("cpu"), rows=4)
+    first, second = made.purifier.scores
+    x = torch.rand(2, 1, 8, 8)
+    assert not torch.equal(first.denoise(x, 0.3), second.denoise(x, 0.3))
+    assert second.network.state_dict().keys() == first.network.state_dict().keys()
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    other = embedded.verified("cifar10-score")
+    with pytest.raises(UserError, match="is no network like `digits-score`"):
+        components.load("score", "digits-vp", {"path": str(other)})
+    with pytest.raises(UserError, match="there is no file"):
+        plan.build(Request(dataset="digits", defenses=("coup",), attacks=("null",), score="digits-vp:path=/nowhere.pt"))
+
+
+def test_published_score_models_take_weights_of_ones_own(tmp_path, monkeypatch):
+    entry = assets.entry("ebm-hill-cifar10")
+    network = networks.build(entry["network"], entry.get("config", {}))
+    torch.save(network.state_dict(), tmp_path / "mine.pth")
+    made = components.load("score", "ebm", {"path": str(tmp_path / "mine.pth")})
+    for key, value in network.state_dict().items():
+        assert torch.equal(made.network.state_dict()[key], value)

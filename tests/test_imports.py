@@ -90,7 +90,7 @@ MAY = {  # module (the first pattern that fits) -> the modules of ours that it m
     "tasks": "errors spec plan datasets",
     "evaluate": "errors spec registry components tasks noise nfe defense purifiers purifiers.* datasets datasets.images",
     "runner": "errors spec plan datasets tasks records evaluate device",
-    "estimate": "errors spec plan tasks records runner progress evaluate device noise assets.checkpoint",
+    "estimate": "errors spec assets plan tasks records runner progress evaluate device noise assets.checkpoint",
     "catalogue": "errors spec registry plan datasets assets",
     "pictures": "errors spec plan noise chain defense purifiers.resized assets tasks evaluate device",
     "train": "errors noise nfe networks.* scores.* components datasets datasets.* assets chain device",

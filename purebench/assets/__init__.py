@@ -159,10 +159,16 @@ def present(name: str) -> bool:
     return bool(parts(name)) and all(part.whole() for part in parts(name))
 
 
-def _hashed(path: Path) -> str:
-    """sha256 of a file, kept in the cache for as long as its size and time stay the same; "" if there is none."""
+def sha256(path: Path) -> str:
+    """Of a file's bytes."""
     import hashlib
 
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hashed(path: Path) -> str:
+    """sha256 of a file, kept in the cache for as long as its size and time stay the same; "" if there is none."""
     if not path.is_file():
         return ""
     facts = path.stat()
@@ -172,8 +178,7 @@ def _hashed(path: Path) -> str:
     except (OSError, ValueError):
         known = {}
     if key not in known:
-        with path.open("rb") as file:
-            known[key] = hashlib.file_digest(file, "sha256").hexdigest()
+        known[key] = sha256(path)
         memory.parent.mkdir(parents=True, exist_ok=True)
         part = memory.with_name(f"{memory.name}.{os.getpid()}.tmp")
         part.write_text(json.dumps(known, indent=1), encoding="utf-8")
@@ -190,8 +195,8 @@ def digest(name: str) -> str:
         return entry(name)["sha256"]
     given = override(name)
     if given:
-        return Part(name, given, given, {}).lock().get("sha256", "") or _hashed(given)
-    found = [part.facts.get("sha256") or part.lock().get("sha256", "") or _hashed(part.file) for part in parts(name)]
+        return Part(name, given, given, {}).lock().get("sha256", "") or hashed(given)
+    found = [part.facts.get("sha256") or part.lock().get("sha256", "") or hashed(part.file) for part in parts(name)]
     if len(found) < 2 or "" in found:
         return found[0] if len(found) == 1 else ""
     return hashlib.sha256("".join(found).encode()).hexdigest()
@@ -212,6 +217,15 @@ def need(name: str) -> Path:
         kind = f"{size_text(facts)}, licence: {facts['licence']}"
         raise UserError(f"`{name}` is not in the cache ({kind}): `{path(name)}`", f"`purebench fetch {name}`", DOWNLOAD)
     return path(name)
+
+
+def bring(names: list[str]) -> str:
+    """How to get what is missing: fetched, or trained where nobody published it."""
+    fetched = [name for name in names if name in table()]
+    ways = [f"`purebench fetch {' '.join(fetched)}`"] if fetched else []
+    folder = cache_folder() / "trained"
+    ways += [f"`purebench train {name} --out {folder}` (minutes)" for name in names if name not in fetched]
+    return " and ".join(ways)
 
 
 def unreleased(name: str) -> UserError:

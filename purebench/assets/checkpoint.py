@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,7 +18,6 @@ FORMATS = {
     "archive": "state-dict",
     "torchvision": "state-dict",
     "timm": "state-dict",
-    "hill": "state-dict",
 }  # how to read
 _untrained: ContextVar[bool] = ContextVar("untrained", default=False)
 
@@ -34,15 +32,18 @@ def untrained() -> Iterator[None]:
         _untrained.reset(token)
 
 
-def load(asset: str, *, weights: str = "ema", member: str = "") -> nn.Module:
+def load(asset: str, *, weights: str = "ema", member: str = "", path: str = "") -> nn.Module:
     """The asset's network with its weights: evaluation mode, frozen, float32, on CPU. weights: `ema` or `raw` where the file has both;
-    member: the file in an unpacked archive. UserError (exit 3) for a missing, broken, hostile or unfitting file."""
+    member: the file in an unpacked archive; path: your own file, of the same network and format. UserError (exit 3) for a missing,
+    broken, hostile or unfitting file."""
     entry = assets.entry(asset)
     if entry["format"] == "edm-pickle" and not _untrained.get():
-        config, found = readers.edm(assets.need(asset))
+        config, found = readers.edm(Path(path) if path else assets.need(asset))
         return fill(networks.build(entry["network"], config), found, asset)
     network = networks.build(entry["network"], entry.get("config", {}))
     order = [name for name, _ in network.named_parameters()]
+    if path:
+        return fill(network, read(Path(path), _format(entry), weights=weights, order=order), path)
     return fill(network, state(asset, weights=weights, member=member, order=order), asset)
 
 
@@ -51,9 +52,11 @@ def state(asset: str, *, weights: str = "ema", member: str = "", order: list[str
     if _untrained.get():
         return {}
     path, entry = assets.need(asset), assets.entry(asset)
-    return read(
-        path / member if member else path, FORMATS.get(entry["format"], entry["format"]), weights=weights, order=order
-    )
+    return read(path / member if member else path, _format(entry), weights=weights, order=order)
+
+
+def _format(entry: dict[str, Any]) -> str:
+    return FORMATS.get(entry["format"], entry["format"])
 
 
 def read(path: Path, format: str, *, weights: str = "ema", order: list[str] | None = None) -> dict[str, Tensor]:
@@ -74,12 +77,7 @@ def trained(name: str, family: str, config: dict[str, Any]) -> nn.Module:
     if not path.is_file() and not _untrained.get():
         raise UserError(
             f"`{path}` is not there: nobody published these weights",
-            f"train them, in minutes: `purebench train {name} --out {path.parent}`",
+            assets.bring([name]),
             DOWNLOAD,
         )
     return fill(networks.build(family, config), read(path, "safetensors"), name)
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import json
 import mmap
 import os
@@ -25,6 +24,7 @@ from numpy._core import multiarray
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from purebench import assets
 from purebench.assets import unpickle
 from purebench.assets.unpickle import AGAIN, Broken, Refused
 from purebench.errors import DOWNLOAD, UserError, unknown
@@ -279,12 +279,11 @@ def _edm(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of an EDM pickle and {class_name, init_kwargs, source}, from the converted files beside it if they are of it."""
     weights, told = path.with_name(path.name + ".safetensors"), path.with_name(path.name + ".json")
     stat = path.stat()
-    with path.open("rb") as file:
-        source: dict[str, Any] = {
-            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-            "size": stat.st_size,
-            "mtime_ns": stat.st_mtime_ns,
-        }
+    source: dict[str, Any] = {
+        "sha256": assets.sha256(path),
+        "size": stat.st_size,
+        "mtime_ns": stat.st_mtime_ns,
+    }
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, SafetensorError):
         known = json.loads(told.read_text(encoding="utf-8"))
         with safetensors.safe_open(weights, "pt") as file:

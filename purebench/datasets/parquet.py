@@ -5,7 +5,6 @@ file's own metadata says, else as CIFAR-10 does."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from purebench import assets
 from purebench.datasets.images import Images, check_channels, decode, stack
 from purebench.errors import UserError
 
@@ -59,9 +59,7 @@ def parquet(*, path: str = "", name: str = "", classes: int = 10, channels: int 
         raise UserError(f"`{path}` has no rows", HINT)
     labels = _numbers(file, label, table[label], schema.metadata or {}, classes)
     stored = _bytes(file, image, table[image])
-    with file.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
-
+    digest = assets.sha256(file)
     lossy = stored[0].as_py().startswith(b"\xff\xd8")
     note = f"your own Parquet file{' of JPEG images, which are lossy' if lossy else ''}: no paper's images or order"
 

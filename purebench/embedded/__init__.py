@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ def verified(asset: str) -> Path:
     hint = f"reinstall purebench, or make the file again: `{entry['command']}`"
     if not path.is_file():
         raise errors.UserError(f"the weights `{path}` are missing", hint, errors.DOWNLOAD)
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    found = assets.sha256(path)
     if found != entry["sha256"]:
         raise errors.UserError(
             f"the weights `{path}` are corrupt: sha256 {found[:12]}.., expected {entry['sha256'][:12]}..",
@@ -30,9 +29,17 @@ def verified(asset: str) -> Path:
     return path
 
 
-def load(asset: str) -> Any:
-    """The network of an embedded file: built from the configuration in its metadata, in evaluation mode, parameters frozen."""
-    return read(verified(asset))
+def load(asset: str, path: str = "") -> Any:
+    """The network of an embedded file: built from the configuration in its metadata, in evaluation mode, parameters frozen.
+    path: your own file of the same network in its place; UserError if it is of another."""
+    ours = read(verified(asset))
+    if not path:
+        return ours
+    own = read(Path(path))
+    shapes, expected = ({key: value.shape for key, value in net.state_dict().items()} for net in (own, ours))
+    if shapes != expected:
+        raise errors.UserError(f"`{path}` is no network like `{asset}`", f"make one with `purebench train {asset}`")
+    return own
 
 
 def read(path: Path) -> Any:

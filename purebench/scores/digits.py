@@ -15,6 +15,6 @@ INFO = {
 }
 
 
-def digits_vp() -> VPScore:
-    """Trained on (1,8,8) images with t in [1e-3, 1]."""
-    return VPScore(embedded.load("digits-score"), (1, 8, 8))
+def digits_vp(*, path: str = "", name: str = "") -> VPScore:
+    """Trained on (1,8,8) images with t in [1e-3, 1]. path: your own, of `purebench train digits-score`; name: what tables call it."""
+    return VPScore(embedded.load("digits-score", path), (1, 8, 8))

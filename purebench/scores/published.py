@@ -95,40 +95,43 @@ INFO = {
 CIFAR, LARGE = (3, 32, 32), (3, 256, 256)
 
 
-def score_sde() -> VPScore:
+# path: your own file, trained by the same code, in place of the published one; name: what tables call it.
+
+
+def score_sde(*, path: str = "", name: str = "") -> VPScore:
     """Trained with t in [1e-5, 1]; network time 999 t."""
-    return VPScore(checkpoint.load("score-sde-cifar10-vp"), CIFAR, t_min=1e-5)
+    return VPScore(checkpoint.load("score-sde-cifar10-vp", path=path), CIFAR, t_min=1e-5)
 
 
-def edm(*, precond: str = "vp") -> DenoiserScore:
+def edm(*, precond: str = "vp", path: str = "", name: str = "") -> DenoiserScore:
     """precond: `vp` (the file of ScoreOpt, DDPM++ form) or `ve` (NCSN++ form); both are EDM-preconditioned denoisers."""
     if precond not in ("vp", "ve"):
         raise unknown("precond of `edm`", precond, ["vp", "ve"])
-    return DenoiserScore(checkpoint.load(f"edm-cifar10-uncond-{precond}"), CIFAR)
+    return DenoiserScore(checkpoint.load(f"edm-cifar10-uncond-{precond}", path=path), CIFAR)
 
 
-def guided_diffusion() -> IndexScore:
+def guided_diffusion(*, path: str = "", name: str = "") -> IndexScore:
     """Learned variances; integer times."""
-    return IndexScore(checkpoint.load("guided-diffusion-imagenet256-uncond"), LARGE)
+    return IndexScore(checkpoint.load("guided-diffusion-imagenet256-uncond", path=path), LARGE)
 
 
-def ddpm() -> IndexScore:
-    return IndexScore(checkpoint.load("ddpm-cifar10-ema"), CIFAR)
+def ddpm(*, path: str = "", name: str = "") -> IndexScore:
+    return IndexScore(checkpoint.load("ddpm-cifar10-ema", path=path), CIFAR)
 
 
-def celebahq_ddpm() -> IndexScore:
-    return IndexScore(checkpoint.load("ddpm-celebahq-sdedit"), LARGE)
+def celebahq_ddpm(*, path: str = "", name: str = "") -> IndexScore:
+    return IndexScore(checkpoint.load("ddpm-celebahq-sdedit", path=path), LARGE)
 
 
-def ncsnv2(*, weights: str = "ema") -> NCSNScore:
+def ncsnv2(*, weights: str = "ema", path: str = "", name: str = "") -> NCSNScore:
     """weights: `ema`, as its authors sample, or `raw`, as ADP loads it."""
     if weights not in ("ema", "raw"):
         raise unknown("weights of `ncsnv2`", weights, ["ema", "raw"])
     config = assets.entry("ncsnv2-cifar10")["config"]
-    network = checkpoint.load("ncsnv2-cifar10", weights=weights)
+    network = checkpoint.load("ncsnv2-cifar10", weights=weights, path=path)
     return NCSNScore(network, CIFAR, 2 * config["sigma_end"], 2 * config["sigma_begin"])
 
 
-def cifar10_small() -> VPScore:
+def cifar10_small(*, path: str = "", name: str = "") -> VPScore:
     """Trained with t in [1e-3, 0.3]."""
-    return VPScore(embedded.load("cifar10-score"), CIFAR, t_max=0.3)
+    return VPScore(embedded.load("cifar10-score", path), CIFAR, t_max=0.3)
