@@ -106,6 +106,7 @@ CHOICES = {
     "variant": ("paper", "code"),
     "rand": ("gaussian", "binary"),
     "update": ("deterministic", "schedule", "langevin"),
+    "form": ("cifar10", "imagenet"),
     "variance": ("learned", "fixedsmall", "fixedlarge"),
 }  # the words that parameters of these names may have
 COMMON = {  # parameters that every component of a kind has: n purifications combined; a factor on the purifier's normal draws;

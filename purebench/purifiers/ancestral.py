@@ -11,7 +11,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from purebench.errors import UserError, unknown
@@ -46,11 +45,14 @@ VARIANCES = ("learned", "fixedsmall", "fixedlarge")
 
 
 class Schedule:
-    """The discrete diffusion's constants, float64 arrays over i = 0..999."""
+    """The discrete diffusion's constants, float64 arrays over i = 0..999; or over `kept` of these steps, evenly spaced (Nichol and
+    Dhariwal 2021, section 4). index: the step of the 1000 that i is."""
 
-    def __init__(self) -> None:
-        beta, abar = np.linspace(1e-4, 0.02, 1000), discrete()
+    def __init__(self, kept: int = 1000) -> None:
+        self.index = np.round(np.arange(kept) * (999 / max(kept - 1, 1))).astype(int)
+        abar = discrete()[self.index]
         before = np.append(1.0, abar[:-1])
+        beta = np.linspace(1e-4, 0.02, 1000) if kept == 1000 else 1 - abar / before
         self.abar = abar
         # q(x_{i-1} | x_i, x_0) = N(of_x0 x_0 + of_x x_i, small)
         self.of_x0 = beta * np.sqrt(before) / (1 - abar)
@@ -69,10 +71,32 @@ class Schedule:
         x_0 = (x - math.sqrt(1 - self.abar[i]) * eps) / math.sqrt(self.abar[i])
         return float(self.of_x0[i]) * (x_0.clamp(-1, 1) if clip else x_0) + float(self.of_x[i]) * x
 
+    def predict(self, score: Any, x: Tensor, i: int, variance: str) -> tuple[Tensor, Tensor | float]:
+        """(eps, log variance of the step's noise: a number, or like x where it is learned) at step i. variance: of `VARIANCES`."""
+        small, large, beta = (float(a[i]) for a in (self.log_small, self.log_large, self.log_beta))
+        if variance != "learned":
+            return score.eps_index(x, int(self.index[i])), small if variance == "fixedsmall" else large
+        output = score.output(x, int(self.index[i]))
+        if output.shape[1] != 2 * x.shape[1]:
+            raise no_variance()
+        eps, v = output.chunk(2, dim=1)  # v in [-1,1] interpolates log variances (Nichol and Dhariwal 2021, eq. 15)
+        return eps, ((1 + v) * beta + (1 - v) * small) / 2
+
+
+def no_variance() -> UserError:
+    return UserError(
+        "this needs a score model that learned its variances, and got one that did not",
+        "the score model `guided-diffusion`; or `diffpure-ddpm:variance=fixedsmall`, `gdmp:form=cifar10`",
+    )
+
+
+def exp(value: Tensor | float) -> Tensor | float:
+    return value.exp() if isinstance(value, Tensor) else math.exp(value)
+
 
 @cache
-def schedule() -> Schedule:
-    return Schedule()
+def schedule(kept: int = 1000) -> Schedule:
+    return Schedule(kept)
 
 
 class Ancestral:
@@ -89,7 +113,7 @@ class Ancestral:
         if variance not in VARIANCES:
             raise unknown("variance of `diffpure-ddpm`", variance, VARIANCES)
         if variance == "learned" and not hasattr(score, "output"):
-            raise _no_variance()
+            raise no_variance()
         self.score_model, self.variance, self.clip = score, variance, clip
 
     def start(self, x: Tensor, noise: Noise) -> Tensor:
@@ -98,30 +122,12 @@ class Ancestral:
 
     def step(self, k: int, x: Tensor, noise: Noise) -> Tensor:
         i = self.n - 1 - k
-        eps, deviation = self.predict(x, i)
+        eps, log_variance = schedule().predict(self.score_model, x, i, self.variance)
         mean = schedule().mean(x, eps, i, self.clip)
-        return mean + deviation * noise.normal(k, x) if i else mean
-
-    def predict(self, x: Tensor, i: int) -> tuple[Tensor, Tensor | float]:
-        """(eps, standard deviation of the step's noise) at index i."""
-        small, large, beta = (float(a[i]) for a in (schedule().log_small, schedule().log_large, schedule().log_beta))
-        if self.variance != "learned":
-            return self.score_model.eps_index(x, i), math.exp((small if self.variance == "fixedsmall" else large) / 2)
-        output = self.score_model.output(x, i)
-        if output.shape[1] != 2 * x.shape[1]:
-            raise _no_variance()
-        eps, v = output.chunk(2, dim=1)  # v in [-1,1] interpolates log variances (Nichol and Dhariwal 2021, eq. 15)
-        return eps, torch.exp(((1 + v) * beta + (1 - v) * small) / 4)
+        return mean + exp(log_variance / 2) * noise.normal(k, x) if i else mean
 
     def finish(self, x: Tensor) -> Tensor:
         return (x + 1) / 2
-
-
-def _no_variance() -> UserError:
-    return UserError(
-        "`variance=learned` needs a score model that learned its variances (got one that did not)",
-        "`fixedsmall`, or the score model `guided-diffusion`",
-    )
 
 
 def diffpure_ddpm(

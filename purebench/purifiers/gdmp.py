@@ -4,7 +4,8 @@ pull of the input, and again. For each of `passes`: x_t = sqrt(abar_t) x + sqrt(
     x_{i-1} = mean q(x_{i-1} | x_i, x_0) + beta_i s_i grad_x D(x_i, a_i) + sqrt(beta_i) z,     a_i = sqrt(abar_i) a + sqrt(1 - abar_i) eps',
     s_i = scale 3 (255 / (2 ptb)) sqrt(1 - abar_i) / sqrt(abar_i),
 
-where the anchor a is the original input in every pass, and D = -MSE or SSIM.
+where the anchor a is the original input in every pass, and D = -MSE or SSIM. On ImageNet i are 250 of the 1000 steps, the variances are
+learned, in place of beta_i, and a_i = a.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 from purebench import chain
 from purebench.errors import UserError, unknown
 from purebench.noise import Noise
-from purebench.purifiers.ancestral import schedule
+from purebench.purifiers.ancestral import exp, no_variance, schedule
 from purebench.purifiers.ssim import ssim
 
 INFO = {
@@ -30,18 +31,19 @@ INFO = {
         "version": 1,
         "needs": ["score"],
         "guided": True,
-        "requires": ["1 <= t <= 999", "passes >= 1", "scale > 0", "ptb > 0", "batch >= 1"],
+        "requires": ["1 <= t <= 250 + 749 * (form <= 'cifar10')", "passes >= 1", "scale > 0", "ptb > 0", "batch >= 1"],
         "paper": {
-            "t": "36 (PGD), 60 (BPDA+EOT), 50 (SPSA), of 1000, on CIFAR-10",
-            "passes": "4 (PGD), 2 (BPDA+EOT, SPSA)",
-            "guidance": "mse with scale 60000, or none (PGD); ssim with scale 1000 (BPDA+EOT); none (SPSA)",
-            "ptb": "8",
-            "votes": "10 for PGD, 1 for SPSA",
+            "t": "36 (PGD), 60 (BPDA+EOT), 50 (SPSA), of 1000, on CIFAR-10; 45 of 250 on ImageNet",
+            "passes": "4 (PGD), 2 (BPDA+EOT, SPSA); 1 on ImageNet",
+            "guidance": "mse with scale 60000, or none (PGD); ssim with scale 1000 (BPDA+EOT); none (SPSA); on ImageNet ssim (BPDA, "
+            "targeted PGD) or mse (ResNet-50), scale 1000, or none",
+            "ptb": "8; on ImageNet 4, targeted 16",
+            "votes": "10 for PGD, 1 for SPSA; 1 or 5 on ImageNet",
+            "batch": "100; 60 on ImageNet",
         },
         "differences": "D is a mean over one image; the official code takes it over the whole batch, so that its guidance is weaker by the "
         "number of images, 100 in its runs (variant=code, batch=100; the same as variant=paper with scale / 100). Kept from the code "
-        "in both variants: diffusion to index t but sampling from t - 1. Not here: the ImageNet form (250 steps, anchor without noise, "
-        "learned variances)",
+        "in both variants: diffusion to index t but sampling from t - 1, on CIFAR-10 only",
         "cite": """@article{wang2022guided,
   title={Guided Diffusion Model for Adversarial Purification},
   author={Wang, Jinyi and Lyu, Zhaoyang and Lin, Dahua and Dai, Bo and Fu, Hongfei},
@@ -56,20 +58,37 @@ def minus_mse(x: Tensor, anchor: Tensor) -> Tensor:
     return -(x - anchor).square().flatten(1).mean(1)
 
 
+FORMS = ("cifar10", "imagenet")
 GUIDANCES = {"mse": minus_mse, "ssim": ssim, "none": None}
 
 
 class GDMP:
     """State: (x, anchor), both (B,C,H,W) on the [-1,1] scale. Randomness: a standard normal at the start of every pass, one per step
-    but a pass's last, and one per step for the anchor."""
+    but a pass's last, and (form=cifar10, guided) one per step for the anchor."""
 
     def __init__(
-        self, score: Any, t: int, passes: int, guidance: str, scale: float, ptb: float, variant: str, batch: int
+        self,
+        score: Any,
+        t: int,
+        passes: int,
+        guidance: str,
+        scale: float,
+        ptb: float,
+        variant: str,
+        batch: int,
+        form: str,
     ):
-        if not 1 <= t <= 999:
+        if form not in FORMS:
+            raise unknown("form of `gdmp`", form, FORMS)
+        self.imagenet = form == "imagenet"
+        last = 250 if self.imagenet else 999
+        if not 1 <= t <= last:
             raise UserError(
-                f"`t={t}` is outside 1..999, the indices of the diffusion", "the paper uses t=36, 50 and 60"
+                f"`t={t}` is outside 1..{last}, the steps of the diffusion",
+                "the paper uses t=36, 50 and 60, on ImageNet 45",
             )
+        if self.imagenet and not hasattr(score, "output"):
+            raise no_variance()
         if passes < 1:
             raise UserError(f"`passes={passes}` is not possible: at least 1", "the paper uses 2 and 4")
         if guidance not in GUIDANCES:
@@ -89,17 +108,17 @@ class GDMP:
 
     def step(self, k: int, state: tuple[Tensor, Tensor], noise: Noise) -> tuple[Tensor, Tensor]:
         x, anchor = state
-        s = schedule()
+        s = schedule(250 if self.imagenet else 1000)
         i = self.t - 1 - k % self.t
         if i == self.t - 1:  # a pass begins
-            x = s.diffuse(x, noise.normal(k, x, draw=2), self.t)
-        mean = s.mean(x, self.score_model.eps_index(x, i), i, clip=True)
-        log_variance = float(s.log_large[i])
+            x = s.diffuse(x, noise.normal(k, x, draw=2), i if self.imagenet else self.t)
+        eps, log_variance = s.predict(self.score_model, x, i, "learned" if self.imagenet else "fixedlarge")
+        mean = s.mean(x, eps, i, clip=True)
         if self.distance is not None:
-            noisy = s.diffuse(anchor, noise.normal(k, x, draw=1), i)
+            nearby = anchor if self.imagenet else s.diffuse(anchor, noise.normal(k, x, draw=1), i)
             strength = self.scale * math.sqrt(1 - s.abar[i]) / math.sqrt(s.abar[i])
-            mean = mean + math.exp(log_variance) * strength * self.pull(x, noisy)
-        return (mean + math.exp(log_variance / 2) * noise.normal(k, x) if i else mean), anchor
+            mean = mean + exp(log_variance) * strength * self.pull(x, nearby)
+        return (mean + exp(log_variance / 2) * noise.normal(k, x) if i else mean), anchor
 
     def pull(self, x: Tensor, noisy: Tensor) -> Tensor:
         """grad_x D(x, noisy), differentiable in both."""
@@ -122,10 +141,11 @@ def gdmp(
     ptb: float = 8.0,
     variant: str = "paper",
     batch: int = 100,
+    form: str = "cifar10",
 ) -> GDMP:
-    """GDMP as on CIFAR-10. t: index of 1..999 to which every pass diffuses; passes: of t steps each, all anchored at the original
-    input; guidance: `mse`, `ssim` or `none`; scale, ptb (of 255): s_i above; variant: `paper` guides every image by its own D, `code`
-    divides that by `batch`, as a mean over the official code's batch does: its 60000 (`ssim`: 1000) is 600 (10) per image.
-    Output (B,C,H,W) clipped to [0,1]. Source:
-    purification/diff_purify.py and pytorch_diffusion/diffusion.py."""
-    return GDMP(score, t, passes, guidance, scale, ptb, variant, batch)
+    """GDMP. t: index of 1..999 to which every pass diffuses; passes: of t steps each, all anchored at the original input; guidance:
+    `mse`, `ssim` or `none`; scale, ptb (of 255): s_i above; variant: `paper` guides every image by its own D, `code` divides that by
+    `batch`, as a mean over the official code's batch does: its 60000 (`ssim`: 1000) is 600 (10) per image. form: `imagenet` is t of
+    250 steps, learned variances, an anchor without noise. Output (B,C,H,W) clipped to [0,1]. Source: purification/diff_purify.py and
+    pytorch_diffusion/diffusion.py; purification/purify_imagenet.py."""
+    return GDMP(score, t, passes, guidance, scale, ptb, variant, batch, form)
