@@ -149,7 +149,7 @@ def _parameters(kind: str, name: str, info: dict[str, Any]) -> list[dict[str, An
 
 
 def _defense(kind: str, name: str, info: dict[str, Any], about: str) -> dict[str, Any]:
-    calls = f"{info.get('nfe', '?')} + 1 (classifier) forward" + (
+    calls = f"{info.get('calls') or info.get('nfe', '?')} + 1 (classifier) forward" + (
         f", {info['nfe_inner']} backward inside" if "nfe_inner" in info else ""
     )
     defaults = registry.parameters(kind, name)

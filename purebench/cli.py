@@ -148,8 +148,9 @@ def run(
     if not quiet:
         for note in the_plan.notes:
             _say(f"purebench: {note}")
-    from purebench import progress, runner
+    from purebench import progress, rehearsal, runner
 
+    rehearsal.check(the_plan)
     count = workers or runner.default_workers(device)
     settings = runner.Settings(out, device, rows, count, _bytes(memory), fresh)
     if dry_run:
@@ -186,7 +187,7 @@ def run(
         print(tables.render(records.load_all(folders), format="json" if as_json else "md"))
         _say(f"next: purebench table {out}")
     if outcome.failed:
-        _say(f"hint: `purebench status {out}` shows what is missing; the same command tries again")
+        _say(f"hint: `purebench status {out}` shows what is missing; the same command goes on with it")
         raise typer.Exit(errors.FAILED)
 
 
@@ -425,6 +426,7 @@ def purify(
     rows = pictures.purify(images, defense, out, dataset, seed, device, trajectory, classifier, score)
     print(json.dumps(rows, indent=1) if as_json else _columns(rows))
     _say(f"next: look at {out / 'side-by-side.png'}")
+    pictures.check(rows)
 
 
 @app.command(epilog=_examples("purebench figure coup-toy", "purebench figure coup-toy --out toy.png"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -81,7 +80,7 @@ class Component:
         if self.where:
             path = Path(str(self.where["path"]))
             if not path.is_file():
-                raise UserError(f"there is no file `{path}`", "give the path of a weights file", DOWNLOAD)
+                raise UserError(f"`{path}` is no file", "give the path of a weights file", DOWNLOAD)
             return assets.hashed(path)
         if not self.assets:
             raise UserError(
@@ -126,7 +125,9 @@ class Component:
     @property
     def stand_in(self) -> str:
         """What it stands in for, where it is no paper's; empty otherwise."""
-        note = self.info.get("stand_in", "") if not self.where else ""
+        if self.where and self.kind == "score":
+            return f"your own weights `{self.text}`"
+        note = self.info.get("stand_in", "")
         return note or (getattr(self.images, "note", "") if self.kind == "dataset" and not self.info["size"] else "")
 
     def _known(self, key: str) -> Any:
@@ -148,6 +149,8 @@ def of(kind: str, part: Part) -> Component:
     where: dict[str, Value] = {k: v for k, v in values.items() if k in PLACES and v}
     if "path" in where and known.get("name") == "" and not values["name"]:
         given["name"] = values["name"] = Path(str(where["path"])).stem
+    if "path" in known and "path" not in where and given.get("name"):
+        raise UserError(f"`name={show(given['name'])}` of `{part.name}` names a file", "give it: path=FILE")
     kept = tuple(
         (k, v)
         for k, v in values.items()
@@ -205,19 +208,6 @@ def check_rotation(scores: list[Component], defense: str) -> None:
     if any(model.takes != scores[0].takes for model in scores):
         said = ", ".join(f"`{model.text}` {_size(model.takes or [])}" for model in scores)
         raise UserError(f"score models in rotation see images of one size: {said}", "choose models of one size")
-
-
-def check_range(score: Component, defense: Part, values: dict[str, Value]) -> None:
-    """Raises UserError where a purifier asks a score model for noise that it was not trained on."""
-    t = score.info.get("t_max", 1.0)
-    limits = {"t": t, "sigma": math.sqrt(math.expm1(19.9 / 2 * t**2 + 0.1 * t))} if "t_max" in score.info else {}
-    for key, most in limits.items():
-        asked = values.get(key)
-        if isinstance(asked, int | float) and asked > most:
-            raise UserError(
-                f"`{defense.name}` with {key}={show(asked)} asks `{score.text}` for more noise than it was trained on: {key} {most:.4g}",
-                f"choose {key} up to {most:.4g}, or another `--score`",
-            )
 
 
 def _size(shape: list[int]) -> str:

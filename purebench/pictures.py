@@ -10,10 +10,10 @@ import torch
 from PIL import Image, ImageDraw, UnidentifiedImageError
 from torch import Tensor
 
-from purebench import assets, chain, evaluate, plan
+from purebench import assets, chain, evaluate, plan, rehearsal
 from purebench import device as device_module
 from purebench.defense import Defense
-from purebench.errors import DOWNLOAD, UserError
+from purebench.errors import DOWNLOAD, FAILED, UserError
 from purebench.noise import Noise
 from purebench.purifiers.resized import resize
 from purebench.tasks import default_rows
@@ -29,11 +29,13 @@ def purify(
     """Purifies image files with a defense of `dataset`'s networks; the image's place in the list is its id in the noise.
 
     Writes `out/<name>.png` for each, `out/side-by-side.png`, and with `trajectory` a strip `out/<name>-trajectory.png`; returns one row
-    per file with the classifier's answers."""
+    per file with the answers of the bare classifier (`before`) and of the defense (`after`). With `votes=n` the defense decides by n
+    purifications, of which the pictures show the first. A file with one that is not finite has only a row, which says `failed`: why."""
     request = plan.Request(
         defenses=(defense,), attacks=("null",), dataset=dataset, images=1, classifier=classifier, score=score
     )
     the_plan = plan.build(request)
+    rehearsal.check(the_plan)
     cell = the_plan.jobs[0].cell
     images = [name for name, facts in assets.table().items() if facts["kind"] == "dataset"]
     absent = [name for name in the_plan.missing if name not in images]  # the dataset's own are not needed
@@ -44,12 +46,12 @@ def purify(
     made = evaluate.build_defense(cell, device, rows=min(len(paths), default_rows(cell)))
     noise = Noise(seed, "purify", (), range(len(paths)), [0] * len(paths))
     clean = made.purify(x, noise)
-    if not clean.isfinite().all():
-        raise UserError(
-            f"`{defense}` gave values that are not finite", "try milder parameters; `purebench show` names the paper's"
-        )
     bare = made.undefended()
-    before, after = (torch.softmax(bare.logits(images, noise), dim=1) for images in (x, clean))
+    bad = (~clean.isfinite().flatten(1).all(1)).nonzero()[:, 0].tolist()
+    undecided = bad or made.votes > 1  # then all is purified again: to vote, and to see which step it was
+    logits = bare.logits(x, noise), made.logits(x, noise) if undecided else bare.logits(clean, noise)
+    before, after = (torch.softmax(answer, dim=1) for answer in logits)
+    failed = dict.fromkeys(bad, "the purification gave values that are not finite") | made.failed
     out.mkdir(parents=True, exist_ok=True)
     rows, taken = [], {"side-by-side.png"}
     for i, path in enumerate(paths):
@@ -57,17 +59,34 @@ def purify(
         while name in taken:
             name = f"{Path(name).stem}-{i}.png"
         taken.add(name)
-        picture(clean[i]).save(out / name)
+        if i not in failed:
+            picture(clean[i]).save(out / name)
         row: dict[str, Any] = {"image": str(path), "purified": str(out / name)}
         for when, answer in (("before", before[i]), ("after", after[i])):
             row |= {f"class {when}": int(answer.argmax()), f"confidence {when}": round(float(answer.max()), 3)}
         if trajectory:
             strip = out / f"{Path(name).stem}-trajectory.png"
-            draw_trajectory(made, x[i : i + 1], noise.rows([i], [0]), f"{path.name} under {cell.defense}").save(strip)
             row["trajectory"] = str(strip)
-        rows.append(row | {"largest change": round(float((clean[i] - x[i]).abs().max()), 3)})
+            if i not in failed:
+                title = f"{path.name} under {cell.defense}"
+                draw_trajectory(made, x[i : i + 1], noise.rows([i], [0]), title).save(strip)
+        row["largest change"] = round(float((clean[i] - x[i]).abs().max()), 3)
+        if i in failed:
+            row |= {key: None for key in row if key not in ("image", "class before", "confidence before")}
+        rows.append(row | ({"failed": failed.get(i)} if failed else {}))
     side_by_side(x, clean, rows, str(cell.defense)).save(out / "side-by-side.png")
     return rows
+
+
+def check(rows: list[dict[str, Any]]) -> None:
+    """Raises UserError if a row of `purify` says `failed`."""
+    bad = [f"`{row['image']}`: {row['failed']}" for row in rows if row.get("failed")]
+    if bad:
+        raise UserError(
+            f"{len(bad)} of {len(rows)} images failed: {'; '.join(bad[:6])}{'; ..' * (len(bad) > 6)}",
+            "try milder parameters; `purebench show` names the paper's",
+            FAILED,
+        )
 
 
 def read(path: Path, shape: list[int]) -> Tensor:
@@ -125,21 +144,22 @@ def draw_trajectory(defense: Defense, x: Tensor, noise: Noise, title: str) -> Im
 
 
 def side_by_side(x: Tensor, clean: Tensor, rows: list[dict[str, Any]], title: str) -> Image.Image:
-    """One line per image: input, purified, and four times their difference around grey, with the answers beneath."""
+    """One line per image: input, purified, and four times their difference around grey, with the answers beneath; of one that failed
+    the input."""
     side, gap, text = max(96, 96 // x.shape[-1] * x.shape[-1]), 12, 30
     sheet = Image.new("RGB", (3 * side + 4 * gap, 24 + len(x) * (side + text + gap)), "white")
     draw = ImageDraw.Draw(sheet)
     for column, head in enumerate(("input", f"purified by {title}"[:40], "difference x 4")):
         draw.text((gap + column * (side + gap), 6), head[: side // 6], fill="black")
     for i, row in enumerate(rows):
-        top = 24 + i * (side + text + gap)
-        for column, image in enumerate((x[i], clean[i], 0.5 + 4 * (clean[i] - x[i]))):
+        top, why = 24 + i * (side + text + gap), row.get("failed")
+        for column, image in enumerate((x[i],) if why else (x[i], clean[i], 0.5 + 4 * (clean[i] - x[i]))):
             big = picture(image).convert("RGB").resize((side, side), Image.Resampling.NEAREST)
             sheet.paste(big, (gap + column * (side + gap), top))
         answers = (
             f"{row['class before']} ({row['confidence before']:.0%})",
-            f"{row['class after']} ({row['confidence after']:.0%})",
-            f"max {row['largest change']}",
+            f"failed: {why}"[: side // 3] if why else f"{row['class after']} ({row['confidence after']:.0%})",
+            "" if why else f"max {row['largest change']}",
         )
         for column, answer in enumerate(answers):
             draw.text((gap + column * (side + gap), top + side + 4), answer, fill="black")

@@ -184,15 +184,15 @@ def _cells(
         asked["attack"] = list(dict.fromkeys([Part("null"), Part("noise"), *asked["attack"]]))
     grads = [parse(text, "gradient") for text in (request.grads or grid.get("grads") or ["exact"])]
     seeds = request.seeds or grid.get("seeds") or [0]
-    maker = _Maker(dataset, subset, classifier, score, defaults, notes)
+    chosen = request.score is not None or "score" in grid
+    maker = _Maker(dataset, subset, classifier, score, chosen, defaults, notes)
     for limit in threats:
         for seed in seeds:
             for defense in asked["defense"]:
                 for attack in asked["attack"]:
                     for gradient in maker.gradients(attack, grads):
-                        cell, origin = maker.cell(defense, gradient, attack, limit, seed)
-                        source = maker.source(attack, limit, seed)
-                        if source:
+                        cell, origin, source = maker.cell(defense, gradient, attack, limit, seed)
+                        if source and source[0].id != cell.id:
                             yield (
                                 Job(source[0], images, evals, source[1], maker.stand_in_for(source[0])),
                                 maker.missing(source[0]),
@@ -204,30 +204,28 @@ class _Maker:
     """Makes cells of one dataset, classifier and score model."""
 
     def __init__(
-        self, dataset: Component, subset: str, classifier: Component, score: Component, defaults: dict[str, Any],
+        self, dataset: Component, subset: str, classifier: Component, score: Component, chosen: bool, defaults: dict[str, Any],
         notes: list[str],
     ):  # fmt: skip
         self.dataset, self.subset, self.classifier, self.score = dataset, subset, classifier, score
+        self.chosen = chosen  # `score` was asked for, and is not the dataset's default
         self.defaults, self.notes = defaults, notes
         self.models: dict[str, list[Component]] = {}  # of every cell made: its score models
+        self.known = {score.text: score}  # by name
 
     def resolve(self, kind: str, part: Part) -> tuple[Part, dict[str, Value], dict[str, str]]:
         """(canonical part, every parameter, where each came from)."""
         given = dict(part.parameters)
         known = registry.parameters(kind, part.name)
         registry.check_parameters(kind, part.name, given)
-        defaults = known | self.defaults.get(kind, {}).get(part.name, {})
+        of_dataset = self.defaults.get(kind, {}).get(part.name, {})
+        if self.chosen:
+            of_dataset = {k: v for k, v in of_dataset.items() if k != "score"}
+        defaults = known | of_dataset
         typed = {k: registry.as_type(v, known[k]) for k, v in (defaults | given).items()}
         base = {k: registry.as_type(v, known[k]) for k, v in defaults.items()}
         registry.check_ranges(kind, part.name, typed)
-        origin = {
-            k: "given"
-            if k in given
-            else self.dataset.name
-            if k in self.defaults.get(kind, {}).get(part.name, {})
-            else "default"
-            for k in typed
-        }
+        origin = {k: "given" if k in given else self.dataset.name if k in of_dataset else "default" for k in typed}
         canonical = Part(part.name, tuple((k, v) for k, v in typed.items() if v != base[k]))
         common = registry.COMMON.get(kind, {})  # left out at their defaults, so that a new one changes no cell
         return canonical, {k: v for k, v in typed.items() if k not in common or v != common[k]}, origin
@@ -248,23 +246,23 @@ class _Maker:
 
     def cell(
         self, defense: Part, gradient: Part, attack: Part, limit: ThreatModel, seed: int
-    ) -> tuple[Cell, dict[str, str]]:
+    ) -> tuple[Cell, dict[str, str], tuple[Cell, dict[str, str]] | None]:
+        """The cell, where its parameters came from, and for a transfer the same of the cell that makes its images."""
+        given = defense.get("score", "")
         defense, of_defense, d_origin = self.resolve("defense", defense)
         info = registry.info("defense", defense.name)
-        scores = self.scores(defense, info)
+        scores = self.scores(defense.name, of_defense.get("score", ""))
         score = scores[0].text if len(scores) == 1 else show(_value(scores))
         defense = Part(defense.name, tuple((k, v) for k, v in defense.parameters if k != "score"))
         of_defense.pop("score", None)
         gradient = self.gradient(defense, info, gradient)
-        source = self.source(attack, limit, seed)
+        source = self.source(attack, limit, seed, given)
         if (
             source
             and (source[0].defense, source[0].score) == (defense, score)
             and source[0].parameters["defense"] == of_defense
         ):
-            return source  # images made on this very defense: the same cell
-        for model in scores:
-            components.check_range(model, defense, of_defense)
+            return *source, source  # images made on this very defense: the same cell
         if any(of_defense.get(key) == value for key, value in info.get("couples", {}).items()):
             self.notes.append(
                 f"warning: `{defense}` couples the images of a batch, as published: its numbers depend on --rows and on the batch mates"
@@ -293,8 +291,7 @@ class _Maker:
             stand_in = self.stand_in(defense, gradient)
             versions["surrogate"] = registry.version("defense", stand_in.name)
             parameters["surrogate"] = {"defense": stand_in.name, **self.resolve("defense", stand_in)[1]}
-            for model in scores:
-                components.check_range(model, stand_in, parameters["surrogate"])
+            parameters["surrogate"].pop("score", None)  # it runs on the defense's
             components.check_rotation(scores, stand_in.name)
         found = {"dataset": self.dataset, "classifier": self.classifier, **dict(_keyed(scores))}
         hashes = {kind: c.digest for kind, c in found.items()}
@@ -308,17 +305,21 @@ class _Maker:
             {kind: c.where for kind, c in found.items() if c.where},
         )  # fmt: skip
         self.models[cell.id] = scores
-        return cell, {f"defense.{k}": o for k, o in d_origin.items()} | {f"attack.{k}": o for k, o in a_origin.items()}
+        origin = {f"defense.{k}": o for k, o in d_origin.items()} | {f"attack.{k}": o for k, o in a_origin.items()}
+        return cell, origin, source
 
-    def scores(self, defense: Part, info: dict[str, Any]) -> list[Component]:
-        """The score models of a defense: those that it names itself, else the run's."""
-        own = defense.get("score", "")
+    def scores(self, defense: str, own: Value) -> list[Component]:
+        """The score models of a defense: its own, else the run's. UserError for two files of one name: their cells would look alike."""
         if own == "":
             return [self.score]
         found = [components.of("score", part) for part in parts(show(own), "score")]
-        components.check_rotation(found, defense.name)
+        components.check_rotation(found, defense)
         for model in found:
             components.check_fit(self.dataset, self.classifier, model)
+            if self.known.setdefault(model.text, model).digest != model.digest:
+                raise UserError(
+                    f"two different files are called `{model.text}`", "give them names: path=FILE,name=NAME"
+                )
         return found
 
     @staticmethod
@@ -390,8 +391,9 @@ class _Maker:
             raise UserError(f"`{common[0]}` of `{gradient}` belongs to the defense, not to a purifier", "leave it out")
         return other
 
-    def source(self, attack: Part, limit: ThreatModel, seed: int) -> tuple[Cell, dict[str, str]] | None:
-        """The cell whose images a transfer attack reads."""
+    def source(self, attack: Part, limit: ThreatModel, seed: int, score: Value) -> tuple[Cell, dict[str, str]] | None:
+        """The cell whose images a transfer attack reads. score: what the attacked defense was given as its own, which holds for the
+        source, too, unless that has its own, or cannot rotate."""
         if "from" not in registry.parameters("attack", attack.name):
             return None
         given = self.defaults.get("attack", {}).get(attack.name, {}) | dict(attack.parameters)
@@ -404,11 +406,14 @@ class _Maker:
             )
         defense = defense if isinstance(defense, Part) else parse(show(defense), "defense")
         other = other if isinstance(other, Part) else parse(str(other), "attack")
+        can = not isinstance(score, tuple) or registry.info("defense", defense.name).get("rotates")
+        if score != "" and can and defense.get("score", "") == "":
+            defense = Part(defense.name, (*defense.parameters, ("score", score)))
         if "from" in registry.parameters("attack", other.name):
             raise UserError(
                 f"`{attack}` transfers a transfer", "name the attack that makes the images, such as attack=(pgd-eot)"
             )
-        return self.cell(defense, self.gradients(other, [Part("exact")])[0], other, limit, seed)
+        return self.cell(defense, self.gradients(other, [Part("exact")])[0], other, limit, seed)[:2]
 
 
 def _keyed(scores: list[Component]) -> list[tuple[str, Component]]:

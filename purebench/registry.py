@@ -107,6 +107,7 @@ CHOICES = {
     "rand": ("gaussian", "binary"),
     "update": ("deterministic", "schedule", "langevin"),
     "form": ("cifar10", "imagenet"),
+    "guidance": ("mse", "ssim", "none"),  # of gdmp; elsewhere it is a number, or another word
     "variance": ("learned", "fixedsmall", "fixedlarge"),
 }  # the words that parameters of these names may have
 COMMON = {  # parameters that every component of a kind has: n purifications combined; a factor on the purifier's normal draws;
@@ -195,6 +196,10 @@ def check_parameters(kind: str, name: str, given: dict[str, Any]) -> None:
         if key not in known:
             raise unknown(f"parameter of `{name}`", key, known, see=f"purebench show {name}")
         default = known[key]
+        if isinstance(default, str) and default and value is None:
+            value = "none"  # the word, which is also the value
+        if isinstance(default, list | tuple) and not isinstance(value, list | tuple):
+            raise UserError(f"`{key}={value}` of `{name}` is no list", f"write {key}=[{value}]")
         numeric = isinstance(default, int | float) and not isinstance(default, bool)
         if numeric and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise UserError(
@@ -210,7 +215,7 @@ def check_parameters(kind: str, name: str, given: dict[str, Any]) -> None:
             )
         if isinstance(default, int) and numeric and value < min(default, 1):  # counts: steps, eot, votes, batch, ..
             raise UserError(f"`{key}={value}` is not possible for `{name}`", f"at least 1; the default is {default}")
-        if key in CHOICES and isinstance(value, str) and value not in CHOICES[key]:
+        if default in CHOICES.get(key, ()) and isinstance(value, str) and value not in CHOICES[key]:
             raise unknown(f"{key} of `{name}`", value, CHOICES[key], see=f"purebench show {name}")
         if (
             isinstance(default, str) and default == "" and not isinstance(value, Part | tuple)
@@ -228,6 +233,8 @@ def check_parameters(kind: str, name: str, given: dict[str, Any]) -> None:
 
 def as_type(value: Any, default: Any) -> Any:
     """A number in the type of its default, so that `1` and `1.0` are one cell; a list as a tuple."""
+    if isinstance(default, str) and default and value is None:
+        return "none"
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(default, int) and not isinstance(default, bool) and isinstance(value, float):
@@ -255,7 +262,7 @@ def expression(text: str, values: dict[str, Any]) -> Any:
     """Evaluates an INFO entry over the parameters: arithmetic such as "2 * steps" or "sum(stages)", or a comparison such as
     "0 < t <= 1"."""
     arithmetic = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
-    functions: dict[str, Any] = {"sum": sum, "len": len, "max": max, "min": min}
+    functions: dict[str, Any] = {"sum": sum, "len": len, "max": max, "min": min, "round": round}
     order = {ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge}
 
     def value(node: ast.expr) -> Any:

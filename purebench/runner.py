@@ -86,6 +86,27 @@ class _Open:
         per = [sum(p == r["label"] for p in r["adversarial"]) / len(r["adversarial"]) for r in lines]
         return sum(per) / max(len(per), 1)
 
+    def lost(self) -> str | None:
+        """Why a cell that was judged has no number: every image failed. None if one did not."""
+        lines = [self.store.done[p] for p in sorted(self.store.done)]
+        if not all(r.get("failed") for r in lines):
+            return None
+        hint = f"try milder parameters; `purebench show {self.cell.defense.name}` names the paper's"
+        return f"all {len(lines)} images failed; {_failures(lines[:1])} (hint: {hint})"
+
+
+def _failures(lines: list[dict[str, Any]], most: int = 6) -> str:
+    """`images 3, 8 and 20 more: step 1 of 3 gave ..; image 5: ..`: the first few of those records that failed, and why."""
+    reasons: dict[str, list[int]] = {}
+    for line in lines:
+        if line.get("failed"):
+            reasons.setdefault(line["failed"], []).append(line["index"])
+    said = []
+    for reason, of in list(reasons.items())[:most]:
+        more = f" and {len(of) - most} more" if len(of) > most else ""
+        said.append(f"image{'s' * (len(of) > 1)} {', '.join(map(str, of[:most]))}{more}: {reason}")
+    return "; ".join(said + ["and others"] * (len(reasons) > most))
+
 
 def _reversed(task: Task) -> Task:
     return Task(task.cell, task.positions[::-1], task.evals, task.judge, batch=task.batch)
@@ -118,12 +139,14 @@ def run(the_plan: plan.Plan, settings: Settings, report: Reporter, outcome: Outc
     def close(cell: _Open) -> None:
         active.remove(cell)
         try:
+            if not cell.failed:
+                cell.store.finish()
+                cell.failed = cell.lost()
             if cell.failed:
                 outcome.failed[cell.cell.id] = cell.failed
                 report.say(f"failed: {cell.cell}: {cell.failed}")
                 cell.store.note(failed=cell.failed)
             else:
-                cell.store.finish()
                 outcome.done.append(cell.cell.id)
         finally:
             cell.store.close()
@@ -171,12 +194,8 @@ def run(the_plan: plan.Plan, settings: Settings, report: Reporter, outcome: Outc
                 cell.store.data["runs"][-1].setdefault(fact, value)
             cell.store.append(result.records, result.rows, result.cost)
             outcome.images += len(result.records)
-            bad = [r for r in result.records if r.get("failed")]
-            if bad:
-                others = f" (and {len(bad) - 1} more of its batch)" if len(bad) > 1 else ""
-                report.say(
-                    f"warning: {cell.cell}: image {bad[0]['index']} is recorded as failed: {bad[0]['failed']}{others}"
-                )
+            if bad := _failures(result.records):
+                report.say(f"warning: {cell.cell}: recorded as failed: {bad}")
             known = clean.setdefault(_judged(cell), {})
             known.update({r["position"]: r["clean"] for r in result.records})
             report.batch(str(cell.cell), cell.robust(), len(cell.store.done), jobs[cell.cell.id].images)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from purebench import metrics
+from purebench import metrics, registry
 from purebench.errors import UserError, unknown
 from purebench.metrics import Log, Value
 from purebench.spec import show
@@ -26,7 +26,7 @@ COLUMNS = (
 FORMATS = ("md", "csv", "json")
 MISSING = "–"
 STRONGEST = "strongest"
-SCOPE = ("dataset", "subset", "classifier", "score", "threat")  # one table each; a score or threat `-` is in all tables
+SCOPE = ("dataset", "subset", "classifier", "score", "threat")  # one table each
 FIRST = ("null", "noise", "transfer-pgd", "transfer", "bpda-eot")  # the order of attack columns: controls, weak, ..
 LAST = ("apgd-ce", "apgd-dlr", "autoattack-standard", "autoattack-rand")  # .. own attacks by name, then these
 
@@ -40,6 +40,7 @@ class _Cell:
     nfe: tuple[float | None, float | None]  # forward and backward, mean per image
     defense: str
     attack: str
+    scored: bool  # whether its numbers depend on the score model
 
     def __getitem__(self, key: str) -> Any:
         return self.log.cell[key]
@@ -54,6 +55,15 @@ class _Cell:
         bpda = metrics.name(self["attack"]) == "bpda-eot"
         natural = ("-", "exact", "bpda") if self["defense"] == "none" else ("-", "bpda" if bpda else "exact")
         return self.attack if self.grad in natural else f"{self.attack} @{self.grad}"
+
+    @property
+    def scope(self) -> tuple[str, ...]:
+        return tuple(self[key] for key in SCOPE)
+
+    def fits(self, scope: tuple[str, ...]) -> bool:
+        """Whether it belongs in the table of this scope. A threat `-` is in all, and so is what uses no score model."""
+        *rest, score, threat = self.scope
+        return rest == [*scope[:3]] and (not self.scored or score == scope[3]) and threat in ("-", scope[4])
 
 
 Table = dict[str, dict[str, list[_Cell]]]  # defense -> column -> the seeds' cells
@@ -79,12 +89,26 @@ def _cells(logs: Iterable[Log]) -> list[_Cell]:
         null = nulls.get((*key, log.cell["threat"]), nulls.get(key))
         counts = [line["nfe"] for line in metrics.judged(log) if line.get("nfe")]
         forward, backward = (_mean([c[i] for c in counts]) for i in (0, 1))
+        summary = metrics.summary(log, null)
         cells.append(
-            _Cell(log, metrics.summary(log, null), (forward, backward), log.cell["defense"], log.cell["attack"])
+            _Cell(log, summary, (forward, backward), log.cell["defense"], log.cell["attack"], _scored(log.cell))
         )
     _tell_apart(cells)
-    cells.sort(key=lambda c: (*(c[k] for k in SCOPE), c.defense != "none", c.defense, _rank(c), c["seed"], c.log.id))
+    cells.sort(key=lambda c: (*c.scope, *_order(c)))
     return cells
+
+
+def _order(cell: _Cell) -> tuple[Any, ...]:
+    return cell.defense != "none", cell.defense, _rank(cell), cell["seed"], cell.log.id
+
+
+def _scored(cell: dict[str, Any]) -> bool:
+    """Whether a purifier of the cell, or of the one that made its images, may have used the score model."""
+    if cell["score"] == "-" or cell.get("source"):
+        return cell["score"] != "-"
+    purifiers = [metrics.name(cell["defense"]), cell["parameters"].get("surrogate", {}).get("defense", "none")]
+    known = registry.names("defense")  # records of a plug-in may be read where it is not installed
+    return any(p not in known or "score" in registry.info("defense", p).get("needs", ["score"]) for p in purifiers)
 
 
 def _control(log: Log) -> tuple[Any, ...]:
@@ -113,7 +137,7 @@ def _tell_apart(cells: list[_Cell]) -> None:
     what differs added to their names: `coup [steps=5]`. Nothing is averaged but seeds."""
     places: dict[tuple[Any, ...], list[_Cell]] = defaultdict(list)
     for cell in cells:
-        places[(*(cell[k] for k in SCOPE), cell.defense, cell.column, cell["seed"])].append(cell)
+        places[(*cell.scope, cell.defense, cell.column, cell["seed"])].append(cell)
     differ: dict[tuple[str, str], set[str]] = defaultdict(set)
     for mates in places.values():
         flats = [_flat(cell) for cell in mates]
@@ -132,18 +156,21 @@ def _tell_apart(cells: list[_Cell]) -> None:
 
 
 def _tables(cells: Sequence[_Cell]) -> dict[tuple[str, ...], Table]:
-    """The cells of each table by scope, defense and column. A cell whose score or threat is `-` is in every table it
-    fits."""
-    tables: dict[tuple[str, ...], Table] = {tuple(c[k] for k in SCOPE): {} for c in cells}
-    scopes = [s for s in tables if "-" not in s[3:]]
-    for cell in cells:
-        own = tuple(cell[k] for k in SCOPE)
-        fits = (
-            [s for s in scopes if all(a in ("-", b) for a, b in zip(own, s, strict=True))] if "-" in own[3:] else [own]
-        )
-        for scope in fits or [own]:
-            tables[scope].setdefault(cell.defense, {}).setdefault(cell.column, []).append(cell)
-    return {scope: table for scope, table in tables.items() if table}
+    """The cells of each table by scope, defense and column. A cell that fits several tables is in all of them; only what
+    fits none makes one. Where a cell without use of a score model was run beside several, a table takes it once."""
+    scopes: list[tuple[str, ...]] = []
+    for cell in sorted(cells, key=lambda c: ("-" in c.scope[3:], not c.scored)):
+        if not any(cell.fits(scope) for scope in scopes):
+            scopes.append(cell.scope)
+    tables: dict[tuple[str, ...], Table] = {}
+    for scope in sorted(scopes):
+        mates: dict[tuple[Any, ...], _Cell] = {}
+        for cell in sorted((c for c in cells if c.fits(scope)), key=lambda c: (not c.values, c["score"] != scope[3])):
+            mates.setdefault((cell.defense, cell.column, cell["seed"], cell.scored and cell.log.id), cell)
+        table: Table = tables.setdefault(scope, {})
+        for cell in sorted(mates.values(), key=_order):
+            table.setdefault(cell.defense, {}).setdefault(cell.column, []).append(cell)
+    return tables
 
 
 def _pool(cells: Sequence[_Cell], metric: str) -> Value | None:
@@ -426,8 +453,8 @@ def _notes(scope: tuple[str, ...], table: Table, per_image: dict[str, Value | No
     for cell in cells:
         if cell.grad != "-" and _header(cell.column) not in grads[cell.grad] and cell["defense"] != "none":
             grads[cell.grad].append(_header(cell.column))
-    if grads:
-        notes.append("Gradient: " + "; ".join(f"{grad}: {_list(columns)}" for grad, columns in grads.items()) + ".")
+    if said := [f"{grad}: {_list(columns)}" for grad, columns in grads.items() if columns]:
+        notes.append(f"Gradient: {'; '.join(said)}.")
     if any("aa" in cell.values for cell in cells):
         notes.append(
             "(aa): AutoAttack's verdict, where one lucky miss breaks an image; beside it, its images judged afresh, where those "
@@ -480,7 +507,7 @@ def _warnings(table: Table) -> list[str]:
         number = sum(bool(line.get("failed")) for cell in dropped for line in cell.log.images)
         found.append(f"{number} images without a valid result are left out: {_places(dropped)}.")
     found += [f"failed: {_places([cell])}: {_code(cell.log.failed)}" for cell in cells if cell.log.failed]
-    empty = [cell for cell in cells if not cell.values and not cell.log.failed]
+    empty = [cell for cell in cells if not cell.log.images and not cell.log.failed]
     if empty:
         found.append(f"not judged yet: {_places(empty)}.")
     return found

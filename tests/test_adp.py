@@ -2,21 +2,17 @@
 
 import itertools
 import math
-import os
-import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import autograd, generated, needs_golden, path, published, recorded, relative, slope_error, smooth_unet
 from torch import nn
 
 from purebench import chain, defense, registry
 from purebench.chain import Plan, Tape
 from purebench.errors import UserError
-from purebench.networks import build
 from purebench.networks.ebm import EBM
-from purebench.networks.small import SmallUNet
 from purebench.noise import Noise, Replay
 from purebench.purifiers.adp import INFO, adp, sigma_from_data
 from purebench.scores.energy import EnergyScore
@@ -25,13 +21,6 @@ from purebench.scores.vp import VPScore
 torch.set_num_threads(1)
 ROWS = 3
 NOISE = Noise(5, "attack", (), range(ROWS), [0] * ROWS)
-GOLDEN = os.environ.get("PUREBENCH_GOLDEN", "")
-needs_golden = pytest.mark.skipif(not GOLDEN, reason="PUREBENCH_GOLDEN (a folder of recorded arrays) is not set")
-
-
-def generated(name, shape, kind="standard_normal"):
-    """The arrays that the recorded runs began with: a generator seeded by a name."""
-    return getattr(np.random.default_rng(zlib.crc32(name.encode())), kind)(shape).astype(np.float32)
 
 
 class Field:
@@ -72,11 +61,12 @@ NETS = {  # case: (weight of 4 (0.5 - x), weight of the network, parameters)
     "ncsn_raw": (0, 1, {"tau": 0.0, "steps": 4}),
     "ncsn_neg0.2": (0, -0.2, {}),
 }
+NCSNV2 = {"ngf": 8, "image_size": 16, "channels": 3, "sigma_begin": 1, "sigma_end": 0.01, "num_classes": 10}
 
 
 def published_x():
     """Four kinds of images: of little contrast, of half, of full, and two-valued."""
-    u = generated("adp:x", (4, 3, 8, 8), "random")
+    u = generated("adp:x", (4, 3, 8, 8), "random").float().numpy()
     two = np.where(u[3] < 0.5, 0.04, 0.94) + 0.02 * u[3]
     return torch.from_numpy(np.stack([0.3 * u[0] + 0.35, 0.5 * u[1] + 0.25, u[2], two]).astype(np.float32))
 
@@ -99,25 +89,15 @@ def published_run(field, x, noise, parameters):
     return torch.stack(images), torch.stack(alphas) if alphas else torch.zeros(0, len(x)), out
 
 
-def recorded(name):
-    with np.load(Path(GOLDEN) / "adp" / name) as file:
-        return {key: torch.as_tensor(file[key]) for key in file}
-
-
 @needs_golden
 @pytest.mark.parametrize("case", [*SINES, *NETS])
 def test_published_trajectories(case, deviation):
-    file = recorded("b_adp_trajectories.npz")
+    file = recorded("adp/b_adp_trajectories.npz")
     if case in SINES:
         (field, parameters), noise = SINES[case], file["noise"]
     else:
         pull, weight, parameters = NETS[case]
-        net = build(
-            "ncsnv2",
-            {"ngf": 8, "image_size": 16, "channels": 3, "sigma_begin": 1, "sigma_end": 0.01, "num_classes": 10},
-        )
-        weights = recorded("a_ncsnv2_tiny.npz")
-        net.load_state_dict({k.removeprefix("param/"): v for k, v in weights.items() if k.startswith("param/")})
+        net, _ = published("ncsnv2", "adp/a_ncsnv2_tiny.npz", **NCSNV2)
         field, noise = (lambda x: pull * (0.5 - x) + weight * net.raw(x)), file["noise16"]
     with torch.no_grad():
         images, alphas, _ = published_run(field, file[f"{case}/x_in"], noise, parameters)
@@ -133,9 +113,9 @@ def test_published_trajectories(case, deviation):
 
 @needs_golden
 def test_the_recorded_inputs_are_the_generated_ones():
-    file = recorded("b_adp_trajectories.npz")
+    file = recorded("adp/b_adp_trajectories.npz")
     assert (published_x() - file["dec25/x_in"]).abs().max() < 1e-7
-    np.testing.assert_array_equal(generated("adp:noise", (4, 3, 8, 8)), file["noise"])
+    assert torch.equal(generated("adp:noise", (4, 3, 8, 8)).float(), file["noise"])
 
 
 # case: executed steps; step sizes of the last one; four pixels of the last images, one of each image. All as published.
@@ -156,9 +136,8 @@ LITERALS: dict = {
 @pytest.mark.parametrize("case", SINES)
 def test_published_literals(case):
     field, parameters = SINES[case]
-    _, alphas, out = published_run(
-        field, published_x(), torch.from_numpy(generated("adp:noise", (4, 3, 8, 8))), parameters
-    )
+    noise = generated("adp:noise", (4, 3, 8, 8)).float()
+    _, alphas, out = published_run(field, published_x(), noise, parameters)
     steps, last, pixels = LITERALS[case]
     assert len(alphas) == steps
     assert (alphas[-1].tolist() if steps else []) == pytest.approx(last, rel=5e-3)
@@ -167,7 +146,7 @@ def test_published_literals(case):
 
 @needs_golden
 def test_detection_looks_at_the_published_score_norms(deviation):
-    file = recorded("b_adp_trajectories.npz")
+    file = recorded("adp/b_adp_trajectories.npz")
     p = adp(Field(sine(3.4)), threshold=25.0)
     norms = p.score(0, file["dec25/x_in"]).flatten(1).norm(dim=1)
     assert norms.shape == file["dec/score_norm"].shape
@@ -178,7 +157,7 @@ def test_detection_looks_at_the_published_score_norms(deviation):
 
 @needs_golden
 def test_the_published_grid_map(deviation):
-    file = recorded("b_adp_trajectories.npz")
+    file = recorded("adp/b_adp_trajectories.npz")
     started, _ = adp(Field(sine(1)), variant="code", sigma=0.0).start(file["tr/x"], NOISE)
     assert started.shape == file["tr/raw_to_ebm"].shape
     deviation("adp grid map: images", (started - file["tr/raw_to_ebm"]).abs().max(), 1e-7)
@@ -187,7 +166,7 @@ def test_the_published_grid_map(deviation):
 @needs_golden
 @pytest.mark.parametrize(("ours", "theirs"), [("logits", "logit"), ("softmax", "softmax"), ("vote", "onehot")])
 def test_ensembles_of_runs_count_as_published(ours, theirs, deviation):
-    file = recorded("b_adp_ensembles.npz")
+    file = recorded("adp/b_adp_ensembles.npz")
     last = torch.stack([run[n - 1] for run, n in zip(file["logits_padded"], file["chain_lengths"], strict=True)])
     correct = lambda runs: (defense.combine(runs, ours, 0).argmax(1) == file["labels"]).sum().item()  # noqa: E731
     counts = [correct(last), *(correct(last[:k]) for k in range(1, 11))]
@@ -223,18 +202,12 @@ class Gaussian:
         return -sigma * (x - self.mean) / (self.variance + sigma**2)
 
 
-def path(p, x=IMAGES, noise=NOISE):
-    states = []
-    out = chain.run(p, x, noise, on_state=lambda _, state: states.append(state[0].numpy()))
-    return np.array(states), out.numpy()
-
-
 @pytest.mark.parametrize("sigma", [0.25, 0.1, 0.0])
 @pytest.mark.parametrize("delta", [0.0, 1e-3])
 def test_adaptive_steps_on_a_gaussian_shrink_by_lambda(sigma, delta):
     """1 - z = delta times the curvature, which is the same everywhere: every step goes the share lam of the way to the mean."""
     p = adp(Gaussian(), sigma=sigma, delta=delta, lam=0.08, steps=7, alpha_max=1.0)
-    states, out = path(p)
+    states, out = path(p, IMAGES, NOISE)
     start = (IMAGES + sigma * NOISE.normal(-1, IMAGES)).clamp(0, 1).numpy()
     centre = (MEAN + 1) / 2
     expected = np.stack([centre + 0.92**k * (start - centre) for k in range(8)])
@@ -261,7 +234,7 @@ def test_purified_gaussian_data_have_mean_and_variance_of_the_closed_form():
 def test_adaptive_steps_on_an_uneven_gaussian_follow_the_rayleigh_quotient():
     curvature = torch.linspace(1, 9, 16, dtype=torch.float64).view(1, 4, 4)
     p = adp(Field(lambda x: -curvature * (x - 0.4)), sigma=0.0, steps=6)
-    states, _ = path(p)
+    states, _ = path(p, IMAGES, NOISE)
     x, a = IMAGES.numpy(), curvature.numpy()
     for k in range(6):
         s = -a * (x - 0.4)
@@ -283,7 +256,7 @@ def test_schedule_and_langevin_on_a_gaussian_are_autoregressions(update, steps):
         if update == "langevin":  # eta = a * 0.2, along the score on the [0,1] scale, where the level is 0.2
             x = x + math.sqrt(2 * a * 0.2) * NOISE.normal(k, x)
         slope = slope * (1 - pull)
-    np.testing.assert_allclose(path(p)[1], x, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(path(p, IMAGES, NOISE)[1], x, rtol=0, atol=1e-12)
     np.testing.assert_allclose(chain.vjp(p, IMAGES, NOISE, V)[1], slope * V, rtol=0, atol=1e-12)
 
 
@@ -327,22 +300,13 @@ def test_sigma_from_data_is_the_median_distance():
 # ------------------------------------------------------------------------------------------------------------------- gradients
 
 
-def smooth(seed) -> VPScore:
-    """A random U-Net in float64, differentiable as often as asked."""
-    torch.manual_seed(seed)
-    network = SmallUNet(channels=1, base=4, mult=(1, 2)).double().eval()
-    for p in network.parameters():
-        nn.init.normal_(p, std=0.3)
-    return VPScore(network.requires_grad_(False), (1, 4, 4))
-
-
 class Pulled:
     """A trained network's stand-in: mostly a pull to a mean image, so that curvature is positive and steps are taken."""
 
     sigma_min, sigma_max = 0.01, 100.0
 
     def __init__(self, seed):
-        self.inner = smooth(seed)
+        self.inner = VPScore(smooth_unet(seed), (1, 4, 4))
 
     def direction(self, x, sigma):
         uneven = torch.linspace(0.5, 2.5, 16, dtype=x.dtype).view(1, 4, 4)
@@ -363,22 +327,8 @@ CASES = {
 }
 
 
-def case(name, steps=5):
-    return adp(**({"score": A, "steps": steps} | CASES[name]))
-
-
-def autograd(p, x=IMAGES, v=V, noise=NOISE):
-    with torch.enable_grad():
-        x = x.clone().requires_grad_()
-        state = p.start(x, noise)
-        for k in range(p.n):
-            state = p.step(k, state, noise)
-        out = p.finish(state)
-        return out.detach(), torch.autograd.grad(out, x, v)[0]
-
-
-def relative(a, b):
-    return ((a - b).abs().max() / b.abs().max()).item()
+def case(name, steps=5, **changes):
+    return adp(**({"score": A, "steps": steps} | CASES[name] | changes))
 
 
 PLANS = [Plan(tail=5), *(Plan(tail=m) for m in (1, 2, 4)), Plan(2, 2), Plan(1, 3), Plan(1, 2, 2), Plan(1, 3, 2)]
@@ -387,7 +337,7 @@ PLANS = [Plan(tail=5), *(Plan(tail=m) for m in (1, 2, 4)), Plan(2, 2), Plan(1, 3
 @pytest.mark.parametrize("name", CASES)
 def test_gradient_is_autograd_and_recomputation_repeats_every_bit(name):
     p = case(name)
-    expected, grad = autograd(p)
+    expected, grad = autograd(p, IMAGES, V, NOISE)
     assert torch.equal(chain.run(p, IMAGES, NOISE), expected)
     for plan in PLANS:
         tape = Tape(p, IMAGES, NOISE, plan)
@@ -409,14 +359,7 @@ def test_budgets_change_no_gradient(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_gradient_is_the_central_difference(name):
-    p = case(name)
-    direction = torch.randn(IMAGES.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
-    exact = (chain.vjp(p, IMAGES, NOISE, V)[1] * direction).sum().item()
-    f = lambda x: (chain.run(p, x, NOISE) * V).sum().item()  # noqa: E731
-    errors = [
-        abs((f(IMAGES + h * direction) - f(IMAGES - h * direction)) / (2 * h) - exact) for h in (1e-4, 1e-5, 1e-6, 1e-7)
-    ]
-    assert min(errors) < 1e-6 * abs(exact)
+    assert slope_error(case(name), IMAGES, V, NOISE) < 1e-6
 
 
 def test_images_of_the_mixed_cases_stop_at_different_steps():
@@ -456,7 +399,7 @@ def test_kinks_give_finite_images_and_gradients(variant, field, dtype, tau):
 def test_images_stop_where_the_score_vanishes_or_curves_the_wrong_way(variant):
     for field in (torch.zeros_like, lambda x: x):
         p = adp(Field(field), variant=variant, sigma=0.0)
-        states, _ = path(p)
+        states, _ = path(p, IMAGES, NOISE)
         assert all(np.array_equal(states[0], s) for s in states)
 
 
@@ -500,29 +443,22 @@ def test_float32_step_sizes_are_good_to_a_percent():
 # ------------------------------------------------------------------------------------------------------------- rows, calls, errors
 
 
-@pytest.mark.parametrize("name", [n for n in CASES if not n.startswith("code")])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_batch_mates_and_places_change_no_bit(name, dtype):
-    for model in (A, B):
-        model.inner.network.to(dtype)
-    try:
-        p, rows = case(name), 16
-        x = torch.rand(rows, 1, 4, 4, generator=torch.Generator().manual_seed(5)).to(dtype)
-        v = torch.randn(rows, 1, 4, 4, generator=torch.Generator().manual_seed(6)).to(dtype)
-        out, grad = chain.vjp(p, x, NOISE.rows(range(rows), [0] * rows), v)
-        order = torch.randperm(rows, generator=torch.Generator().manual_seed(7))
-        again, other = chain.vjp(p, x[order], NOISE.rows(order, [0] * rows), v[order])
-        assert torch.equal(again, out[order])
-        assert torch.equal(other, grad[order])
-        y = x.clone()
-        y[8:] = 0.5
-        mates, alone = chain.vjp(p, y, NOISE.rows(range(rows), [0] * rows), v)
-        assert torch.equal(mates[:8], out[:8])
-        assert torch.equal(alone[:8], grad[:8])
-        assert not p.couples_batch
-    finally:
-        for model in (A, B):
-            model.inner.network.double()
+@pytest.mark.parametrize("name", ["paper-mixstop", "detection", "rotating"])
+def test_batch_mates_and_places_change_no_bit(name):
+    """Where images stop at different steps, are noised differently, or see two score models; the other forms: test_contract.py."""
+    p, rows = case(name), 16
+    x = torch.rand(rows, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    v = torch.randn(rows, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
+    out, grad = chain.vjp(p, x, NOISE.rows(range(rows), [0] * rows), v)
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(7))
+    again, other = chain.vjp(p, x[order], NOISE.rows(order, [0] * rows), v[order])
+    assert torch.equal(again, out[order])
+    assert torch.equal(other, grad[order])
+    y = x.clone()
+    y[8:] = 0.5
+    mates, alone = chain.vjp(p, y, NOISE.rows(range(rows), [0] * rows), v)
+    assert torch.equal(mates[:8], out[:8])
+    assert torch.equal(alone[:8], grad[:8])
 
 
 def test_the_published_code_couples_the_batch_and_says_so():
@@ -535,22 +471,10 @@ def test_the_published_code_couples_the_batch_and_says_so():
     assert not torch.equal(whole, alone)  # a stopped image goes on being stretched while its mates are alive
 
 
-@pytest.mark.parametrize(
-    "parameters",
-    [
-        {},
-        {"threshold": 1.0},
-        {"update": "schedule"},
-        {"update": "langevin", "threshold": 2.0},
-        {"threshold": 2.0, "sigma": 0.0},
-    ],
-)
-def test_network_calls_are_those_declared(parameters):
-    p = adp(smooth(0), steps=4, **parameters)
-    values = {"steps": 4, "update": "deterministic", "threshold": 0.0, "sigma": 0.25} | parameters
+def test_detection_without_noise_costs_no_call():
     with chain.nfe() as calls:
-        chain.run(p, IMAGES, NOISE)
-    assert (calls.forward, calls.backward) == (registry.expression(INFO["adp"]["nfe"], values), 0)
+        chain.run(case("detection", sigma=0.0), IMAGES, NOISE)
+    assert (calls.forward, calls.backward) == (10, 0)
 
 
 def test_every_requirement_holds_for_the_defaults():
@@ -599,7 +523,7 @@ def test_an_energy_models_score_can_be_followed():
 
 def test_golden_literals():
     """If this fails, results recorded before differ from new ones: raise `version`."""
-    got = {name: path(case(name))[1].flatten()[[0, 20, 40]].tolist() for name in CASES}
+    got = {name: path(case(name), IMAGES, NOISE)[1].flatten()[[0, 20, 40]].tolist() for name in CASES}
     assert got == {name: pytest.approx(values, rel=1e-7) for name, values in NUMBERS.items()}
 
 

@@ -7,13 +7,12 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from helpers import autograd, relative, slope_error, smooth_classifier, smooth_unet
 from torch import nn
 
 from purebench import chain, embedded, registry
 from purebench.chain import Plan, Tape
 from purebench.errors import UserError
-from purebench.networks.small import SmallUNet
-from purebench.nfe import watch
 from purebench.noise import Noise
 from purebench.purifiers import make
 from purebench.scores.vp import VPScore
@@ -25,24 +24,7 @@ NAMES = [name for name, target in registry.names("defense").items() if target.st
 CASES = [*NAMES, "coup:clamp"]
 
 
-def smooth_score() -> VPScore:
-    """A random U-Net in float64, twice differentiable."""
-    torch.manual_seed(0)
-    network = SmallUNet(channels=1, base=4, mult=(1, 2)).double().eval()
-    for p in network.parameters():
-        nn.init.normal_(p, std=0.3)
-    return VPScore(network.requires_grad_(False), (1, 4, 4))
-
-
-def smooth_classifier() -> nn.Module:
-    torch.manual_seed(1)
-    layers = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 5)).double()
-    for p in layers.parameters():
-        nn.init.normal_(p, std=0.6)
-    return watch(layers.requires_grad_(False))
-
-
-SCORE, CLASSIFIER = smooth_score(), smooth_classifier()
+SCORE, CLASSIFIER = VPScore(smooth_unet(), (1, 4, 4)), smooth_classifier()
 X = torch.rand(ROWS, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) * 0.8 + 0.1
 V = torch.randn(ROWS, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 
@@ -88,21 +70,6 @@ class Toy:
         return (x + 1) / 2 + 0.01 * count * mean + alive[:, None, None, None].to(x.dtype)
 
 
-def autograd(p, x=X, v=V, noise=NOISE):
-    """(purified, gradient) by plain autograd through everything."""
-    with torch.enable_grad():
-        x = x.clone().requires_grad_()
-        state = p.start(x, noise)
-        for k in range(p.n):
-            state = p.step(k, state, noise)
-        out = p.finish(state)
-        return out.detach(), torch.autograd.grad(out, x, v)[0]
-
-
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    return ((a - b).abs().max() / b.abs().max()).item()
-
-
 def plans(n: int) -> list[Plan]:
     """Everything stored, every tail, every length of segment, two levels."""
     some = [Plan(tail=n), *(Plan(tail=m) for m in range(1, n)), *(Plan(tail=s, segment=s) for s in range(2, n))]
@@ -115,7 +82,7 @@ def plans(n: int) -> list[Plan]:
 @pytest.mark.parametrize("case", CASES)
 def test_gradient_is_autograd_and_outputs_are_run_under_every_plan(case):
     p = purifier(case)
-    expected, grad = autograd(p)
+    expected, grad = autograd(p, X, V, NOISE)
     out = chain.run(p, X, NOISE)
     assert torch.equal(out, expected)
     assert not out.requires_grad
@@ -129,7 +96,7 @@ def test_gradient_is_autograd_and_outputs_are_run_under_every_plan(case):
 @pytest.mark.parametrize("n", [0, 1, 2, 7])
 def test_states_of_mask_counter_and_moments(n):
     p = Toy(n)
-    expected, grad = autograd(p)
+    expected, grad = autograd(p, X, V, NOISE)
     assert torch.equal(chain.run(p, X, NOISE), expected)
     for plan in plans(n):
         tape = Tape(p, X, NOISE, plan)
@@ -143,25 +110,19 @@ def test_chains_of_one_and_two_steps(case, n):
     p = purifier(case, steps=n)
     assert p.n == n
     for plan in plans(n):
-        assert relative(Tape(p, X, NOISE, plan).vjp(V), autograd(p)[1]) < 1e-12, plan
+        assert relative(Tape(p, X, NOISE, plan).vjp(V), autograd(p, X, V, NOISE)[1]) < 1e-12, plan
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_gradient_is_the_central_difference(case):
-    p = purifier(case)
-    direction = torch.randn(X.shape, dtype=X.dtype, generator=torch.Generator().manual_seed(4))
-    _, grad = chain.vjp(p, X, NOISE, V)
-    exact = (grad * direction).sum().item()
-    f = lambda x: (chain.run(p, x, NOISE) * V).sum().item()  # noqa: E731
-    errors = [abs((f(X + h * direction) - f(X - h * direction)) / (2 * h) - exact) for h in (1e-4, 1e-5, 1e-6, 1e-7)]
-    assert min(errors) < 1e-6 * abs(exact)
+    assert slope_error(purifier(case), X, V, NOISE) < 1e-6
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_budgets_from_the_least_up_change_no_gradient(case):
     p = purifier(case, steps=9)
     out, grad = chain.vjp(p, X, NOISE, V)
-    assert relative(grad, autograd(p)[1]) < 1e-12
+    assert relative(grad, autograd(p, X, V, NOISE)[1]) < 1e-12
     if not p.n:
         return
     state, graph = chain.step_bytes(p, X, NOISE)
@@ -264,7 +225,7 @@ def test_detached_is_autograd_with_constant_guidance(plan):
     plain = frozen.score
     times = [1 - s for s in frozen.times]
     frozen.score = lambda x, t: plain(x, t) + guidance[min(range(5), key=lambda k: abs(times[k] - t))]
-    out, grad = autograd(frozen)
+    out, grad = autograd(frozen, X, V, NOISE)
     with chain.detached():
         tape = Tape(p, X, NOISE, plan)
         assert relative(tape.vjp(V), grad) < 1e-12

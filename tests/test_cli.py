@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import purebench
-from purebench import assets, catalogue, cli, datasets, progress, records, registry
+from purebench import assets, catalogue, cli, datasets, errors, progress, records, registry
 
 PACKAGE = Path(purebench.__file__).parent
 PUREBENCH = [sys.executable, "-c", "from purebench.cli import main; main()"]
@@ -231,6 +231,19 @@ def test_a_failed_cell_is_exit_1_with_its_reason(tmp_path, monkeypatch, capsys):
     assert "hint: " in err
     assert "pgd-eot" in out  # the others' table
     assert "of all things" in here(monkeypatch, capsys, "status", tmp_path)[1]
+
+
+def test_a_cell_whose_images_all_failed_is_exit_1_and_says_where(tmp_path, monkeypatch, capsys):
+    command = ["run", "-d", "diffpure-ld:sigma2=1e-30", "-a", "null", "--images", "9", "--evals", "1"]
+    command += ["--dataset", "digits", "--workers", "1", "--device", "cpu", "--out", tmp_path]
+    for _ in range(2):  # the second time nothing is computed
+        code, out, err = here(monkeypatch, capsys, *command)
+        assert code == 1
+        assert "all 9 images failed; image 0: step 2 of 10 gave values that are not finite" in err
+        assert "hint: " in err
+        assert "9 images without a valid result are left out" in out
+        assert "not judged" not in out
+    assert "all 9 images failed" in here(monkeypatch, capsys, "status", tmp_path)[1]
 
 
 def test_an_edited_line_is_refused_by_table_status_and_run(finished, tmp_path, monkeypatch, capsys):
@@ -458,6 +471,103 @@ def test_an_image_that_cannot_be_read_is_exit_2(tmp_path, monkeypatch, capsys, i
     Path("torn.png").write_bytes(Path("whole.png").read_bytes()[:600])
     advises(here(monkeypatch, capsys, "purify", image, "-d", "coup:steps=2"), 2, image, "hint: ")
     assert not Path("purified").exists()
+
+
+@pytest.fixture
+def pictures_of_digits(tmp_path, monkeypatch):
+    """The first eight test images as files, in the folder that is now the current one."""
+    from purebench import pictures
+    from purebench.datasets import digits
+
+    monkeypatch.chdir(tmp_path)
+    names = [Path(f"{i}.png") for i in range(8)]
+    for name, x in zip(names, digits.test()[0], strict=False):
+        pictures.picture(x).save(name)
+    return names
+
+
+@pytest.fixture
+def one_shot_fails_on_the_darkest(monkeypatch, pictures_of_digits):
+    """`one-shot` does nothing in three steps, but for the darkest image, which is NaN from step 1 on. Returns its file."""
+    import torch
+
+    from purebench import pictures
+    from purebench.purifiers.none import Identity
+
+    sums = [float(pictures.read(path, [1, 8, 8]).sum()) for path in pictures_of_digits]
+
+    class Diverges(Identity):
+        n = 3
+
+        def step(self, k, x, noise):
+            dark = x.flatten(1).sum(1).view(-1, 1, 1, 1) < min(sums) + 1e-3
+            return x.masked_fill(dark, torch.nan) if k == 1 else x
+
+    monkeypatch.setattr("purebench.purifiers.one_shot.one_shot", lambda *a, **k: Diverges())
+    return pictures_of_digits[sums.index(min(sums))]
+
+
+@pytest.mark.parametrize("defense", ["one-shot", "one-shot:votes=2"])
+def test_an_image_whose_purification_is_not_finite_fails_alone(
+    defense, pictures_of_digits, one_shot_fails_on_the_darkest
+):
+    from PIL import Image
+
+    from purebench import pictures
+
+    bad = one_shot_fails_on_the_darkest
+    rows = pictures.purify(pictures_of_digits, defense, Path("out"), "digits", 0, "cpu", trajectory=True)
+    assert {row["image"]: row["failed"] for row in rows if row["failed"]} == {
+        str(bad): "step 1 of 3 gave values that are not finite"
+    }
+    assert all(list(row) == list(rows[0]) for row in rows)
+    for row in rows:
+        given = (row[key] is None for key in ("purified", "trajectory", "class after", "largest change"))
+        assert set(given) == {row["image"] == str(bad)}
+    written = {f"{path.stem}{end}.png" for path in pictures_of_digits if path != bad for end in ("", "-trajectory")}
+    assert {path.name for path in Path("out").iterdir()} == written | {"side-by-side.png"}
+    for path in pictures_of_digits:
+        assert path == bad or Image.open(path).tobytes() == Image.open("out" / path).tobytes()
+    with pytest.raises(errors.UserError, match=rf"1 of 8 images failed: `{bad}`: step 1 of 3") as caught:
+        pictures.check(rows)
+    assert (caught.value.code, "purebench show" in caught.value.hint) == (errors.FAILED, True)
+
+
+def test_a_purification_that_is_not_finite_is_exit_1(
+    pictures_of_digits, one_shot_fails_on_the_darkest, monkeypatch, capsys
+):
+    bad = one_shot_fails_on_the_darkest
+    code, out, err = here(monkeypatch, capsys, "purify", *pictures_of_digits, "-d", "one-shot", "--json")
+    assert [bool(row["failed"]) for row in json.loads(out)] == [path == bad for path in pictures_of_digits]
+    assert f"error: 1 of 8 images failed: `{bad}`: step 1 of 3" in err
+    assert "hint: " in err
+    assert code == 1
+    fine = [path for path in pictures_of_digits if path != bad]
+    code, out, _ = here(monkeypatch, capsys, "purify", *fine, "-d", "one-shot", "--json")
+    assert (code, "failed" in out) == (0, False)
+
+
+@pytest.mark.parametrize("votes", [1, 10])
+def test_purify_gives_the_decision_of_the_defense_with_its_votes(votes, pictures_of_digits):
+    import torch
+
+    from purebench import evaluate, pictures, plan
+    from purebench.noise import Noise
+
+    part = f"gaussian:sigma=2,votes={votes},combine=vote"
+    rows = pictures.purify(pictures_of_digits, part, Path("out"), "digits", 3, "cpu")
+    cell = plan.build(plan.Request(defenses=(part,), attacks=("null",), dataset="digits", images=1)).jobs[0].cell
+    defense = evaluate.build_defense(cell, torch.device("cpu"), rows=8)
+    x = torch.stack([pictures.read(path, [1, 8, 8]) for path in pictures_of_digits])
+    noise = Noise(3, "purify", (), range(8), [0] * 8)
+    first = defense.undefended().predict(defense.purify(x, noise), noise)
+    after = torch.tensor([row["class after"] for row in rows])
+    assert torch.equal(after, defense.predict(x, noise))
+    assert torch.equal(after, first) == (votes == 1)
+    shares = [10 * row["confidence after"] for row in rows]
+    assert all(abs(share - round(share)) < 0.011 for share in shares) == (votes == 10)
+    for row, image in zip(rows, defense.purify(x, noise), strict=True):  # the picture is of the first purification
+        assert torch.equal(pictures.read(Path(row["purified"]), [1, 8, 8]), (image.clamp(0, 1) * 255).round() / 255)
 
 
 # ------------------------------------------------------------------------------------------------------------- progress

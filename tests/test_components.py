@@ -112,14 +112,10 @@ def test_what_is_missing_is_said_with_the_command_that_brings_it(tmp_path):
         ({"dataset": "cifar100", "classifier": "robustbench:id=Standard", "score": "score-sde"}, "knows 10 classes"),
         ({"dataset": "cifar10", "classifier": "robustbench:id=Standart"}, "unknown id of `robustbench`"),
         ({"dataset": "cifar10", "classifier": "torchvision:id=resnet51"}, "unknown id of `torchvision`"),
-        ({"dataset": "cifar10", "score": "cifar10-small", "defenses": ("coup:t=0.5",)}, "more noise than it was trained on"),
         ({"dataset": "cifar10", "classifier": "file"}, "needs a file"),
         ({"dataset": "cifar10", "classifier": "robustbench:dataset=cifar12"}, "unknown dataset of `robustbench` `cifar12`"),
         ({"dataset": "cifar10", "classifier": "robustbench:threat=Foo"}, "unknown threat of `robustbench` `Foo`"),
         ({"dataset": "cifar10", "score": "ncsnv2:weights=xx"}, "unknown weights of `ncsnv2`"),
-        ({"dataset": "cifar10", "score": "cifar10-small", "defenses": ("one-shot:sigma=50",)}, "more noise than it was trained on"),
-        ({"dataset": "cifar10", "score": "cifar10-small", "defenses": ("coup",), "attacks": ("pgd-eot",),
-          "grads": ("surrogate:defense=(one-shot:sigma=50)",)}, "more noise than it was trained on"),
         ({"dataset": "cifar100", "score": "score-sde"}, "has no default classifier"),
         ({"dataset": "imagenet"}, "no folder is given"),
         ({"dataset": "cifar10", "images": 600, "subset": None}, None),
@@ -379,7 +375,7 @@ def test_weights_of_another_network_are_refused(tmp_path):
     other = embedded.verified("cifar10-score")
     with pytest.raises(UserError, match="is no network like `digits-score`"):
         components.load("score", "digits-vp", {"path": str(other)})
-    with pytest.raises(UserError, match="there is no file"):
+    with pytest.raises(UserError, match="is no file"):
         plan.build(Request(dataset="digits", defenses=("coup",), attacks=("null",), score="digits-vp:path=/nowhere.pt"))
 
 

@@ -6,10 +6,12 @@ from functools import cache
 
 import pytest
 import torch
+from helpers import autograd, filled, unrolled
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from purebench import chain, registry
+from purebench.chain import Plan, Tape
 from purebench.errors import UserError
 from purebench.networks import build
 from purebench.networks.small import SmallCNN, SmallUNet
@@ -58,22 +60,16 @@ class Energy(nn.Module):
 EDM = {"img_resolution": 8, "img_channels": 3, "model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1}
 NCSNV2 = {"ngf": 4, "image_size": 8, "channels": 3, "sigma_begin": 1, "sigma_end": 0.01, "num_classes": 10}
 FAMILIES = {
-    "vp": lambda: VPScore(filled(SmallUNet(3, base=8)), SIZE),
-    "index": lambda: IndexScore(filled(WithVariance()), SIZE),
-    "denoiser": lambda: DenoiserScore(filled(build("edm", {**EDM, "attn_resolutions": [4]})), SIZE),
-    "ncsn": lambda: NCSNScore(filled(build("ncsnv2", NCSNV2)), SIZE, 0.02, 2.0),
-    "energy": lambda: EnergyScore(filled(Energy()), SIZE, eps=1.0),
+    "vp": lambda: VPScore(frozen(SmallUNet(3, base=8)), SIZE),
+    "index": lambda: IndexScore(frozen(WithVariance()), SIZE),
+    "denoiser": lambda: DenoiserScore(frozen(build("edm", {**EDM, "attn_resolutions": [4]})), SIZE),
+    "ncsn": lambda: NCSNScore(frozen(build("ncsnv2", NCSNV2)), SIZE, 0.02, 2.0),
+    "energy": lambda: EnergyScore(frozen(Energy()), SIZE, eps=1.0),
 }
 
 
-def filled(network):
-    """Random weights that let every layer through: fresh ones have zeros, with which a network says nothing."""
-    generator = torch.Generator().manual_seed(7)
-    for key, p in network.named_parameters():
-        z = torch.randn(p.shape, generator=generator)
-        scale = p[0].numel() ** -0.5 if p.dim() > 1 else 0.1
-        p.data = scale * z + (p.dim() == 1 and key.endswith(("weight", "alpha", "gamma")))
-    return network.eval().requires_grad_(False)
+def frozen(network):
+    return filled(network).eval().requires_grad_(False)
 
 
 @cache
@@ -81,7 +77,7 @@ def parts(family, dtype):
     """(score model, classifier), both counted."""
     score = FAMILIES[family]()
     score.network.to(dtype)
-    return score, watch(filled(SmallCNN(3, width=8)).to(dtype))
+    return score, watch(frozen(SmallCNN(3, width=8)).to(dtype))
 
 
 # ----------------------------------------------------------------------------------------------------------- cases and pairs
@@ -113,8 +109,28 @@ IMPOSSIBLE = {  # (case, family): what the refusal says
     ("edm:steps=3,order=2", "energy"): "above the score model's largest",
     ("scoreopt-o:steps=2", "energy"): "takes one noise level for all images",
     ("scoreopt-o:steps=2,objective=sr", "energy"): "takes one noise level for all images",
+    ("lm:steps=2", "energy"): "takes one noise level for all images",
+    ("lm:steps=2,guidance=1,variant=code", "energy"): "takes one noise level for all images",
+    ("lm-coup:steps=2", "energy"): "takes one noise level for all images",
 }
+TWO = ("vp", "denoiser")
+VARIANTS = [  # the other words and branches, each on two families
+    "diffpure-ddpm:t=0.002,variance=fixedlarge,clip=false",
+    "gdmp:t=2,passes=1,scale=60000,variant=code",
+    "gdmp:t=2,passes=1,guidance=none",
+    "gns:stages=[6],steps=[2],eta=0.5",
+    "scoreopt-o:steps=2,objective=mse,weight=0.5",
+    "scoreopt-o:steps=2,variant=code",
+    "scoreopt-o:steps=2,objective=sr,variant=code",
+    "scoreopt-n:steps=2,variant=code",
+    "adp:steps=2,rand=binary",
+    "adp:steps=2,update=schedule",
+    "adp:steps=2,update=langevin,threshold=10",
+    "lm:steps=2,variant=code",
+]
 PAIRS = [pair for pair in itertools.product(CASES, FAMILIES) if pair not in IMPOSSIBLE]
+PAIRS += itertools.product(VARIANTS, TWO)
+PAIRS += [("gdmp:t=2,passes=2,form=imagenet,scale=10", "index")]
 every_pair = pytest.mark.parametrize(("case", "family"), PAIRS)
 
 
@@ -138,6 +154,16 @@ def about(case):
     """(INFO, resolved parameters)"""
     part = parse(case, "defense")
     return registry.info("defense", part.name), registry.parameters("defense", part.name) | dict(part.parameters)
+
+
+def declared(case, family):
+    """(forward, backward) network calls of a purification, as INFO says."""
+    info, values = about(case)
+    forward = registry.expression(info["nfe"], values)
+    backward = registry.expression(info.get("nfe_inner", "0"), values)
+    if family == "energy":  # its direction is itself a gradient: a backward more for each call but the classifier's
+        backward += forward - (values["steps"] if values.get("guidance") in (1, 1.0) else 0)
+    return forward, backward
 
 
 # -------------------------------------------------------------------------------------------------------------- the contract
@@ -169,7 +195,10 @@ def test_purification_is_a_function_of_image_seed_and_image_id(case, family):
         assert torch.equal(chain.run(p, x, other), first) != random
 
 
-@pytest.mark.parametrize(("case", "family"), [pair for pair in PAIRS if not couples(pair[0])])
+ALONE = [pair for pair in PAIRS if not couples(pair[0])]  # every row for itself
+
+
+@pytest.mark.parametrize(("case", "family"), ALONE)
 def test_a_row_depends_neither_on_its_mates_nor_on_its_place(case, family):
     """Bit for bit, purified image and gradient alike: half of sixteen rows move, among others."""
     p, x, v = purifier(case, family, torch.float32), X.float(), NOISY.float()
@@ -183,43 +212,44 @@ def test_a_row_depends_neither_on_its_mates_nor_on_its_place(case, family):
     assert torch.equal(other[places], grad[kept])
 
 
+@pytest.mark.parametrize(("case", "family"), [pair for pair in ALONE if pair[1] in TWO])
+def test_a_row_depends_not_on_the_number_of_rows(case, family):
+    p = purifier(case, family, torch.float64)
+    alone, among = chain.run(p, X[1:2], noise([1])), chain.run(p, X[:3], noise(range(3)))
+    torch.testing.assert_close(alone, among[1:2], rtol=1e-9, atol=1e-9)
+
+
 def test_what_couples_a_batch_says_so():
-    assert [case for case in CASES if couples(case)] == ["adp:steps=2,variant=code"]
+    assert [case for case in [*CASES, *VARIANTS] if couples(case)] == ["adp:steps=2,variant=code"]
     assert purifier("adp:steps=2,variant=code", "vp", torch.float32).couples_batch
     assert not purifier("adp:steps=2", "vp", torch.float32).couples_batch
 
 
 @every_pair
 def test_network_calls_are_those_declared(case, family):
-    info, values = about(case)
-    p = purifier(case, family, torch.float32)
+    p, (forward, backward) = purifier(case, family, torch.float32), declared(case, family)
     with chain.nfe() as calls:
         chain.run(p, X[:2].float(), noise([0, 1]))
-    forward = registry.expression(info["nfe"], values)
-    backward = registry.expression(info.get("nfe_inner", "0"), values)
-    if (
-        family == "energy"
-    ):  # its direction is itself a gradient: one more backward for each call that is not the classifier's
-        backward += forward - (values["steps"] if values.get("guidance") in (1, 1.0) else 0)
     assert (calls.forward, calls.backward, calls.recomputed) == (forward, backward, 0)
 
 
 @every_pair
 def test_the_gradient_is_autograd_through_the_unrolled_chain(case, family):
     p, x, v, draws = purifier(case, family, torch.float64), X[:2], NOISY[:2], noise([0, 1])
-    out, grad = chain.vjp(p, x, draws, v)
-    leaf = x.clone().requires_grad_()
-    state = p.start(leaf, draws)
-    for k in range(p.n):
-        state = p.step(k, state, draws)
-    unrolled = p.finish(state)
-    (expected,) = torch.autograd.grad(unrolled, leaf, v)
-    assert grad.shape == x.shape
-    assert grad.dtype == x.dtype
-    assert grad.isfinite().all()
-    assert grad.abs().max() > 0
-    assert (grad - expected).abs().max() <= 1e-10 * expected.abs().max()
-    assert torch.equal(out, unrolled)
+    out, expected = autograd(p, x, v, draws)
+    forward, inner = declared(case, family)
+    backward = inner + forward - ("threshold" in case)  # a detection's comparison passes no gradient
+    for plan in (Plan(tail=p.n), Plan(tail=1))[: 1 + (family in TWO)]:  # all graphs stored; all but the last made again
+        with chain.nfe() as calls:
+            tape = Tape(p, x, draws, plan)
+            grad = tape.vjp(v)
+        assert (calls.forward, calls.backward) == (forward, backward)
+        assert torch.equal(tape.purified, out)
+        assert grad.shape == x.shape
+        assert grad.dtype == x.dtype
+        assert grad.isfinite().all()
+        assert grad.abs().max() > 0
+        assert (grad - expected).abs().max() <= 1e-10 * expected.abs().max()
     assert torch.equal(out, chain.run(p, x, draws))  # with a graph or without
 
 
@@ -234,10 +264,10 @@ def test_impossible_pairs_are_refused_in_words(case, family):
 
 
 def test_variances_that_a_network_of_indices_did_not_learn_are_refused():
-    p = make("diffpure-ddpm", score=IndexScore(filled(SmallUNet(3, base=8)), SIZE), t=0.002, variance="learned")
+    p = make("diffpure-ddpm", score=IndexScore(frozen(SmallUNet(3, base=8)), SIZE), t=0.002, variance="learned")
     with pytest.raises(UserError, match="needs a score model that learned its variances") as error:
         chain.run(p, X[:2].float(), noise([0, 1]))
-    assert "`fixedsmall`" in error.value.hint
+    assert "variance=fixedsmall`" in error.value.hint
 
 
 @pytest.mark.parametrize("name", ["lm", "lm-coup"])
@@ -261,10 +291,7 @@ def abstractly(p, rows=4):
     """The chain on tensors without values: whatever asks for one, and would make the host wait for the device, raises."""
     draws = noise(range(rows), samples=[0] * rows)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        state = p.start(torch.empty(rows, *SIZE), draws)
-        for k in range(p.n):
-            state = p.step(k, state, draws)
-        return p.finish(state)
+        return unrolled(p, torch.empty(rows, *SIZE), draws)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,11 @@
 """Langevin dynamics of energy models: the published code's states, closed forms, gradients within a budget, calls, refusals."""
 
 import math
-import os
-import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import autograd, filled, generated, needs_golden, recorded, relative, slope_error, states
 from torch import nn
 
 from purebench import chain, registry
@@ -25,45 +23,28 @@ ROWS = 3
 NOISE = Noise(5, "attack", (), range(ROWS), [0] * ROWS)
 X = torch.rand(ROWS, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
 V = torch.randn(X.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-GOLDEN = os.environ.get("PUREBENCH_GOLDEN", "")
-needs_golden = pytest.mark.skipif(not GOLDEN, reason="PUREBENCH_GOLDEN (a folder of recorded arrays) is not set")
 
 
 # ------------------------------------------------------------------------------------------------- the published code's states
 
 
-def generated(name, shape, kind="standard_normal"):
-    """The arrays of the recorded run: a generator seeded by a name."""
-    return torch.from_numpy(getattr(np.random.default_rng(zlib.crc32(name.encode())), kind)(shape).astype(np.float32))
-
-
 def published():
     """(the recorded run's energy model, its images in [-1,1], its noise)."""
-    network = build("ebm", {"n_f": 4})
-    for key, p in network.named_parameters():
-        n = generated(f"ebm_tiny:{key}", p.shape)
-        p.data = n / math.sqrt(p[0].numel()) if p.dim() > 1 else 0.1 * n
-    x = 2 * generated("ebm:X", (3, 3, 32, 32), "random") - 1
-    return (
-        EnergyScore(network.requires_grad_(False), (3, 32, 32)),
-        x,
-        [generated(f"ebm:z{k}", x.shape) for k in range(6)],
-    )
+    network = filled(build("ebm", {"n_f": 4}), "ebm_tiny:")
+    x = 2 * generated("ebm:X", (3, 3, 32, 32), "random").float() - 1
+    return EnergyScore(network, (3, 32, 32)), x, [generated(f"ebm:z{k}", x.shape).float() for k in range(6)]
 
 
-def walk(score, x, noise, **parameters):
-    states = []
-    p = ebm(score, steps=len(noise), **parameters)
+def walk(score, x, noise):
     replay = Replay({(k, 0): z for k, z in enumerate(noise)})
-    out = chain.run(p, (x + 1) / 2, replay, on_state=lambda _, state: states.append(state))
-    assert torch.equal(out, (states[-1] + 1) / 2)
-    return states
+    seen, out = states(ebm(score, steps=len(noise)), (x + 1) / 2, replay)
+    assert torch.equal(out, (seen[-1] + 1) / 2)
+    return seen
 
 
 @needs_golden
 def test_published_langevin_states(deviation):
-    with np.load(Path(GOLDEN) / "adp" / "d_ebm_tiny.npz") as file:
-        file = {key: torch.from_numpy(file[key]) for key in file}
+    file = recorded("adp/d_ebm_tiny.npz")
     score, x, noise = published()
     assert torch.equal(x, file["X"])
     assert torch.equal(torch.stack(noise), file["noise"])
@@ -71,10 +52,9 @@ def test_published_langevin_states(deviation):
     for key, p in score.network.named_parameters():
         torch.testing.assert_close(p, weights[key], rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(score.energy(x), file["energy"], rtol=1e-5, atol=1e-6)
-    apart = lambda ours, theirs: (ours - theirs).abs().max() / theirs.abs().max()  # noqa: E731
-    deviation("ebm: gradient of the energy", apart(score.gradient(x), file["grad_energy"]), 1e-4)
+    deviation("ebm: gradient of the energy", relative(score.gradient(x), file["grad_energy"]), 1e-4)
     for ours, theirs in zip(walk(score, x, noise)[1:], file["states"], strict=True):
-        deviation("ebm: six states", apart(ours, theirs), 1e-4)
+        deviation("ebm: six states", relative(ours, theirs), 1e-4)
 
 
 ENERGIES = [0.070456, -0.013551, 0.022393]
@@ -187,24 +167,10 @@ class Bumpy(nn.Module):
 BUMPY = EnergyScore(Bumpy(), (1, 4, 4))
 
 
-def autograd(p):
-    with torch.enable_grad():
-        x = X.clone().requires_grad_()
-        state = p.start(x, NOISE)
-        for k in range(p.n):
-            state = p.step(k, state, NOISE)
-        out = p.finish(state)
-        return out.detach(), torch.autograd.grad(out, x, V)[0]
-
-
-def relative(a, b):
-    return ((a - b).abs().max() / b.abs().max()).item()
-
-
 @pytest.mark.parametrize("plan", [Plan(7), Plan(1), Plan(3), Plan(2, 2), Plan(1, 3, 2)], ids=str)
 def test_gradient_is_autograd_and_recomputation_repeats_every_bit(plan):
     p = ebm(BUMPY, steps=7)
-    expected, grad = autograd(p)
+    expected, grad = autograd(p, X, V, NOISE)
     tape = Tape(p, X, NOISE, plan)
     assert torch.equal(tape.purified, expected)
     assert torch.equal(chain.run(p, X, NOISE), expected)
@@ -213,11 +179,7 @@ def test_gradient_is_autograd_and_recomputation_repeats_every_bit(plan):
 
 
 def test_gradient_is_the_central_difference():
-    p = ebm(BUMPY, steps=7)
-    exact = (chain.vjp(p, X, NOISE, V)[1] * X).sum().item()
-    f = lambda x: (chain.run(p, x, NOISE) * V).sum().item()  # noqa: E731
-    errors = [abs((f(X * (1 + h)) - f(X * (1 - h))) / (2 * h) - exact) for h in (1e-4, 1e-5, 1e-6)]
-    assert min(errors) < 1e-6 * abs(exact)
+    assert slope_error(ebm(BUMPY, steps=7), X, V, NOISE) < 1e-6
 
 
 def test_1500_steps_fit_a_budget_of_a_twentieth():

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from purebench import chain, plan
+from purebench import chain
 from purebench.errors import UserError
 from purebench.noise import Noise
-from purebench.plan import Request
 from purebench.purifiers.ancestral import schedule
 from purebench.purifiers.gdmp import gdmp
 from purebench.scores.views import discrete
@@ -109,12 +108,20 @@ def test_what_it_cannot_run_on_is_refused():
         gdmp(VPScore(Network(), (3, 16, 16)), form="imagenet")
     with pytest.raises(UserError, match=r"`t=251` is outside 1..250"):
         gdmp(model(), t=251, form="imagenet")
-    request = Request(dataset="digits", defenses=("gdmp:form=imagenet,t=300",), attacks=("null",))
-    with pytest.raises(UserError, match=r"form=imagenet.* is not possible"):
-        plan.build(request)
 
 
 def test_golden_literal():
     """Raise INFO's version when this changes."""
     p = gdmp(model(), t=4, passes=2, guidance="mse", scale=10.0, ptb=4.0, form="imagenet")
     assert chain.run(p, X, NOISE).sum().item() == pytest.approx(1148.8143510170687, abs=1e-9)
+
+
+@pytest.mark.parametrize("guidance", ["mse", "ssim"])
+@pytest.mark.parametrize("form", ["cifar10", "imagenet"])
+def test_without_a_scale_both_variants_have_the_published_strength(form, guidance):
+    code, paper = (
+        gdmp(model(), guidance=guidance, variant=v, form=form, batch=b).scale for v, b in (("code", 100), ("paper", 1))
+    )
+    published = {"cifar10": {"mse": 600, "ssim": 10}, "imagenet": {"mse": 1000 / 60, "ssim": 1000 / 60}}[form][guidance]
+    assert paper == pytest.approx(published * 3 * 255 / 16)
+    assert code == pytest.approx(paper * (1 if form == "cifar10" else 0.6))  # batches of 60 there

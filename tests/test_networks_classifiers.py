@@ -3,23 +3,16 @@
 The comparisons with published outputs read the golden folder, from the environment variable PUREBENCH_GOLDEN.
 """
 
-import json
-import math
-import os
-import zlib
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import filled, needs_golden, per_number, per_row, published, recorded
 
 from purebench.errors import UserError
 from purebench.networks import build
-from purebench.networks.attribute import AttributeNet, MinibatchStd
-
-GOLDEN = os.environ.get("PUREBENCH_GOLDEN")
-golden = pytest.mark.skipif(not GOLDEN, reason="PUREBENCH_GOLDEN is not the folder of golden files")
+from purebench.networks.attribute import MinibatchStd
 
 NCSNV2 = {"ngf": 8, "image_size": 16, "channels": 3, "sigma_begin": 1, "sigma_end": 0.01, "num_classes": 10}
 NCSNV2_CIFAR = {"ngf": 128, "image_size": 32, "channels": 3, "sigma_begin": 50, "sigma_end": 0.01, "num_classes": 232}
@@ -64,29 +57,6 @@ CLASSIFIERS = {
 }
 
 
-@cache
-def arrays(name):
-    with np.load(Path(GOLDEN) / f"{name}.npz") as file:
-        return {key: torch.from_numpy(file[key]) if file[key].dtype.kind in "fi" else file[key] for key in file}
-
-
-def parameters(name):
-    return {key[6:]: value.float() for key, value in arrays(name).items() if key.startswith("param/")}
-
-
-def filled(network):
-    """The network with formula weights: normal numbers of the key, over sqrt(fan-in) unless it does that; around 1 for norm scales."""
-    equalised = isinstance(network, AttributeNet)
-    for key, p in network.named_parameters():
-        z = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(tuple(p.shape))
-        if p.ndim > 1:
-            z /= 1 if equalised else math.sqrt(np.prod(p.shape[1:]))
-        else:
-            z = 0.1 * z + key.endswith((".weight", "alpha", "gamma"))
-        p.data = torch.from_numpy(z).to(p.dtype)
-    return network
-
-
 def pictures(*shape):
     return torch.from_numpy(np.random.default_rng(51).random(shape))
 
@@ -96,56 +66,38 @@ def call(network, x):
     return network(x, torch.arange(len(x))) if hasattr(network, "sigmas") else network(x)
 
 
-def apart(ours, theirs):
-    """The largest difference, as a part of the largest absolute value of the reference's row."""
-    ours, theirs = ours.detach().double().flatten(1), theirs.double().flatten(1)
-    return ((ours - theirs).abs().amax(1) / theirs.abs().amax(1)).max()
-
-
-def relative(ours, theirs):
-    return ((ours - theirs).abs() / theirs.abs()).max()
-
-
 # ------------------------------------------------------------------------------------------------ the published networks
 
 
-@golden
+@needs_golden
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_classifiers_give_the_published_logits_and_gradients(name, deviation):
-    data = arrays(f"score_sde/{name}")
-    network = build(CLASSIFIERS[name], json.loads(str(data["config_json"])))
-    assert [key for key, _ in network.named_parameters()] == list(data["key_order"])
-    if stored := parameters(f"score_sde/{name}"):
-        network.load_state_dict(stored | dict(network.named_buffers()))
-    else:
-        filled(network)
+    network, data = published(CLASSIFIERS[name], f"score_sde/{name}.npz")
     x = data["x"].clone().requires_grad_()
     logits = network(x)
     assert logits.shape == data["output_f32"].shape
-    deviation(f"network {CLASSIFIERS[name]}: logits", apart(logits, data["output_f32"]), 2e-5)
+    deviation(f"network {CLASSIFIERS[name]}: logits", per_row(logits, data["output_f32"]), 2e-5)
     (gradient,) = torch.autograd.grad((logits * data["fixed"]).sum(), x)
-    deviation(f"network {CLASSIFIERS[name]}: gradient", apart(gradient, data["grad_x_f32"]), 1e-4)
+    deviation(f"network {CLASSIFIERS[name]}: gradient", per_row(gradient, data["grad_x_f32"]), 1e-4)
 
 
 @cache
 def ncsnv2():
-    network = build("ncsnv2", NCSNV2)
-    network.load_state_dict(parameters("adp/a_ncsnv2_tiny"))
-    return network, arrays("adp/a_ncsnv2_tiny")
+    return published("ncsnv2", "adp/a_ncsnv2_tiny.npz", **NCSNV2)
 
 
-@golden
+@needs_golden
 def test_ncsnv2_gives_the_published_scores_and_gradients(deviation):
     network, data = ncsnv2()
     x = data["x"].clone().requires_grad_()
     score = network(x, data["sigma_index"])
-    deviation("network ncsnv2: score", apart(score, data["output"]), 2e-5)
-    deviation("network ncsnv2: before the division by sigma", apart(network.raw(x), data["output_sigma1"]), 2e-5)
+    deviation("network ncsnv2: score", per_row(score, data["output"]), 2e-5)
+    deviation("network ncsnv2: before the division by sigma", per_row(network.raw(x), data["output_sigma1"]), 2e-5)
     (gradient,) = torch.autograd.grad((score * data["cotangent"]).sum(), x)
-    deviation("network ncsnv2: gradient", apart(gradient, data["grad_x"]), 1e-4)
+    deviation("network ncsnv2: gradient", per_row(gradient, data["grad_x"]), 1e-4)
 
 
-@golden
+@needs_golden
 def test_ncsnv2_goes_through_the_published_activations(deviation):
     network, data = ncsnv2()
     seen, names = {}, [key[6:] for key in data if key.startswith("inter/")]
@@ -158,21 +110,21 @@ def test_ncsnv2_goes_through_the_published_activations(deviation):
         hook.remove()
     assert len(names) == 11
     for name in names:
-        deviation("network ncsnv2: eleven activations", apart(seen[name], data[f"inter/{name}"]), 2e-5)
+        deviation("network ncsnv2: eleven activations", per_row(seen[name], data[f"inter/{name}"]), 2e-5)
 
 
-@golden
+@needs_golden
 def test_ncsnv2_has_the_published_denoising_loss(deviation):
     network, data = ncsnv2()
     sigma = network.sigmas[data["sigma_index"]][:, None, None, None]
     score = network(data["x"] + sigma * data["dsm_noise"], data["sigma_index"])
     losses = (0.5 * (score + data["dsm_noise"] / sigma) ** 2 * sigma**2).flatten(1).sum(1)
     assert losses.shape == data["dsm_loss_each"].shape
-    deviation("network ncsnv2: denoising losses", relative(losses, data["dsm_loss_each"]), 2e-5)
-    deviation("network ncsnv2: mean denoising loss", relative(losses.mean(), data["dsm_loss_mean"]), 2e-5)
+    deviation("network ncsnv2: denoising losses", per_number(losses, data["dsm_loss_each"]), 2e-5)
+    deviation("network ncsnv2: mean denoising loss", per_number(losses.mean(), data["dsm_loss_mean"]), 2e-5)
 
 
-@golden
+@needs_golden
 def test_ncsnv2_walks_the_published_langevin_states(deviation):
     network, data = ncsnv2()
     x, noise = data["x"], iter(data["ald_noise"])
@@ -181,12 +133,12 @@ def test_ncsnv2_walks_the_published_langevin_states(deviation):
         step = 6.2e-6 * (sigma / network.sigmas[-1]) ** 2
         for _ in range(2):
             x = x + step * network(x, torch.full((len(x),), i)) + (2 * step).sqrt() * next(noise)
-            deviation("annealed Langevin of ncsnv2: twenty states", apart(x, next(states)), 2e-5)
+            deviation("annealed Langevin of ncsnv2: twenty states", per_row(x, next(states)), 2e-5)
     last = x + sigma**2 * network(x, torch.full((len(x),), i))
-    deviation("annealed Langevin of ncsnv2: result", apart(last, next(states)), 2e-5)
+    deviation("annealed Langevin of ncsnv2: result", per_row(last, next(states)), 2e-5)
 
 
-@golden
+@needs_golden
 @pytest.mark.parametrize(
     ("name", "begin", "end", "number"),
     [
@@ -200,17 +152,15 @@ def test_ncsnv2_walks_the_published_langevin_states(deviation):
 )
 def test_ncsnv2_has_the_published_noise_levels(name, begin, end, number, deviation):
     config = NCSNV2 | {"ngf": 2, "sigma_begin": begin, "sigma_end": end, "num_classes": number}
-    expected = arrays("adp/a_sigma_schedules")[name]
+    expected = recorded("adp/a_sigma_schedules.npz")[name]
     sigmas = build("ncsnv2", config).sigmas
     assert sigmas.shape == expected.shape
-    deviation(f"ncsnv2 noise levels, {name}", relative(sigmas, expected), 2e-7)
+    deviation(f"ncsnv2 noise levels, {name}", per_number(sigmas, expected), 2e-7)
 
 
-@golden
+@needs_golden
 def test_ebm_gives_the_published_energies_gradients_and_langevin_states(deviation):
-    data = arrays("adp/d_ebm_tiny")
-    network = build("ebm", {"n_f": 4})
-    network.load_state_dict(parameters("adp/d_ebm_tiny"))
+    network, data = published("ebm", "adp/d_ebm_tiny.npz", n_f=4)
 
     def gradient(x):
         x = x.detach().requires_grad_()
@@ -218,19 +168,19 @@ def test_ebm_gives_the_published_energies_gradients_and_langevin_states(deviatio
 
     energy = network(data["X"])
     assert energy.shape == data["energy"].shape
-    deviation("network ebm: energy", apart(energy[:, None], data["energy"][:, None]), 2e-5)
-    deviation("network ebm: gradient", apart(gradient(data["X"]), data["grad_energy"]), 1e-4)
+    deviation("network ebm: energy", per_row(energy[:, None], data["energy"][:, None]), 2e-5)
+    deviation("network ebm: gradient", per_row(gradient(data["X"]), data["grad_energy"]), 1e-4)
     x = data["X"]
     for noise, state in zip(data["noise"], data["states"], strict=True):
         x = x - gradient(x) + 0.01 * noise
-        deviation("network ebm: Langevin by hand, six states", apart(x, state), 2e-5)
+        deviation("network ebm: Langevin by hand, six states", per_row(x, state), 2e-5)
 
 
-@golden
+@needs_golden
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_full_size_networks_have_the_published_keys(name):
     family, config, file, entry, _ = MANIFESTS[name]
-    manifest = json.loads((Path(GOLDEN) / file).read_text())
+    manifest = recorded(file)
     manifest = manifest[entry] if entry else manifest
     with torch.device("meta"):
         network = build(family, config)
@@ -271,7 +221,7 @@ def test_float32_and_float64_agree(name):
     single = call(network, x.float())
     double = call(network.double(), x)
     assert (single.dtype, double.dtype) == (torch.float32, torch.float64)
-    assert apart(single.reshape(2, -1), double.reshape(2, -1)) <= 1e-4
+    assert per_row(single.reshape(2, -1), double.reshape(2, -1)) <= 1e-4
 
 
 @pytest.mark.parametrize("name", TINY)

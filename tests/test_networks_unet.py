@@ -1,21 +1,11 @@
 """The diffusion U-Nets: the published code's own numbers (PUREBENCH_GOLDEN, a folder of recorded arrays), and what holds without them."""
 
-import json
-import os
-import zlib
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
+from helpers import filled, needs_golden, per_row, published, recorded
 
 from purebench.errors import UserError
 from purebench.networks import build
-
-GOLDEN = Path(os.environ.get("PUREBENCH_GOLDEN", ""))
-needs_golden = pytest.mark.skipif(
-    "PUREBENCH_GOLDEN" not in os.environ, reason="PUREBENCH_GOLDEN (a folder of recorded arrays) is not set"
-)
 
 SONG = {"img_resolution": 8, "img_channels": 3, "model_channels": 16, "channel_mult": [1, 2], "num_blocks": 1}
 NCSNPP = {
@@ -26,6 +16,11 @@ NCSNPP = {
 }
 ADM = {"image_size": 8, "num_channels": 32, "num_res_blocks": 1, "channel_mult": "1,2", "attention_resolutions": "4"}
 DDPM = {"ch": 32, "out_ch": 3, "in_channels": 3, "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [4]}
+DDPMPP = {
+    "data": {"image_size": 8, "num_channels": 3},
+    "model": {"nf": 16, "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [4]}
+    | {"sigma_max": 50, "sigma_min": 0.01, "num_scales": 1000},
+}
 TINY = {  # id -> (family, configuration)
     "ddpm++ edm": ("edm", {**SONG, "attn_resolutions": [4]}),
     "ddpm++ vp": ("edm", {**SONG, "precond": "vp", "label_dim": 3}),
@@ -35,41 +30,21 @@ TINY = {  # id -> (family, configuration)
     "adm convs": ("adm", {**ADM, "use_scale_shift_norm": False, "use_new_attention_order": True}),
     "ddpm": ("ddpm", {"model": DDPM, "data": {"image_size": 8}}),
     "ddpm means": ("ddpm", {**DDPM, "resolution": 8, "resamp_with_conv": False}),
+    "ddpm++": ("ddpmpp", DDPMPP),
 }
-LEVELS = {"edm": (0.3, 7.0), "adm": (37, 812), "ddpm": (37, 812)}  # sigma or t of the two images
+LEVELS = {
+    "edm": (0.3, 7.0),
+    "adm": (37, 812),
+    "ddpm": (37, 812),
+    "ddpmpp": (74.925, 0.5),
+}  # sigma or t of the two images
 X = torch.linspace(-1, 1, 2 * 3 * 64, dtype=torch.float64).view(2, 3, 8, 8)
-
-
-def fill(network):
-    """Weights by a rule of their key alone: the recorded arrays' own."""
-    for key, weight in network.state_dict().items():
-        if not key.endswith("resample_filter"):
-            z = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(tuple(weight.shape))
-            if weight.ndim > 1:
-                z /= np.sqrt(np.prod(weight.shape[1:]))
-            elif key.endswith("weight"):
-                z = 1 + 0.1 * z
-            elif key.endswith("bias"):
-                z = 0.1 * z
-            weight.copy_(torch.from_numpy(z).float())
-    return network
 
 
 def tiny(name, dtype=torch.float64):
     """(network, its second argument)"""
     family, config = TINY[name]
-    return fill(build(family, config)).to(dtype), torch.tensor(LEVELS[family])
-
-
-def apart(a, b):
-    """The largest difference, as a part of the row's largest number."""
-    a, b = (torch.as_tensor(v).detach().double().flatten(1) for v in (a, b))
-    return ((a - b).abs() / b.abs().amax(1, keepdim=True)).max()
-
-
-def per_row(a, b, tolerance):
-    """Within tolerance of the row's largest number."""
-    assert apart(a, b) <= tolerance
+    return filled(build(family, config)).to(dtype), torch.tensor(LEVELS[family])
 
 
 # -------------------------------------------------------------------------------------------------- without recorded arrays
@@ -83,6 +58,7 @@ LITERALS = {  # of the double-precision networks filled by rule: three outputs, 
     "adm convs": [0.4412370909, -0.9787562393, -1.294511637, -3.192731029, 4.982844794, 8.84516269],
     "ddpm": [0.06435903393, -0.02314761539, -0.690647367, -0.9367150565, 8.841886014, 9.417474047],
     "ddpm means": [0.3405116686, 0.751380133, -1.113274933, -2.100461616, -9.618212683, 7.600843807],
+    "ddpm++": [0.2144230884, -0.6093386732, 0.7643166555, -2.359158396, 1.059950782, 1.375655753],
 }
 
 
@@ -123,22 +99,22 @@ def test_second_derivative_is_that_of_the_first(name):
     g, x = grad(X)
     (product,) = torch.autograd.grad((g * v).sum(), x)
     h = 1e-5
-    per_row(product, (grad(X + h * v)[0] - grad(X - h * v)[0]) / (2 * h), 1e-6)
+    assert per_row(product, (grad(X + h * v)[0] - grad(X - h * v)[0]) / (2 * h)) <= 1e-6
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_no_batch_mates_and_both_precisions(name):
     network, level = tiny(name)
     out = network(X, level)
-    per_row(network(X[1:], level[1:]), out[1:], 1e-12)
-    per_row(network.float()(X.float(), level), out, 2e-5)
+    assert per_row(network(X[1:], level[1:]), out[1:]) <= 1e-12
+    assert per_row(network.float()(X.float(), level), out) <= 2e-5
 
 
 def test_sigma_is_a_number_or_one_per_image():
     network, _ = tiny("ddpm++ edm")
     out = network(X, torch.tensor([0.7, 0.7], dtype=torch.float64))
-    per_row(network(X, 0.7), out, 1e-12)
-    per_row(network(X, torch.tensor(0.7, dtype=torch.float64)), out, 1e-12)
+    assert per_row(network(X, 0.7), out) <= 1e-12
+    assert per_row(network(X, torch.tensor(0.7, dtype=torch.float64)), out) <= 1e-12
 
 
 def test_preconditionings_know_their_noise_levels():
@@ -155,10 +131,10 @@ def test_labels_matter_where_they_exist():
     vp, level = tiny("ddpm++ vp")
     ve, _ = tiny("ncsn++ ve")
     none = torch.zeros(2, 3)
-    per_row(vp(X, level), vp(X, level, class_labels=none), 1e-12)
+    assert per_row(vp(X, level), vp(X, level, class_labels=none)) <= 1e-12
     assert not torch.allclose(vp(X, level), vp(X, level, class_labels=torch.eye(3)[:2]))
     assert not torch.allclose(ve(X, level), ve(X, level, augment_labels=torch.ones(2, 9)))
-    adm = fill(build("adm", {**ADM, "class_cond": True}))
+    adm = filled(build("adm", {**ADM, "class_cond": True}))
     t = torch.tensor([37, 812])
     assert not torch.allclose(adm(X.float(), t, torch.tensor([3, 3])), adm(X.float(), t, torch.tensor([3, 4]))[0])
     with pytest.raises(UserError, match="labels"):
@@ -196,14 +172,6 @@ def test_mistakes_are_named(family, config, says):
 # ----------------------------------------------------------------------------------------- the published code's own numbers
 
 
-def recorded(name):
-    with np.load(GOLDEN / name) as file:
-        arrays = dict(file)
-    text = arrays.pop("config_json")
-    config = json.loads(text.tobytes() if text.dtype == np.uint8 else str(text))
-    return config, {k: a if a.dtype.kind == "U" else torch.from_numpy(a) for k, a in arrays.items()}
-
-
 EDM_COUNTS = {
     "edm-cifar10-32x32-uncond-vp": 55_733_891,
     "edm-cifar10-32x32-uncond-ve": 56_397_827,
@@ -215,7 +183,7 @@ EDM_COUNTS = {
 @needs_golden
 @pytest.mark.parametrize("name", EDM_COUNTS)
 def test_published_edm_has_every_key_and_shape(name):
-    manifest = json.loads((GOLDEN / "edm" / "full_manifest.json").read_text())[name]
+    manifest = recorded("edm/full_manifest.json")[name]
     with torch.device("meta"):
         network = build("edm", {**manifest["init_kwargs"], "precond": manifest["precond"]})
     assert [(k, list(v.shape)) for k, v in network.state_dict().items()] == list(manifest["keys"].items())
@@ -233,7 +201,7 @@ def test_published_edm_has_every_key_and_shape(name):
     ],
 )
 def test_published_networks_have_every_key_and_shape(family, file, count):
-    manifest = json.loads((GOLDEN / "score_sde" / file).read_text())
+    manifest = recorded(f"score_sde/{file}")
     with torch.device("meta"):
         network = build(family, manifest["config"])
     expected = [(e["key"], e["shape"], "torch." + e["dtype"]) for e in manifest["entries"]]
@@ -246,44 +214,34 @@ def test_published_networks_have_every_key_and_shape(family, file, count):
 @pytest.mark.parametrize("precond", ["edm", "vp", "ve"])
 def test_published_edm_outputs_and_gradients(precond, deviation):
     case = f"network edm, {precond}"
-    config, file = recorded("edm/tiny_ddpmpp.npz")
-    network = build("edm", {**config, "precond": precond})
-    weights = {k.removeprefix("sd/"): v for k, v in file.items() if k.startswith("sd/")}
-    assert list(network.state_dict()) == list(weights)
-    network.load_state_dict(weights)
+    network, file = published("edm", "edm/tiny_ddpmpp.npz", precond=precond)
+    assert [f"sd/{key}" for key in network.state_dict()] == [key for key in file if key.startswith("sd/")]
     x = file["xin"].requires_grad_()
     out = network(x, file["sigma"])
     inner, mean = (out * file["v"]).sum(), (out - x).square().mean()
-    deviation(f"{case}: denoised", apart(out, file[f"{precond}/D"]), 2e-5)
+    deviation(f"{case}: denoised", per_row(out, file[f"{precond}/D"]), 2e-5)
     for name, loss in (("inner", inner), ("diff_mean", mean)):
         deviation(f"{case}: loss {name}", abs(loss.item() / file[f"{precond}/loss_{name}"].item() - 1), 2e-5)
         (grad,) = torch.autograd.grad(loss, x, retain_graph=True)
-        deviation(f"{case}: gradient of {name}", apart(grad, file[f"{precond}/grad_{name}"]), 1e-4)
+        deviation(f"{case}: gradient of {name}", per_row(grad, file[f"{precond}/grad_{name}"]), 1e-4)
     if precond == "vp":
         assert (network.sigma_min, network.sigma_max) == (file["vp/sigma_min"].item(), file["vp/sigma_max"].item())
     labels = file["raw/noise_labels"]
     assert torch.equal(network.model.map_noise(labels), file["raw/map_noise"])
-    deviation("network edm: bare", apart(network.model(file["x"], labels), file["raw/F"]), 2e-5)
+    deviation("network edm: bare", per_row(network.model(file["x"], labels), file["raw/F"]), 2e-5)
     augmented = network.model(file["x"], labels, augment_labels=file["raw/augment_labels"])
-    deviation("network edm: with augmentation labels", apart(augmented, file["raw/F_aug"]), 2e-5)
+    deviation("network edm: with augmentation labels", per_row(augmented, file["raw/F_aug"]), 2e-5)
 
 
 @needs_golden
 @pytest.mark.parametrize("bits", [32, 64])
 @pytest.mark.parametrize(("family", "name"), [("adm", "adm_tiny"), ("ddpm", "ddpm_celeba_tiny")])
 def test_published_outputs_and_gradients(family, name, bits, deviation):
-    config, file = recorded(f"score_sde/{name}.npz")
-    network = build(family, config)
-    assert [k for k, _ in network.named_parameters()] == file["key_order"].tolist()
-    network.load_state_dict({k.removeprefix("param/"): v for k, v in file.items() if k.startswith("param/")})
-    network.to(torch.float32 if bits == 32 else torch.float64)
-    x = (
-        file["x"]
-        .to(network.conv_out.weight.dtype if family == "ddpm" else network.out[2].weight.dtype)
-        .requires_grad_()
-    )
-    out = network(x, file["t"])
+    network, file = published(family, f"score_sde/{name}.npz")
+    dtype = torch.float32 if bits == 32 else torch.float64
+    x = file["x"].to(dtype).requires_grad_()
+    out = network.to(dtype)(x, file["t"])
     (grad,) = torch.autograd.grad((out * file["fixed"]).sum(), x)
     case = f"network {family}, float{bits}"
-    deviation(f"{case}: output", apart(out, file[f"output_f{bits}"]), 2e-5 if bits == 32 else 1e-9)
-    deviation(f"{case}: gradient", apart(grad, file[f"grad_x_f{bits}"]), 1e-4 if bits == 32 else 1e-9)
+    deviation(f"{case}: output", per_row(out, file[f"output_f{bits}"]), 2e-5 if bits == 32 else 1e-9)
+    deviation(f"{case}: gradient", per_row(grad, file[f"grad_x_f{bits}"]), 1e-4 if bits == 32 else 1e-9)

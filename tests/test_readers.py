@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from helpers import filled
 from safetensors.torch import save_file
 from torch import nn
 
@@ -35,13 +36,7 @@ SOURCE = "class EDMPrecond:\n    pass\n"
 
 
 def network(family, config, seed):
-    """Weights everywhere, also where a fresh network has zeros."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        net = build(family, config)
-        for p in net.parameters():
-            p.copy_(torch.randn_like(p) * 0.2)
-    return net
+    return filled(build(family, config), f"{seed}:")
 
 
 def flat():

@@ -241,9 +241,42 @@ def test_a_defense_that_diverges_fails_and_is_not_counted_as_a_class(tmp_path, m
         for line in found["one-shot", "null"].images
         if not line.get("failed")
     )
-    assert "recorded as failed" in "".join(outcome.said)
+    bad = [line["index"] for line in found["one-shot", "null"].images if line.get("failed")]
+    said = [line for line in outcome.said if "recorded as failed" in line]
+    assert f"recorded as failed: image {bad[0]}: step 1 of 3 gave values that are not finite" in said[0]
     text = tables.render(records.load_all([tmp_path]))
     assert "2 images without a valid result are left out" in text
+
+
+def test_the_first_few_failed_images_are_named_with_their_step():
+    lines = [{"index": i, "failed": f"step {i % 2}" if i % 4 < 2 else None} for i in range(40)]
+    assert runner._failures(lines, most=3) == "images 0, 4, 8 and 7 more: step 0; images 1, 5, 9 and 7 more: step 1"
+    assert runner._failures(lines[:2], most=1) == "image 0: step 0; and others"
+    assert runner._failures(lines[2:4]) == ""
+
+
+def test_a_cell_whose_images_all_failed_has_failed_until_one_has_not(tmp_path, monkeypatch):
+    class Diverges(Identity):
+        n = 1
+        dark = 1e9
+
+        def step(self, k, state, noise):
+            dark = state.flatten(1).sum(1).view(-1, 1, 1, 1) < Diverges.dark
+            return state.masked_fill(dark, torch.nan)
+
+    monkeypatch.setattr("purebench.purifiers.one_shot.one_shot", lambda *a, **k: Diverges())
+    for computed in (6, 0):
+        outcome = run(tmp_path, ("one-shot", "none"), ("null",), images=3)
+        assert outcome.images == computed
+        [why] = outcome.failed.values()
+        assert "all 3 images failed; image" in why
+        assert "step 0 of 1" in why
+        assert len(outcome.done) == 1
+    assert logs(tmp_path)["one-shot", "null"].failed == why
+    assert len(logs(tmp_path)["one-shot", "null"].images) == 3
+    Diverges.dark = 0
+    assert run(tmp_path, ("one-shot",), ("null",), images=4).failed == {}
+    assert logs(tmp_path)["one-shot", "null"].failed is None
 
 
 def test_a_transfer_whose_source_failed_says_so(tmp_path, monkeypatch):

@@ -1,34 +1,25 @@
 """ScoreOpt: the published code's recorded runs, an independent loop around torch.optim.Adam, closed forms on Gaussian data, and
 the exact gradient through every update of Adam."""
 
-import json
 import math
-import os
-import re
-import zlib
 from functools import cache
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from helpers import apart, asked, filled, needs_golden, published, recorded, relative, slope_error, states
 from torch import nn
 
-from purebench import chain, registry
+from purebench import chain
 from purebench.errors import UserError
 from purebench.networks import build
 from purebench.noise import Noise, Replay
 from purebench.purifiers.adam import root
 from purebench.purifiers.one_shot import one_shot
-from purebench.purifiers.scoreopt import INFO, scoreopt_n, scoreopt_o
+from purebench.purifiers.scoreopt import scoreopt_n, scoreopt_o
 from purebench.scores.denoisers import DenoiserScore, NCSNScore
 from purebench.scores.vp import IndexScore, VPScore
 
 torch.set_num_threads(1)
-GOLDEN = Path(os.environ.get("PUREBENCH_GOLDEN", "")) / "edm"
-needs_golden = pytest.mark.skipif(
-    "PUREBENCH_GOLDEN" not in os.environ, reason="PUREBENCH_GOLDEN (a folder of recorded arrays) is not set"
-)
 SONG = {"img_resolution": 8, "img_channels": 3, "model_channels": 16, "channel_mult": [1, 2], "num_blocks": 1}
 ROWS = 3
 NOISE = Noise(5, "attack", (), range(ROWS), [0] * ROWS)
@@ -48,25 +39,9 @@ CASES = {  # id -> (factory, parameters)
 }
 
 
-def fill(network):
-    """Weights by a rule of their key alone: the recorded arrays' own."""
-    for key, weight in network.state_dict().items():
-        if not key.endswith("resample_filter"):
-            z = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(tuple(weight.shape))
-            if weight.ndim > 1:
-                z /= np.sqrt(np.prod(weight.shape[1:]))
-            elif key.endswith("weight"):
-                z = 1 + 0.1 * z
-            elif key.endswith("bias"):
-                z = 0.1 * z
-            weight.copy_(torch.from_numpy(z).float())
-    return network
-
-
 @cache
 def unet(dtype=torch.float64):
-    network = fill(build("edm", {**SONG, "attn_resolutions": [4]}))
-    return DenoiserScore(network.to(dtype), (3, 8, 8))
+    return DenoiserScore(filled(build("edm", {**SONG, "attn_resolutions": [4]})).to(dtype), (3, 8, 8))
 
 
 def make(case, steps=3, score=None, **changes):
@@ -74,47 +49,12 @@ def make(case, steps=3, score=None, **changes):
     return factory(score or unet(), **{"steps": steps, **parameters, **changes})
 
 
-def autograd(p, x=X, v=V, noise=NOISE):
-    """(purified, gradient) by plain autograd through everything."""
-    with torch.enable_grad():
-        x = x.clone().requires_grad_()
-        state = p.start(x, noise)
-        for k in range(p.n):
-            state = p.step(k, state, noise)
-        out = p.finish(state)
-        return out.detach(), torch.autograd.grad(out, x, v)[0]
-
-
-def relative(a, b):
-    return ((a - b).abs().max() / b.abs().max()).item()
-
-
-def states(p, x, noise):
-    """(states, purified)"""
-    seen = []
-    out = chain.run(p, x, noise, on_state=lambda _, state: seen.append(state))
-    return seen, out
-
-
 # ------------------------------------------------------------------------------------------ the published code's own numbers
-
-
-def recorded(name):
-    with np.load(GOLDEN / name) as file:
-        return {k: torch.from_numpy(a) for k, a in file.items()}
 
 
 @pytest.fixture(scope="module")
 def tiny():
-    file = recorded("tiny_ddpmpp.npz")
-    network = build("edm", json.loads(bytes(file["config_json"].numpy()).decode()))
-    weights = {k.removeprefix("sd/"): v for k, v in file.items() if k.startswith("sd/")}
-    assert network.load_state_dict(weights, strict=False).unexpected_keys == []
-    return DenoiserScore(network, (3, 32, 32))
-
-
-def apart(a, b):
-    return (torch.as_tensor(a) - torch.as_tensor(b)).abs().max()
+    return DenoiserScore(published("edm", "edm/tiny_ddpmpp.npz")[0], (3, 32, 32))
 
 
 def compare(what, p, file, stored, deviation):
@@ -130,7 +70,7 @@ def compare(what, p, file, stored, deviation):
 @needs_golden
 @pytest.mark.parametrize("objective", ["diff", "mse", "sr"])
 def test_published_scoreopt_o_runs(tiny, objective, deviation):
-    file = recorded(f"traj_O_{objective}_s0.5_n5_lr0.1.npz")
+    file = recorded(f"edm/traj_O_{objective}_s0.5_n5_lr0.1.npz")
     eps = file["eps"].unflatten(0, (5, -1))  # per step: the noise, and the second one of sr
     stored = {(k, i): eps[k, i] for k in range(5) for i in range(eps.shape[1])}
     stored |= {(k, 2): (file["sigma"][k] - 0.4) / 0.2 for k in range(5)}
@@ -141,14 +81,14 @@ def test_published_scoreopt_o_runs(tiny, objective, deviation):
 
 @needs_golden
 def test_published_scoreopt_n_runs(tiny, deviation):
-    file = recorded("traj_N_s0.5_n5_lr0.1.npz")
+    file = recorded("edm/traj_N_s0.5_n5_lr0.1.npz")
     p = scoreopt_n(tiny, variant="code", batch=len(file["x_in01"]))
     compare("scoreopt-n", p, file, {(-1, 0): file["eps"][0]}, deviation)
 
 
 @needs_golden
 def test_published_one_shot_surrogate(tiny, deviation):
-    file = recorded("oneshot_surrogate_s0.25.npz")
+    file = recorded("edm/oneshot_surrogate_s0.25.npz")
     logits = []
 
     def cotangent(purified):
@@ -360,31 +300,8 @@ def test_a_level_per_row_is_the_score_models_own_denoiser_row_by_row(score):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_gradient_is_autograd_and_memory_changes_nothing(case):
-    p = make(case)
-    expected, grad = autograd(p)
-    assert torch.equal(chain.run(p, X, NOISE), expected)  # the bits of a step are those of its record
-    state, graph = chain.step_bytes(p, X, NOISE)
-    assert state == 4 * X.nbytes
-    with pytest.raises(UserError, match="too small") as error:
-        chain.vjp(p, X, NOISE, V, memory=1)
-    least = int(re.findall(r"need ([\d,]+)", error.value.message)[0].replace(",", ""))
-    stored = chain.vjp(p, X, NOISE, V)[1]
-    assert relative(stored, grad) < 1e-12
-    for memory in (least, 2 * graph, 3 * graph, 10**12):
-        again, other = chain.vjp(p, X, NOISE, V, memory=max(memory, least))
-        assert torch.equal(again, expected)
-        assert relative(other, grad) < 1e-12, memory
-
-
-@pytest.mark.parametrize("case", CASES)
 def test_gradient_is_the_central_difference(case):
-    p = make(case)
-    direction = torch.randn(X.shape, dtype=X.dtype, generator=torch.Generator().manual_seed(4))
-    exact = (chain.vjp(p, X, NOISE, V)[1] * direction).sum().item()
-    f = lambda x: (chain.run(p, x, NOISE) * V).sum().item()  # noqa: E731
-    errors = [abs((f(X + h * direction) - f(X - h * direction)) / (2 * h) - exact) for h in (1e-5, 1e-6, 1e-7, 1e-8)]
-    assert min(errors) < 1e-6 * abs(exact)
+    assert slope_error(make(case), X, V, NOISE, (1e-5, 1e-6, 1e-7, 1e-8)) < 1e-6
 
 
 def test_the_second_order_terms_are_there():
@@ -423,71 +340,16 @@ def test_root_at_zero_has_slope_zero():
     assert torch.autograd.grad(slope.sum(), v)[0].isfinite().all()
 
 
-# ------------------------------------------------------------------------------------------------------------ the contract
-
-
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_images_stay_images_and_the_object_keeps_nothing(case, dtype):
-    x, before = X.to(dtype), X.clone().to(dtype)
-    p = make(case, score=unet(dtype))
-    out = chain.run(p, x, NOISE)
-    assert out.shape == x.shape
-    assert out.dtype == dtype
-    assert out.min() >= 0
-    assert out.max() <= 1
-    assert torch.equal(x, before)
-    assert torch.equal(chain.run(p, x, NOISE), out)
-    assert not torch.equal(chain.run(p, x, NOISE.fork("other")), out)
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_batch_mates_are_of_no_importance(case):
-    """To the bit, in the fixed shape that the harness works in."""
-    rows = list(range(16))
-    x, noise = X.float()[[i % ROWS for i in rows]], Noise(5, "attack", (), rows, [0] * 16)
-    p = make(case, score=unet(torch.float32))
-    out, grad = chain.vjp(p, x, noise, V.float()[:1].expand_as(x))
-    order = rows[::-1]
-    again, other = chain.vjp(p, x[order], noise.rows(order, [0] * 16), V.float()[:1].expand_as(x))
-    assert torch.equal(again, out[order])
-    assert torch.equal(other, grad[order])
-    mates = torch.full_like(x, 0.5)
-    mates[0] = x[0]
-    assert torch.equal(chain.run(p, mates, noise.rows(rows, [0, *rows[1:]]))[0], out[0])
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_network_calls_are_those_that_are_declared(case):
-    factory, parameters = CASES[case]
-    name = factory.__name__.replace("_", "-")
-    values = {"steps": 4, "objective": "diff", "outer": 1} | parameters
-    forward, inner = (registry.expression(INFO[name][key], values) for key in ("nfe", "nfe_inner"))
-    p = make(case, steps=4)
-    with chain.nfe() as calls:
-        chain.run(p, X, NOISE)
-    assert (calls.forward, calls.backward) == (forward, inner)
-    with chain.nfe() as calls:
-        chain.vjp(p, X, NOISE, V)
-    assert (calls.forward, calls.backward, calls.recomputed) == (forward, forward + inner, 0)
+# ----------------------------------------------------------------------------------------------- draws and parameters
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_draw_is_its_own(case):
-    asked = []
-
-    class Spy(Noise):
-        def _bits(self, k, draw, *rest):
-            asked.append((k, draw))
-            return super()._bits(k, draw, *rest)
-
-    p = make(case)
-    chain.run(p, X, Spy(0, "judge", (), range(ROWS), [0] * ROWS))
-    assert all(-1 <= k <= p.n for k, _ in asked)
+    found = asked(make(case), X)
     if case[0] == "o":  # N asks again for the draws of its round
-        assert len(asked) == len(set(asked))
+        assert len(found) == len(set(found))
     expected = {"o": 6, "o fixed level": 3, "o sr": 9, "o sr code": 9, "n": 1, "n sr": 4, "n outer": 6, "n code": 1}
-    assert len(set(asked)) == expected.get(case, 6)
+    assert len(set(found)) == expected.get(case, 6)
 
 
 @pytest.mark.parametrize(

@@ -203,6 +203,47 @@ def test_one_table_for_each_threat_and_shared_cells_in_each():
     assert "### digits\n" in tables.render([log("none", "null", 100, threat="-", score="-")])
 
 
+def titles(text):
+    return [line for line in text.splitlines() if line.startswith("Classifier ")]
+
+
+def test_what_uses_no_score_model_is_in_the_table_of_each():
+    """Whichever score model it was run beside, and once where it was run beside both; a transfer made elsewhere is not."""
+    free = [log(d, a, 40, score="a") for d in ("none", "gaussian:sigma=0.5") for a in ("null", "pgd-eot")]
+    logs = [*free, log("coup", "pgd-eot", 50, score="b"), log("one-shot", "pgd-eot", 60, score="c")]
+    text = tables.render(logs)
+    assert titles(text) == [f"Classifier `cnn`, score model `{score}`." for score in "bc"]
+    assert text.count("| none ") == text.count("| gaussian:sigma=0.5 ") == 2
+    assert {row["score"] for row in tables.grid(logs) if row["defense"] == "none"} == {"b", "c"}
+    assert {row["score"] for row in tables.tidy(logs) if row["defense"] == "none"} == {"a"}
+    twice = [log("none", "pgd-eot", 40, score=score, seconds=7) for score in "abc"]
+    text = tables.render([*logs, *twice])
+    assert text.count("| none ") == 2
+    assert [row[-1] for row in words(text) if row[0] == "none"] == ["17 s"] * 2  # of null and pgd-eot, each once
+
+
+@pytest.mark.parametrize(
+    "scored",
+    [
+        {"attack": "transfer:from=(coup)", "source": "digits-coup"},
+        {"gradient": "surrogate", "parameters": {"defense": {}, "attack": {}, "surrogate": {"defense": "one-shot"}}},
+        {"defense": "a-plug-in-that-is-not-here"},
+    ],
+)
+def test_what_may_have_used_a_score_model_stays_in_its_table(scored):
+    cell = {"defense": "gaussian", "attack": "pgd-eot", "score": "a"} | scored
+    text = tables.render([log(cell.pop("defense"), cell.pop("attack"), 40, **cell), log("coup", "null", 50, score="b")])
+    assert titles(text) == [f"Classifier `cnn`, score model `{score}`." for score in "ab"]
+
+
+def test_without_any_score_model_there_is_one_table():
+    logs = [log(d, a, 40, score=s) for d, s in (("none", "a"), ("gaussian", "b")) for a in ("null", "pgd-eot")]
+    text = tables.render(logs)
+    assert titles(text) == ["Classifier `cnn`, score model `a`."]
+    assert [row[0] for row in words(text)[1:]] == ["none", "gaussian"]
+    assert "Gradient:" not in tables.render([log("none", "pgd-eot", 40)])
+
+
 def test_a_title_or_a_name_cannot_break_the_table():
     text = tables.render([log("a|b*<i>", "pgd-eot:x=[1,2]", 50, classifier="file:`w|1`\nx")])
     row = next(row for row in text.splitlines() if row.startswith("| a"))
@@ -237,6 +278,16 @@ def test_images_without_a_result_are_left_out_and_said():
     bad.images[0]["failed"] = "not finite"
     assert "**Warning:** 1 images without a valid result are left out: pgd-eot on coup." in tables.render([bad])
     assert tables.tidy([bad])[0]["images"] == 99
+
+
+def test_a_cell_whose_images_all_failed_was_judged():
+    bad = log("coup", "pgd-eot", 50, n=4)
+    for line in bad.images:
+        line["failed"] = "step 2 of 10 gave values that are not finite"
+    text = tables.render([bad])
+    assert "**Warning:** 4 images without a valid result are left out: pgd-eot on coup." in text
+    assert "not judged" not in text
+    assert tables.tidy([bad]) == []
 
 
 def test_footnotes_say_where_images_differ():

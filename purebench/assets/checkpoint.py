@@ -43,7 +43,13 @@ def load(asset: str, *, weights: str = "ema", member: str = "", path: str = "") 
     network = networks.build(entry["network"], entry.get("config", {}))
     order = [name for name, _ in network.named_parameters()]
     if path:
-        return fill(network, read(Path(path), _format(entry), weights=weights, order=order), path)
+        form = "safetensors" if path.endswith(".safetensors") else _format(entry)
+        try:
+            return fill(network, read(Path(path), form, weights=weights, order=order), path)
+        except UserError as error:
+            raise UserError(
+                error.message, f"a file like `{asset}` is wanted: the same network and format", error.code
+            ) from None
     return fill(network, state(asset, weights=weights, member=member, order=order), asset)
 
 

@@ -139,6 +139,6 @@ def load(path: Path) -> nn.Module:
     except (SafetensorError, OSError, TypeError, KeyError, ValueError, RuntimeError) as error:
         raise UserError(
             f"`{path}` is no file of `purebench train`: {str(error).splitlines()[0] or type(error).__name__}",
-            "for other weights, name their architecture: network=..",
+            "`purebench train` makes one; for a classifier's other weights, `--classifier file:path=FILE,network=NAME`",
         ) from None
     return network.eval().requires_grad_(False)

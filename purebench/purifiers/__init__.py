@@ -21,4 +21,8 @@ def make(name: str, *, score: Any = None, classifier: Any = None, **parameters: 
             raise UserError(
                 f"`{name}` needs a {need}, and was given none", f"`purebench.purifiers.make(.., {need}=..)`"
             )
-    return registry.factory("defense", name)(score, classifier, **parameters)
+    known = registry.parameters("defense", name)
+    words = {
+        k: "none" for k, v in parameters.items() if v is None and isinstance(known[k], str)
+    }  # `none` is read as None
+    return registry.factory("defense", name)(score, classifier, **parameters | words)

@@ -35,6 +35,7 @@ INFO = {
             "alpha_max > 0",
             "first > 0",
             "last > 0",
+            "last <= first",
             "threshold >= 0",
             "beta >= 0",
             "level >= 0",
@@ -169,7 +170,7 @@ def adp(
 ) -> ADP:  # fmt: skip
     """ADP, Algorithm 1. Images in [0,1], noise and steps on that scale; the output is clipped by variant=code alone.
 
-    score: a score model, or a list of them, used in rotation. sigma: of the injected noise; rand: `gaussian`, or `binary`, signs
+    score: a score model, or a list of m, model k mod m at step k. sigma: of the injected noise; rand: `gaussian`, or `binary`, signs
     of the same mean size. update: `deterministic`, with adaptive steps; `schedule`, steps from `first` to `last` in geometric
     sequence; `langevin`, the same with the noise of Langevin dynamics. delta: length of the probe, 0: the variant's. threshold:
     norm of s above which an image gets all of sigma, others beta sigma; 0: no detection. level: noise level on the [-1,1] scale at

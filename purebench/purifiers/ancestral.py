@@ -21,18 +21,19 @@ INFO = {
     "diffpure-ddpm": {
         "summary": "diffuse to t*, then ancestral sampling back",
         "formula": "x_t* = sqrt(abar) x + sqrt(1 - abar) eps;  x_{i-1} = mean q(x_{i-1} | x_i, x_0) + sd_i z, i = 1000 t* - 1 .. 0",
-        "nfe": "1000 * t",
+        "nfe": "round(1000 * t)",
         "random": True,
         "output": "unbounded",
         "version": 1,
         "needs": ["score"],
-        "requires": ["0 < t <= 1", "1000 * t >= 0.5"],
+        "requires": ["0.001 <= t <= 1"],
         "paper": {
             "t": "0.4 and 0.5 on CelebA-HQ (its scripts: 0.5); no script runs it on ImageNet",
             "variance": "fixedsmall on CelebA-HQ; learned by the runner for guided diffusion",
             "clip": "false on CelebA-HQ; true by the runner for guided diffusion",
         },
-        "differences": "none known in the forward pass; the official runners have no gradient at all (no_grad: BPDA only)",
+        "differences": "ours is the official runners, discrete both ways, where the paper describes the continuous SDE; they have no "
+        "gradient at all (no_grad: BPDA only), ours is exact, and 0 where x_0 is clipped",
         "cite": """@inproceedings{nie2022diffpure,
   title={Diffusion Models for Adversarial Purification},
   author={Nie, Weili and Guo, Brandon and Huang, Yujia and Xiao, Chaowei and Vahdat, Arash and Anandkumar, Anima},
@@ -99,17 +100,24 @@ def schedule(kept: int = 1000) -> Schedule:
     return Schedule(kept)
 
 
+def forward_steps(t: float) -> int:
+    """1000 t. UserError unless t is one of the forward diffusion's 1000 times."""
+    if not 0 < t <= 1:
+        raise UserError(f"`t={t}` is outside (0, 1], the times of the diffusion", "DiffPure uses t=0.15 on ImageNet")
+    steps = max(1, round(1000 * t))
+    if abs(t - steps / 1000) > 1e-9:
+        raise UserError(
+            f"`t={t}` is not a multiple of 0.001: the forward diffusion has 1000 steps",
+            f"the nearest is t={steps / 1000}",
+        )
+    return steps
+
+
 class Ancestral:
     """State: x (B,C,H,W) on the [-1,1] scale. Randomness: the forward noise and a standard normal per step but the last."""
 
     def __init__(self, score: Any, t: float, variance: str, clip: bool):
-        if not 0 < t <= 1:
-            raise UserError(
-                f"`t={t}` is outside (0, 1], the times of the diffusion", "DiffPure uses t=0.15 on ImageNet"
-            )
-        self.n = round(1000 * t)
-        if self.n < 1:
-            raise UserError(f"`t={t}` rounds to step 0 of the 1000 forward steps", "t is a multiple of 0.001")
+        self.n = forward_steps(t)
         if variance not in VARIANCES:
             raise unknown("variance of `diffpure-ddpm`", variance, VARIANCES)
         if variance == "learned" and not hasattr(score, "output"):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
 
 from purebench import chain
+from purebench.errors import UserError
 from purebench.noise import Noise
 from purebench.purifiers.vpsde import ReverseVP
 
-_CITE = """@article{zhang2024coup,
+_CITE = """@inproceedings{zhang2024coup,
   title={Classifier Guidance Enhances Diffusion-based Adversarial Purification by Preserving Predictive Information},
   author={Zhang, Mingkun and Li, Jianing and Chen, Wei and Guo, Jiafeng and Cheng, Xueqi},
+  booktitle={European Conference on Artificial Intelligence},
   year={2024}
 }"""
 
@@ -20,14 +23,14 @@ INFO = {
     "coup": {
         "summary": "reverse VP-SDE from the image, guided by the classifier's confidence",
         "formula": "dx = [beta x / 2 + beta (score(x, t) + guidance grad_x log max_y p(y | (x+1)/2))] ds + sqrt(beta) dw, from t* to 1e-5",
-        "nfe": "2 * steps",
-        "nfe_inner": "steps",
+        "nfe": "steps * (1 + (guidance > 0))",
+        "nfe_inner": "steps * (guidance > 0)",
         "random": True,
         "output": "unbounded",
         "version": 1,
         "needs": ["score", "classifier"],
         "sde": True,
-        "requires": ["0 < t <= 1", "steps >= 1", "t / steps > 0.00002"],
+        "requires": ["0 < t <= 1", "steps >= 1", "t / steps > 0.00002", "guidance >= 0"],
         "guided": True,
         "paper": {"t": "0.1 for Linf 8/255, 0.075 for L2 0.5", "steps": "1000 t", "guidance": "1"},
         "differences": "the official code clamps input and result to [-1,1] (clamp=true) and detaches the state before the guidance, "
@@ -54,6 +57,12 @@ INFO = {
 class Coup(ReverseVP):
     def __init__(self, score: Any, classifier: Any, t: float, steps: int, guidance: float, clamp: bool):
         super().__init__(score, t, steps)
+        if not 0 <= guidance < math.inf:
+            raise UserError(
+                f"`guidance={guidance}` is no weight: expected 0 or more", "COUP uses 1; 0 is `reverse-sde`"
+            )
+        if guidance and classifier is None:
+            raise UserError(f"`guidance={guidance}` needs a classifier (got none)", "`guidance=0` needs none")
         self.classifier, self.guidance, self.clamp = classifier, guidance, clamp
 
     def start(self, x: Tensor, noise: Noise) -> Tensor:
@@ -83,5 +92,6 @@ def coup(
 
 
 def reverse_sde(score: Any, classifier: Any = None, *, t: float = 0.1, steps: int = 100, clamp: bool = False) -> Coup:
-    """COUP's "w/o guidance" row: the same run with lambda = 0, no classifier called."""
+    """COUP's "w/o guidance" row: `coup` with lambda = 0, no classifier called; t, steps, clamp as there. Random: one normal per
+    step."""
     return Coup(score, None, t, steps, 0.0, clamp)

@@ -31,12 +31,12 @@ INFO = {
         "version": 1,
         "needs": ["score"],
         "guided": True,
-        "requires": ["1 <= t <= 250 + 749 * (form <= 'cifar10')", "passes >= 1", "scale > 0", "ptb > 0", "batch >= 1"],
+        "requires": ["1 <= t <= 999", "passes >= 1", "scale >= 0", "ptb > 0", "batch >= 1"],
         "paper": {
             "t": "36 (PGD), 60 (BPDA+EOT), 50 (SPSA), of 1000, on CIFAR-10; 45 of 250 on ImageNet",
             "passes": "4 (PGD), 2 (BPDA+EOT, SPSA); 1 on ImageNet",
-            "guidance": "mse with scale 60000, or none (PGD); ssim with scale 1000 (BPDA+EOT); none (SPSA); on ImageNet ssim (BPDA, "
-            "targeted PGD) or mse (ResNet-50), scale 1000, or none",
+            "guidance": "mse or none (PGD); ssim (BPDA+EOT); none (SPSA); on ImageNet ssim (BPDA, targeted PGD), mse (ResNet-50) or none",
+            "scale": "60000 for mse, 1000 for ssim, 1000 on ImageNet; all for batches of `batch`, per image a hundredth (sixtieth)",
             "ptb": "8; on ImageNet 4, targeted 16",
             "votes": "10 for PGD, 1 for SPSA; 1 or 5 on ImageNet",
             "batch": "100; 60 on ImageNet",
@@ -59,6 +59,11 @@ def minus_mse(x: Tensor, anchor: Tensor) -> Tensor:
 
 
 FORMS = ("cifar10", "imagenet")
+SCALES = {
+    "cifar10": {"mse": 60000, "ssim": 1000},
+    "imagenet": {"mse": 1000, "ssim": 1000},
+}  # of the official configurations
+BATCHES = {"cifar10": 100, "imagenet": 60}
 GUIDANCES = {"mse": minus_mse, "ssim": ssim, "none": None}
 
 
@@ -95,11 +100,13 @@ class GDMP:
             raise unknown("guidance of `gdmp`", guidance, GUIDANCES)
         if variant not in ("paper", "code"):
             raise unknown("variant of `gdmp`", variant, ["paper", "code"])
-        for name, value in (("scale", scale), ("ptb", ptb), ("batch", batch)):
-            if not value > 0:
-                raise UserError(f"`{name}={value}` is not positive", "the official runs: scale=60000, ptb=8, batch=100")
+        for name, value, good in (("scale", scale, scale >= 0), ("ptb", ptb, ptb > 0), ("batch", batch, batch >= 1)):
+            if not good:
+                raise UserError(f"`{name}={value}` of `gdmp` is not possible", "the official runs: ptb=8, batch=100")
         self.score_model, self.t, self.n = score, t, t * passes
         self.distance = GUIDANCES[guidance]
+        if scale == 0 and guidance != "none":  # published for batches of that size
+            scale = SCALES[form][guidance] / (1 if variant == "code" else BATCHES[form])
         self.scale = scale * 3 * 255 / (2 * ptb) / (batch if variant == "code" else 1)
 
     def start(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
@@ -137,15 +144,17 @@ def gdmp(
     t: int = 36,
     passes: int = 4,
     guidance: str = "mse",
-    scale: float = 600.0,
+    scale: float = 0.0,
     ptb: float = 8.0,
     variant: str = "paper",
     batch: int = 100,
     form: str = "cifar10",
 ) -> GDMP:
     """GDMP. t: index of 1..999 to which every pass diffuses; passes: of t steps each, all anchored at the original input; guidance:
-    `mse`, `ssim` or `none`; scale, ptb (of 255): s_i above; variant: `paper` guides every image by its own D, `code` divides that by
-    `batch`, as a mean over the official code's batch does: its 60000 (`ssim`: 1000) is 600 (10) per image. form: `imagenet` is t of
-    250 steps, learned variances, an anchor without noise. Output (B,C,H,W) clipped to [0,1]. Source: purification/diff_purify.py and
+    `mse`, `ssim` or `none`; scale, ptb (of 255): s_i above, scale=0: the published strength; variant: `paper` guides every image by
+    its own D, `code` divides that by `batch`, as a mean over the official code's batch does: its 60000 (`ssim`: 1000) is 600 (10) per
+    image. form: `imagenet` is t of 250 steps, learned variances, an anchor without noise. Output (B,C,H,W) clipped to [0,1]. Random:
+    a normal per pass, one per step but a pass's last, and with form=cifar10 and guidance one more per step. Source:
+    purification/diff_purify.py and
     pytorch_diffusion/diffusion.py; purification/purify_imagenet.py."""
     return GDMP(score, t, passes, guidance, scale, ptb, variant, batch, form)

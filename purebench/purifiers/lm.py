@@ -3,7 +3,8 @@ classifier's confidence, as COUP (Zhang et al. 2024) ran it on CIFAR-100.
 
     min_x  E_{sigma, eps} ||D(x + sigma eps; sigma) - x||^2 / N   subject to  max |x - input| <= eta,
 
-N the number of pixels, by Adam with one (sigma, eps) per step. It is the diffusion loss: ||D - x||^2 = sigma^2 ||eps_theta - eps||^2.
+N the number of values of an image, by Adam with one (sigma, eps) per step, sigma uniform in [low, high]. It is the
+diffusion loss: ||D - x||^2 = sigma^2 ||eps_theta - eps||^2.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from purebench import chain
 from purebench.errors import UserError, unknown
 from purebench.noise import Noise
 from purebench.purifiers import adam
+from purebench.scores.views import Level
 
 _CHEN = """@inproceedings{chen2024robust,
   title={Robust Classification via a Single Diffusion Model},
@@ -24,30 +26,36 @@ _CHEN = """@inproceedings{chen2024robust,
   booktitle={International Conference on Machine Learning},
   year={2024}
 }"""
-_ZHANG = """@article{zhang2024coup,
+_ZHANG = """@inproceedings{zhang2024coup,
   title={Classifier Guidance Enhances Diffusion-based Adversarial Purification by Preserving Predictive Information},
   author={Zhang, Mingkun and Li, Jianing and Chen, Wei and Guo, Jiafeng and Cheng, Xueqi},
+  booktitle={European Conference on Artificial Intelligence},
   year={2024}
 }"""
 
 INFO = {
     "lm": {
         "summary": "likelihood maximisation: Adam on the diffusion loss, near the input",
-        "formula": "x <- project(x - lr Adam(grad_x ||D(x + sigma eps; sigma) - x||^2 / N)), `steps` times; clip",
+        "formula": "x <- project(x - lr Adam(grad_x ||D(x + sigma eps; sigma) - x||^2 / N)), sigma ~ U[low, high], `steps` times; clip",
         "nfe": "steps * (1 + (guidance > 0))",
         "nfe_inner": "steps * (1 + (guidance > 0))",
         "random": True,
         "output": "unit",
-        "version": 1,
-        "needs": ["score", "classifier"],
+        "version": 2,
+        "needs": ["score"],  # and a classifier where guidance > 0, which the constructor asks for
         "guided": True,
         "requires": ["steps >= 1", "lr > 0", "0 < low <= high", "eta > 0", "guidance >= 0"],
-        "paper": {"steps": "5", "lr": "0.1", "low": "0.4", "high": "0.6", "eta": "8/255"},
+        "paper": {
+            "steps": "5 (official code)",
+            "lr": "0.1 (official code)",
+            "low": "0.4 (official code)",
+            "high": "0.6 (official code)",
+            "eta": "8/255",
+        },
         "differences": "variant=paper has the paper's objective and its ball, and the official code's Adam, lr, steps and noise levels "
         "(the paper's own update rule could not be checked). variant=code has no ball: the code's is L2 of radius 100, never reached on "
-        "CIFAR-10. The code draws sigma uniformly from [low, high] and resets its generator to one seed at every call, so that its "
-        "defense is deterministic; here eps is drawn afresh, and sigma takes the midpoints of equal parts of [low, high], high to low. "
-        "Its gradient is BPDA",
+        "CIFAR-10. The code resets its generator to seed 1 at every call, so that its defense is deterministic; here sigma and eps are "
+        "drawn afresh at every purification. Its gradient is BPDA",
         "cite": _CHEN,
     },
     "lm-coup": {
@@ -57,7 +65,7 @@ INFO = {
         "nfe_inner": "steps * (1 + (guidance > 0))",
         "random": True,
         "output": "unit",
-        "version": 1,
+        "version": 2,
         "needs": ["score", "classifier"],
         "guided": True,
         "requires": ["steps >= 1", "lr > 0", "0 < low <= high", "eta > 0", "guidance >= 0"],
@@ -72,7 +80,7 @@ INFO = {
 class LikelihoodMaximisation:
     """State: (x, m, v, input), each (B,C,H,W): the image on the [-1,1] scale, Adam's two moments, and where it came from.
 
-    Randomness: a standard normal per step."""
+    Randomness: a standard normal per step, and a uniform for its noise level where low < high."""
 
     def __init__(
         self,
@@ -103,7 +111,7 @@ class LikelihoodMaximisation:
             raise unknown("variant of `lm`", variant, ["paper", "code"])
         self.score_model, self.classifier, self.n = score, classifier, steps
         self.lr, self.guidance = lr, guidance
-        self.sigmas = [high - (high - low) * (k + 0.5) / steps for k in range(steps)]
+        self.low, self.high = low, high
         self.radius = 2 * eta if variant == "paper" else None
 
     def start(self, x: Tensor, noise: Noise) -> tuple[Tensor, ...]:
@@ -112,19 +120,26 @@ class LikelihoodMaximisation:
 
     def step(self, k: int, state: tuple[Tensor, ...], noise: Noise) -> tuple[Tensor, ...]:
         x, m, v, first = state
-        eps = noise.normal(k, x)
-        g = chain.inner_grad(lambda x: self.loss(x, eps, self.sigmas[k]), x)
+        sigma, eps = self.level(k, x, noise), noise.normal(k, x)
+        g = chain.inner_grad(lambda x: self.loss(x, eps, sigma), x)
         x, m, v = adam.update(k, g, x, m, v, self.lr)
         if self.radius is not None:
             x = torch.minimum(torch.maximum(x, first - self.radius), first + self.radius)
         return x, m, v, first
 
-    def loss(self, x: Tensor, eps: Tensor, sigma: float) -> Tensor:
+    def level(self, k: int, x: Tensor, noise: Noise) -> Level:
+        """sigma (B,1,1,1), uniform in [low, high); a number where they are equal."""
+        if self.low == self.high:
+            return self.low
+        return self.low + (self.high - self.low) * noise.uniform(k, x[:, :1, :1, :1], draw=1)
+
+    def loss(self, x: Tensor, eps: Tensor, sigma: Level) -> Tensor:
         """(B,), to be minimised in x."""
         loss = (self.score_model.denoise(x + sigma * eps, sigma) - x).square().flatten(1).mean(1)
         if self.guidance:
             confidence = self.classifier((x + 1) / 2).log_softmax(dim=1).amax(dim=1)
-            loss = loss - self.guidance * 2 * sigma**2 / x[0].numel() * confidence
+            square = sigma.flatten() ** 2 if isinstance(sigma, Tensor) else sigma**2
+            loss = loss - self.guidance * 2 * square / x[0].numel() * confidence
         return loss
 
     def finish(self, state: tuple[Tensor, ...]) -> Tensor:
@@ -143,9 +158,10 @@ def lm(
     guidance: float = 0.0,
     variant: str = "paper",
 ) -> LikelihoodMaximisation:
-    """steps: of Adam, at learning rate lr on the [-1,1] scale; low, high: range of sigma, on that scale; eta: radius of the Linf ball on
-    the [0,1] scale (variant=paper; none in variant=code); guidance: weight of log max_y p(y | x). Output (B,C,H,W) clipped to [0,1].
-    Random: one normal per step. Source: LikelihoodMaximization/EDMLM.py of the authors' code."""
+    """steps: of Adam, at learning rate lr on the [-1,1] scale; low, high: sigma is uniform between them, on that scale; eta: radius of the
+    Linf ball on the [0,1] scale (variant=paper; none in variant=code); guidance: weight of log max_y p(y | x), for which a classifier
+    is needed. Output (B,C,H,W) clipped to [0,1]. Random: per step and image one normal, and one uniform unless low = high.
+    Source: LikelihoodMaximization/EDMLM.py of the authors' code."""
     return LikelihoodMaximisation(score, classifier, steps, lr, low, high, eta, guidance, variant)
 
 
@@ -161,5 +177,6 @@ def lm_coup(
     guidance: float = 1.0,
     variant: str = "paper",
 ) -> LikelihoodMaximisation:
-    """`lm` with guidance, as COUP ran it on CIFAR-100."""
+    """`lm` with guidance, as COUP ran it on CIFAR-100: parameters as for `lm`, guidance=1. Output (B,C,H,W) clipped to [0,1].
+    Random: per step and image one normal, and one uniform unless low = high."""
     return LikelihoodMaximisation(score, classifier, steps, lr, low, high, eta, guidance, variant)

@@ -30,6 +30,7 @@ INFO = {
         "formula": "Adam on ||D(u + sigma eps; sigma) - u||^2 (diff), + weight ||u - u_0||^2 (mse) or "
         "+ weight ||D(u + sigma eps; sigma) - D(u_0 + sigma eps'; sigma)||^2 (sr), from u_0 = 2x - 1",
         "nfe": "steps * (1 + (objective >= 'sr'))",  # of the three words, sr is the last in the alphabet
+        "calls": "steps (twice that for objective=sr)",
         "nfe_inner": "steps",
         "random": True,
         "output": "unit",
@@ -53,6 +54,7 @@ INFO = {
         "formula": "u = x_i + sigma eps; Adam on ||D(u; sigma) - x_i||^2 (diff), + weight ||D(u; sigma) - D(x_i + sigma eps'; sigma)||^2 "
         "(sr); x_i+1 = D(u; sigma)",
         "nfe": "outer * (1 + steps * (1 + (objective >= 'sr')))",
+        "calls": "outer * (1 + steps), or outer * (1 + 2 * steps) for objective=sr",
         "nfe_inner": "outer * steps",
         "random": True,
         "output": "unit",

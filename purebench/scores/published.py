@@ -112,7 +112,7 @@ def edm(*, precond: str = "vp", path: str = "", name: str = "") -> DenoiserScore
 
 def guided_diffusion(*, path: str = "", name: str = "") -> IndexScore:
     """Learned variances; integer times."""
-    return IndexScore(checkpoint.load("guided-diffusion-imagenet256-uncond", path=path), LARGE)
+    return IndexScore(checkpoint.load("guided-diffusion-imagenet256-uncond", path=path), LARGE, variances=True)
 
 
 def ddpm(*, path: str = "", name: str = "") -> IndexScore:

@@ -44,12 +44,12 @@ class IndexScore(Score):
     """Both views of a network net(x, i) trained at indices i = 0..999; its first C channels are eps.
 
     eps(x, t) asks for index floor(1000 t), taken in float32 as DiffPure does (runners/diffpure_sde.py). In the view at sigma the
-    index is fractional: where sigma_index, interpolated in log sigma, has the value sigma.
+    index is fractional: where sigma_index, interpolated in log sigma, has the value sigma. `variances`: the network learned them.
     """
 
-    def __init__(self, network: nn.Module, size: tuple[int, int, int]):
+    def __init__(self, network: nn.Module, size: tuple[int, int, int], variances: bool = False):
         self.network: Any = watch(network)
-        self.size = size
+        self.size, self.variances = size, variances
         self.sigma_min, self.sigma_max = self.sigma_index(0), self.sigma_index(999)
 
     def output(self, x: Tensor, i: float | Tensor) -> Tensor:

@@ -1,0 +1,142 @@
+"""Before anything runs: every defense of a plan is walked once, on one small image, with stand-ins for its networks. What a purifier
+refuses (parameters that do not go together, a score model that cannot serve it) is then known before the first forward pass."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from purebench import assets, components, purifiers, registry
+from purebench.assets import checkpoint
+from purebench.errors import UserError
+from purebench.noise import Noise
+from purebench.plan import Plan
+from purebench.scores.views import Score
+from purebench.spec import Cell, Part, Value
+
+SIZE = 16  # pixels of the image, at most
+
+
+class Stub(nn.Module):
+    """Answers as a score network does: like x, with the weights of a variance behind it, or one number per image."""
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: Tensor, *_level: Tensor) -> Tensor:
+        y = 0.1 * x.tanh()
+        return (
+            y.square().flatten(1).sum(1)
+            if self.kind == "energy"
+            else torch.cat([y, y], 1)
+            if self.kind == "variances"
+            else y
+        )
+
+
+def check(the_plan: Plan) -> None:
+    """Raises UserError for the first defense that could not run."""
+    channels, height, width = the_plan.shape
+    image = torch.full((1, channels, min(height, SIZE), min(width, SIZE)), 0.5)
+    seen = set()
+    for cell in (job.cell for job in the_plan.jobs):
+        walks = [(cell.defense.name, cell.parameters["defense"])]
+        if "surrogate" in cell.parameters:
+            other = dict(cell.parameters["surrogate"])
+            walks.append((str(other.pop("defense")), other))
+        for name, parameters in walks:
+            key = (name, repr(sorted(parameters.items())), tuple(cell.components("score")))
+            if key not in seen:
+                seen.add(key)
+                _walk(cell, name, parameters, image)
+
+
+def _walk(cell: Cell, name: str, parameters: Mapping[str, Value], image: Tensor) -> None:
+    scored = "score" in registry.info("defense", name).get("needs", ["score"])
+    models = [_model(part) for part in cell.components("score")] if scored else []
+    asked: dict[int, list[float]] = {i: [] for i in range(len(models))}
+    scores = [_listening(model, asked[i]) for i, model in enumerate(models)]
+    own = {k: v for k, v in parameters.items() if k not in registry.COMMON["defense"]}
+    made = purifiers.make(
+        name, score=scores if scores[1:] else scores[0] if scores else None, classifier=_logits, **own
+    )
+    if not all(isinstance(model, Score) for model in models):
+        return  # a plug-in's: only its networks can tell
+    noise = Noise(0, "rehearsal", (), [0], [0])
+    try:
+        with torch.no_grad():
+            state = made.start(image, noise)
+            for k in range(made.n):
+                state = made.step(k, state, noise)
+            made.finish(state)
+    except UserError:
+        raise
+    except Exception:  # a plug-in that wants the real images: the run will tell
+        return
+    for part, model, levels in zip(cell.components("score"), models, asked.values(), strict=False):
+        _check_levels(name, part, model, levels)
+
+
+def _check_levels(name: str, part: Part, model: Any, levels: list[float]) -> None:
+    """Raises UserError for a noise level that the score model was not trained on: above its largest, or another than its only one."""
+    most, only = model.sigma_max, model.sigma_min == model.sigma_max
+    wrong = [s for s in levels if s > most * (1 + 1e-4) or (only and s < most * (1 - 1e-4))]
+    if wrong and only:
+        raise UserError(
+            f"`{name}` asks `{part.name}` for noise of {max(wrong):.4g} on the [-1,1] scale, and it knows one level, {most:.4g}",
+            "choose another `--score`; `ebm` and `adp` run on this one",
+        )
+    if wrong:
+        raise UserError(
+            f"`{name}` asks `{part.name}` for more noise than it was trained on: {max(wrong):.4g} on the [-1,1] scale, at most {most:.4g}",
+            "less noise, or another `--score`",
+        )
+
+
+def _logits(x: Tensor) -> Tensor:
+    return x.flatten(1)[:, :10]
+
+
+@cache
+def _model(part: Part) -> Any:
+    """The score model as its factory makes it, without weights where they are large; a file of the user's is read, and so verified."""
+    found = components.of("score", part)
+    ships = any("package" in assets.entry(asset)["sources"] for asset in found.assets)
+    if found.where or ships:
+        return components.load("score", part.name, found.values)
+    with torch.device("meta"), checkpoint.untrained(), warnings.catch_warnings(action="ignore"):
+        return components.load("score", part.name, found.values)
+
+
+def _listening(model: Any, asked: list[float]) -> Any:
+    """The model on a stand-in network, remembering the noise levels that it is asked for."""
+    if not isinstance(model, Score):
+        return model
+    kind = "energy" if hasattr(model, "energy") else "variances" if getattr(model, "variances", False) else "plain"
+
+    class Listening(type(model)):  # type: ignore[misc]
+        def eps(self, x: Tensor, t: float) -> Tensor:
+            asked.append(self.sigma(t))
+            return super().eps(x, t)
+
+        def eps_index(self, x: Tensor, i: int) -> Tensor:
+            asked.append(self.sigma_index(i))
+            return super().eps_index(x, i)
+
+        def direction(self, x: Tensor, sigma: Any) -> Tensor:
+            asked.append(float(sigma))  # of the one image
+            return super().direction(x, sigma)
+
+        def denoise(self, x: Tensor, sigma: Any) -> Tensor:
+            asked.append(float(sigma))
+            return super().denoise(x, sigma)
+
+    twin = object.__new__(Listening)
+    twin.__dict__ |= model.__dict__ | {"network": Stub(kind)}
+    return twin
