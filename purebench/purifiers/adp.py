@@ -20,6 +20,7 @@ INFO = {
         "summary": "noise, then gradient steps along the score with adaptive step sizes",
         "formula": "x <- clip(x + sigma eps);  x <- x + alpha s(x), alpha = lam delta / (1 - <s, s'> / <s, s>), s' = s(x + delta s)",
         "nfe": "steps * (1 + (update <= 'deterministic')) + (threshold > 0) * (sigma > 0)",
+        "calls": "2 steps (steps without adaptive step sizes, and one more for detection)",
         "random": True,
         "output": "unbounded",
         "version": 1,
@@ -190,6 +191,8 @@ def adp(
     for key, value in {"steps": steps, "lam": lam, "alpha_max": alpha_max, "first": first, "last": last}.items():
         if not value > 0:
             raise UserError(f"`{key}={value}` of `adp` is not positive", "expected more than 0")
+    if update == "schedule" and last > first:
+        raise UserError(f"`first={first},last={last}` of `adp` is a schedule that grows", "expected last <= first")
     scores = list(score) if isinstance(score, list | tuple) else [score]
     if not scores or not all(hasattr(s, "direction") for s in scores):
         raise UserError("`adp` follows a score, and was given none", "give a score model: `direction(x, sigma)`")
