@@ -187,7 +187,10 @@ def run(
         print(tables.render(records.load_all(folders), format="json" if as_json else "md"))
         _say(f"next: purebench table {out}")
     if outcome.failed:
-        _say(f"hint: `purebench status {out}` shows what is missing; the same command goes on with it")
+        if all(why.startswith("all ") for why in outcome.failed.values()):
+            _say("hint: these parameters purify to values that are not finite: choose milder ones")
+        else:
+            _say(f"hint: `purebench status {out}` shows what is missing; the same command goes on with it")
         raise typer.Exit(errors.FAILED)
 
 

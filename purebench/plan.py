@@ -393,7 +393,7 @@ class _Maker:
 
     def source(self, attack: Part, limit: ThreatModel, seed: int, score: Value) -> tuple[Cell, dict[str, str]] | None:
         """The cell whose images a transfer attack reads. score: what the attacked defense was given as its own, which holds for the
-        source, too, unless that has its own, or cannot rotate."""
+        source, too, unless that has its own, or cannot rotate; an energy, on which few purifiers run, is not handed on."""
         if "from" not in registry.parameters("attack", attack.name):
             return None
         given = self.defaults.get("attack", {}).get(attack.name, {}) | dict(attack.parameters)
@@ -406,7 +406,8 @@ class _Maker:
             )
         defense = defense if isinstance(defense, Part) else parse(show(defense), "defense")
         other = other if isinstance(other, Part) else parse(str(other), "attack")
-        can = not isinstance(score, tuple) or registry.info("defense", defense.name).get("rotates")
+        energy = score != "" and any(registry.info("score", p.name).get("energy") for p in parts(show(score), "score"))
+        can = not energy and (not isinstance(score, tuple) or registry.info("defense", defense.name).get("rotates"))
         if score != "" and can and defense.get("score", "") == "":
             defense = Part(defense.name, (*defense.parameters, ("score", score)))
         if "from" in registry.parameters("attack", other.name):

@@ -16,7 +16,7 @@ from purebench.assets import checkpoint
 from purebench.errors import UserError
 from purebench.noise import Noise
 from purebench.plan import Plan
-from purebench.scores.views import Score
+from purebench.scores.vp import VPScore
 from purebench.spec import Cell, Part, Value
 
 SIZE = 16  # pixels of the image, at most
@@ -42,8 +42,6 @@ class Stub(nn.Module):
 
 def check(the_plan: Plan) -> None:
     """Raises UserError for the first defense that could not run."""
-    channels, height, width = the_plan.shape
-    image = torch.full((1, channels, min(height, SIZE), min(width, SIZE)), 0.5)
     seen = set()
     for cell in (job.cell for job in the_plan.jobs):
         walks = [(cell.defense.name, cell.parameters["defense"])]
@@ -54,20 +52,29 @@ def check(the_plan: Plan) -> None:
             key = (name, repr(sorted(parameters.items())), tuple(cell.components("score")))
             if key not in seen:
                 seen.add(key)
-                _walk(cell, name, parameters, image)
+                _walk(cell, name, parameters, the_plan.shape)
 
 
-def _walk(cell: Cell, name: str, parameters: Mapping[str, Value], image: Tensor) -> None:
+def _walk(cell: Cell, name: str, parameters: Mapping[str, Value], shape: list[int]) -> None:
     scored = "score" in registry.info("defense", name).get("needs", ["score"])
     models = [_model(part) for part in cell.components("score")] if scored else []
-    asked: dict[int, list[float]] = {i: [] for i in range(len(models))}
-    scores = [_listening(model, asked[i]) for i, model in enumerate(models)]
-    own = {k: v for k, v in parameters.items() if k not in registry.COMMON["defense"]}
-    made = purifiers.make(
-        name, score=scores if scores[1:] else scores[0] if scores else None, classifier=_logits, **own
-    )
-    if not all(isinstance(model, Score) for model in models):
+    if None in models:
         return  # a plug-in's: only its networks can tell
+    asked: list[list[float]] = [[] for _ in models]
+    scores = [_listening(model, levels) for model, levels in zip(models, asked, strict=True)]
+    own = {k: v for k, v in parameters.items() if k not in registry.COMMON["defense"]}
+    ours = registry.names("defense")[name].startswith("purebench.")
+    try:
+        made = purifiers.make(name, score=scores if scores[1:] else next(iter(scores), None), classifier=_logits, **own)
+    except Exception as error:
+        if ours or isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"`{name}` cannot be made: {type(error).__name__}: {error}", f"see `purebench show {name}`"
+        ) from None
+    channels, height, width = models[0].size if models else shape
+    most = SIZE if ours else max(height, width)
+    image = torch.full((1, channels, min(height, most), min(width, most)), 0.5)
     noise = Noise(0, "rehearsal", (), [0], [0])
     try:
         with torch.no_grad():
@@ -75,11 +82,11 @@ def _walk(cell: Cell, name: str, parameters: Mapping[str, Value], image: Tensor)
             for k in range(made.n):
                 state = made.step(k, state, noise)
             made.finish(state)
-    except UserError:
-        raise
-    except Exception:  # a plug-in that wants the real images: the run will tell
-        return
-    for part, model, levels in zip(cell.components("score"), models, asked.values(), strict=False):
+    except Exception as error:
+        if ours or isinstance(error, UserError):
+            raise
+        return  # a plug-in that wants the real networks: the run will tell
+    for part, model, levels in zip(cell.components("score"), models, asked, strict=False):
         _check_levels(name, part, model, levels)
 
 
@@ -105,20 +112,25 @@ def _logits(x: Tensor) -> Tensor:
 
 @cache
 def _model(part: Part) -> Any:
-    """The score model as its factory makes it, without weights where they are large; a file of the user's is read, and so verified."""
+    """The score model as its factory makes it, a `Stub` in its network's place; a file of the user's is read, and so verified. None
+    for a plug-in's."""
+    if not registry.names("score")[part.name].startswith("purebench."):
+        return None
     found = components.of("score", part)
     ships = any("package" in assets.entry(asset)["sources"] for asset in found.assets)
     if found.where or ships:
-        return components.load("score", part.name, found.values)
-    with torch.device("meta"), checkpoint.untrained(), warnings.catch_warnings(action="ignore"):
-        return components.load("score", part.name, found.values)
+        made = components.load("score", part.name, found.values)
+    else:
+        with torch.device("meta"), checkpoint.untrained(), warnings.catch_warnings(action="ignore"):
+            made = components.load("score", part.name, found.values)
+    made.network = Stub(
+        "energy" if hasattr(made, "energy") else "variances" if getattr(made, "variances", False) else ""
+    )
+    return made
 
 
 def _listening(model: Any, asked: list[float]) -> Any:
-    """The model on a stand-in network, remembering the noise levels that it is asked for."""
-    if not isinstance(model, Score):
-        return model
-    kind = "energy" if hasattr(model, "energy") else "variances" if getattr(model, "variances", False) else "plain"
+    """The model, remembering the noise levels that it is asked for."""
 
     class Listening(type(model)):  # type: ignore[misc]
         def eps(self, x: Tensor, t: float) -> Tensor:
@@ -126,7 +138,9 @@ def _listening(model: Any, asked: list[float]) -> Any:
             return super().eps(x, t)
 
         def eps_index(self, x: Tensor, i: int) -> Tensor:
-            asked.append(self.sigma_index(i))
+            asked.append(
+                self.sigma(i / 999) if isinstance(self, VPScore) else self.sigma_index(i)
+            )  # as its network sees it
             return super().eps_index(x, i)
 
         def direction(self, x: Tensor, sigma: Any) -> Tensor:
@@ -138,5 +152,5 @@ def _listening(model: Any, asked: list[float]) -> Any:
             return super().denoise(x, sigma)
 
     twin = object.__new__(Listening)
-    twin.__dict__ |= model.__dict__ | {"network": Stub(kind)}
+    twin.__dict__ |= model.__dict__
     return twin

@@ -91,7 +91,7 @@ MAY = {  # module (the first pattern that fits) -> the modules of ours that it m
     "evaluate": "errors spec registry components tasks noise nfe defense purifiers purifiers.* datasets datasets.images",
     "runner": "errors spec plan datasets tasks records evaluate device",
     "estimate": "errors spec assets plan tasks records runner progress evaluate device noise assets.checkpoint",
-    "rehearsal": "errors spec registry components purifiers noise plan scores.views assets assets.checkpoint",
+    "rehearsal": "errors spec registry components purifiers noise plan scores.vp assets assets.checkpoint",
     "catalogue": "errors spec registry plan datasets assets",
     "pictures": "errors spec plan rehearsal noise chain defense purifiers.resized assets tasks evaluate device",
     "train": "errors noise nfe networks.* scores.* components datasets datasets.* assets chain device",

@@ -1,12 +1,19 @@
 """What cannot run is refused before anything runs: exit code 2, one error, a hint, and nothing written."""
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from purebench import cli, plan, rehearsal
+from purebench import cli, embedded, plan, registry, rehearsal
 from purebench.errors import UserError
 from purebench.plan import Request
+from purebench.purifiers.none import Identity
+from purebench.scores.vp import VPScore
 
+INFO = {  # of the plug-ins below
+    "my-score": {"summary": "a plug-in", "size": [1, 8, 8], "digest": "d"},
+    "my-purifier": {"summary": "a plug-in", "nfe": "0", "needs": []},
+}
 SMALL = {"dataset": "cifar10", "score": "cifar10-small"}
 
 
@@ -82,6 +89,10 @@ def test_the_purifier_of_a_surrogate_is_walked_too():
         ("gaussian:sigma=2", {}),  # asks no score model
         ("edm:sigma=80,steps=18,start=13", SMALL),  # begins at 0.14
         ("gdmp:guidance=none", {}),
+        ("diffpure-ddpm:t=1", {}),  # the last of the discrete levels
+        ("gns:stages=[1000],steps=[1000]", {}),
+        ("adp:first=0.0001", {}),  # not read by the updates that adapt
+        ("lm:low=0.02,high=0.02", {"dataset": "cifar10", "score": "ebm"}),
         ("ebm", {"dataset": "cifar10", "score": "ebm"}),
         ("adp", {"dataset": "cifar10", "score": "ebm"}),
         ("diffpure-ddpm:variance=learned", {"dataset": "cifar10", "score": "guided-diffusion"}),
@@ -109,3 +120,65 @@ def test_a_grid_with_one_that_cannot_run_runs_none(tmp_path):
     outcome = CliRunner().invoke(cli.app, [*arguments, "--out", str(tmp_path / "out")])
     assert isinstance(outcome.exception, UserError) or outcome.exit_code == 2
     assert not (tmp_path / "out").exists()
+
+
+# ----------------------------------------------------------------------------------------------------------------- plug-ins
+
+
+def my_score():
+    score = VPScore(embedded.load("digits-score"), (1, 8, 8), t_max=float(torch.linspace(0, 1, 3)[-1]))  # reads a value
+    assert next(score.network.parameters()).device.type == "cpu"
+    return score
+
+
+class Particular(Identity):
+    """Takes images of 32x32 alone."""
+
+    def start(self, x, noise):
+        if x.shape[-1] != 32:
+            raise UserError("images of 32x32 are wanted", "give such")
+        return super().start(x, noise)
+
+
+def my_purifier(score, classifier, *, broken: bool = False):
+    if broken:
+        raise ValueError("it is broken")
+    return Particular()
+
+
+@pytest.fixture
+def plugins(monkeypatch):
+    monkeypatch.setitem(registry.NAMES["score"], "my-score", "test_rehearsal:my_score")
+    monkeypatch.setitem(registry.NAMES["defense"], "my-purifier", "test_rehearsal:my_purifier")
+    registry.names.cache_clear()
+    yield
+    monkeypatch.undo()
+    registry.names.cache_clear()
+
+
+def rehearse(defense, **given):
+    rehearsal.check(plan.build(Request(**{"dataset": "digits", "defenses": (defense,), "attacks": ("null",), **given})))
+
+
+def test_a_plug_ins_score_model_is_left_to_the_run(plugins):
+    rehearse("one-shot:sigma=1000", score="my-score")
+
+
+def test_a_plug_ins_purifier_sees_images_of_the_real_size(plugins):
+    rehearse("my-purifier", dataset="cifar10")
+    with pytest.raises(UserError, match="images of 32x32 are wanted"):
+        rehearse("my-purifier")
+
+
+def test_a_plug_in_that_cannot_be_made_is_an_error_in_words(plugins):
+    with pytest.raises(UserError, match="`my-purifier` cannot be made: ValueError: it is broken"):
+        rehearse("my-purifier:broken=true")
+
+
+def test_a_transfer_source_does_not_inherit_an_energy():
+    request = Request(
+        dataset="cifar10", defenses=("ebm:score=ebm",), attacks=("transfer:from=(reverse-sde)",), images=1
+    )
+    the_plan = plan.build(request)
+    assert [job.cell.score for job in the_plan.jobs] == ["score-sde", "ebm"]
+    rehearsal.check(the_plan)

@@ -36,7 +36,6 @@ INFO = {
             "alpha_max > 0",
             "first > 0",
             "last > 0",
-            "last <= first",
             "threshold >= 0",
             "beta >= 0",
             "level >= 0",

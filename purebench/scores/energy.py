@@ -56,7 +56,7 @@ class EnergyScore(Score):
     def direction(self, x: Tensor, sigma: Level) -> Tensor:
         """sigma times the score - grad U = - 2 grad f / eps^2. UserError for a level of each row's own: it knows one."""
         if isinstance(sigma, Tensor):
-            raise UserError("EnergyScore takes one noise level for all images", "a model that sees noise levels")
+            raise UserError("an energy takes one noise level for all images", "a score model that sees noise levels")
         return -2 * sigma / self.noise_of_langevin**2 * self.gradient(x)
 
 
