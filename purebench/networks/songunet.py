@@ -49,7 +49,7 @@ class Fourier(nn.Module):
 def kernel(taps: Sequence[float]) -> Tensor:
     """The separable resampling filter of sum 1, (1, 1, taps, taps)."""
     f = torch.tensor(taps, dtype=torch.float32)
-    return (f.outer(f) / f.sum() ** 2)[None, None]
+    return (f[:, None] * f / f.sum() ** 2)[None, None]
 
 
 def down(x: Tensor, f: Tensor, padding: int) -> Tensor:
