@@ -3,7 +3,6 @@ refuses (parameters that do not go together, a score model that cannot serve it)
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -121,7 +120,7 @@ def _model(part: Part) -> Any:
     if found.where or ships:
         made = components.load("score", part.name, found.values)
     else:
-        with torch.device("meta"), checkpoint.untrained(), warnings.catch_warnings(action="ignore"):
+        with checkpoint.hollow():
             made = components.load("score", part.name, found.values)
     made.network = Stub(
         "energy" if hasattr(made, "energy") else "variances" if getattr(made, "variances", False) else ""

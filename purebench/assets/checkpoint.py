@@ -20,6 +20,7 @@ FORMATS = {
     "timm": "state-dict",
 }  # how to read
 _untrained: ContextVar[bool] = ContextVar("untrained", default=False)
+_hollow: ContextVar[bool] = ContextVar("hollow", default=False)
 
 
 @contextmanager
@@ -32,10 +33,22 @@ def untrained() -> Iterator[None]:
         _untrained.reset(token)
 
 
+@contextmanager
+def hollow() -> Iterator[None]:
+    """Within: `load` builds and reads nothing, and its networks are empty modules. For what only adapters know."""
+    token = _hollow.set(True)
+    try:
+        yield
+    finally:
+        _hollow.reset(token)
+
+
 def load(asset: str, *, weights: str = "ema", member: str = "", path: str = "") -> nn.Module:
     """The asset's network with its weights: evaluation mode, frozen, float32, on CPU. weights: `ema` or `raw` where the file has both;
     member: the file in an unpacked archive; path: your own file, of the same network and format. UserError (exit 3) for a missing,
     broken, hostile or unfitting file."""
+    if _hollow.get():
+        return nn.Module()
     entry = assets.entry(asset)
     if entry["format"] == "edm-pickle" and not _untrained.get():
         config, found = readers.edm(Path(path) if path else assets.need(asset))
