@@ -30,7 +30,7 @@ from purebench.purifiers import make
 from purebench.scores.vp import VPScore
 
 ROWS = 64
-CASES = {
+CASES = {  # name -> parameters of few steps; `none` and `gaussian` call no network
     "one-shot": {},
     "reverse-sde": {"steps": 10},
     "coup": {"steps": 10},

@@ -23,9 +23,8 @@ from purebench.purifiers.resized import Resized, resize
 from purebench.spec import Cell, Part, norms, parse
 from purebench.tasks import Done, Task
 
-NOT_FINITE = (
-    "the purification of the clean image gave values that are not finite"  # where the prediction is another cell's
-)
+# Where the clean prediction is another cell's, which alone knows the step:
+NOT_FINITE = "the purification of the clean image gave values that are not finite"
 
 
 @cache

@@ -110,14 +110,9 @@ CHOICES = {
     "guidance": ("mse", "ssim", "none"),  # of gdmp; elsewhere it is a number, or another word
     "variance": ("learned", "fixedsmall", "fixedlarge"),
 }  # the words that parameters of these names may have
-COMMON = {  # parameters that every component of a kind has: n purifications combined; a factor on the purifier's normal draws;
-    "defense": {
-        "votes": 1,
-        "combine": "logits",
-        "noise": 1.0,
-        "score": "",
-    }  # a score model other than the run's, or [a,b]
-}
+# Parameters that every component of a kind has: n purifications, how they are combined, a factor on the normal draws, and a score
+# model other than the run's, or several: [a,b].
+COMMON = {"defense": {"votes": 1, "combine": "logits", "noise": 1.0, "score": ""}}
 REQUIRES = {"defense": ["noise >= 0"]}  # what they must fulfil
 
 

@@ -30,13 +30,9 @@ class Stub(nn.Module):
 
     def forward(self, x: Tensor, *_level: Tensor) -> Tensor:
         y = 0.1 * x.tanh()
-        return (
-            y.square().flatten(1).sum(1)
-            if self.kind == "energy"
-            else torch.cat([y, y], 1)
-            if self.kind == "variances"
-            else y
-        )
+        if self.kind == "energy":
+            return y.square().flatten(1).sum(1)
+        return torch.cat([y, y], dim=1) if self.kind == "variances" else y
 
 
 def check(the_plan: Plan) -> None:
@@ -122,9 +118,8 @@ def _model(part: Part) -> Any:
     else:
         with checkpoint.hollow():
             made = components.load("score", part.name, found.values)
-    made.network = Stub(
-        "energy" if hasattr(made, "energy") else "variances" if getattr(made, "variances", False) else ""
-    )
+    kind = "variances" if getattr(made, "variances", False) else ""
+    made.network = Stub("energy" if hasattr(made, "energy") else kind)
     return made
 
 
@@ -137,9 +132,8 @@ def _listening(model: Any, asked: list[float]) -> Any:
             return super().eps(x, t)
 
         def eps_index(self, x: Tensor, i: int) -> Tensor:
-            asked.append(
-                self.sigma(i / 999) if isinstance(self, VPScore) else self.sigma_index(i)
-            )  # as its network sees it
+            seen = self.sigma(i / 999) if isinstance(self, VPScore) else self.sigma_index(i)  # by its network
+            asked.append(seen)
             return super().eps_index(x, i)
 
         def direction(self, x: Tensor, sigma: Any) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -24,23 +24,22 @@ _hollow: ContextVar[bool] = ContextVar("hollow", default=False)
 
 
 @contextmanager
-def untrained() -> Iterator[None]:
+def _within(mode: ContextVar[bool]) -> Iterator[None]:
+    token = mode.set(True)
+    try:
+        yield
+    finally:
+        mode.reset(token)
+
+
+def untrained() -> AbstractContextManager[None]:
     """Within: networks keep their fresh weights, and no file is read. What `--dry-run` measures does not depend on them."""
-    token = _untrained.set(True)
-    try:
-        yield
-    finally:
-        _untrained.reset(token)
+    return _within(_untrained)
 
 
-@contextmanager
-def hollow() -> Iterator[None]:
+def hollow() -> AbstractContextManager[None]:
     """Within: `load` builds and reads nothing, and its networks are empty modules. For what only adapters know."""
-    token = _hollow.set(True)
-    try:
-        yield
-    finally:
-        _hollow.reset(token)
+    return _within(_hollow)
 
 
 def load(asset: str, *, weights: str = "ema", member: str = "", path: str = "") -> nn.Module:
@@ -49,21 +48,26 @@ def load(asset: str, *, weights: str = "ema", member: str = "", path: str = "") 
     broken, hostile or unfitting file."""
     if _hollow.get():
         return nn.Module()
-    entry = assets.entry(asset)
+    if not path:
+        return _load(asset, None, weights, member)
+    try:
+        return _load(asset, Path(path), weights, "")
+    except UserError as error:
+        hint = f"a file like `{asset}` is wanted: the same network and format"
+        raise UserError(error.message, hint, error.code) from None
+
+
+def _load(asset: str, own: Path | None, weights: str, member: str) -> nn.Module:
+    entry, what = assets.entry(asset), str(own or asset)
     if entry["format"] == "edm-pickle" and not _untrained.get():
-        config, found = readers.edm(Path(path) if path else assets.need(asset))
-        return fill(networks.build(entry["network"], config), found, asset)
+        config, found = readers.edm(own or assets.need(asset))
+        return fill(networks.build(entry["network"], config), found, what)
     network = networks.build(entry["network"], entry.get("config", {}))
     order = [name for name, _ in network.named_parameters()]
-    if path:
-        form = "safetensors" if path.endswith(".safetensors") else _format(entry)
-        try:
-            return fill(network, read(Path(path), form, weights=weights, order=order), path)
-        except UserError as error:
-            raise UserError(
-                error.message, f"a file like `{asset}` is wanted: the same network and format", error.code
-            ) from None
-    return fill(network, state(asset, weights=weights, member=member, order=order), asset)
+    if own is None:
+        return fill(network, state(asset, weights=weights, member=member, order=order), what)
+    form = "safetensors" if own.suffix == ".safetensors" else _format(entry)
+    return fill(network, read(own, form, weights=weights, order=order), what)
 
 
 def state(asset: str, *, weights: str = "ema", member: str = "", order: list[str] | None = None) -> dict[str, Tensor]:

@@ -59,10 +59,8 @@ def minus_mse(x: Tensor, anchor: Tensor) -> Tensor:
 
 
 FORMS = ("cifar10", "imagenet")
-SCALES = {
-    "cifar10": {"mse": 60000, "ssim": 1000},
-    "imagenet": {"mse": 1000, "ssim": 1000},
-}  # of the official configurations
+# Of the official configurations:
+SCALES = {"cifar10": {"mse": 60000, "ssim": 1000}, "imagenet": {"mse": 1000, "ssim": 1000}}
 BATCHES = {"cifar10": 100, "imagenet": 60}
 GUIDANCES = {"mse": minus_mse, "ssim": ssim, "none": None}
 
@@ -155,6 +153,5 @@ def gdmp(
     its own D, `code` divides that by `batch`, as a mean over the official code's batch does: its 60000 (`ssim`: 1000) is 600 (10) per
     image. form: `imagenet` is t of 250 steps, learned variances, an anchor without noise. Output (B,C,H,W) clipped to [0,1]. Random:
     a normal per pass, one per step but a pass's last, and with form=cifar10 and guidance one more per step. Source:
-    purification/diff_purify.py and
-    pytorch_diffusion/diffusion.py; purification/purify_imagenet.py."""
+    purification/diff_purify.py and pytorch_diffusion/diffusion.py; purification/purify_imagenet.py."""
     return GDMP(score, t, passes, guidance, scale, ptb, variant, batch, form)
