@@ -187,10 +187,7 @@ def run(
         print(tables.render(records.load_all(folders), format="json" if as_json else "md"))
         _say(f"next: purebench table {out}")
     if outcome.failed:
-        if all(why.startswith("all ") for why in outcome.failed.values()):
-            _say("hint: these parameters purify to values that are not finite: choose milder ones")
-        else:
-            _say(f"hint: `purebench status {out}` shows what is missing; the same command goes on with it")
+        _say(f"hint: `purebench status {out}` shows what is missing; the same command goes on with it")
         raise typer.Exit(errors.FAILED)
 
 
@@ -237,17 +234,18 @@ def table(
 @app.command(epilog=_examples("purebench status results", "purebench status results --json"))
 def status(results: Results = None, as_json: AsJson = False) -> None:
     """What has been computed, cell by cell: images, evaluations, time, and why a cell failed."""
-    from purebench import records
+    from purebench import metrics, records
 
     rows = []
     for log in records.load_all(results or [Path("results")]):
-        evals = min((len(r["adversarial"]) for r in log.images), default=0)
+        judged = metrics.judged(log)
+        evals = min((len(r["adversarial"]) for r in judged), default=0)
         wanted = log.runs[-1].get("wanted", 0) if log.runs else 0
-        state = "ok" if log.images and len(log.images) >= wanted else f"unfinished: {len(log.images)} of {wanted}"
+        state = "ok" if judged and len(judged) >= wanted else f"unfinished: {len(judged)} of {wanted}"
         rows.append(
             {
                 "cell": log.id, "defense": log.cell["defense"], "attack": log.cell["attack"], "grad": log.cell["gradient"],
-                "threat": log.cell["threat"], "seed": log.cell["seed"], "images": len(log.images), "evals": evals,
+                "threat": log.cell["threat"], "seed": log.cell["seed"], "images": len(judged), "evals": evals,
                 "seconds": round(log.seconds, 1), "state": f"failed: {log.failed}" if log.failed else state,
             }
         )  # fmt: skip

@@ -69,11 +69,72 @@ def combine(logits: Tensor, how: str, dim: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Gradient:
-    """Of one batch: `loss` (B,), averaged over the draws; `grad` like x; `logits` (eot,B,K), in sample order."""
+    """Of one batch: `loss` (B,), averaged over the draws; `grad` like x; `logits` (eot,B,K), in sample order; `finite` (B,) bool:
+    whether every draw's gradient was finite. Where one was not, `grad` is zero, so that no attack is carried away by it. Where it
+    would be too small for float32, an image's `grad` is times a power of two."""
 
     loss: Tensor
     grad: Tensor
     logits: Tensor
+    finite: Tensor
+
+
+class Observed:
+    """What the gradients of an attack were like, image by image: a defense whose gradient vanishes looks robust to whoever follows it.
+
+    Per image: `iterates` at which a gradient was asked for; how many of these gradients were exactly `zero` and how many `not_finite`;
+    `right`: iterates that were still classified rightly, by half of the draws or more; `blind`: those of them whose gradient was zero
+    or not finite. An attack that was blind wherever it still had something to do was no attack (`metrics.masked`)."""
+
+    FIELDS = ("iterates", "zero", "not_finite", "right", "blind")
+
+    def __init__(self) -> None:
+        self._counts: dict[int, list[int]] = {}
+
+    def add(self, ids: Tensor, y: Tensor, found: Gradient) -> None:
+        """One gradient of the images `ids` (B,) with labels y (B,)."""
+        zero = (found.grad == 0).flatten(1).all(1) & found.finite
+        right = (predicted(found.logits) == y).to(torch.float32).mean(0) >= 0.5
+        blind = right & (zero | ~found.finite)
+        rows = torch.stack([torch.ones_like(zero), zero, ~found.finite, right, blind]).long().T.tolist()
+        for image, row in zip(ids.tolist(), rows, strict=True):
+            known = self._counts.setdefault(image, [0] * len(self.FIELDS))
+            self._counts[image] = [a + b for a, b in zip(known, row, strict=True)]
+
+    def close(self, ids: list[int]) -> list[dict[str, int] | None]:
+        """The counts of each image of a batch since the last close; None where no gradient was asked for. An image that the batch
+        holds n times was counted n times over."""
+        found, self._counts = self._counts, {}
+        return [
+            {key: n // ids.count(image) for key, n in zip(self.FIELDS, found[image], strict=True)}
+            if image in found
+            else None
+            for image in ids
+        ]
+
+
+def predicted(logits: Tensor) -> Tensor:
+    """(..,K) logits -> (..) classes, -1 where the logits are not finite: an answer that is always wrong."""
+    return logits.argmax(-1).where(logits.isfinite().all(-1), -1)
+
+
+FAINT = 1e-20  # a derivative by the logits below this would be lost on its way through the networks, in float32
+
+
+def _lifted(d: Tensor, exact: Callable[[], Tensor], images: int) -> Tensor:
+    """The derivative d (rows,K) of a loss by the logits, where an image's (its rows follow each other) is everywhere below FAINT scaled
+    up: cross-entropy is flat where a classifier is sure, and its float32 derivative soon zero, but its direction is the attack's.
+
+    Scaled by a power of two, under which every bit of a gradient stays; of `exact()`, the same in float64, which reaches down to
+    e^-745. What is zero even there stays zero."""
+    faint = d.unflatten(0, (images, -1)).flatten(1).abs().amax(1) < FAINT
+    if not faint.any():
+        return d
+    fine = exact().unflatten(0, (images, -1))
+    largest = fine.flatten(1).abs().amax(1)
+    scale = torch.exp2(-largest.log2().floor()).where(faint & (largest > 0) & largest.isfinite(), 1)
+    lifted = (fine * scale.view(-1, 1, 1)).to(d.dtype).flatten(0, 1)
+    return lifted.where(faint.repeat_interleave(len(d) // images)[:, None], d)
 
 
 class Account:
@@ -103,7 +164,8 @@ class Defense:
     """`votes` purifications combined by `combine` (logits, softmax or vote); `noise`: a factor on the purifier's normal draws, 0 to
     switch them off; `gradient`: a Part of `purebench list gradients`; `surrogate`: the purifier that stands in for ours under
     gradient `surrogate`; `rows`: the padded shape of every network call; `memory`: bytes for states and graphs, None for no
-    bound; `on_work(rows x calls)` is told of progress. `failed`: image id -> why, where a purification was not finite."""
+    bound; `on_work(rows x calls)` is told of progress. `not_finite`: image id -> where a purification or a gradient ceased to be;
+    `observed`: what the gradients were like."""
 
     def __init__(
         self,
@@ -127,13 +189,14 @@ class Defense:
         self.gradient, self.surrogate, self.rows, self.memory = gradient, surrogate, rows, memory
         self.noise, self.on_work = noise, on_work
         self.spent = Account()
-        self.failed: dict[int, str] = {}
+        self.not_finite: dict[int, str] = {}
+        self.observed = Observed()
         self.score: Any = None  # the score model, for whoever wants to look at it
 
     def undefended(self) -> Defense:
         """The classifier alone, counted on the same account."""
         bare = Defense(Identity(), self.classifier, rows=self.rows, on_work=self.on_work)
-        bare.spent, bare.failed = self.spent, self.failed
+        bare.spent, bare.not_finite, bare.observed = self.spent, self.not_finite, self.observed
         return bare
 
     def using(self, gradient: Part) -> Defense:
@@ -142,7 +205,7 @@ class Defense:
             self.purifier, self.classifier, votes=self.votes, combine=self.combine, noise=self.noise, gradient=gradient,
             surrogate=self.surrogate, rows=self.rows, memory=self.memory, on_work=self.on_work,
         )  # fmt: skip
-        other.spent, other.failed = self.spent, self.failed
+        other.spent, other.not_finite, other.observed = self.spent, self.not_finite, self.observed
         return other
 
     # ------------------------------------------------------------------------------------------------------------ forward
@@ -169,24 +232,25 @@ class Defense:
     def predict(self, x: Tensor, noise: Noise) -> Tensor:
         """(B,) predicted classes, -1 where the logits are not finite; no gradient."""
         with torch.no_grad():
-            logits = self.logits(x, noise)
-        return logits.argmax(1).where(logits.isfinite().all(1), -1)
+            return predicted(self.logits(x, noise))
 
     def draws(self, x: Tensor, noise: Noise, first: int, last: int) -> Tensor:
-        """(B, last - first) predictions of the purifications numbered first..last-1, folded into rows."""
+        """(B, last - first, K) logits of the purifications numbered first..last-1, folded into rows; no gradient."""
         count = last - first
         rows = noise.rows(noise.ids.repeat_interleave(count), torch.arange(first, last).repeat(len(x)))
-        return self.predict(x.repeat_interleave(count, 0), rows).view(len(x), count)
+        with torch.no_grad():
+            return self.logits(x.repeat_interleave(count, 0), rows).unflatten(0, (len(x), count))
 
     # ----------------------------------------------------------------------------------------------------------- gradient
 
     def loss_grad(
-        self, x: Tensor, y: Tensor, loss: str | Loss, noise: Noise, *, eot: int = 1, average: str = "loss"
-    ) -> Gradient:
+        self, x: Tensor, y: Tensor, loss: str | Loss, noise: Noise, *, eot: int = 1, average: str = "loss", observe: bool = True
+    ) -> Gradient:  # fmt: skip
         """The expectation over `eot` purifications (times votes), folded into rows, and its gradient by the defense's gradient.
 
         x (B,C,H,W) in [0,1], y (B,); `loss`: a name in LOSSES or a function. `average`: the mean of the draws' `loss`, or the
-        loss of their mean `logits`, `softmax` or `logsoftmax`. Random: the purifications numbered sample * eot * votes + i.
+        loss of their mean `logits`, `softmax` or `logsoftmax`. `observe`: count what the gradient was like in `observed`, under the
+        image ids of `noise`. Random: the purifications numbered sample * eot * votes + i.
         """
         loss = LOSSES[loss] if isinstance(loss, str) else loss
         images, copies = len(x), eot * self.votes
@@ -227,16 +291,26 @@ class Defense:
         total = grad[:, 0]
         for i in range(1, copies):
             total = total + grad[:, i]
-        return Gradient(torch.cat(losses) / scale, total / scale, torch.cat(draws).transpose(0, 1))
+        total = total / scale
+        finite = total.isfinite().flatten(1).all(1)
+        total = torch.where(finite.view(-1, *[1] * (x.dim() - 1)), total, 0)
+        found = Gradient(torch.cat(losses) / scale, total, torch.cat(draws).transpose(0, 1), finite)
+        if observe:
+            self.observed.add(noise.ids, y, found)
+        return found
 
     @staticmethod
     def _derivative(objective: Any, logits: Tensor, losses: list[Tensor], draws: list[Tensor]) -> Tensor:
-        with torch.enable_grad():
-            leaf = logits.detach().requires_grad_()
-            loss, seen = objective(leaf)
-            losses.append(loss.detach())
-            draws.append(seen.detach())
-            return torch.autograd.grad(loss.sum(), leaf)[0]
+        def derive(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            with torch.enable_grad():
+                leaf = logits.detach().requires_grad_()
+                loss, seen = objective(leaf)
+                return torch.autograd.grad(loss.sum(), leaf)[0], loss.detach(), seen.detach()
+
+        d, loss, seen = derive(logits)
+        losses.append(loss)
+        draws.append(seen)
+        return _lifted(d, lambda: derive(logits.double())[0], len(loss))
 
     def _pull(self, chunk: _Chunk, derivative: Callable[[Tensor], Tensor]) -> Tensor:
         """The chunk's gradient rows, from the derivative of the objective by its logits."""
@@ -251,29 +325,28 @@ class Defense:
         with chain.nfe() as calls:
             grad = self._vjp(chunk.x.detach(), chunk.noise, cotangent)[1][: chunk.real]
         self._count(calls, chunk.real)
-        fine = self._check(chunk, grad, "the gradient")
-        return grad if fine is None else grad.where(fine.view(-1, *[1] * (grad.dim() - 1)), 0)
+        self._check(chunk, grad, "the gradient")
+        return grad
 
-    def _check(self, chunk: _Chunk, values: Tensor, last: str) -> Tensor | None:
-        """None if values (rows, ...) are finite; else which rows are, having noted in `failed` where the others ceased to be:
-        the chunk's chain is walked again for that. `last`: where, if no state of the chain is to blame."""
-        fine = values.detach().isfinite().flatten(1).all(1)
-        if fine.all():
-            return None
+    def _check(self, chunk: _Chunk, values: Tensor, last: str) -> None:
+        """Notes in `not_finite` where the rows of values (rows, ...) that are not finite ceased to be: the chunk's chain is walked
+        again for that. `last`: where, if no state of the chain is to blame."""
+        finite = values.detach().isfinite().flatten(1).all(1)
+        if finite.all():
+            return
         since: dict[int, int] = {}
 
-        def look(k: int, state: Any) -> None:
+        def blame(k: int, state: Any) -> None:
             for part in state if isinstance(state, tuple) else (state,):
                 for row in (~part.isfinite().flatten(1).all(1)).nonzero()[:, 0].tolist() if part.dim() else []:
                     since.setdefault(row, k)
 
         purifier = self.surrogate if self.gradient.name == "surrogate" and last == "the gradient" else self.purifier
-        chain.run(purifier, chunk.x.detach(), chunk.noise, on_state=look)
-        for row in (~fine).nonzero()[:, 0].tolist():
+        chain.run(purifier, chunk.x.detach(), chunk.noise, on_state=blame)
+        for row in (~finite).nonzero()[:, 0].tolist():
             k = since.get(row)
             place = last if k is None else f"step {k - 1} of {purifier.n}" if k else "the start"
-            self.failed.setdefault(int(chunk.noise.ids[row]), f"{place} gave values that are not finite")
-        return fine
+            self.not_finite.setdefault(int(chunk.noise.ids[row]), f"{place} gave values that are not finite")
 
     def _vjp(self, x: Tensor, noise: Noise, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         name = self.gradient.name
@@ -354,7 +427,10 @@ class _Purified(torch.autograd.Function):
 
     @staticmethod
     def _pull(ctx: Any, cotangent: Tensor) -> Tensor:
-        if not hasattr(ctx, "tape"):
-            return ctx.defense._vjp(ctx.x, ctx.noise, lambda _purified: cotangent)[1]
-        with chain.detached() if ctx.defense.gradient.name == "detached" else nullcontext():
-            return ctx.tape.vjp(cotangent)
+        if hasattr(ctx, "tape"):
+            with chain.detached() if ctx.defense.gradient.name == "detached" else nullcontext():
+                grad = ctx.tape.vjp(cotangent)
+        else:
+            grad = ctx.defense._vjp(ctx.x, ctx.noise, lambda _purified: cotangent)[1]
+        finite = grad.isfinite().flatten(1).all(1)
+        return torch.where(finite.view(-1, *[1] * (grad.dim() - 1)), grad, 0)  # as in `Gradient`

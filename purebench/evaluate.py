@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from purebench import components, datasets, purifiers, registry
+from purebench import components, datasets, metrics, purifiers, registry
 from purebench.datasets.images import Images
-from purebench.defense import Defense
+from purebench.defense import Defense, predicted
 from purebench.noise import Noise
 from purebench.purifiers.none import Identity
 from purebench.purifiers.resized import Resized, resize
@@ -117,85 +119,202 @@ def execute(
     on_work: Callable[[int], None] | None = None,
 ) -> Done:
     """Attacks and judges one batch. Raises what the attack raises; an image outside the threat model is an error of the attack."""
-    cell = task.cell
-    images = dataset(cell)
-    order = _order(len(images), cell.subset)
+    images = dataset(task.cell)
+    order = _order(len(images), task.cell.subset)
     index = torch.tensor([order[p] for p in task.positions])
     x, y = (part.to(device) for part in images.take(index.tolist()))
-    defense = build_defense(cell, device, rows=rows, memory=memory, on_work=on_work)
+    defense = build_defense(task.cell, device, rows=rows, memory=memory, on_work=on_work)
     began = time.perf_counter()
-
-    stored = {
-        p: torch.frombuffer(bytearray(row), dtype=torch.float32).view(x.shape[1:]) for p, row in task.stored.items()
-    }
+    made = _stored(task, x) if task.judge else _attack(task, defense, x, y, index)
+    attack_seconds, spent = time.perf_counter() - began, defense.spent.close()
+    judged = _judge(task, defense, x, made.rows, index)
+    cost = {
+        "positions": list(task.positions), "seconds": round(time.perf_counter() - began, 4), "attack_seconds": round(attack_seconds, 4),
+        "forward": spent[0], "backward": spent[1], "recomputed": spent[2], "judge_forward": defense.spent.close()[0], "rows": rows,
+    }  # fmt: skip
     if task.judge:
-        x_adv = torch.stack([stored[p] for p in task.positions]).to(device)
-        verdict, log = None, {}
-    else:
-        source = [lambda _ids: torch.stack([stored[p] for p in task.positions])] if cell.source else []
-        attack = registry.factory("attack", cell.attack.name)(
-            *source, **_arguments(cell.parameters["attack"], "attack", cell.attack.name)
-        )
-        path = (cell.attack.name, task.positions[0]) if task.batch else (cell.attack.name,)
-        noise = Noise(cell.seed, "attack", path, index, torch.zeros_like(index))
-        attacked = attack(defense, x, y, cell.threat, noise)
-        x_adv, verdict, log = attacked.x_adv.detach(), attacked.verdict, attacked.log
-    attack_seconds = time.perf_counter() - began
-    spent = defense.spent.close()
-    noted = {} if task.batch else {int(i): f"attack: {why}" for i, why in defense.failed.items()}
-    told = [why and f"attack: {why}" for why in log.pop("failed", [None] * len(x))]
-    failed = [why or noted.get(int(i)) for i, why in zip(index, told, strict=True)]
-    defense.failed.clear()
-    finite = x_adv.isfinite().flatten(1).all(1).tolist()
-    if not all(why or ok for why, ok in zip(failed, finite, strict=True)):
-        raise RuntimeError(f"`{cell.attack}` returned values that are not finite")
-    x_adv = torch.stack([x[i] if failed[i] else x_adv[i] for i in range(len(x))])
+        return Done([_with_more_draws(task, judged, i) for i in range(len(x))], made.rows, cost)
+    share = [spent[0] // len(x), spent[1] // len(x)]
+    records = [_record(task, made, judged, i, int(index[i]), int(y[i]), share) for i in range(len(x))]
+    return Done(records, made.rows, cost)
+
+
+# ------------------------------------------------------------------------------------------------------------------ attack
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Adversarial images as they are stored, and what the attack says of each: lists in the order of the task's positions."""
+
+    rows: list[bytes]
+    verdict: list[bool] | None
+    distance: dict[str, list[float]]
+    log: dict[str, list[Any]]
+    lost: list[str | None]  # why the attack made no image
+
+
+def _freeze(images: Tensor) -> list[bytes]:
+    return [image.cpu().numpy().astype("<f4").tobytes() for image in images]
+
+
+def _thaw(rows: list[bytes], like: Tensor) -> Tensor:
+    """The stored images as they will be read, like the images `like` (B,C,H,W)."""
+    return torch.stack([torch.frombuffer(bytearray(row), dtype=torch.float32).view(like.shape[1:]) for row in rows]).to(
+        like
+    )
+
+
+def _stored(task: Task, x: Tensor) -> _Made:
+    """Images that exist, of which more draws are wanted."""
+    return _Made([task.stored[p] for p in task.positions], None, {}, {}, [None] * len(x))
+
+
+def _attack(task: Task, defense: Defense, x: Tensor, y: Tensor, index: Tensor) -> _Made:
+    """What the cell's attack makes of x (B,C,H,W) with labels y; index: the images' ids. Where it made nothing, the clean image is stored
+    and never judged."""
+    cell = task.cell
+
+    def stored(_ids: Tensor) -> Tensor:
+        nothing = np.full(tuple(x.shape[1:]), np.nan, dtype="<f4").tobytes()  # where the source made no image
+        return _thaw([task.stored.get(p, nothing) for p in task.positions], x)
+
+    source = [stored] if cell.source else []
+    attack = registry.factory("attack", cell.attack.name)(
+        *source, **_arguments(cell.parameters["attack"], "attack", cell.attack.name)
+    )
+    path = (cell.attack.name, task.positions[0]) if task.batch else (cell.attack.name,)
+    attacked = attack(defense, x, y, cell.threat, Noise(cell.seed, "attack", path, index, torch.zeros_like(index)))
+    x_adv, log = attacked.x_adv.detach(), dict(attacked.log)
+    log["gradients"] = defense.observed.close(index.tolist())
+    log.setdefault("not_finite", [defense.not_finite.get(i) for i in index.tolist()])
+    defense.not_finite.clear()
+
+    finite = x_adv.isfinite().flatten(1).all(1)
+    x_adv = torch.where(finite.view(-1, *[1] * (x.dim() - 1)), x_adv, x)
     broken = ~cell.threat.holds(x_adv, x)
     if broken.any():
         place = task.positions[int(broken.nonzero()[0])]
         raise RuntimeError(
             f"{int(broken.sum())} images of `{cell.attack}` are outside {cell.threat} or [0,1], first position {place}"
         )
-
-    judge = Noise(cell.seed, "judge", (), index, torch.zeros_like(index))
-    before = min((len(task.known[p]["clean"]) if task.judge else 0) for p in task.positions)
-    have_clean = [task.clean.get(p, [])[: task.evals] for p in task.positions]
-    start = min([len(c) for c in have_clean]) if have_clean else 0
-    clean_new = (
-        defense.draws(x, judge, start, task.evals).tolist() if start < task.evals else [[] for _ in task.positions]
+    why = metrics.LOST + ("its source has no image" if cell.source else "it returned values that are not finite")
+    return _Made(
+        _freeze(x_adv),
+        None if attacked.verdict is None else [bool(v) for v in attacked.verdict.tolist()],
+        {name.lower(): values.tolist() for name, values in norms(x_adv, x).items()},
+        log,
+        [None if ok else why for ok in finite.tolist()],
     )
-    clean = [known[:start] + new for known, new in zip(have_clean, clean_new, strict=True)]
-    adversarial = defense.draws(x_adv, judge, before, task.evals).tolist()
-    undefended = defense.undefended().predict(x, judge).tolist()
-    for i, image in enumerate(index.tolist()):
-        failed[i] = failed[i] or defense.failed.get(image) or (NOT_FINITE if -1 in clean[i] else None)
-    seconds = time.perf_counter() - began
-    judged = defense.spent.close()
 
-    distance = {name: values.tolist() for name, values in norms(x_adv, x).items()}
-    records, raw = [], []
-    for i, position in enumerate(task.positions):
-        if task.judge:
-            old = {k: v for k, v in task.known[position].items() if k != "crc"}
-            record = old | {"clean": clean[i], "adversarial": old["adversarial"][:before] + adversarial[i]}
-        else:
-            record = {
-                "position": position, "index": int(index[i]), "label": int(y[i]), "undefended": undefended[i], "clean": clean[i],
-                "adversarial": adversarial[i], "verdict": None if verdict is None else bool(verdict[i]),
-                "linf": distance["Linf"][i], "l2": distance["L2"][i],
-                "nfe": list(log["nfe"][i]) if "nfe" in log else [spent[0] // len(x), spent[1] // len(x)],
-            }  # fmt: skip
-            if task.batch:
-                record["batch"] = list(task.batch)
-            record |= {k: v[i] for k, v in log.items() if k != "nfe"}
-        record |= {"failed": failed[i]} if failed[i] else {}
-        records.append(record)
-        raw.append(x_adv[i].cpu().numpy().astype("<f4").tobytes())
-    cost = {
-        "positions": list(task.positions), "seconds": round(seconds, 4), "attack_seconds": round(attack_seconds, 4),
-        "forward": spent[0], "backward": spent[1], "recomputed": spent[2], "judge_forward": judged[0], "rows": rows,
+
+# ------------------------------------------------------------------------------------------------------------------- judge
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """Per image: classes given to the clean image from draw 0 on, to the attacked one from the first new draw on, and to the clean one
+    by the bare classifier; where a purification was not finite; and what a table must warn of (`metrics.NOTES`)."""
+
+    clean: list[list[int]]
+    adversarial: list[list[int]]
+    undefended: list[int]
+    not_finite: list[dict[str, str]]
+    notes: list[list[str]]
+
+
+def _judge(task: Task, defense: Defense, x: Tensor, rows: list[bytes], index: Tensor) -> _Judged:
+    """Purifies and classifies the clean images x and the stored ones. Clean predictions that another attack's cell has made are taken from
+    it; the stored images are read back and judged draw by draw, also those of the null control, which therefore controls both."""
+    cell, ids = task.cell, index.tolist()
+    judge = Noise(cell.seed, "judge", (), index, torch.zeros_like(index))
+    where: list[dict[str, str]] = [{} for _ in ids]
+
+    def blamed(what: str) -> None:
+        for place, i in zip(where, ids, strict=True):
+            if i in defense.not_finite:
+                place[what] = defense.not_finite[i]
+        defense.not_finite.clear()
+
+    known = [task.clean.get(p, [])[: task.evals] for p in task.positions]
+    start = min(len(c) for c in known)
+    clean = [c[:start] for c in known]
+    if start < task.evals:
+        new = predicted(defense.draws(x, judge, start, task.evals)).tolist()
+        clean = [c + n for c, n in zip(clean, new, strict=True)]
+        blamed("clean")
+    for place, predictions in zip(where, clean, strict=True):
+        if -1 in predictions:  # where these are another cell's, it alone knows the step
+            place.setdefault("clean", NOT_FINITE)
+
+    before = min(len(task.known[p]["adversarial"]) for p in task.positions) if task.judge else 0
+    x_adv = _thaw(rows, x)
+    logits = defense.draws(x_adv, judge, before, task.evals)
+    blamed("adversarial")
+    bare = defense.undefended().draws(x, judge, 0, 1)[:, 0]
+    defense.not_finite.clear()  # a bare classifier that fails is told by its prediction, -1
+    notes: list[list[str]] = [[] for _ in ids]
+    if not _random(cell):
+        again = defense.draws(x_adv, judge, before, before + 1)
+        for note, differs in zip(notes, _differ(torch.cat([logits, again], 1)), strict=True):
+            note += ["random"] * differs
+    for note, sums in zip(notes, _probabilities(bare), strict=True):
+        note += ["probabilities"] * sums
+    return _Judged(clean, predicted(logits).tolist(), predicted(bare).tolist(), where, notes)
+
+
+def _random(cell: Cell) -> bool:
+    """Whether two purifications of an image may differ, as the defense says."""
+    return bool(
+        registry.info("defense", cell.defense.name).get("random", True) and cell.parameters["defense"].get("noise", 1.0)
+    )
+
+
+def _differ(logits: Tensor) -> list[bool]:
+    """Whether the draws (B,K,classes) of an image differ by more than rounding: a thousandth of its largest logit."""
+    spread = (logits.amax(1) - logits.amin(1)).amax(1)
+    return (spread > 1e-3 * logits.abs().amax((1, 2))).tolist()
+
+
+def _probabilities(logits: Tensor) -> list[bool]:
+    """Whether the outputs (B,classes) for an image are none of them negative and sum to 1: a softmax too many, under which cross-entropy
+    has next to no gradient."""
+    return ((logits >= 0).all(1) & ((logits.sum(1) - 1).abs() < 1e-3)).tolist()
+
+
+# ------------------------------------------------------------------------------------------------------------------ records
+
+
+def _record(
+    task: Task, made: _Made, judged: _Judged, i: int, index: int, label: int, share: list[int]
+) -> dict[str, Any]:
+    """The line of the i-th image; its keys are listed in docs/design.md."""
+    log = dict(made.log)
+    not_finite = judged.not_finite[i] | ({"attack": made.log["not_finite"][i]} if made.log["not_finite"][i] else {})
+    record = {
+        "position": task.positions[i], "index": index, "label": label, "undefended": judged.undefended[i], "clean": judged.clean[i],
+        "adversarial": [] if made.lost[i] else judged.adversarial[i], "verdict": None if made.verdict is None else made.verdict[i],
+        "linf": made.distance["linf"][i], "l2": made.distance["l2"][i], "nfe": list(log.pop("nfe")[i]) if "nfe" in log else share,
     }  # fmt: skip
-    return Done(records, raw, cost)
+    if task.batch:
+        record["batch"] = list(task.batch)
+    optional = {
+        "gradients": log.pop("gradients")[i], "stopped": log.pop("stopped", [None] * (i + 1))[i], "not_finite": not_finite,
+        "notes": judged.notes[i], "failed": made.lost[i],
+    }  # fmt: skip
+    log.pop("not_finite")
+    return record | {k: v[i] for k, v in log.items()} | {k: v for k, v in optional.items() if v not in (None, {}, [])}
+
+
+def _with_more_draws(task: Task, judged: _Judged, i: int) -> dict[str, Any]:
+    """The line of the i-th image with the draws that it lacked."""
+    old = {k: v for k, v in task.known[task.positions[i]].items() if k != "crc"}
+    if why := old.pop("failed", None):  # of an older version, which left such images out of all means
+        old["not_finite"] = {"adversarial": why}
+    before = task.evals - len(judged.adversarial[i])
+    record = old | {"clean": judged.clean[i], "adversarial": old["adversarial"][:before] + judged.adversarial[i]}
+    not_finite = judged.not_finite[i] | old.get("not_finite", {})
+    notes = sorted({*judged.notes[i], *old.get("notes", [])})
+    return record | ({"not_finite": not_finite} if not_finite else {}) | ({"notes": notes} if notes else {})
 
 
 def probe(shape: list[int], rows: int, device: torch.device) -> Tensor:

@@ -16,6 +16,19 @@ from typing import Any, NamedTuple, Protocol
 
 Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 CONTROLS = ("null", "noise")  # rows that show what the protocol itself costs; never the strongest attack
+LOST = "attack: "  # how `failed` begins where an attack made no image: such a line holds the clean one, and is never judged
+MASKED = 0.1  # share of masked images from which on an attack is masked
+LEAST = 6  # pairs: fewer cannot differ at 95 %, whatever they are (a sign test of five equal signs has p = 0.06)
+WHERE = {
+    "clean": "clean image",
+    "adversarial": "attacked image",
+    "attack": "while attacked",
+}  # keys of a line's `not_finite`
+NOTES = {  # of a line: what makes every number of its cell doubtful
+    "random": "it calls itself deterministic, and answers two calls differently (a dropout, a batch norm in training mode, a generator "
+    "of its own): its draws cannot be repeated",
+    "probabilities": "its outputs are probabilities, not logits: cross-entropy is flat on them; take the softmax off",
+}
 
 
 class Log(Protocol):
@@ -49,9 +62,15 @@ def name(part: str) -> str:
     return part.partition(":")[0]
 
 
+def lost(line: Mapping[str, Any]) -> bool:
+    """Whether the attack made no image: its line is missing from every metric, and a run tries it again. Not so where the *defense*
+    failed: a prediction of -1, a purification that is not finite, is a wrong answer."""
+    return str(line.get("failed") or "").startswith(LOST)
+
+
 def judged(log: Log) -> list[dict[str, Any]]:
-    """The lines that were judged: those without `failed`."""
-    return [line for line in log.images if not line.get("failed")]
+    """The lines that were judged: those that have an image."""
+    return [line for line in log.images if not lost(line)]
 
 
 def wilson(p: float, n: int) -> tuple[float, float]:
@@ -144,6 +163,29 @@ def undefended(images: Sequence[Mapping[str, Any]]) -> Value:
     return _fraction(sum(line["undefended"] == line["label"] for line in images) / len(images), len(images), 1)
 
 
+def not_finite(images: Sequence[Mapping[str, Any]], field: str = "adversarial") -> Value | None:
+    """Share of the predictions that are none, since the purification was not finite; they count as wrong. None where there is none."""
+    k = draws(images, field)
+    found = sum(line[field][:k].count(-1) for line in images)
+    return _fraction(found / (k * len(images)), len(images), k) if found else None
+
+
+def masked(images: Sequence[Mapping[str, Any]]) -> Value | None:
+    """Share of images whose gradient was exactly zero or not finite at every iterate that was still classified rightly (and there was
+    one): the attack could not move, which says nothing about the defense. None where no gradient was recorded."""
+    counts = [line["gradients"] for line in images if line.get("gradients")]
+    if not counts:
+        return None
+    return _fraction(sum(0 < c["right"] == c["blind"] for c in counts) / len(images), len(images), None)
+
+
+def at_chance(images: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether clean accuracy cannot be told from guessing among the classes that these images have; from ten images on."""
+    if len(images) < 10 or not draws(images, "clean"):
+        return False
+    return accuracy(images, "clean").low <= 1 / max(2, len({line["label"] for line in images}))  # type: ignore[operator]
+
+
 def null_difference(images: Sequence[Mapping[str, Any]], null: Sequence[Mapping[str, Any]]) -> Value | None:
     """Robust minus robust of the null control, paired by image index and by draw (the judge's draws are common to
     both); None without a common image. Never above 0 by more than chance: what the attack did, freed of what the
@@ -174,6 +216,9 @@ def summary(log: Log, null: Log | None = None, n: int = 10) -> dict[str, Value]:
     if draws(images, "clean"):
         found["clean"] = accuracy(images, "clean")
     found["undefended"] = undefended(images)
+    found |= {"masked": masked(images), "not_finite": not_finite(images)}
+    if draws(images, "clean"):
+        found["clean_not_finite"] = not_finite(images, "clean")
     if null is not None:
         found["null_difference"] = null_difference(images, judged(null))
     return {metric: value for metric, value in found.items() if value is not None}
@@ -195,24 +240,92 @@ def pool(values: Sequence[Value], difference: bool = False) -> Value:
     return Value(mean, low, high, images, min(evals) if evals else None)
 
 
-def contenders(attacks: Mapping[str, Sequence[Log]]) -> dict[str, Sequence[Log]]:
-    """The attacks that may be called strongest: those judged on the most images (a mean over easier images proves nothing
-    about the others), without the controls unless nothing else is there."""
-    able = {key: [log for log in logs if draws(judged(log))] for key, logs in attacks.items()}
-    able = {key: logs for key, logs in able.items() if logs}
-    most = max((len(judged(log)) for logs in able.values() for log in logs), default=0)
-    able = {key: logs for key, logs in able.items() if all(len(judged(log)) == most for log in logs)} or able
-    real = {key: logs for key, logs in able.items() if name(logs[0].cell["attack"]) not in CONTROLS}
-    return real or able  # type: ignore[return-value]
+class Headline(NamedTuple):
+    """The strongest attack on a defense, by its key. Where it was judged on fewer images than others: `instead_of`, the lowest of those,
+    and `difference`, robust minus theirs on the images that both have. `unsure`: attacks on fewer images that are stronger on the
+    shared ones, though their own mean is not lower: their images are easier."""
+
+    attack: str
+    instead_of: str | None = None
+    difference: Value | None = None
+    unsure: tuple[str, ...] = ()
+
+
+def _real(attacks: Mapping[str, Sequence[Log]]) -> dict[str, list[Log]]:
+    """The attacks that are none of the controls, with the logs that have images; controls are never the strongest."""
+    real = {key: [log for log in logs if draws(judged(log))] for key, logs in attacks.items()}
+    return {key: logs for key, logs in real.items() if logs and name(logs[0].cell["attack"]) not in CONTROLS}
+
+
+def _size(logs: Sequence[Log]) -> int:
+    return min(len(judged(log)) for log in logs)
+
+
+def _mean(logs: Sequence[Log]) -> float:
+    """`robust`, the mean over the seeds, as the table shows it."""
+    return sum(accuracy(judged(log)).value for log in logs) / len(logs)
+
+
+def _by_place(logs: Sequence[Log]) -> dict[int, float]:
+    """Each image's share of correct draws, the mean over the seeds that have it."""
+    found: dict[int, list[float]] = {}
+    for log in logs:
+        images = judged(log)
+        for line, right in zip(images, hits(images), strict=True):
+            found.setdefault(_place(line), []).append(right / draws(images))
+    return {place: sum(values) / len(values) for place, values in found.items()}
+
+
+def headline(attacks: Mapping[str, Sequence[Log]]) -> Headline | None:
+    """Which of the attacks on one defense (one log per seed) is strongest; None without an attack that is no control.
+
+    The lowest of those judged on the most images; of equals the first in order. A gap cannot depose an attack: one on fewer images
+    takes the place, with its own number of images, if its mean is lower and the paired 95 % interval of the difference on the images
+    that both have lies below 0; of several the lowest."""
+    real = _real(attacks)
+    if not real:
+        return None
+    most = max(map(_size, real.values()))
+    first = min((key for key, logs in real.items() if _size(logs) == most), key=lambda key: _mean(real[key]))
+    base, unsure, better = _by_place(real[first]), [], {}
+    for key, logs in real.items():
+        shared = [(value - base[place]) for place, value in _by_place(logs).items() if place in base]
+        if _size(logs) == most or len(shared) < LEAST:
+            continue
+        low, high = paired(shared)
+        if high < 0 and _mean(logs) < _mean(real[first]):
+            better[key] = Value(sum(shared) / len(shared), low, high, len(shared), None)
+        elif high < 0:
+            unsure.append(key)
+    if not better:
+        return Headline(first, unsure=tuple(unsure))
+    lowest = min(better, key=lambda key: _mean(real[key]))
+    return Headline(lowest, first, better[lowest], tuple(unsure))
 
 
 def strongest(attacks: Mapping[str, Sequence[Log]]) -> str | None:
-    """Which of the attacks on one defense has the lowest `robust`, its mean over seeds (one log per seed); None if none
-    has images. Of equals the first in order. Each counts on its own images, as the table shows it."""
-    means = {
-        key: sum(accuracy(judged(log)).value for log in logs) / len(logs) for key, logs in contenders(attacks).items()
-    }
-    return min(means, key=lambda key: means[key]) if means else None
+    """The key of the `headline`."""
+    found = headline(attacks)
+    return found.attack if found else None
+
+
+def contenders(attacks: Mapping[str, Sequence[Log]]) -> dict[str, list[Log]]:
+    """The attacks among which each image's worst is looked for: those judged on the most images, and the strongest."""
+    real, best = _real(attacks), strongest(attacks)
+    most = max(map(_size, real.values()), default=0)
+    return {key: logs for key, logs in real.items() if _size(logs) == most or key == best}
+
+
+def all_masked(attacks: Mapping[str, Sequence[Log]]) -> Value | None:
+    """The smallest share of masked images over the attacks that follow the defense's gradient, if every one of them is masked."""
+    found: list[Value] = []
+    for logs in _real(attacks).values():
+        if logs[0].cell["gradient"] != "-":
+            shares = [masked(judged(log)) for log in logs]
+            if not all(share is not None and share.value >= MASKED for share in shares):
+                return None
+            found += [share for share in shares if share is not None]
+    return min(found, key=lambda share: share.value, default=None)
 
 
 def robust_image(logs: Sequence[Log]) -> Value | None:

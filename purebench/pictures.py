@@ -51,7 +51,7 @@ def purify(
     undecided = bad or made.votes > 1  # then all is purified again: to vote, and to see which step it was
     logits = bare.logits(x, noise), made.logits(x, noise) if undecided else bare.logits(clean, noise)
     before, after = (torch.softmax(answer, dim=1) for answer in logits)
-    failed = dict.fromkeys(bad, "the purification gave values that are not finite") | made.failed
+    failed = dict.fromkeys(bad, "the purification gave values that are not finite") | made.not_finite
     out.mkdir(parents=True, exist_ok=True)
     rows, taken = [], {"side-by-side.png"}
     for i, path in enumerate(paths):

@@ -101,13 +101,18 @@ def read_cell(folder: Path) -> dict[str, Any]:
     return data
 
 
+def latest(folder: Path) -> dict[int, dict[str, Any]]:
+    """A cell's records by position, in order; of several for one position the last."""
+    found = {r["position"]: r for r in read_lines(folder / IMAGES)}
+    return {p: found[p] for p in sorted(found)}
+
+
 def load(folder: Path) -> Log:
     """One cell's log, without taking its lock."""
     data = read_cell(folder)
-    latest = {r["position"]: r for r in read_lines(folder / IMAGES)}
     seconds = sum(c["seconds"] for c in read_lines(folder / COST))
     failed = data["runs"][-1].get("failed") if data["runs"] else None
-    return Log(data["id"], data["cell"], data["runs"], [latest[p] for p in sorted(latest)], seconds, failed, folder)
+    return Log(data["id"], data["cell"], data["runs"], list(latest(folder).values()), seconds, failed, folder)
 
 
 def cells(paths: Iterable[Path]) -> list[Path]:

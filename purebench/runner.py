@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol
 
-from purebench import datasets, plan, records, tasks
+from purebench import datasets, metrics, plan, records, tasks
 from purebench.errors import UserError
 from purebench.tasks import Done, Task
 
@@ -69,11 +69,16 @@ class _Open:
             "indices": datasets.index_hash(datasets.order(size, job.cell.subset)[: job.images]),  # of the images wanted, in order
         } | ({"stand_in": list(job.stand_in)} if job.stand_in else {})  # fmt: skip
         self.store = records.Store(self.folder, job.cell.id, job.cell.data(), shape, run)
-        if job.cell.source:  # images that their source has made anew since then are read again
-            for record in records.read_lines(settings.out / job.cell.source / records.IMAGES):
-                old = self.store.done.get(record["position"], record)
-                if old.get("adv_crc") != record.get("adv_crc"):
-                    del self.store.done[record["position"]]
+        self.source: set[int] = set()  # positions of the images that the source of a transfer has
+        if job.cell.source:
+            for position, record in records.latest(settings.out / job.cell.source).items():
+                old = self.store.done.get(position, record)
+                if metrics.lost(record) or old.get("adv_crc") != record.get(
+                    "adv_crc"
+                ):  # made anew since then, or not at all
+                    self.store.done.pop(position, None)
+                if not metrics.lost(record):
+                    self.source.add(position)
         self.tasks = tasks.missing(job, self.store.done, self.rows)
         if settings.reverse:
             self.tasks = self.tasks[::-1] if tasks.unit_of(job.cell) else [_reversed(t) for t in self.tasks[::-1]]
@@ -82,25 +87,27 @@ class _Open:
 
     def robust(self) -> float:
         """Running robust accuracy of the images done."""
-        lines = [r for r in self.store.done.values() if not r.get("failed")]
+        lines = [r for r in self.store.done.values() if not metrics.lost(r)]
         per = [sum(p == r["label"] for p in r["adversarial"]) / len(r["adversarial"]) for r in lines]
         return sum(per) / max(len(per), 1)
 
     def lost(self) -> str | None:
-        """Why a cell that was judged has no number: every image failed. None if one did not."""
-        lines = [self.store.done[p] for p in sorted(self.store.done)]
-        if not all(r.get("failed") for r in lines):
+        """Why a finished cell has no number: the attack made no image at all. None if it made one."""
+        lines = list(self.store.done.values())
+        if not all(metrics.lost(r) for r in lines):
             return None
-        hint = f"try milder parameters; `purebench show {self.cell.defense.name}` names the paper's"
-        return f"all {len(lines)} images failed; {_failures(lines[:1])} (hint: {hint})"
+        return f"`{self.cell.attack}` made none of its {len(lines)} images; {_reasons(lines[:1])}"
 
 
-def _failures(lines: list[dict[str, Any]], most: int = 6) -> str:
-    """`images 3, 8 and 20 more: step 1 of 3 gave ..; image 5: ..`: the first few of those records that failed, and why."""
+def _reasons(lines: list[dict[str, Any]], most: int = 6) -> str:
+    """`images 3, 8 and 20 more: step 1 of 3 gave ..; image 5: ..`: the first few of those records in which something was not finite, or
+    the attack made no image, and why; empty if there is none."""
     reasons: dict[str, list[int]] = {}
     for line in lines:
-        if line.get("failed"):
-            reasons.setdefault(line["failed"], []).append(line["index"])
+        said = [f"{metrics.WHERE[where]}: {why}" for where, why in line.get("not_finite", {}).items()]
+        said += [f"not judged: {line['failed']}"] if metrics.lost(line) else []
+        for why in said:
+            reasons.setdefault(why, []).append(line["index"])
     said = []
     for reason, of in list(reasons.items())[:most]:
         more = f" and {len(of) - most} more" if len(of) > most else ""
@@ -194,8 +201,8 @@ def run(the_plan: plan.Plan, settings: Settings, report: Reporter, outcome: Outc
                 cell.store.data["runs"][-1].setdefault(fact, value)
             cell.store.append(result.records, result.rows, result.cost)
             outcome.images += len(result.records)
-            if bad := _failures(result.records):
-                report.say(f"warning: {cell.cell}: recorded as failed: {bad}")
+            if bad := _reasons(result.records):
+                report.say(f"warning: {cell.cell}: {bad}")
             known = clean.setdefault(_judged(cell), {})
             known.update({r["position"]: r["clean"] for r in result.records})
             report.batch(str(cell.cell), cell.robust(), len(cell.store.done), jobs[cell.cell.id].images)
@@ -256,7 +263,7 @@ def _complete(task: Task, cell: _Open, out: Path, clean: dict[tuple, dict[int, l
         known = {p: cell.store.done[p] for p in task.positions}
     elif task.cell.source:
         with (out / task.cell.source / records.ADVERSARIAL).open("rb") as file:
-            for p in task.positions:
+            for p in cell.source.intersection(task.positions):
                 file.seek(p * cell.store.row)
                 stored[p] = file.read(cell.store.row)
     have = clean.get(_judged(cell), {})

@@ -172,9 +172,10 @@ class ThreatModel:
         return (x + delta * (self.eps / _rows(delta.flatten(1).norm(dim=1), x).clamp(min=self.eps))).clamp(0, 1)
 
     def ascend(self, grad: Any) -> Any:
-        """The steepest ascent direction of unit size: sign, or grad / ||grad||_2; a zero gradient gives zero."""
+        """The steepest ascent direction of unit size: sign, or grad / ||grad||_2, however small; exact zeros stay zero."""
         if self.norm == "Linf":
             return grad.sign()
+        grad = representable(grad)
         return grad / _rows(grad.flatten(1).norm(dim=1), grad).clamp(min=1e-12)
 
     def random(self, noise: Any, x: Any) -> Any:
@@ -184,6 +185,21 @@ class ThreatModel:
         direction = noise.normal(0, x)
         radius = noise.uniform(0, x.flatten(1)[:, :1], draw=1) ** (1 / x[0].numel())
         return (x + self.eps * _rows(radius.flatten(), x) * self.ascend(direction)).clamp(0, 1)
+
+
+SMALLEST_NORM = (
+    1e-11  # below it, the 1e-12 that guards a division by a norm shortens a unit vector by more than a tenth
+)
+
+
+def representable(v: Any) -> Any:
+    """v (B,..), rows divided by their largest entry where the L2 norm is below SMALLEST_NORM or overflows: squares of float32
+    numbers below 1e-19 or above 1e19 do not exist, and a saturated classifier's gradients are smaller. All others keep their bits;
+    exact zeros stay zero."""
+    flat = v.flatten(1)
+    norm, largest = flat.norm(dim=1), flat.abs().amax(1)
+    lost = ((norm < SMALLEST_NORM) | norm.isinf()) & (largest > 0) & largest.isfinite()
+    return v / _rows(largest.where(lost, 1), v)
 
 
 def norms(x_adv: Any, x: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ LAYOUTS.
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import json
@@ -25,6 +26,8 @@ COLUMNS = (
 )  # fmt: skip
 FORMATS = ("md", "csv", "json")
 MISSING = "–"
+LEADS = " of those on the most images, or one on fewer that is lower beyond chance on the images that both have"
+MARK = "†"  # behind the headline of a defense whose every gradient attack was masked
 STRONGEST = "strongest"
 SCOPE = ("dataset", "subset", "classifier", "score", "threat")  # one table each
 FIRST = ("null", "noise", "transfer-pgd", "transfer", "bpda-eot")  # the order of attack columns: controls, weak, ..
@@ -74,6 +77,9 @@ Table = dict[str, dict[str, list[_Cell]]]  # defense -> column -> the seeds' cel
 
 def _cells(logs: Iterable[Log]) -> list[_Cell]:
     """One entry per cell id (of copies the one with most evaluations), ordered; metrics computed."""
+    logs = list(logs)
+    sources = {log.id: {line["position"] for line in log.images if metrics.lost(line)} for log in logs}
+    logs = [_without(log, sources.get(log.cell.get("source", ""), set())) for log in logs]
     unique: dict[str, Log] = {}
     for log in logs:
         size = [sum(len(line["adversarial"]) for line in metrics.judged(x)) for x in (log, unique.get(log.id, log))]
@@ -96,6 +102,15 @@ def _cells(logs: Iterable[Log]) -> list[_Cell]:
     _tell_apart(cells)
     cells.sort(key=lambda c: (*c.scope, *_order(c)))
     return cells
+
+
+def _without(log: Log, positions: set[int]) -> Log:
+    """The log of a transfer without the images that its source never made: older versions judged clean ones in their place."""
+    if not positions:
+        return log
+    log = copy.copy(log)
+    log.images = [line for line in log.images if line["position"] not in positions]
+    return log
 
 
 def _order(cell: _Cell) -> tuple[Any, ...]:
@@ -182,9 +197,9 @@ def _logs(columns: dict[str, list[_Cell]]) -> dict[str, list[Log]]:
     return {column: [cell.log for cell in cells] for column, cells in columns.items()}
 
 
-def _strongest(columns: dict[str, list[_Cell]]) -> str | None:
-    """The column of the attack with the lowest `robust` on one defense."""
-    return metrics.strongest(_logs(columns))
+def _headline(columns: dict[str, list[_Cell]]) -> metrics.Headline | None:
+    """The strongest attack on one defense, by its column."""
+    return metrics.headline(_logs(columns))
 
 
 def _per_image(columns: dict[str, list[_Cell]]) -> Value | None:
@@ -239,9 +254,9 @@ def tidy(logs: Iterable[Log]) -> list[dict[str, Any]]:
 
 
 def grid(logs: Iterable[Log]) -> list[dict[str, Any]]:
-    """The rows of `tidy` aggregated over seeds (`seed`: "0, 1, 2", `cell`: ids), and for each defense `attack` =
-    strongest: metric `robust` of the attack that is lowest on average (`grad`, cost and `cell` are that attack's), and
-    `robust_image`."""
+    """The rows of `tidy` aggregated over seeds (`seed`: "0, 1, 2", `cell`: ids), and for each defense under an attack that is no
+    control `attack` = strongest: metric `robust` of the strongest attack (`grad`, cost, images and `cell` are that attack's),
+    `robust_image`, and, where every gradient attack was masked, the smallest share of `masked` images."""
     return _grid_rows(_cells(logs))
 
 
@@ -255,9 +270,11 @@ def _grid_rows(cells: Sequence[_Cell]) -> list[dict[str, Any]]:
                 rows += [
                     _row([c for c in mates if m in c.values], m, v, **where) for m in names if (v := _pool(mates, m))
                 ]
-            lowest = _strongest(columns)
-            if lowest and (value := _pool(columns[lowest], "robust")):
-                rows.append(_row(columns[lowest], "robust", value, attack=STRONGEST, **where))
+            lowest = _headline(columns)
+            if lowest and (value := _pool(columns[lowest.attack], "robust")):
+                rows.append(_row(columns[lowest.attack], "robust", value, attack=STRONGEST, **where))
+                if share := metrics.all_masked(_logs(columns)):
+                    rows.append(_row(columns[lowest.attack], "masked", share, attack=STRONGEST, **where))
             if value := _per_image(columns):
                 mates = [c for column in metrics.contenders(_logs(columns)) for c in columns[column] if c.values]
                 free = {"grad": "-", "nfe_forward": None, "nfe_backward": None, "seconds": None}
@@ -350,18 +367,18 @@ def _grid_table(scope: tuple[str, ...], table: Table) -> list[str]:
         header += [title, f"{title} (aa)"] if column in own else [title]
     header += [STRONGEST, "per image", "NFE/image", "time"]
 
-    lowest = {defense: _strongest(columns) for defense, columns in table.items()}
+    best = {defense: _headline(columns) for defense, columns in table.items()}
+    strong = {d: _pool(table[d][h.attack], "robust") if h else None for d, h in best.items()}
     per_image = {defense: _per_image(columns) for defense, columns in table.items()}
-    scores = {d: v.value if (c := lowest[d]) and (v := _pool(table[d][c], "robust")) else -1.0 for d in table}
     rows = []
-    for defense in sorted(table, key=lambda d: (d != "none", -scores[d], d)):
-        columns, best = table[defense], lowest[defense]
+    for defense in sorted(table, key=lambda d: (d != "none", -(v.value if (v := strong[d]) else -1.0), d)):
+        columns, lowest = table[defense], best[defense]
         row = [_escape(defense), _percent(_clean(columns))]
         for column in attacks:
             text = _percent(_pool(columns.get(column, ()), "robust"))
-            row += [f"**{text}**" if column == best else text]
+            row += [f"**{text}**" if lowest and column == lowest.attack else text]
             row += [_percent(_pool(columns.get(column, ()), "aa"))] if column in own else []
-        row += [_percent(_pool(columns[best], "robust") if best else None), _percent(per_image[defense])]
+        row += [_percent(strong[defense]) + _marks(columns, lowest, strong[defense]), _percent(per_image[defense])]
         cells = [cell for cells in columns.values() for cell in cells]
         costs = [(f or 0, b or 0) for f, b in (cell.nfe for cell in cells) if f is not None]
         row += ["+".join(map(_count, max(costs, key=sum))) if costs else MISSING]
@@ -371,8 +388,34 @@ def _grid_table(scope: tuple[str, ...], table: Table) -> list[str]:
     dataset, _, classifier, score, threat = scope
     title = f"### {dataset}, {threat}" if threat != "-" else f"### {dataset}"
     models = f"Classifier {_code(classifier)}" + (f", score model {_code(score)}." if score != "-" else ".")
-    notes = _notes(scope, table, per_image) + [f"**Warning:** {text}" for text in _warnings(table)]
+    notes = _notes(scope, table, best) + [f"**Warning:** {text}" for text in _warnings(table)]
     return [title, "", models, "", *_lines(header, rows), "", *(f"- {note}" for note in notes), ""]
+
+
+def _marks(columns: dict[str, list[_Cell]], lowest: metrics.Headline | None, value: Value | None) -> str:
+    """Behind a headline: how many images it stands on, where others stand on more, and the mark of a defense whose every gradient attack
+    was masked."""
+    images = f" (n = {value.images})" if lowest and lowest.instead_of and value else ""
+    return images + (f" {MARK}" if metrics.all_masked(_logs(columns)) else "")
+
+
+def _gaps(best: dict[str, metrics.Headline | None], table: Table) -> list[str]:
+    """A line for each headline that stands on fewer images than other attacks, and for each that may not be the strongest."""
+    notes = []
+    for defense, found in best.items():
+        if found and found.instead_of and found.difference:
+            n = _pool(table[defense][found.attack], "robust")
+            change, low, high = (100 * (v or 0.0) for v in found.difference[:3])
+            notes.append(
+                f"{defense}: strongest is {_header(found.attack)}, on {n.images if n else 0} images: on the {found.difference.images} that "
+                f"it shares with {_header(found.instead_of)} it is {-change:.1f} points lower (95 %: {-high:.1f} to {-low:.1f})."
+            )
+        for attack in found.unsure if found else ():
+            notes.append(
+                f"{defense}: {_header(attack)} is stronger than {_header(found.instead_of or found.attack)} on the images that both have, "  # type: ignore[union-attr]
+                "which are easier than the others; run it on all."
+            )
+    return notes
 
 
 def _except(facts: Sequence[tuple[_Cell, Any]], spell: Callable[[Any], str] = str) -> str:
@@ -425,7 +468,7 @@ def _parameters(cells: Sequence[_Cell], kind: str) -> list[str]:
     return [f"{', '.join(shared)}: {text}" for text, shared in names.items()]
 
 
-def _notes(scope: tuple[str, ...], table: Table, per_image: dict[str, Value | None]) -> list[str]:
+def _notes(scope: tuple[str, ...], table: Table, best: dict[str, metrics.Headline | None]) -> list[str]:
     """The protocol, short: what a reader needs to believe or repeat the numbers."""
     cells = sorted((cell for columns in table.values() for group in columns.values() for cell in group), key=_rank)
     done = [(cell, cell.values["robust"]) for cell in cells if cell.values]
@@ -446,8 +489,9 @@ def _notes(scope: tuple[str, ...], table: Table, per_image: dict[str, Value | No
             f"{'Seed' if max(map(len, seeds.values())) == 1 else 'Mean over seeds'}: "
             f"{_except([(cell, tuple(sorted(seeds[cell.defense, cell.column]))) for cell in cells], _commas)}; "
             f"{len({c.log.id for c in cells})} cells.",
-            f"strongest: the attack with the lowest mean (bold){', of those on the most images' if fewer else ''}. "
+            f"strongest: the attack with the lowest mean (bold){LEADS if fewer else ''}. "
             "per image: the worst of them for each image, chosen on even draws, scored on odd.",
+            *_gaps(best, table),
         ]
     grads: dict[str, list[str]] = defaultdict(list)
     for cell in cells:
@@ -502,14 +546,74 @@ def _warnings(table: Table) -> list[str]:
     )
     if stand_ins:
         found.append(f"not paper-comparable, for what stands in: {'; '.join(stand_ins)}.")
-    dropped = [cell for cell in cells if any(line.get("failed") for line in cell.log.images)]
-    if dropped:
-        number = sum(bool(line.get("failed")) for cell in dropped for line in cell.log.images)
-        found.append(f"{number} images without a valid result are left out: {_places(dropped)}.")
+    found += _not_finite(cells) + _masked(cells, table)
+    if missing := [(cell, n) for cell in cells if (n := sum(map(metrics.lost, cell.log.images)))]:
+        found.append(f"missing, since the attack made no image: {_tally(missing)}; the same run tries them again.")
+    chance = {c.defense: c for c in done if metrics.at_chance(metrics.judged(c.log))}
+    if chance:
+        found.append(
+            f"clean accuracy cannot be told from guessing: {_list(list(chance))}; do network, labels and preprocessing belong together?"
+        )
+    for note, why in metrics.NOTES.items():
+        if noted := {c.defense: c for c in cells if any(note in line.get("notes", ()) for line in c.log.images)}:
+            found.append(f"{_list(list(noted))}: {why}.")
     found += [f"failed: {_places([cell])}: {_code(cell.log.failed)}" for cell in cells if cell.log.failed]
     empty = [cell for cell in cells if not cell.log.images and not cell.log.failed]
     if empty:
         found.append(f"not judged yet: {_places(empty)}.")
+    return found
+
+
+def _tally(cells: Sequence[tuple[_Cell, int]]) -> str:
+    """`pgd-eot on coup: 3 of 16 images; bpda-eot on coup: 1 of 16`."""
+    said = [
+        f"{_header(cell.column)} on {cell.defense}: {n} of {len(cell.log.images)}{' images' * (i == 0)}"
+        for i, (cell, n) in enumerate(cells)
+    ]
+    return "; ".join(said[:6]) + (f" and {len(said) - 6} more" if len(said) > 6 else "")
+
+
+def _not_finite(cells: Sequence[_Cell]) -> list[str]:
+    """What of a defense was not finite, and where: purifications, which count as wrong, and gradients, which stop an attack."""
+    found = []
+    for field, what in (("adversarial", "attacked"), ("clean", "clean")):
+        bad = [(cell, sum(-1 in line[field] for line in metrics.judged(cell.log))) for cell in cells]
+        if bad := [(cell, n) for cell, n in bad if n]:
+            reasons = Counter(
+                where
+                for cell, _ in bad
+                for line in cell.log.images
+                if (where := (line.get("not_finite") or {}).get(field) or line.get("failed"))
+            )
+            why = f" ({reasons.most_common(1)[0][0]})" if reasons else ""
+            found.append(f"purifications of {what} images that are not finite count as wrong: {_tally(bad)}{why}.")
+    stopped = [
+        (cell, sum((line.get("gradients") or {}).get("not_finite", 0) > 0 for line in metrics.judged(cell.log)))
+        for cell in cells
+    ]
+    if stopped := [(cell, n) for cell, n in stopped if n]:
+        found.append(
+            f"gradients that were not finite ended the attack where it stood: {_tally(stopped)}; robustness may be overstated."
+        )
+    return found
+
+
+def _masked(cells: Sequence[_Cell], table: Table) -> list[str]:
+    """Attacks whose gradient vanished, and defenses on which all of them did."""
+    found = []
+    masked = [(cell, cell.values["masked"]) for cell in cells if "masked" in cell.values]
+    masked = [(cell, share) for cell, share in masked if share.value >= metrics.MASKED]
+    if masked:
+        counts = [(cell, round(share.value * share.images)) for cell, share in masked]
+        found.append(
+            f"masked, zero gradients (or not finite) wherever an image was still classified rightly: {_tally(counts)}; such an attack "
+            "proves little: try `bpda-eot`, `loss=margin` or a transfer."
+        )
+    blind = [defense for defense, columns in table.items() if metrics.all_masked(_logs(columns))]
+    if blind:
+        found.append(
+            f"{MARK} every gradient attack on {_list(blind)} was masked: the headline is no evidence of robustness."
+        )
     return found
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from purebench import datasets
+from purebench import datasets, metrics
 from purebench.plan import Job
 from purebench.spec import Cell
 
@@ -15,8 +15,9 @@ from purebench.spec import Cell
 @dataclass(frozen=True)
 class Task:
     """Positions of one cell that are done together. `evals`: draws per image; `stored`: position -> bytes of images that exist
-    (those of a transfer's source, or our own where only more draws are wanted: `judge`); `known`: position -> its record so far;
-    `batch`: (first position, size) where an attack's unit is a batch; `clean`: position -> predictions already made on the clean image."""
+    (those that a transfer's source has, or our own where only more draws are wanted: `judge`); `known`: position -> its record so
+    far; `batch`: (first position, size) where an attack's unit is a batch; `clean`: position -> predictions already made on the
+    clean image."""
 
     cell: Cell
     positions: tuple[int, ...]
@@ -62,8 +63,9 @@ def task_size(cell: Cell, rows: int) -> int:
 
 
 def missing(job: Job, done: dict[int, dict[str, Any]], rows: int) -> list[Task]:
-    """The batches that are still to be computed, given the records that exist."""
+    """The batches that are still to be computed, given the records that exist. Images that an attack failed to make are tried again."""
     cell, unit = job.cell, unit_of(job.cell)
+    done = {p: record for p, record in done.items() if not metrics.lost(record)}
 
     def had(positions: range) -> list[int]:
         return [0, *(len(done[p]["adversarial"]) for p in positions if p in done)]  # draws are never given up

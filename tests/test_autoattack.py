@@ -344,8 +344,9 @@ def test_logits_that_are_none_stop_the_attack():
         return logits / (len(calls) < 4)
 
     found = attack_head(Head(10, later), attack)  # from its fourth call on, nothing is finite
-    assert all("not finite" in why and "in call 2 of `apgd-ce`" in why for why in found.log["failed"])
+    assert all("not finite" in why and "in call 2 of `apgd-ce`" in why for why in found.log["not_finite"])
     assert found.x_adv.isfinite().all()
+    assert not found.verdict.any()  # NaN is a wrong answer, also where zeros in its place would have been right
 
 
 def test_what_autoattack_does_not_do():

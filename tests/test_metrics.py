@@ -104,9 +104,66 @@ def test_clean_metrics_read_the_clean_draws():
 def test_summary_gives_only_what_the_log_allows():
     assert set(metrics.summary(log([line(0, [1])]))) == {"robust", "clean", "undefended"}
     assert metrics.summary(log([])) == {}
-    assert metrics.summary(log([line(0, [1], failed="not finite")])) == {}
-    both = metrics.summary(log([line(0, [0], failed="not finite"), line(1, [1])]))
+    assert metrics.summary(log([line(0, [], failed="attack: it returned values that are not finite")])) == {}
+    both = metrics.summary(log([line(0, [], failed="attack: its source has no image"), line(1, [1])]))
     assert both["robust"][::3] == (1, 1)
+
+
+def test_what_is_not_finite_is_wrong_in_every_metric():
+    """-1 is an answer, and never the right one; so it was in records that said `failed` of it, and left it out."""
+    images = [line(0, [1] * 5 + [-1] * 5, clean=[-1] * 10), line(1, [1] * 10, undefended=-1)]
+    found = metrics.summary(log(images))
+    assert {k: v.value for k, v in found.items()} == pytest.approx(
+        {"robust": 0.75, "robust_std": found["robust_std"].value, "worst10": 0.5, "vote10": 0.75, "clean": 0.5}
+        | {"clean_worst10": 0.5, "clean_vote10": 0.5, "undefended": 0.5, "not_finite": 0.25, "clean_not_finite": 0.5}
+    )
+    old = [line(0, [-1, -1], failed="step 1 of 3 gave values that are not finite"), line(1, [1, 1])]
+    assert metrics.accuracy(metrics.judged(log(old)))[::3] == (0.5, 2)
+    assert metrics.robust_image([log(old)]).value == 0.5
+    assert metrics.null_difference(old, [line(0, [1, 1]), line(1, [1, 1])]).value == -0.5
+
+
+def counted(right, blind, iterates=10):
+    return {"iterates": iterates, "zero": blind, "not_finite": 0, "right": right, "blind": blind}
+
+
+def test_an_image_is_masked_where_its_gradient_vanished_as_long_as_it_mattered():
+    images = [
+        line(0, [1], gradients=counted(right=10, blind=10)),
+        line(1, [1], gradients=counted(right=3, blind=3)),  # broken afterwards: still blind when it counted
+        line(2, [1], gradients=counted(right=10, blind=9)),  # one step was one
+        line(3, [0], gradients=counted(right=0, blind=0)),  # never right: nothing was left to do
+        line(4, [0]),  # of before this was counted
+    ]
+    assert metrics.masked(images)[::3] == (0.4, 5)
+    assert metrics.masked([line(0, [1])]) is None
+    assert metrics.summary(log(images))["masked"].value == 0.4
+
+
+def graded(right, blind, gradient="exact", **cell):
+    made = log([line(i, [1], gradients=counted(right, blind)) for i in range(10)])
+    made.cell |= {"gradient": gradient} | cell
+    return made
+
+
+def test_a_headline_is_marked_where_every_attack_by_gradient_was_masked():
+    blind, seeing, bare = graded(5, 5), graded(5, 4), graded(5, 0, "-", attack="transfer-pgd")
+    assert metrics.all_masked({"pgd-eot": [blind], "transfer-pgd": [bare]}).value == 1
+    assert metrics.all_masked({"pgd-eot": [blind], "bpda-eot": [seeing]}) is None
+    assert metrics.all_masked({"transfer-pgd": [bare]}) is None  # none that asked the defense
+    assert metrics.all_masked({"pgd-eot": [blind, seeing]}) is None  # two seeds
+
+
+def test_clean_accuracy_at_chance():
+    def guesses(right, n=40, classes=10):
+        return [line(i, [0], label=i % classes, clean=[i % classes if i < right else 99]) for i in range(n)]
+
+    assert metrics.at_chance(guesses(4))
+    assert metrics.at_chance(guesses(0))
+    assert metrics.at_chance(guesses(7))  # 17.5 %: its interval reaches down to 8.7
+    assert not metrics.at_chance(guesses(10))
+    assert not metrics.at_chance(guesses(0, n=9))  # too few to say
+    assert metrics.at_chance(guesses(20, classes=2))
 
 
 def test_aa_needs_every_verdict():
@@ -163,7 +220,8 @@ def test_robust_image_breaks_ties_by_the_attack_that_is_lower_overall():
 def test_strongest_is_lowest_on_average_and_no_control():
     good, bad = [line(0, [1, 1])], [line(0, [1, 0])]
     logs = {"null": [log([line(0, [0, 0])], "null")], "noise": [log([line(0, [0, 0])], "noise:draws=5")]}
-    assert metrics.strongest(logs) == "null"  # nothing else is there
+    assert metrics.strongest(logs) is None  # no attack was made: a dash, not the control's number
+    assert metrics.contenders(logs) == {}
     assert metrics.strongest(logs | {"a": [log(good)], "b": [log(bad)]}) == "b"
     seeds = {"a": [log([line(0, [0, 0])]), log(good)], "b": [log([line(0, [0, 0, 1, 1, 1])]), log([line(0, [0])])]}
     assert metrics.strongest(seeds) == "b"  # 0.3 < 0.5, though the first seed alone says a
@@ -179,8 +237,43 @@ def test_seeds_are_averaged_and_do_not_narrow_the_choice_of_images():
     assert metrics.pool([metrics.Value(0.1, None, None, 9, 2)] * 2)[1:3] == (None, None)
 
 
-def test_strongest_is_chosen_among_the_attacks_on_the_most_images():
-    many = log([line(i, [i % 2] * 2) for i in range(10)])
-    few = log([line(i, [0, 0]) for i in range(3)], attack="apgd-ce")
-    assert metrics.strongest({"apgd-ce": [few], "pgd-eot": [many]}) == "pgd-eot"
-    assert metrics.strongest({"apgd-ce": [few]}) == "apgd-ce"
+def test_a_gap_does_not_depose_the_strongest_attack():
+    """The lowest of those on the most images leads, unless one on fewer is lower beyond chance where both were judged."""
+    many = log([line(i, [i % 2] * 2) for i in range(40)])  # 50 %
+    few = log([line(i, [0, 0]) for i in range(20)], attack="apgd-ce")  # 0 %, where the other has 50 %
+    found = metrics.headline(
+        {"pgd-eot": [many], "apgd-ce": [few], "null": [log([line(i, [1]) for i in range(90)], "null")]}
+    )
+    assert (found.attack, found.instead_of) == ("apgd-ce", "pgd-eot")
+    assert found.difference[::3] == (-0.5, 20)
+    assert found.difference.high < 0
+    assert metrics.headline({"apgd-ce": [few]}) == metrics.Headline("apgd-ce")
+
+    handful = log([line(i, [0, 0]) for i in range(1, 10, 2)], attack="apgd-ce")  # five that the other left whole
+    assert metrics.strongest({"pgd-eot": [many], "apgd-ce": [handful]}) == "pgd-eot"  # five signs prove nothing
+    like = log([line(i, [i % 2] * 2) for i in range(20)], attack="apgd-ce")
+    assert metrics.strongest({"pgd-eot": [many], "apgd-ce": [like]}) == "pgd-eot"  # no lower where both were
+
+
+def test_of_several_on_fewer_images_the_lowest_leads():
+    many = log([line(i, [1]) for i in range(40)])
+    half = log([line(i, [i % 2]) for i in range(30)], attack="apgd-ce")
+    none = log([line(i, [0]) for i in range(10)], attack="apgd-dlr")
+    found = metrics.headline({"pgd-eot": [many], "apgd-ce": [half], "apgd-dlr": [none]})
+    assert (found.attack, found.instead_of, found.difference.images) == ("apgd-dlr", "pgd-eot", 10)
+
+
+def test_an_attack_on_easier_images_does_not_raise_the_headline():
+    """Lower than the other on the images that both have, and yet higher on its own: the lower number stays, and a line says so."""
+    many = log([line(i, [int(i < 30)]) for i in range(100)])  # 30 %, and 100 % of the first thirty
+    few = log([line(i, [int(i >= 10)]) for i in range(30)], attack="apgd-ce")  # 67 % of those
+    found = metrics.headline({"pgd-eot": [many], "apgd-ce": [few]})
+    assert (found.attack, found.unsure) == ("pgd-eot", ("apgd-ce",))
+
+
+def test_per_image_is_looked_for_where_the_strongest_was():
+    many = log([line(i, [1, 1]) for i in range(40)])
+    few = log([line(i, [0, 0]) for i in range(20)], attack="apgd-ce")
+    assert list(metrics.contenders({"pgd-eot": [many], "apgd-ce": [few]})) == ["pgd-eot", "apgd-ce"]
+    other = log([line(i, [1, 1]) for i in range(20)], attack="apgd-ce")
+    assert list(metrics.contenders({"pgd-eot": [many], "apgd-ce": [other]})) == ["pgd-eot"]

@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-from purebench import plan, progress, records, runner, tables
+from purebench import metrics, plan, progress, records, runner, tables
 from purebench.attacks import Attacked
 from purebench.datasets import digits
 from purebench.errors import UserError
@@ -210,73 +210,113 @@ def test_a_failing_attack_stops_no_other_cell(case, tmp_path, monkeypatch):
     assert logs(tmp_path)["none", "noise"].failed is None
 
 
-def test_a_defense_that_diverges_fails_and_is_not_counted_as_a_class(tmp_path, monkeypatch):
-    """The image is recorded as failed, with the step that did it; its batch mates are what they would have been without it."""
+class Diverges(Identity):
+    """Step 1 of 3 turns images that are darker than `dark` into NaN, and their gradient with them."""
 
-    class Diverges(Identity):
-        n = 3
+    n, dark = 3, 0.0
 
-        def step(self, k, state, noise):
-            if k == 1:  # the darkest of the images, and not by its gradient
-                dark = state.flatten(1).sum(1).view(-1, 1, 1, 1) < self.dark
-                state = state + torch.zeros_like(state).masked_fill(dark, torch.nan)
-            return state
+    def step(self, k, state, noise):
+        if k == 1:
+            dark = state.flatten(1).sum(1).view(-1, 1, 1, 1) < self.dark
+            state = state + torch.zeros_like(state).masked_fill(dark, torch.nan)
+        return state
 
+
+def test_a_defense_that_diverges_is_wrong_and_no_mate_of_its_batch_is(tmp_path, monkeypatch):
+    """The image is judged, -1 is its class, the record says which step did it; its mates are what they would have been without it."""
     x = digits.test()[0][:6].flatten(1).sum(1)
-    Diverges.dark = float(x.min()) + 1e-3
+    monkeypatch.setattr(Diverges, "dark", float(x.min()) + 1e-3)
     monkeypatch.setattr("purebench.purifiers.one_shot.one_shot", lambda *a, **k: Diverges())
     outcome = run(tmp_path, ("one-shot", "none"), ("null", "pgd-eot:steps=2,eot=1"), images=6, evals=2)
     assert outcome.failed == {}
-    found = logs(tmp_path)
+    found, dark = logs(tmp_path), (x < Diverges.dark).tolist()
     for attack in ("null", "pgd-eot"):
         lines = found["one-shot", attack].images
-        assert [bool(line.get("failed")) for line in lines] == (x < Diverges.dark).tolist()
-        bad = next(line["failed"] for line in lines if line.get("failed"))
-        assert "step 1 of 3" in bad or "clean image" in bad
-        assert "gave values that are not finite" in bad
-        assert all(0 <= c < 10 for line in lines if not line.get("failed") for c in line["adversarial"])
+        assert [line["clean"] == [-1, -1] for line in lines] == dark
+        assert not any("failed" in line for line in lines)
+        where = lines[dark.index(True)]["not_finite"]
+        assert "values that are not finite" in where["clean"]
+        assert where.get("adversarial", "step 1 of 3 gave values that are not finite").startswith("step 1 of 3")
     same = {line["position"]: line["adversarial"] for line in found["none", "null"].images}
     assert all(
-        line["adversarial"] == same[line["position"]]
-        for line in found["one-shot", "null"].images
-        if not line.get("failed")
+        line["adversarial"] == ([-1, -1] if bad else same[line["position"]])
+        for line, bad in zip(found["one-shot", "null"].images, dark, strict=True)
     )
-    bad = [line["index"] for line in found["one-shot", "null"].images if line.get("failed")]
-    said = [line for line in outcome.said if "recorded as failed" in line]
-    assert f"recorded as failed: image {bad[0]}: step 1 of 3 gave values that are not finite" in said[0]
+    bad = found["one-shot", "null"].images[dark.index(True)]["index"]
+    assert any(
+        f"image {bad}: clean image: step 1 of 3 gave values that are not finite" in line for line in outcome.said
+    )
     text = tables.render(records.load_all([tmp_path]))
-    assert "2 images without a valid result are left out" in text
+    assert "purifications of clean images that are not finite count as wrong: null on one-shot: 1 of 6 images" in text
 
 
-def test_the_first_few_failed_images_are_named_with_their_step():
-    lines = [{"index": i, "failed": f"step {i % 2}" if i % 4 < 2 else None} for i in range(40)]
-    assert runner._failures(lines, most=3) == "images 0, 4, 8 and 7 more: step 0; images 1, 5, 9 and 7 more: step 1"
-    assert runner._failures(lines[:2], most=1) == "image 0: step 0; and others"
-    assert runner._failures(lines[2:4]) == ""
+def test_the_first_few_images_that_something_befell_are_named_with_their_step():
+    lines = [{"index": i, "not_finite": {"clean": f"step {i % 2}"} if i % 4 < 2 else {}} for i in range(40)]
+    said = "images 0, 4, 8 and 7 more: clean image: step 0; images 1, 5, 9 and 7 more: clean image: step 1"
+    assert runner._reasons(lines, most=3) == said
+    assert runner._reasons(lines[:2], most=1) == "image 0: clean image: step 0; and others"
+    assert runner._reasons(lines[2:4]) == ""
+    assert runner._reasons([{"index": 7, "failed": "attack: it broke"}]) == "image 7: not judged: attack: it broke"
 
 
-def test_a_cell_whose_images_all_failed_has_failed_until_one_has_not(tmp_path, monkeypatch):
-    class Diverges(Identity):
-        n = 1
-        dark = 1e9
-
-        def step(self, k, state, noise):
-            dark = state.flatten(1).sum(1).view(-1, 1, 1, 1) < Diverges.dark
-            return state.masked_fill(dark, torch.nan)
-
+def test_a_defense_that_is_never_finite_has_no_accuracy_left_and_its_cell_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(Diverges, "dark", 1e9)
     monkeypatch.setattr("purebench.purifiers.one_shot.one_shot", lambda *a, **k: Diverges())
-    for computed in (6, 0):
-        outcome = run(tmp_path, ("one-shot", "none"), ("null",), images=3)
-        assert outcome.images == computed
-        [why] = outcome.failed.values()
-        assert "all 3 images failed; image" in why
-        assert "step 0 of 1" in why
-        assert len(outcome.done) == 1
-    assert logs(tmp_path)["one-shot", "null"].failed == why
-    assert len(logs(tmp_path)["one-shot", "null"].images) == 3
-    Diverges.dark = 0
-    assert run(tmp_path, ("one-shot",), ("null",), images=4).failed == {}
-    assert logs(tmp_path)["one-shot", "null"].failed is None
+    for computed in (9, 0):
+        outcome = run(
+            tmp_path, ("one-shot",), ("null", "pgd-eot:steps=2,eot=1", "autoattack-rand:n_iter=2,eot=1"), images=3
+        )
+        assert (outcome.images, outcome.failed, len(outcome.done)) == (computed, {}, 3)
+    for log in logs(tmp_path).values():
+        values = metrics.summary(log)
+        assert [values[m].value for m in ("robust", "clean", "not_finite")] == [0, 0, 1]
+    assert metrics.summary(logs(tmp_path)["one-shot", "autoattack-rand"])["aa"].value == 0
+
+
+def test_an_attack_that_makes_no_image_of_some_is_missing_there_and_tried_again(tmp_path, monkeypatch):
+    """A cell is not lost by it; what transfers from it has none of these images either, rather than the clean ones."""
+
+    def lame():
+        def attack(defense, x, y, threat, noise):
+            return Attacked(x.masked_fill((noise.ids % 2 == 0).view(-1, 1, 1, 1), torch.nan))
+
+        return attack
+
+    grid = {"defenses": ("none",), "attacks": ("noise", "transfer:from=(one-shot),attack=(noise)"), "images": 6}
+    with monkeypatch.context() as patch:
+        patch.setattr("purebench.attacks.null.noise", lame)
+        outcome = run(tmp_path, **grid)
+        assert outcome.failed == {}
+        even = [line["index"] % 2 == 0 for line in logs(tmp_path)["none", "noise"].images]
+        assert any(even)
+        assert not all(even)
+        for attack in ("noise", "transfer"):
+            log = logs(tmp_path)["none", attack]
+            assert [line.get("failed") for line in log.images] == [
+                f"attack: {'its source has no image' if attack == 'transfer' else 'it returned values that are not finite'}" if e else None
+                for e in even
+            ]  # fmt: skip
+            assert len(metrics.judged(log)) == even.count(False)
+        assert run(tmp_path, **grid).images == 3 * even.count(True)  # deterministic as it is, it fails there again
+    assert run(tmp_path, **grid).images == 3 * even.count(True)
+    assert not any("failed" in line for log in logs(tmp_path).values() for line in log.images)
+
+
+def test_old_lines_of_attacks_that_failed_are_never_judged_and_attacked_again(tmp_path):
+    """Before, an image was recorded as `failed: attack: ..` with the clean one in its place."""
+    grid = {"defenses": ("none",), "attacks": ("pgd-eot:steps=2,eot=1",), "images": 3}
+    run(tmp_path, **grid)
+    log = logs(tmp_path)["none", "pgd-eot"]
+    before = {name: (log.folder / name).read_bytes() for name in (records.IMAGES, records.ADVERSARIAL)}
+    store = records.Store(log.folder, log.id, log.cell, [1, 8, 8], {})
+    clean = digits.test()[0][log.images[1]["index"]].numpy().astype("<f4").tobytes()
+    store.append(
+        [log.images[1] | {"failed": "attack: step 1 of 3 gave values that are not finite"}], [clean], {"seconds": 0.0}
+    )
+    store.close()
+    assert len(metrics.judged(logs(tmp_path)["none", "pgd-eot"])) == 2
+    assert run(tmp_path, **grid).images == 1
+    assert {name: (log.folder / name).read_bytes() for name in before} == before
 
 
 def test_a_transfer_whose_source_failed_says_so(tmp_path, monkeypatch):

@@ -273,21 +273,119 @@ def test_warnings(logs, warning):
     assert warning in lines[0]
 
 
-def test_images_without_a_result_are_left_out_and_said():
+def warnings(logs):
+    return [line for line in tables.render(logs).splitlines() if line.startswith("- **Warning:**")]
+
+
+def test_images_that_an_attack_did_not_make_are_missing_and_said():
     bad = log("coup", "pgd-eot", 50)
-    bad.images[0]["failed"] = "not finite"
-    assert "**Warning:** 1 images without a valid result are left out: pgd-eot on coup." in tables.render([bad])
+    bad.images[0] |= {"failed": "attack: it returned values that are not finite", "adversarial": []}
+    said = warnings([bad])[-1]
+    assert (
+        "missing, since the attack made no image: pgd-eot on coup: 1 of 100 images; the same run tries them again"
+        in said
+    )
     assert tables.tidy([bad])[0]["images"] == 99
 
 
-def test_a_cell_whose_images_all_failed_was_judged():
-    bad = log("coup", "pgd-eot", 50, n=4)
+def test_no_attack_that_made_an_image_is_a_dash_and_not_the_control():
+    bad = log("coup", "pgd-eot", 50)
     for line in bad.images:
-        line["failed"] = "step 2 of 10 gave values that are not finite"
-    text = tables.render([bad])
-    assert "**Warning:** 4 images without a valid result are left out: pgd-eot on coup." in text
-    assert "not judged" not in text
-    assert tables.tidy([bad]) == []
+        line |= {"failed": "attack: it returned values that are not finite", "adversarial": []}
+    logs = [bad, log("coup", "null", 100, gradient="-")]
+    [row] = words(tables.render(logs))[1:]
+    assert row == ["coup", "100.0 ±3.7", "100.0 ±3.7", "–", "–", "–", "30+20", "20 s"]
+    assert not [row for row in tables.grid(logs) if row["attack"] == "strongest"]
+
+
+def test_purifications_that_are_not_finite_count_as_wrong_and_are_said():
+    """Also in records of before, which left them out: 17 of 24 images that went to NaN were printed as 100 % robust."""
+    for new in (True, False):
+        bad = log("nanny", "pgd-eot", 24, n=24)
+        for line in bad.images[:17]:
+            line["adversarial"] = [-1, -1]
+            why = "step 1 of 3 gave values that are not finite"
+            line |= {"not_finite": {"adversarial": why}} if new else {"failed": why}
+        text = tables.render([bad])
+        assert words(text)[1][2] == "**29.2 ±20.0**"
+        assert (
+            "purifications of attacked images that are not finite count as wrong: pgd-eot on nanny: 17 of 24 images "
+            "(step 1 of 3 gave values that are not finite)" in text
+        )
+        assert {r["metric"]: r["value"] for r in tables.tidy([bad])}["not_finite"] == pytest.approx(17 / 24, abs=1e-6)
+
+
+def test_a_transfer_of_images_that_were_never_made_is_not_judged():
+    """Older versions handed on the clean image in their place."""
+    source = log("coup", "pgd-eot", 50)
+    source.images[3] |= {"failed": "attack: the gradient gave values that are not finite"}
+    transfer = log("diffpure", "transfer:from=(coup)", 60, gradient="-", source=source.id)
+    found = {r["defense"]: r for r in tables.tidy([source, transfer]) if r["metric"] == "robust"}
+    assert [found[d]["images"] for d in ("coup", "diffpure")] == [99, 99]
+    assert found["diffpure"]["value"] == pytest.approx(59 / 99, abs=1e-6)
+
+
+def counted(cell, blind, right=10, not_finite=0):
+    """The cell with a log of gradients: of `blind` images they vanished."""
+    for i, line in enumerate(cell.images):
+        gone = right if i < blind else 0
+        line["gradients"] = {"iterates": 10, "zero": gone, "not_finite": not_finite, "right": right, "blind": gone}
+    return cell
+
+
+def test_masked_gradients_are_told_and_a_headline_without_others_is_marked():
+    masked = counted(log("round", "pgd-eot", 100), 90)
+    text = tables.render([masked])
+    assert words(text)[1][3] == "100.0 ±3.7 †"
+    first, second = warnings([masked])
+    assert "wherever an image was still classified rightly: pgd-eot on round: 90 of 100 images" in first
+    assert "`loss=margin`" in first
+    assert "† every gradient attack on round was masked" in second
+    [row] = [r for r in tables.grid([masked]) if (r["attack"], r["metric"]) == ("strongest", "masked")]
+    assert row["value"] == 0.9
+
+    seeing = counted(log("round", "bpda-eot", 3, gradient="bpda"), 0)
+    text = tables.render([masked, seeing])
+    assert words(text)[1][4] == "3.0 ±5.5"
+    assert len(warnings([masked, seeing])) == 1
+    assert not warnings([counted(log("round", "pgd-eot", 50), 9)])
+
+
+def test_gradients_that_are_not_finite_are_told():
+    [said] = warnings([counted(log("coup", "pgd-eot", 50), 0, not_finite=1)])
+    assert "gradients that were not finite ended the attack where it stood: pgd-eot on coup: 100 of 100 images" in said
+
+
+@pytest.mark.parametrize(
+    ("note", "said"), [("random", "answers two calls differently"), ("probabilities", "not logits")]
+)
+def test_what_makes_every_number_doubtful_is_told(note, said):
+    odd = log("coup", "pgd-eot", 50)
+    odd.images[7]["notes"] = [note]
+    assert said in warnings([odd])[0]
+
+
+def test_clean_accuracy_at_chance_is_told():
+    odd = log("coup", "pgd-eot", 3, clean=12)
+    for i, line in enumerate(odd.images):
+        line |= {"label": i % 10, "clean": [i % 10 if i < 12 else 99] * 2, "adversarial": [99] * 2}
+    assert "clean accuracy cannot be told from guessing: coup" in warnings([odd])[0]
+
+
+def test_a_headline_on_fewer_images_says_so():
+    logs = [
+        log("coup", "bpda-eot", 50, gradient="bpda"),
+        log("coup", "pgd-eot", 5, n=40),
+        log("coup", "null", 99, gradient="-"),
+    ]
+    text = tables.render(logs)
+    assert words(text)[1][5] == "12.5 ±13.6 (n = 40)"
+    assert (
+        "- coup: strongest is pgd-eot, on 40 images: on the 40 that it shares with bpda-eot it is 87.5 points lower "
+        "(95 %: 77.1 to 97.9)." in text
+    )
+    [row] = [r for r in tables.grid(logs) if (r["attack"], r["metric"]) == ("strongest", "robust")]
+    assert (row["value"], row["images"], row["grad"]) == (0.125, 40, "exact")
 
 
 def test_footnotes_say_where_images_differ():
@@ -299,7 +397,7 @@ def test_footnotes_say_where_images_differ():
     logs += [log("x", "bpda-eot", 9, n=500, gradient="bpda"), log("coup", "bpda-eot", 9, n=500, gradient="bpda")]
     text = tables.render(logs)
     assert "- Images: 500 (100: autoattack-rand; 300: x under pgd-eot); subset `first`." in text
-    assert "the lowest mean (bold), of those on the most images." in text
+    assert "the lowest mean (bold) of those on the most images, or one on fewer that is lower beyond chance" in text
 
 
 def test_bad_requests():

@@ -10,11 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from purebench.attacks import Attack, Attacked
+from purebench.attacks import Attack, Attacked, Running
 from purebench.defense import Defense, Loss, cross_entropy, dlr
 from purebench.errors import UserError
 from purebench.noise import Noise
-from purebench.spec import ThreatModel
+from purebench.spec import ThreatModel, representable
 
 _CITE = """@inproceedings{croce2020reliable,
   title = {Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks},
@@ -69,22 +69,28 @@ def _apgd(loss: Loss, *, steps: int, eot: int, rho: float) -> Attack:
         raise UserError(f"`steps={steps},eot={eot}` is out of range", "both are whole numbers from 1 on")
 
     def attack(defense: Defense, x: Tensor, y: Tensor, threat: ThreatModel, noise: Noise) -> Attacked:
-        return Attacked(ascend(defense, x, y, threat, noise, loss=loss, steps=steps, eot=eot, rho=rho)[0])
+        running = Running(len(x))
+        best, _ = ascend(
+            defense, x, y, threat, noise, loss=loss, steps=steps, eot=eot, rho=rho, running=running
+        )  # fmt: skip
+        return Attacked(best, log={"stopped": running.stopped})
 
     return attack
 
 
 def ascend(
     defense: Defense, x: Tensor, y: Tensor, threat: ThreatModel, noise: Noise,
-    *, loss: Loss, steps: int, eot: int = 1, rho: float = 0.75, start: Tensor | None = None,
+    *, loss: Loss, steps: int, eot: int = 1, rho: float = 0.75, start: Tensor | None = None, running: Running | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Algorithm 1 from `start` (default: a random point on the ball's surface): (x_best like x, its mean loss (B,)).
 
-    Random: the start from the stream (.., "start"), the purifications of iterate i from (.., "iterate", i)."""
+    A loss that is not finite, the purification being so, is the highest there is; a gradient that is not finite stops its image,
+    as `running` notes. Random: the start from the stream (.., "start"), the purifications of iterate i from (.., "iterate", i)."""
     x_adv = (surface(x, threat, noise.fork("start")) if start is None else start).clamp(0, 1)
-    first = defense.loss_grad(x_adv, y, loss, noise.fork("iterate", 0), eot=eot)
-    grad, x_old = first.grad, x_adv
-    x_best, grad_best, loss_best = x_adv, grad, first.loss
+    running = running or Running(len(x))
+    found = defense.loss_grad(x_adv, y, loss, noise.fork("iterate", 0), eot=eot)
+    grad, x_old = found.grad, x_adv
+    x_best, grad_best, loss_best = x_adv, grad, _highest(found.loss)
     step = 2 * threat.eps * torch.ones_like(_rows(loss_best, x))
 
     period, shortest, shrink = (max(int(share * steps), 1) for share in (0.22, 0.06, 0.03))
@@ -96,14 +102,15 @@ def ascend(
         # z = P(x + step * s(grad));  x <- P(x + alpha (z - x) + (1 - alpha) (x - x_old))
         alpha, momentum, x_old = (0.75 if i else 1.0), x_adv - x_old, x_adv
         z = project(x_adv + step * (grad.sign() if threat.norm == "Linf" else unit(grad, threat)), x, threat)
-        x_adv = project(x_adv + (z - x_adv) * alpha + momentum * (1 - alpha), x, threat)
+        moved = project(x_adv + (z - x_adv) * alpha + momentum * (1 - alpha), x, threat)
+        x_adv = running.step(i, found, moved, x_adv)
 
         found = defense.loss_grad(x_adv, y, loss, noise.fork("iterate", i + 1), eot=eot)
-        grad, losses[i] = found.grad, found.loss
-        better = found.loss > loss_best
+        grad, losses[i] = found.grad, _highest(found.loss)
+        better = losses[i] > loss_best
         x_best = torch.where(_rows(better, x), x_adv, x_best)
         grad_best = torch.where(_rows(better, x), grad, grad_best)
-        loss_best = torch.where(better, found.loss, loss_best)
+        loss_best = torch.where(better, losses[i], loss_best)
 
         since += 1
         if since == period:
@@ -119,13 +126,20 @@ def ascend(
     return x_best, loss_best
 
 
+def _highest(loss: Tensor) -> Tensor:
+    """(B,) with infinity for what is not finite: purifying to NaN is the worst that can happen to a defense."""
+    return loss.where(loss.isfinite(), torch.inf)
+
+
 def surface(x: Tensor, threat: ThreatModel, noise: Noise) -> Tensor:
     """A random point on the surface of the ball around x, as the authors' code starts; not yet clipped."""
     return x + threat.eps * unit(2 * noise.uniform(0, x) - 1 if threat.norm == "Linf" else noise.normal(0, x), threat)
 
 
 def unit(v: Tensor, threat: ThreatModel) -> Tensor:
-    """v / ||v|| in the threat model's norm; zero stays zero."""
+    """v / ||v|| in the threat model's norm; exact zeros stay zero. As the authors' code does, bit for bit, but for L2 norms below
+    1e-11: there its division gives (almost) zero, and ours the unit vector."""
+    v = representable(v) if threat.norm == "L2" else v
     return v / (_norm(v, threat) + 1e-12)
 
 

@@ -4,6 +4,10 @@ The semantics are upstream's, since the number is only worth something if it is 
 decides; each attack runs on the survivors of the one before; an image that withstands all of them comes back clean. On a
 deterministic defense every bit is upstream's (for images <= batch). None of its checks and none of its state are used.
 
+Two things upstream leaves to chance are decided against the defense. Logits that are not finite are a wrong answer. A gradient whose
+L2 norm is below 1e-11 has its direction (upstream divides by norm + 1e-12, so that a saturated classifier looks robust); one that is
+not finite counts as zero. Upstream's warning about zero gradients is silent: `Defense.observed` counts them, and the table warns.
+
 Randomness. The unit is a batch, and `noise` is the batch's: its path is (attack, first position). The global generators (torch,
 CUDA, numpy, random) are seeded with `seed_of(noise)`, as upstream would be with that `seed`, and restored afterwards.
 Purifications do not touch them: call c of the model within one of the attacks draws from `noise.fork(that attack, c)`, row by row.
@@ -13,9 +17,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +37,7 @@ from purebench.attacks import Attack, Attacked
 from purebench.defense import Account, Defense, Gradient, Loss, cross_entropy
 from purebench.errors import UserError
 from purebench.noise import Noise
-from purebench.spec import ThreatModel
+from purebench.spec import ThreatModel, representable
 
 _CITE = """@inproceedings{croce2020reliable,
   title = {Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks},
@@ -64,7 +70,9 @@ INFO = {
     },
 }
 
-_SILENT = logging.Logger("purebench.autoattack", logging.CRITICAL + 1)  # for upstream's warning about zero gradients
+_SILENT = logging.Logger(
+    "purebench.autoattack", logging.CRITICAL + 1
+)  # upstream's lines about progress and zero gradients
 
 
 def autoattack_rand(*, batch: int = 64, n_iter: int = 100, eot: int = 20) -> Attack:
@@ -110,8 +118,8 @@ def _autoattack(objects: dict[str, Any], *, batch: int, classes: int, so_many: s
             raise ValueError(f"AutoAttack's unit is a batch of at most {batch} images, got {len(x)}")
         with torch.no_grad(), private_generators(seed_of(noise)):
             bill = _Bill(defense.spent, x)
-            failed: dict[int, str] = {}
-            model = _Model(defense, noise.fork("clean"), x, torch.arange(len(x)), threat, failed)
+            images = _Batch(x, y, noise.ids, threat)
+            model = _Model(defense, noise.fork("clean"), images)
             logits = model(x)
             if logits.shape[1] < classes:
                 fewer = f"n_target_classes={logits.shape[1] - 1}, or " if logits.shape[1] > 3 else ""
@@ -126,7 +134,7 @@ def _autoattack(objects: dict[str, Any], *, batch: int, classes: int, so_many: s
                 survivors = robust.nonzero()[:, 0]
                 if not len(survivors):
                     break
-                model = _Model(defense, noise.fork(name), x[survivors], survivors, threat, failed)
+                model = _Model(defense, noise.fork(name), images)
                 run = construct(model, eps=threat.eps, norm=threat.norm, seed=seed_of(noise), device=x.device)
                 run.bill = bill.of(survivors.cpu())
                 labels = y[survivors]
@@ -138,7 +146,7 @@ def _autoattack(objects: dict[str, Any], *, batch: int, classes: int, so_many: s
                 for i in survivors[fooled].tolist():
                     broken_by[i] = name
         log = {"nfe": [tuple(c) for c in bill.calls.tolist()], "broken_by": broken_by}
-        return Attacked(x_adv, robust, log | {"failed": [failed.get(i) for i in range(len(x))]})
+        return Attacked(x_adv, robust, log | {"not_finite": [images.not_finite.get(i) for i in range(len(x))]})
 
     return attack
 
@@ -174,26 +182,36 @@ def _at_least_one(**values: int) -> None:
 # ------------------------------------------------------------------------------------------------- what the objects attack
 
 
+class _Batch:
+    """The images (B,C,H,W) that are attacked together, their labels and ids. `not_finite`: position -> where its purification or its
+    gradient ceased to be finite."""
+
+    def __init__(self, x: Tensor, y: Tensor, ids: Tensor, threat: ThreatModel):
+        self.x, self.y, self.ids, self.p = x, y, ids, math.inf if threat.norm == "Linf" else 2.0
+        self.not_finite: dict[int, str] = {}
+
+    def positions(self, x: Tensor) -> Tensor:
+        """(N,) which image each row of x (N,C,H,W) is of: the nearest, since upstream's objects pass rows without saying which."""
+        return torch.cdist(x.flatten(1), self.x.flatten(1), p=self.p).argmin(1)
+
+
 class _Model:
     """The defense as pyautoattack sees it: `model(x)` -> logits (B,K). Call c draws from `noise.fork(c)`, row i as image i.
 
-    Logits that are not finite are given as zeros, and the image is noted in `failed`: which of `clean` (numbered `places`) it is, its
-    distance tells, since upstream's objects pass rows without saying which."""
+    Logits that are not finite are a wrong answer: they are given as zeros, the right class lower. Where, the batch notes."""
 
-    def __init__(
-        self, defense: Defense, noise: Noise, clean: Tensor, places: Tensor, threat: ThreatModel, failed: dict[int, str]
-    ):
-        self.defense, self.noise, self.calls = defense, noise, 0
-        self.clean, self.places, self.threat, self.failed = clean, places, threat, failed
+    def __init__(self, defense: Defense, noise: Noise, batch: _Batch):
+        self.defense, self.noise, self.batch, self.calls = defense, noise, batch, 0
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._checked(self.defense.logits(x, self._draws(x)), x, 1)
 
     def gradient(self, x: Tensor, y: Tensor, loss: Loss, eot: int) -> Gradient:
-        """Of the mean `loss` of `eot` purifications, as one call."""
-        found = self.defense.loss_grad(x, y, loss, self._draws(x), eot=eot)
-        logits = self._checked(found.logits.flatten(0, 1), x, eot)
-        return Gradient(found.loss.nan_to_num(), found.grad, logits.unflatten(0, (eot, len(x))))
+        """Of the mean `loss` of `eot` purifications, as one call; y: labels, or pairs of label and target."""
+        found = self.defense.loss_grad(x, y, loss, self._draws(x), eot=eot, observe=False)
+        self.defense.observed.add(self.batch.ids[self.batch.positions(x).cpu()], y % _PAIR, found)
+        logits = self._checked(found.logits.flatten(0, 1), x, eot).unflatten(0, (eot, len(x)))
+        return replace(found, loss=found.loss.nan_to_num(), logits=logits)
 
     def _draws(self, x: Tensor) -> Noise:
         rows = torch.arange(len(x))
@@ -205,16 +223,17 @@ class _Model:
         rows = copies * len(x)
         if logits.dim() != 2 or len(logits) != rows:
             raise RuntimeError(f"AutoAttack needs logits of shape ({rows}, classes), got {tuple(logits.shape)} {where}")
-        fine = logits.isfinite().all(1)
-        why = self.defense.failed
-        if fine.all() and not why:
+        finite = logits.isfinite().all(1)
+        why = self.defense.not_finite  # by row of this call
+        if finite.all() and not why:
             return logits
-        bad = {row % len(x) for row in (~fine).nonzero()[:, 0].tolist()} | {row for row in why if row < len(x)}
-        for row in bad:
-            image = int(self.places[self.threat.distance(x[row].expand_as(self.clean), self.clean).argmin()])
-            self.failed.setdefault(image, f"{why.get(row, 'the defense gave values that are not finite')} ({where})")
+        position = self.batch.positions(x)
+        for row in {row % len(x) for row in (~finite).nonzero()[:, 0].tolist()} | {row for row in why if row < len(x)}:
+            said = why.get(row, "the defense gave values that are not finite")
+            self.batch.not_finite.setdefault(int(position[row]), f"{said} ({where})")
         why.clear()
-        return logits.where(fine[:, None], 0)
+        wrong = torch.zeros_like(logits).scatter(1, self.batch.y[position].repeat(copies)[:, None], -1)
+        return logits.where(finite[:, None], wrong)
 
 
 class _LastDraw(torch.autograd.Function):
@@ -224,7 +243,7 @@ class _LastDraw(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gradient: Callable[[Tensor], Gradient]) -> Tensor:
         found = gradient(x.detach())
-        ctx.grad = found.grad
+        ctx.grad = representable(found.grad)  # APGD looks at its direction alone, and divides by norm + 1e-12
         return found.logits[-1].clone()
 
     @staticmethod

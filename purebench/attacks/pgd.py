@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from purebench.attacks import Attack, Attacked
+from purebench.attacks import Attack, Attacked, Running
 from purebench.defense import BPDA, Defense
 from purebench.noise import Noise
 from purebench.spec import ThreatModel
@@ -44,22 +44,25 @@ INFO = {
 def ascend(
     defense: Defense, x: Tensor, y: Tensor, threat: ThreatModel, noise: Noise,
     *, steps: int, eot: int, rel_step: float, loss: str, average: str, random_start: bool,
-) -> Tensor:  # fmt: skip
-    """`steps` ascent steps of rel_step * eps from x or from a random point of the ball; the last iterate, like x.
+) -> Attacked:  # fmt: skip
+    """`steps` ascent steps of rel_step * eps from x or from a random point of the ball; the last iterate, like x, or the one whose
+    gradient was not finite.
 
     Iteration i draws its purifications from the stream (.., "iterate", i); the start from (.., "start")."""
     x_adv = threat.random(noise.fork("start"), x) if random_start else x.clone()
+    running = Running(len(x))
     for i in range(steps):
-        grad = defense.loss_grad(x_adv, y, loss, noise.fork("iterate", i), eot=eot, average=average).grad
-        x_adv = threat.project(x_adv + rel_step * threat.eps * threat.ascend(grad), x)
-    return x_adv
+        found = defense.loss_grad(x_adv, y, loss, noise.fork("iterate", i), eot=eot, average=average)
+        moved = threat.project(x_adv + rel_step * threat.eps * threat.ascend(found.grad), x)
+        x_adv = running.step(i, found, moved, x_adv)
+    return Attacked(x_adv, log={"stopped": running.stopped})
 
 
 def _attack(prepare: Callable[[Defense], Defense], average: str, **settings: Any) -> Attack:
     """`ascend` on what `prepare` makes of the defense."""
 
     def attack(defense: Defense, x: Tensor, y: Tensor, threat: ThreatModel, noise: Noise) -> Attacked:
-        return Attacked(ascend(prepare(defense), x, y, threat, noise, average=average, **settings))
+        return ascend(prepare(defense), x, y, threat, noise, average=average, **settings)
 
     return attack
 
