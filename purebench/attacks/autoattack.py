@@ -54,7 +54,8 @@ INFO = {
         "forward_calls": "5",
         "version": 1,
         "paper": {"Croce and Hein 2020": "n_iter=100,eot=20", "DiffPure, COUP": "the same"},
-        "differences": "none in the result: the `eot` purifications of a gradient run as rows of one batch instead of one after another. "
+        "differences": "none in the result, but that logits that are not finite are wrong, and that L2 gradients below 1e-11 keep their "
+        "direction: the `eot` purifications of a gradient run as rows of one batch instead of one after another. "
         "As upstream: loss and success are the last draw's, one lucky miss breaks an image, and a robust image comes back clean",
         "cite": _CITE,
     },
@@ -65,7 +66,8 @@ INFO = {
         "forward_calls": "n_queries + 11 + n_target_classes * (n_iter + 4)",
         "version": 1,
         "paper": {"Croce and Hein 2020": "n_iter=100,n_queries=5000,n_target_classes=9"},
-        "differences": "none in the result. As upstream: one forward decides, and a robust image comes back clean",
+        "differences": "none in the result, but for values that are not finite and tiny L2 gradients, as for rand. "
+        "As upstream: one forward decides, and a robust image comes back clean",
         "cite": _CITE,
     },
 }
