@@ -132,7 +132,7 @@ def _lifted(d: Tensor, exact: Callable[[], Tensor], images: int) -> Tensor:
         return d
     fine = exact().unflatten(0, (images, -1))
     largest = fine.flatten(1).abs().amax(1)
-    scale = torch.exp2(-largest.log2().floor()).where(faint & (largest > 0) & largest.isfinite(), 1)
+    scale = torch.exp2((-largest.log2().floor()).clamp(max=1000)).where(faint & (largest > 0) & largest.isfinite(), 1)
     lifted = (fine * scale.view(-1, 1, 1)).to(d.dtype).flatten(0, 1)
     return lifted.where(faint.repeat_interleave(len(d) // images)[:, None], d)
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from purebench import components, datasets, metrics, purifiers, registry
+from purebench import components, datasets, purifiers, records, registry
 from purebench.datasets.images import Images
 from purebench.defense import Defense, predicted
 from purebench.noise import Noise
@@ -135,8 +135,8 @@ def execute(
     if task.judge:
         return Done([_with_more_draws(task, judged, i) for i in range(len(x))], made.rows, cost)
     share = [spent[0] // len(x), spent[1] // len(x)]
-    records = [_record(task, made, judged, i, int(index[i]), int(y[i]), share) for i in range(len(x))]
-    return Done(records, made.rows, cost)
+    lines = [_record(task, made, judged, i, int(index[i]), int(y[i]), share) for i in range(len(x))]
+    return Done(lines, made.rows, cost)
 
 
 # ------------------------------------------------------------------------------------------------------------------ attack
@@ -197,7 +197,7 @@ def _attack(task: Task, defense: Defense, x: Tensor, y: Tensor, index: Tensor) -
         raise RuntimeError(
             f"{int(broken.sum())} images of `{cell.attack}` are outside {cell.threat} or [0,1], first position {place}"
         )
-    why = metrics.LOST + ("its source has no image" if cell.source else "it returned values that are not finite")
+    why = records.LOST + ("its source has no image" if cell.source else "it returned values that are not finite")
     return _Made(
         _freeze(x_adv),
         None if attacked.verdict is None else [bool(v) for v in attacked.verdict.tolist()],

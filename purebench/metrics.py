@@ -14,9 +14,10 @@ from math import comb, sqrt
 from operator import eq
 from typing import Any, NamedTuple, Protocol
 
+from purebench import records
+
 Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 CONTROLS = ("null", "noise")  # rows that show what the protocol itself costs; never the strongest attack
-LOST = "attack: "  # how `failed` begins where an attack made no image: such a line holds the clean one, and is never judged
 MASKED = 0.1  # share of masked images from which on an attack is masked
 LEAST = 6  # pairs: fewer cannot differ at 95 %, whatever they are (a sign test of five equal signs has p = 0.06)
 WHERE = {
@@ -62,15 +63,9 @@ def name(part: str) -> str:
     return part.partition(":")[0]
 
 
-def lost(line: Mapping[str, Any]) -> bool:
-    """Whether the attack made no image: its line is missing from every metric, and a run tries it again. Not so where the *defense*
-    failed: a prediction of -1, a purification that is not finite, is a wrong answer."""
-    return str(line.get("failed") or "").startswith(LOST)
-
-
 def judged(log: Log) -> list[dict[str, Any]]:
     """The lines that were judged: those that have an image."""
-    return [line for line in log.images if not lost(line)]
+    return [line for line in log.images if not records.lost(line)]
 
 
 def wilson(p: float, n: int) -> tuple[float, float]:

@@ -19,7 +19,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -29,6 +29,19 @@ from purebench.errors import FAILED, UserError
 SCHEMA = 1
 _ASIDE = re.compile(r"\.old\d+$")
 CELL, IMAGES, ADVERSARIAL, COST, LOCK = "cell.json", "images.jsonl", "adversarial.f32", "cost.jsonl", "lock"
+
+LOST = "attack: "  # how `failed` begins where an attack made no image: such a line holds the clean one, and is never judged
+WHERE = {
+    "clean": "clean image",
+    "adversarial": "attacked image",
+    "attack": "while attacked",
+}  # keys of a line's `not_finite`
+
+
+def lost(record: Mapping[str, Any]) -> bool:
+    """Whether the attack made no image: its line is missing from every metric, and a run tries it again. Not so where the *defense*
+    failed: a prediction of -1, a purification that is not finite, is a wrong answer."""
+    return str(record.get("failed") or "").startswith(LOST)
 
 
 class Locked(Exception):

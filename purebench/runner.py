@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol
 
-from purebench import datasets, metrics, plan, records, tasks
+from purebench import datasets, plan, records, tasks
 from purebench.errors import UserError
 from purebench.tasks import Done, Task
 
@@ -73,11 +73,11 @@ class _Open:
         if job.cell.source:
             for position, record in records.latest(settings.out / job.cell.source).items():
                 old = self.store.done.get(position, record)
-                if metrics.lost(record) or old.get("adv_crc") != record.get(
+                if records.lost(record) or old.get("adv_crc") != record.get(
                     "adv_crc"
                 ):  # made anew since then, or not at all
                     self.store.done.pop(position, None)
-                if not metrics.lost(record):
+                if not records.lost(record):
                     self.source.add(position)
         self.tasks = tasks.missing(job, self.store.done, self.rows)
         if settings.reverse:
@@ -87,14 +87,14 @@ class _Open:
 
     def robust(self) -> float:
         """Running robust accuracy of the images done."""
-        lines = [r for r in self.store.done.values() if not metrics.lost(r)]
+        lines = [r for r in self.store.done.values() if not records.lost(r)]
         per = [sum(p == r["label"] for p in r["adversarial"]) / len(r["adversarial"]) for r in lines]
         return sum(per) / max(len(per), 1)
 
     def lost(self) -> str | None:
         """Why a finished cell has no number: the attack made no image at all. None if it made one."""
         lines = list(self.store.done.values())
-        if not all(metrics.lost(r) for r in lines):
+        if not all(records.lost(r) for r in lines):
             return None
         return f"`{self.cell.attack}` made none of its {len(lines)} images; {_reasons(lines[:1])}"
 
@@ -104,8 +104,8 @@ def _reasons(lines: list[dict[str, Any]], most: int = 6) -> str:
     the attack made no image, and why; empty if there is none."""
     reasons: dict[str, list[int]] = {}
     for line in lines:
-        said = [f"{metrics.WHERE[where]}: {why}" for where, why in line.get("not_finite", {}).items()]
-        said += [f"not judged: {line['failed']}"] if metrics.lost(line) else []
+        said = [f"{records.WHERE[where]}: {why}" for where, why in line.get("not_finite", {}).items()]
+        said += [f"not judged: {line['failed']}"] if records.lost(line) else []
         for why in said:
             reasons.setdefault(why, []).append(line["index"])
     said = []

@@ -11,11 +11,11 @@ import csv
 import io
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from purebench import metrics, registry
+from purebench import metrics, records, registry
 from purebench.errors import UserError, unknown
 from purebench.metrics import Log, Value
 from purebench.spec import show
@@ -78,7 +78,7 @@ Table = dict[str, dict[str, list[_Cell]]]  # defense -> column -> the seeds' cel
 def _cells(logs: Iterable[Log]) -> list[_Cell]:
     """One entry per cell id (of copies the one with most evaluations), ordered; metrics computed."""
     logs = list(logs)
-    sources = {log.id: {line["position"] for line in log.images if metrics.lost(line)} for log in logs}
+    sources = {log.id: {line["position"] for line in log.images if records.lost(line)} for log in logs}
     logs = [_without(log, sources.get(log.cell.get("source", ""), set())) for log in logs]
     unique: dict[str, Log] = {}
     for log in logs:
@@ -547,7 +547,7 @@ def _warnings(table: Table) -> list[str]:
     if stand_ins:
         found.append(f"not paper-comparable, for what stands in: {'; '.join(stand_ins)}.")
     found += _not_finite(cells) + _masked(cells, table)
-    if missing := [(cell, n) for cell in cells if (n := sum(map(metrics.lost, cell.log.images)))]:
+    if missing := [(cell, n) for cell in cells if (n := sum(map(records.lost, cell.log.images)))]:
         found.append(f"missing, since the attack made no image: {_tally(missing)}; the same run tries them again.")
     chance = {c.defense: c for c in done if metrics.at_chance(metrics.judged(c.log))}
     if chance:
@@ -587,15 +587,18 @@ def _not_finite(cells: Sequence[_Cell]) -> list[str]:
             )
             why = f" ({reasons.most_common(1)[0][0]})" if reasons else ""
             found.append(f"purifications of {what} images that are not finite count as wrong: {_tally(bad)}{why}.")
-    stopped = [
-        (cell, sum((line.get("gradients") or {}).get("not_finite", 0) > 0 for line in metrics.judged(cell.log)))
-        for cell in cells
-    ]
+    stopped = [(cell, sum(map(_stopped_too_early, metrics.judged(cell.log)))) for cell in cells]
     if stopped := [(cell, n) for cell, n in stopped if n]:
         found.append(
-            f"gradients that were not finite ended the attack where it stood: {_tally(stopped)}; robustness may be overstated."
+            f"gradients that were not finite ended the attack on images that it had not broken: {_tally(stopped)}; robustness may be "
+            "overstated."
         )
     return found
+
+
+def _stopped_too_early(line: Mapping[str, Any]) -> bool:
+    """Whether a gradient was not finite, and some draw of the image is still right."""
+    return (line.get("gradients") or {}).get("not_finite", 0) > 0 and line["label"] in line["adversarial"]
 
 
 def _masked(cells: Sequence[_Cell], table: Table) -> list[str]:

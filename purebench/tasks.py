@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from purebench import datasets, metrics
+from purebench import datasets, records
 from purebench.plan import Job
 from purebench.spec import Cell
 
@@ -65,7 +65,7 @@ def task_size(cell: Cell, rows: int) -> int:
 def missing(job: Job, done: dict[int, dict[str, Any]], rows: int) -> list[Task]:
     """The batches that are still to be computed, given the records that exist. Images that an attack failed to make are tried again."""
     cell, unit = job.cell, unit_of(job.cell)
-    done = {p: record for p, record in done.items() if not metrics.lost(record)}
+    done = {p: record for p, record in done.items() if not records.lost(record)}
 
     def had(positions: range) -> list[int]:
         return [0, *(len(done[p]["adversarial"]) for p in positions if p in done)]  # draws are never given up

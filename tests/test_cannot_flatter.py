@@ -136,7 +136,7 @@ def test_gradients_that_are_not_finite_stop_their_image_alone(tmp_path, purifier
         assert (one["adv_crc"] == two["adv_crc"]) == (at is None)
         assert len(two["adversarial"]) == 1  # judged as any other
         assert two["gradients"]["not_finite"] == (0 if at is None else 4 - at)
-    assert "gradients that were not finite ended the attack where it stood" in text
+    assert "gradients that were not finite ended the attack on images that it had not broken" in text
 
 
 # ----------------------------------------------------------------------------------------------------------- small gradients
@@ -194,6 +194,7 @@ def test_logits_times_a_hundred_are_told_and_fall_to_the_margin(tmp_path, networ
         assert metrics.masked(found[attack].images).value > 0.25
     assert "masked, zero gradients (or not finite) wherever an image was still classified rightly: " in text
     assert "† every gradient attack on none was masked" in text
+    assert not any(line["gradients"]["not_finite"] for line in found["pgd-eot"].images)
     found, text = run(tmp_path / "margin", "none", ["pgd-eot:steps=15,eot=1,loss=margin"])
     low, high = metrics.wilson(robust(plain["pgd-eot"]) / 100, IMAGES)
     assert low <= robust(found["pgd-eot"]) / 100 <= high
