@@ -28,7 +28,7 @@ class Component:
 
     @property
     def version(self) -> int:
-        return registry.version(self.kind, self.name)
+        return registry.version(self.kind, self.name, self.values)
 
     @cached_property
     def assets(self) -> list[str]:

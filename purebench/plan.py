@@ -281,17 +281,19 @@ class _Maker:
             "dataset": self.dataset.version,
             "classifier": self.classifier.version,
             **{key: model.version for key, model in _keyed(scores)},
-            "defense": registry.version("defense", defense.name),
-            "attack": registry.version("attack", attack.name),
+            "defense": registry.version("defense", defense.name, of_defense),
+            "attack": registry.version("attack", attack.name, of_attack),
         }
         if gradient != NO_GRADIENT:
-            versions["gradient"] = registry.version("gradient", gradient.name)
+            values = registry.parameters("gradient", gradient.name) | dict(gradient.parameters)
+            versions["gradient"] = registry.version("gradient", gradient.name, values)
         parameters: dict[str, dict[str, Value]] = {"defense": of_defense, "attack": of_attack}
         if gradient.name == "surrogate":
             stand_in = self.stand_in(defense, gradient)
-            versions["surrogate"] = registry.version("defense", stand_in.name)
-            parameters["surrogate"] = {"defense": stand_in.name, **self.resolve("defense", stand_in)[1]}
-            parameters["surrogate"].pop("score", None)  # it runs on the defense's
+            of_stand_in = self.resolve("defense", stand_in)[1]
+            of_stand_in.pop("score", None)  # it runs on the defense's
+            versions["surrogate"] = registry.version("defense", stand_in.name, of_stand_in)
+            parameters["surrogate"] = {"defense": stand_in.name, **of_stand_in}
             components.check_rotation(scores, stand_in.name)
         found = {"dataset": self.dataset, "classifier": self.classifier, **dict(_keyed(scores))}
         hashes = {kind: c.digest for kind, c in found.items()}
