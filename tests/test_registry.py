@@ -1,10 +1,10 @@
-"""What INFO may say: arithmetic and conditions over parameters, versions that hold for some of them."""
+"""What INFO may say: arithmetic and conditions over parameters, versions that hold for some of them, and names that exist."""
 
 import ast
 
 import pytest
 
-from purebench import plan, registry
+from purebench import datasets, plan, registry
 from purebench.plan import Request
 
 EVERYTHING = [(kind, name) for kind, names in registry.NAMES.items() for name in names]
@@ -149,3 +149,22 @@ def test_the_largest_version_that_holds_counts(monkeypatch):
 def test_a_conditional_version_raises(kind, name):
     info = registry.info(kind, name)
     assert all(number > info["version"] for number in info.get("versions", {}).values())
+
+
+# ------------------------------------------------------------------------------------------------------- names that exist
+
+
+def test_every_network_says_what_it_was_trained_on():
+    sets = {registry.info("dataset", name).get("training_set", name) for name in registry.NAMES["dataset"]} - {""}
+    for kind in ("classifier", "score"):
+        for name in registry.NAMES[kind]:
+            said = registry.info(kind, name).get("trained_on")
+            values = registry.parameters(kind, name)
+            assert name == "file" or said.format(**values) in sets, name
+
+
+def test_the_score_model_of_a_paper_is_named_where_it_is_known():
+    """A defense says that it has its own; CIFAR-10, where the papers are at home, names it for each of them, and for no other."""
+    own = {name for name in registry.NAMES["defense"] if registry.info("defense", name).get("own_score")}
+    assert own == {name for name, values in datasets.defaults("cifar10")["defense"].items() if "score" in values}
+    assert own == {name for name, values in datasets.defaults("digits")["defense"].items() if "score" in values}

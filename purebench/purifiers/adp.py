@@ -25,6 +25,7 @@ INFO = {
         "output": "unbounded",
         "version": 1,
         "needs": ["score"],
+        "own_score": "NCSNv2, of ADP's training",
         "rotates": True,
         "couples": {"variant": "code"},
         "requires": [

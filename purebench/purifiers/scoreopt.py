@@ -36,6 +36,7 @@ INFO = {
         "output": "unit",
         "version": 1,
         "needs": ["score"],
+        "own_score": "EDM; on ImageNet, guided diffusion",
         "guided": True,
         "requires": ["steps >= 1", "lr > 0", "width >= 0", "sigma > width", "weight >= 0", "batch >= 1"],
         "paper": {
@@ -61,6 +62,7 @@ INFO = {
         "version": 1,
         "versions": {"outer > 1 and objective == 'sr'": 2},  # 1 held the second D at x_i
         "needs": ["score"],
+        "own_score": "EDM; on ImageNet, guided diffusion",
         "guided": True,
         "requires": ["steps >= 1", "outer >= 1", "lr > 0", "width >= 0", "sigma > width", "weight >= 0", "batch >= 1"],
         "paper": {
