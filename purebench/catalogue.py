@@ -128,6 +128,7 @@ def _component(kind: str, name: str) -> dict[str, Any]:
     page = pages.get(name) if isinstance(pages, dict) else pages
     found |= {"documentation": page} if page and name in registry.NAMES[kind] else {}
     found |= {"version": info.get("version", 1), "defined in": f"{module}:{factory}"}
+    found |= {"version where": info["versions"]} if "versions" in info else {}
     return found | ({"cite": info["cite"]} if info.get("cite") else {})
 
 
@@ -173,6 +174,7 @@ def _defense(kind: str, name: str, info: dict[str, Any], about: str) -> dict[str
         "random": random,
         "output": {"unit": "in [0,1]", "unbounded": "may leave [0,1]"}.get(info.get("output", ""), "?"),
         "needs": info.get("needs", []),
+        **({"score model of the paper": info["own_score"]} if "own_score" in info else {}),
         "gradients": usable if info.get("nfe") != "0" or info.get("random", True) else ["exact"],
         "requires": [*info.get("requires", []), *registry.REQUIRES[kind]],
     }
@@ -203,6 +205,8 @@ def _dataset(kind: str, name: str, info: dict[str, Any], about: str) -> dict[str
             str(Part(n, tuple((k, _tuple(v)) for k, v in values.items())))
             for n, values in defaults.get(part, {}).items()
         ]
+    if "training_set" in info:
+        found["training set"] = info["training_set"] or "yours to know: tables name what the networks were trained on"
     found |= {key: info[key] for key in ("source", "licence") if key in info}
     return found | {"assets": [_asset(n) for n in info.get("assets", [])]}
 
@@ -218,6 +222,9 @@ def _network(kind: str, name: str, info: dict[str, Any], about: str) -> dict[str
     if "classes" in info:
         known = info["classes"]
         found["classes"] = ", ".join(f"{d} {n}" for d, n in known.items()) if isinstance(known, dict) else known
+    if "trained_on" in info:
+        trained = info["trained_on"]
+        found["trained on"] = f"what `{trained.strip('{}')}` says" if "{" in trained else trained
     if "t_max" in info:
         found["trained for"] = f"t up to {info['t_max']}"
     template = info.get("asset", "")

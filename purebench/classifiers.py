@@ -1,7 +1,7 @@
 """Classifiers by name. Each takes (B,C,H,W) in [0,1], normalises inside, and gives logits (B,K); frozen, in evaluation mode.
 
 `asset` in INFO names the checkpoint in `checkpoints.toml`, {..} standing for a parameter; `size` and `classes` are those of the
-images it was trained on (a table where they depend on the parameter `dataset`).
+images it was trained on (a table where they depend on the parameter `dataset`), and `trained_on` names these.
 """
 
 from __future__ import annotations
@@ -29,17 +29,20 @@ _DIFFPURE = """@inproceedings{nie2022diffpure,
   booktitle={International Conference on Machine Learning},
   year={2022}
 }"""
+_WIDE = ["network != 'wideresnet' and network != 'wideresnet_hill'", "only a WideResNet has one"]
 
 INFO = {
     "digits-cnn": {
         "summary": "three convolutions, 19,338 parameters, trained on the embedded digits",
         "asset": "digits-classifier",
+        "trained_on": "digits",
         "size": [1, 8, 8],
         "version": 1,
     },
     "robustbench": {
         "summary": "a model of RobustBench by its id: robustbench:id=Standard is the WRN-28-10 of DiffPure and COUP",
         "asset": "robustbench/{dataset}/{threat}/{id}",
+        "trained_on": "{dataset}",
         "size": {"cifar10": [3, 32, 32], "cifar100": [3, 32, 32], "imagenet": [3, 224, 224]},
         "classes": {"cifar10": 10, "cifar100": 100, "imagenet": 1000},
         "version": 1,
@@ -48,6 +51,7 @@ INFO = {
     "torchvision": {
         "summary": "an ImageNet classifier of torchvision, weights IMAGENET1K_V1 (never DEFAULT): torchvision:id=resnet50",
         "asset": "torchvision-{id}-v1",
+        "trained_on": "imagenet",
         "size": [3, 224, 224],
         "classes": 1000,
         "version": 1,
@@ -55,6 +59,7 @@ INFO = {
     "timm": {
         "summary": "DeiT-S of DiffPure's ImageNet table, through timm",
         "asset": "deit-s",
+        "trained_on": "imagenet",
         "size": [3, 224, 224],
         "classes": 1000,
         "version": 1,
@@ -62,6 +67,7 @@ INFO = {
     "wrn-70-16-dropout": {
         "summary": "DiffPure's own WRN-70-16 with dropout, CIFAR-10",
         "asset": "diffpure-wrn-70-16-dropout",
+        "trained_on": "cifar10",
         "size": [3, 32, 32],
         "classes": 10,
         "version": 1,
@@ -70,6 +76,7 @@ INFO = {
     "wideresnet-70-16": {
         "summary": "DiffPure's WRN-70-16 with Swish (RobustBench's DMWideResNet), CIFAR-10",
         "asset": "diffpure-wideresnet-70-16",
+        "trained_on": "cifar10",
         "size": [3, 32, 32],
         "classes": 10,
         "version": 1,
@@ -78,6 +85,7 @@ INFO = {
     "cifar-resnet50": {
         "summary": "DiffPure's CIFAR-10 ResNet-50 (unseen threats)",
         "asset": "diffpure-cifar10-resnet50",
+        "trained_on": "cifar10",
         "size": [3, 32, 32],
         "classes": 10,
         "version": 1,
@@ -86,6 +94,7 @@ INFO = {
     "hill-wrn-28-10": {
         "summary": "Hill et al.'s WRN-28-10, CIFAR-10",
         "asset": "ebm-hill-clf-cifar10",
+        "trained_on": "cifar10",
         "size": [3, 32, 32],
         "classes": 10,
         "version": 1,
@@ -93,6 +102,7 @@ INFO = {
     "celebahq-attribute": {
         "summary": "CelebA-HQ attribute classifier of DiffPure's table: logits [z, -z], class 1 = the attribute is present",
         "asset": "gan-ensembling-celebahq-attr",
+        "trained_on": "celebahq",
         "size": [3, 256, 256],
         "classes": 2,
         "version": 1,
@@ -101,6 +111,7 @@ INFO = {
     "autoattack-resnet18": {
         "summary": "the ResNet-18 that pyautoattack ships as its example: CIFAR-10, not robust, no paper's classifier",
         "sha256": "399f52da9f914c323fa5a6096d60f460a3449a59b64a6405200c1e629f8425a7",
+        "trained_on": "cifar10",
         "size": [3, 32, 32],
         "classes": 10,
         "version": 1,
@@ -109,6 +120,7 @@ INFO = {
     "mnist-cnn": {
         "summary": "ADP's small CNN for MNIST, trained by `purebench train mnist-classifier`",
         "trained": "mnist-classifier",
+        "trained_on": "mnist",
         "size": [1, 28, 28],
         "classes": 10,
         "version": 1,
@@ -117,6 +129,7 @@ INFO = {
     "fashionmnist-cnn": {
         "summary": "ADP's small CNN for FashionMNIST, trained by `purebench train fashionmnist-classifier`",
         "trained": "fashionmnist-classifier",
+        "trained_on": "fashionmnist",
         "size": [1, 28, 28],
         "classes": 10,
         "version": 1,
@@ -126,6 +139,7 @@ INFO = {
         "summary": "your own weights: file:path=FILE,network=NAME; the natural CIFAR-100 classifiers of ADP, ScoreOpt and COUP were "
         "never released: robustbench:dataset=cifar100,id=.. are adversarially trained stand-ins",
         "version": 1,
+        "moot": {"depth": _WIDE, "widen": _WIDE},
     },
 }
 

@@ -105,7 +105,12 @@ def run(
     classifier: Annotated[
         str | None, typer.Option(metavar="PART", help="the protected classifier [default: the dataset's]")
     ] = None,
-    score: Annotated[str | None, typer.Option(metavar="PART", help="the score model [default: the dataset's]")] = None,
+    score: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PART", help="the score model of all defenses [default: the dataset's, or a defense's own]"
+        ),
+    ] = None,
     images: Annotated[int | None, typer.Option(metavar="N", help="how many test images")] = None,
     subset: Annotated[
         int | None, typer.Option(metavar="SEED", help="RandomState(SEED).choice instead of the dataset's own order")

@@ -28,7 +28,7 @@ class Component:
 
     @property
     def version(self) -> int:
-        return registry.version(self.kind, self.name)
+        return registry.version(self.kind, self.name, self.values)
 
     @cached_property
     def assets(self) -> list[str]:
@@ -123,12 +123,24 @@ class Component:
         return self._known("size")
 
     @property
-    def stand_in(self) -> str:
-        """What it stands in for, where it is no paper's; empty otherwise."""
-        if self.where and self.kind == "score":
-            return f"your own weights `{self.text}`"
+    def training_set(self) -> str:
+        """The name, as networks have it in `trained_on`, of the training set that a dataset's images belong to; empty for images of the
+        user's own, of which nobody here can know."""
+        return self.info.get("training_set", self.name)
+
+    def stand_in(self, dataset: Component) -> str:
+        """What this stands in for on a dataset (itself, for one): it is no paper's, your own, or trained on other images; else empty."""
         note = self.info.get("stand_in", "")
-        return note or (getattr(self.images, "note", "") if self.kind == "dataset" and not self.info["size"] else "")
+        if self.kind == "dataset":
+            return note or ("" if self.info["size"] else getattr(self.images, "note", ""))
+        if self.where:
+            return f"your own weights `{self.text}`"
+        trained = self.info.get("trained_on", "").format(**self.values)
+        if trained and trained == dataset.training_set:
+            return note
+        said = f", trained on {trained}" if trained else ", which does not say what it was trained on"
+        other = f", not on {dataset.training_set}" if trained and dataset.training_set else ""
+        return (note or f"`{self.text}`") + said + other
 
     def _known(self, key: str) -> Any:
         found = self.info.get(key)
@@ -151,12 +163,16 @@ def of(kind: str, part: Part) -> Component:
         given["name"] = values["name"] = Path(str(where["path"])).stem
     if "path" in known and "path" not in where and given.get("name"):
         raise UserError(f"`name={show(given['name'])}` of `{part.name}` names a file", "give it: path=FILE")
+    info = registry.info(kind, part.name)
+    for key, (condition, why) in info.get("moot", {}).items():
+        if key in given and registry.expression(condition, values):  # it would be recorded, and do nothing
+            raise UserError(f"`{key}={show(given[key])}` of `{part.name}` has no say here: {why}", f"leave `{key}` out")
     kept = tuple(
         (k, v)
         for k, v in values.items()
         if k not in PLACES and k in given and v != registry.as_type(known[k], known[k])
     )
-    found = Component(kind, part.name, values, str(Part(part.name, kept)), where, registry.info(kind, part.name))
+    found = Component(kind, part.name, values, str(Part(part.name, kept)), where, info)
     for asset in found.assets:
         if "package" in assets.entry(asset)["sources"]:
             from purebench import embedded

@@ -32,7 +32,7 @@ def describe(the_plan: plan.Plan, settings: runner.Settings, as_json: bool) -> s
             {
                 "cell": str(job.cell), "done": job.images - min(left, job.images), "left": left, "evals": job.evals, "nfe_forward": forward,
                 "nfe_backward": backward, "seconds": seconds, "id": job.cell.id,
-                "parameters": job.cell.data()["parameters"], "origin": job.origin,
+                "parameters": job.cell.data()["parameters"], "origin": job.origin, "stand_in": list(job.stand_in),
             }
         )  # fmt: skip
     if as_json:

@@ -79,6 +79,9 @@ def build(request: Request) -> Plan:
                 job = dataclasses.replace(old, images=max(old.images, job.images), evals=max(old.evals, job.evals))
             jobs[job.cell.id] = job
             missing |= dict.fromkeys(absent)
+    stand_ins = dict.fromkeys(name for job in jobs.values() for name in job.stand_in)
+    if stand_ins:
+        notes.append(f"warning: not paper-comparable, for what stands in: {'; '.join(stand_ins)}")
     if any((job.cell.dataset, job.cell.hashes["dataset"]) != (dataset.text, dataset.digest) for job in jobs.values()):
         raise UserError("a plan has one dataset, and this grid names several", "make a grid file for each")
     return Plan(
@@ -211,6 +214,7 @@ class _Maker:
         self.chosen = chosen  # `score` was asked for, and is not the dataset's default
         self.defaults, self.notes = defaults, notes
         self.models: dict[str, list[Component]] = {}  # of every cell made: its score models
+        self.loaded: dict[str, list[Component]] = {}  # the same, without those that no purifier of the cell uses
         self.known = {score.text: score}  # by name
 
     def resolve(self, kind: str, part: Part) -> tuple[Part, dict[str, Value], dict[str, str]]:
@@ -281,36 +285,44 @@ class _Maker:
             "dataset": self.dataset.version,
             "classifier": self.classifier.version,
             **{key: model.version for key, model in _keyed(scores)},
-            "defense": registry.version("defense", defense.name),
-            "attack": registry.version("attack", attack.name),
+            "defense": registry.version("defense", defense.name, of_defense),
+            "attack": registry.version("attack", attack.name, of_attack),
         }
         if gradient != NO_GRADIENT:
-            versions["gradient"] = registry.version("gradient", gradient.name)
+            values = registry.parameters("gradient", gradient.name) | dict(gradient.parameters)
+            versions["gradient"] = registry.version("gradient", gradient.name, values)
         parameters: dict[str, dict[str, Value]] = {"defense": of_defense, "attack": of_attack}
         if gradient.name == "surrogate":
             stand_in = self.stand_in(defense, gradient)
-            versions["surrogate"] = registry.version("defense", stand_in.name)
-            parameters["surrogate"] = {"defense": stand_in.name, **self.resolve("defense", stand_in)[1]}
-            parameters["surrogate"].pop("score", None)  # it runs on the defense's
+            of_stand_in = self.resolve("defense", stand_in)[1]
+            of_stand_in.pop("score", None)  # it runs on the defense's
+            versions["surrogate"] = registry.version("defense", stand_in.name, of_stand_in)
+            parameters["surrogate"] = {"defense": stand_in.name, **of_stand_in}
             components.check_rotation(scores, stand_in.name)
         found = {"dataset": self.dataset, "classifier": self.classifier, **dict(_keyed(scores))}
         hashes = {kind: c.digest for kind, c in found.items()}
-        if not self.scored(
-            defense.name, parameters
-        ):  # a model that is not used: only what is known without fetching it
+        scored = self.scored(defense.name, parameters)
+        if not scored:  # a model that is not used: only what is known without fetching it
             hashes |= {key: model.published for key, model in _keyed(scores)}
         cell = Cell(
             self.dataset.text, self.subset, self.classifier.text, score, defense, gradient, attack, limit, seed,
             parameters, versions, hashes, source[0].id if source else "",
             {kind: c.where for kind, c in found.items() if c.where},
         )  # fmt: skip
-        self.models[cell.id] = scores
+        self.models[cell.id], self.loaded[cell.id] = scores, scores if scored else []
         origin = {f"defense.{k}": o for k, o in d_origin.items()} | {f"attack.{k}": o for k, o in a_origin.items()}
         return cell, origin, source
 
     def scores(self, defense: str, own: Value) -> list[Component]:
-        """The score models of a defense: its own, else the run's. UserError for two files of one name: their cells would look alike."""
+        """The score models of a defense: its own, else the run's. UserError where the dataset's default would take the place of its
+        paper's, and for two files of one name: their cells would look alike."""
         if own == "":
+            papers = registry.info("defense", defense).get("own_score")
+            if papers and not self.chosen:
+                raise UserError(
+                    f"`{defense}` has a score model of its own ({papers}), and none is known for {self.dataset.name}",
+                    f"say on which to run it: `--score {self.score.text}`, the dataset's default, or another",
+                )
             return [self.score]
         found = [components.of("score", part) for part in parts(show(own), "score")]
         components.check_rotation(found, defense)
@@ -330,15 +342,16 @@ class _Maker:
 
     def used(self, cell: Cell) -> list[Component]:
         """What this cell loads."""
-        scored = self.scored(cell.defense.name, cell.parameters)
-        return [self.dataset, self.classifier, *(self.models[cell.id] if scored else [])]
+        return [self.dataset, self.classifier, *self.loaded[cell.id]]
 
     def missing(self, cell: Cell) -> list[str]:
         """Assets that this cell needs and the cache has not."""
         return [name for c in self.used(cell) for name in c.missing]
 
     def stand_in_for(self, cell: Cell) -> tuple[str, ...]:
-        return tuple(c.stand_in for c in self.used(cell) if c.stand_in)
+        """What its numbers are of in place of a paper's own: with a transfer, also what its images were made on."""
+        of = [*self.used(cell), *self.loaded.get(cell.source, [])]
+        return tuple(dict.fromkeys(name for c in of if (name := c.stand_in(self.dataset))))
 
     def gradient(self, defense: Part, info: dict[str, Any], gradient: Part) -> Part:
         """The gradient in the form that equal cells share: what makes no difference for this defense is left out."""

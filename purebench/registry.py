@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import math
 import operator
+from collections.abc import Mapping
 from functools import cache
 from importlib.machinery import PathFinder
 from importlib.metadata import entry_points
@@ -179,9 +180,13 @@ def _literal(node: ast.expr, module: ast.Module) -> Any:
     return ast.literal_eval(Follow().visit(node))
 
 
-def version(kind: str, name: str) -> int:
-    """The component's version: raised whenever its numbers change."""
-    return int(info(kind, name).get("version", 1))
+def version(kind: str, name: str, values: Mapping[str, Any]) -> int:
+    """The component's version at these parameters: raised whenever its numbers change. INFO's `versions`, condition -> version, raises it
+    where they changed for some parameters only, so that records of the others stay good."""
+    known = info(kind, name)
+    values = {**COMMON.get(kind, {}), **values}
+    raised = [number for condition, number in known.get("versions", {}).items() if expression(condition, values)]
+    return max([known.get("version", 1), *raised])
 
 
 def check_parameters(kind: str, name: str, given: dict[str, Any]) -> None:
@@ -253,27 +258,46 @@ def check_ranges(kind: str, name: str, values: dict[str, Any]) -> None:
             )
 
 
-def expression(text: str, values: dict[str, Any]) -> Any:
-    """Evaluates an INFO entry over the parameters: arithmetic such as "2 * steps" or "sum(stages)", or a comparison such as
-    "0 < t <= 1"."""
+def _suffix(path: Any) -> str:
+    return Path(str(path)).suffix
+
+
+def expression(text: str, values: Mapping[str, Any]) -> Any:
+    """Evaluates an INFO entry over the parameters: arithmetic such as "2 * steps" or "sum(stages)", comparisons such as "0 < t <= 1" or
+    "update == 'schedule'", and `and` and `or` of them; suffix(path) is the ending of a file's name. Raises ValueError for anything
+    else, and for a word that is ordered: words are equal or not."""
     arithmetic = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
-    functions: dict[str, Any] = {"sum": sum, "len": len, "max": max, "min": min, "round": round}
-    order = {ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge}
+    functions: dict[str, Any] = {"sum": sum, "len": len, "max": max, "min": min, "round": round, "suffix": _suffix}
+    equal: dict[type, Any] = {ast.Eq: operator.eq, ast.NotEq: operator.ne}
+    order: dict[type, Any] = {ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge}
+
+    def holds(op: ast.cmpop, a: Any, b: Any) -> bool:
+        if type(op) in equal:
+            return equal[type(op)](a, b)
+        words = isinstance(a, str) or isinstance(b, str)  # that "langevin" > "deterministic" means nothing
+        if words or type(op) not in order:
+            raise ValueError(f"no comparison of these: {text}")
+        return order[type(op)](a, b)
 
     def value(node: ast.expr) -> Any:
         if isinstance(node, ast.Constant):
             return node.value
         if isinstance(node, ast.Name):
             return values[node.id]
-        if isinstance(node, ast.BinOp):
+        if isinstance(node, ast.BinOp) and type(node.op) in arithmetic:
             return arithmetic[type(node.op)](value(node.left), value(node.right))
-        if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.Or):
-            return next((v for v in map(value, node.values) if v), 0)
+        if isinstance(node, ast.BoolOp):
+            found = value(node.values[0])
+            for side in node.values[1:]:
+                if bool(found) == isinstance(node.op, ast.Or):
+                    break
+                found = value(side)
+            return found
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in functions:
             return functions[node.func.id](*map(value, node.args))
         if isinstance(node, ast.Compare):
             sides = [value(side) for side in (node.left, *node.comparators)]
-            return all(order[type(op)](a, b) for op, a, b in zip(node.ops, sides, sides[1:], strict=False))
+            return all(holds(op, a, b) for op, a, b in zip(node.ops, sides, sides[1:], strict=False))
         raise ValueError(f"neither arithmetic nor a comparison: {text}")
 
     return value(ast.parse(text, mode="eval").body)

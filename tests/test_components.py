@@ -12,7 +12,20 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from purebench import assets, classifiers, cli, components, embedded, errors, evaluate, networks, plan, purifiers, zoo
+from purebench import (
+    assets,
+    classifiers,
+    cli,
+    components,
+    embedded,
+    errors,
+    evaluate,
+    networks,
+    plan,
+    purifiers,
+    registry,
+    zoo,
+)
 from purebench.assets import checkpoint
 from purebench.errors import UserError
 from purebench.noise import Noise
@@ -68,6 +81,123 @@ def test_what_stands_in_is_said(tmp_path):
     assert len(job.stand_in) == 3
     assert "JPEG" in job.stand_in[0]
     assert plan.build(Request(defenses=("coup",), dataset="digits")).jobs[0].stand_in == ()
+
+
+def job_of(dataset, defense="coup", attack="null", **given):
+    """The last job of a plan, which is the one asked for."""
+    return plan.build(
+        Request(dataset=dataset, defenses=(defense,), attacks=(attack,), images=1, subset=0, **given)
+    ).jobs[-1]
+
+
+CIFAR100 = {"classifier": "robustbench:dataset=cifar100,id=Wang2023Better_WRN-28-10"}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "defense", "given", "said"),
+    [
+        ("cifar10", "coup", {}, []),
+        ("cifar10", "edm", {}, []),
+        ("cifar10-c", "coup", {}, []),  # CIFAR-10's images: the papers run their CIFAR-10 networks on them
+        ("cifar10-c:corruption=fog", "scoreopt-o", {}, []),
+        ("cifar100", "edm", {"score": "edm", **CIFAR100}, ["`edm`, trained on cifar10, not on cifar100"]),
+        ("cifar100-c", "edm", {"score": "edm", **CIFAR100}, ["`edm`, trained on cifar10, not on cifar100"]),
+        ("cifar100", "none", {"score": "edm", **CIFAR100}, []),  # it is not used
+        ("cifar10", "coup", {"score": "guided-diffusion"}, ["`guided-diffusion`, trained on imagenet, not on cifar10"]),
+        (
+            "fashionmnist",
+            "one-shot",
+            {"classifier": "mnist-cnn", "score": "digits-vp"},
+            [
+                "our training of ADP's MNIST CNN (its weights were never released), trained on mnist, not on fashionmnist",
+                "`digits-vp`, trained on digits, not on fashionmnist",
+            ],
+        ),
+        ("digits", "coup", {}, []),
+    ],
+)
+def test_a_network_of_other_images_stands_in(dataset, defense, given, said):
+    job = job_of(dataset, defense, **given)
+    assert list(job.stand_in) == said
+    asked = Request(dataset=dataset, defenses=(defense,), attacks=("null",), images=1, **given)
+    notes = [note for note in plan.build(asked).notes if "stands in" in note]
+    assert notes == ([f"warning: not paper-comparable, for what stands in: {'; '.join(said)}"] if said else [])
+
+
+def test_networks_on_images_of_ones_own_say_what_they_were_trained_on(tmp_path):
+    """Whether it is what these images are of, nobody here can know."""
+    job = plan.build(request(parquet_file(tmp_path / "few.parquet"), defenses=("coup",))).jobs[0]
+    assert list(job.stand_in[1:]) == [
+        "pyautoattack's example ResNet-18, trained on cifar10",
+        "small VP network of `purebench train cifar10-score`, trained on cifar10",
+    ]
+
+
+def test_weights_of_ones_own_stand_in_wherever_they_are(tmp_path):
+    score = own_weights(tmp_path / "mine.safetensors")
+    (tmp_path / "net.safetensors").write_bytes(embedded.verified("digits-classifier").read_bytes())
+    given = {"score": f"digits-vp:path={score}", "classifier": f"file:path={tmp_path / 'net.safetensors'}"}
+    assert job_of("digits", **given).stand_in == (
+        "your own weights `file:name=net`",
+        "your own weights `digits-vp:name=mine`",
+    )
+
+
+def test_a_transfer_names_what_its_images_were_made_on():
+    job = job_of("cifar10", "none", "transfer:from=(one-shot:score=guided-diffusion)")
+    assert job.cell.attack.name == "transfer"
+    assert job.stand_in == ("`guided-diffusion`, trained on imagenet, not on cifar10",)
+
+
+def test_a_plug_in_that_does_not_say_what_it_was_trained_on_is_told(monkeypatch):
+    entry = {"summary": "a plug-in", "size": [1, 8, 8], "digest": "d"}
+    monkeypatch.setitem(registry.NAMES["score"], "my-score", "purebench.scores.digits:digits_vp")
+    registry.names.cache_clear()
+    real = registry.info
+    monkeypatch.setattr(registry, "info", lambda kind, name: entry if name == "my-score" else real(kind, name))
+    try:
+        assert job_of("digits", score="my-score").stand_in == ("`my-score`, which does not say what it was trained on",)
+        entry["trained_on"] = "digits"
+        assert job_of("digits", score="my-score").stand_in == ()
+    finally:
+        monkeypatch.undo()
+        registry.names.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("defense", "own"),
+    [("adp", "ncsnv2"), ("scoreopt-o", "edm"), ("scoreopt-n", "edm"), ("lm", "edm"), ("lm-coup", "edm"), ("edm", "edm"),
+     ("gdmp", "ddpm"), ("ebm", "ebm"), ("diffpure", "score-sde"), ("coup", "score-sde")],
+)  # fmt: skip
+def test_cifar10_c_has_the_score_models_of_cifar10(defense, own):
+    jobs = [job_of(name, defense, attack="bpda-eot") for name in ("cifar10", "cifar10-c")]
+    assert [job.cell.score for job in jobs] == [own, own]
+    assert jobs[0].cell.parameters == jobs[1].cell.parameters
+    assert job_of("cifar10-c", defense, score="cifar10-small").cell.score == "cifar10-small"
+
+
+def celeba_folder(root):
+    (root / "images").mkdir(parents=True)
+    Image.new("RGB", (256, 256)).save(root / "images" / "000001.png")
+    (root / "list_attr_celeba.txt").write_text("1\nSmiling\n000001.jpg 1\n")
+    (root / "list_eval_partition.txt").write_text("000001.jpg 1\n")
+    return f"celebahq:folder={root}"
+
+
+@pytest.mark.parametrize("defense", ["adp", "scoreopt-n", "gdmp", "lm", "lm-coup", "edm", "ebm"])
+def test_a_datasets_default_does_not_take_the_place_of_a_papers_own_score_model(defense, tmp_path):
+    """Not unsaid: who asks for it gets it."""
+    dataset = celeba_folder(tmp_path / "faces")
+    assert job_of(dataset, "diffpure").cell.score == "celebahq-ddpm"
+    for asked in ({"defense": defense}, {"defense": "diffpure", "attack": f"transfer:from=({defense})"}):
+        with pytest.raises(UserError, match=f"`{defense}` has a score model of its own") as caught:
+            job_of(dataset, **asked)
+        assert "`--score celebahq-ddpm`" in caught.value.hint
+        assert caught.value.code == 2
+    assert job_of(dataset, defense, score="celebahq-ddpm").cell.score == "celebahq-ddpm"
+    assert job_of(dataset, f"{defense}:score=celebahq-ddpm").stand_in == ()
+    [said] = job_of(dataset, defense, score="edm").stand_in
+    assert said == "`edm`, trained on cifar10, not on celebahq"
 
 
 def test_the_default_dataset_is_cifar10_once_it_is_fetched(empty_cache, monkeypatch):
@@ -130,6 +260,52 @@ def test_what_does_not_fit_is_refused(given, words):
     with pytest.raises(UserError, match=words) as caught:
         plan.build(asked)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("kind", "part", "words"),
+    [
+        (
+            "score",
+            "ncsnv2:weights=raw,path=X.safetensors",
+            "`weights=raw` of `ncsnv2` has no say here: .*one set of weights",
+        ),
+        ("score", "ncsnv2:weights=ema,path=X.safetensors", "`weights=ema`"),
+        ("score", "edm:precond=ve,path=X.pkl", "`precond=ve` of `edm` has no say here"),
+        ("score", "edm:precond=vp,path=X.pkl", "`precond=vp`"),
+        ("score", "edm:name=mine", "names a file"),
+        ("classifier", "file:path=X.pth,network=torchvision/resnet18,depth=10", "`depth=10` of `file` has no say here"),
+        ("classifier", "file:path=X.pth,network=cifar_resnet50,widen=2", "`widen=2`"),
+        ("classifier", "file:path=X.safetensors,depth=28", "`depth=28`"),
+    ],
+)
+def test_what_would_be_recorded_and_do_nothing_is_refused(kind, part, words):
+    given = {kind: part} if kind == "classifier" else {"defenses": (f"adp:score=({part})",)}
+    for asked in (given, {kind: part}):
+        with pytest.raises(UserError, match=words) as caught:
+            plan.build(Request(**{"dataset": "cifar10", "defenses": ("adp",), "attacks": ("null",), **asked}))
+        assert caught.value.hint
+        assert caught.value.code == 2
+
+
+def test_which_weights_of_ncsnv2_are_taken_of_a_file_that_has_both(tmp_path):
+    """And the words are kept where they do something."""
+    entry = assets.entry("ncsnv2-cifar10")
+    network = networks.build(entry["network"], entry["config"])
+    state = network.state_dict()
+    torch.save([{f"module.{k}": v + 1 for k, v in state.items()}, {}, 1, 2, state], tmp_path / "both.pth")
+    torch.save(state, tmp_path / "one.pth")
+    key = next(k for k in state if k.endswith("weight"))
+    for weights, shift in (("ema", 0), ("raw", 1)):
+        part = components.find("score", f"ncsnv2:weights={weights},path={tmp_path / 'both.pth'}")
+        made = components.load("score", "ncsnv2", part.values).network.network.state_dict()
+        torch.testing.assert_close(made[key], state[key] + shift)
+        with pytest.raises(UserError, match="is not a checkpoint of format `ncsnv2-list`"):
+            components.load("score", "ncsnv2", part.values | {"path": str(tmp_path / "one.pth")})
+    assert (
+        components.find("score", f"ncsnv2:weights=raw,path={tmp_path / 'both.pth'}").text
+        == "ncsnv2:name=both,weights=raw"
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"not weights", b"<html>"], ids=["empty", "text", "page"])
@@ -324,6 +500,9 @@ def test_a_run_on_a_parquet_file(tmp_path):
 
     assert run["indices"] == hashlib.sha256(order.astype("<i8").tobytes()).hexdigest()
     assert "not paper-comparable" in result.output
+    assert (
+        "pyautoattack's example ResNet-18, trained on cifar10" in result.output.rpartition("| none")[2]
+    )  # in the table
 
 
 def test_a_dataset_is_read_in_any_order(tmp_path):

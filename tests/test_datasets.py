@@ -1,5 +1,6 @@
 """Datasets and their subsets: tiny files in the real layouts, the papers' index lists, and one message for every wrong layout."""
 
+import functools
 import gzip
 import hashlib
 import io
@@ -203,6 +204,50 @@ def test_defaults_name_parameters_that_exist(name):
             registry.check_parameters(kind, part, {k: v for k, v in values.items() if k != "from"})
         for text in defaults[f"{kind}s"]:
             assert parse(text).name in registry.names(kind)
+
+
+def test_a_dataset_takes_the_values_of_its_base_and_overrides_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "HERE", tmp_path)
+    monkeypatch.setattr(datasets, "defaults", functools.cache(datasets.defaults.__wrapped__))
+    tables = '[defense.one]\nscore = "t"\nsteps = 3\n[defense.two]\nscore = "u"\n[attack.x]\nn = 1\n'
+    (tmp_path / "a.toml").write_text('images = 5\nscore = "s"\nattacks = ["x", "y"]\n' + tables)
+    (tmp_path / "b.toml").write_text('base = "a"\nattacks = ["x"]\n[defense.one]\nsteps = 4\n[defense.three]\nt = 1\n')
+    (tmp_path / "c.toml").write_text('base = "b"\nwithout = ["score"]\n[defense.two]\nscore = "v"\n')
+    a, b, c = (datasets.defaults(name) for name in "abc")
+    assert b["defense"] == {"one": {"score": "t", "steps": 4}, "two": {"score": "u"}, "three": {"t": 1}}
+    assert (b["images"], b["score"], b["attacks"], b["attack"]) == (5, "s", ["x"], {"x": {"n": 1}})
+    assert c == {
+        "images": 5,
+        "attacks": ["x"],
+        "attack": {"x": {"n": 1}},
+        "defense": {"one": {"steps": 4}, "two": {"score": "v"}, "three": {"t": 1}},
+    }
+    assert a["defense"]["one"] == {"score": "t", "steps": 3}  # as it was
+
+
+def test_cifar10_c_is_cifar10_but_for_the_attacks():
+    assert datasets.defaults("cifar10-c") == datasets.defaults("cifar10") | {"attacks": ["null"]}
+    assert datasets.defaults("cifar100-c") == datasets.defaults("cifar100") | {"attacks": ["null"]}
+    assert datasets.defaults("parquet") == datasets.defaults("folder")
+
+
+@pytest.mark.parametrize(
+    ("name", "score", "classifier"),
+    [
+        ("cifar100", None, None),
+        ("cifar100-c", None, None),
+        ("folder", None, None),
+        ("parquet", None, None),
+        ("mnist", None, "mnist-cnn"),
+        ("fashionmnist", None, "fashionmnist-cnn"),
+        ("imagenet", "guided-diffusion", "torchvision:id=resnet50"),
+        ("celebahq", "celebahq-ddpm", "celebahq-attribute"),
+    ],
+)
+def test_no_other_dataset_inherits_the_networks_of_cifar10(name, score, classifier):
+    defaults = datasets.defaults(name)
+    assert (defaults.get("score"), defaults.get("classifier")) == (score, classifier)
+    assert {values["score"] for values in defaults["defense"].values() if "score" in values} <= {score}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -9,13 +9,13 @@ import torch
 from helpers import apart, asked, filled, needs_golden, published, recorded, relative, slope_error, states
 from torch import nn
 
-from purebench import chain
+from purebench import chain, registry
 from purebench.errors import UserError
 from purebench.networks import build
 from purebench.noise import Noise, Replay
 from purebench.purifiers.adam import root
 from purebench.purifiers.one_shot import one_shot
-from purebench.purifiers.scoreopt import scoreopt_n, scoreopt_o
+from purebench.purifiers.scoreopt import ScoreOptN, scoreopt_n, scoreopt_o
 from purebench.scores.denoisers import DenoiserScore, NCSNScore
 from purebench.scores.vp import IndexScore, VPScore
 
@@ -35,6 +35,7 @@ CASES = {  # id -> (factory, parameters)
     "n": (scoreopt_n, {}),
     "n sr": (scoreopt_n, {"objective": "sr", "weight": 0.7}),
     "n outer": (scoreopt_n, {"outer": 3, "width": 0.2}),
+    "n sr outer": (scoreopt_n, {"objective": "sr", "weight": 0.7, "outer": 3, "width": 0.2}),
     "n code": (scoreopt_n, {"variant": "code", "batch": ROWS}),
 }
 
@@ -146,7 +147,7 @@ def loop_n(x, noise, steps, objective="diff", weight=1.0, variant="paper", batch
 
     def purify(rows):
         mine = noise.rows(noise.ids[rows], noise.samples[rows])
-        image, key = 2 * x[rows] - 1, -1
+        given, image, key = 2 * x[rows] - 1, 2 * x[rows] - 1, -1
         for _ in range(outer):
             sigma = spread(mine, key, image, 0.5, width)
             s = sigma[:, None, None, None]
@@ -157,7 +158,10 @@ def loop_n(x, noise, steps, objective="diff", weight=1.0, variant="paper", batch
                 D = network(u, sigma)
                 loss = nn.functional.mse_loss((u - D) / s, eps) if code else nn.functional.mse_loss(D, image)
                 if objective == "sr":
-                    other = network(image + s * mine.normal(j, image, draw=1), sigma)
+                    with torch.no_grad():
+                        other = network(
+                            given + s * mine.normal(j, given, draw=1), sigma
+                        )  # of the input, in every round
                     loss = loss + weight * nn.functional.mse_loss(D, other)
                 adam.zero_grad()
                 loss.backward()
@@ -177,6 +181,55 @@ def test_it_is_a_plain_loop_around_torchs_adam(case, steps):
     out = chain.run(make(case, steps), X, NOISE)
     assert relative(out, loop(X, NOISE, steps, **parameters)) < 1e-9
     assert (out - X).abs().max() > 0.02
+
+
+class HeldAtTheRound(ScoreOptN):
+    """N as its version 1 was: SR held the image of the round."""
+
+    def start(self, x, noise):
+        return self.begin(-1, 2 * x - 1, noise)
+
+    def step(self, k, state, noise):
+        u, m, v, x = state
+        i, j = divmod(k, self.steps + 1)
+        begun = i * (self.steps + 1) - 1
+        sigma = self.level(begun, u, noise)
+        if j == self.steps:
+            x = self.score.denoise(u, sigma)
+            return self.begin(k, x, noise) if i + 1 < self.outer else (x, m, v, x)
+
+        def loss(u):
+            D = self.score.denoise(u, sigma)
+            return (D - x) ** 2 + self.regulariser(k, D, x, sigma, noise)
+
+        return *self.adam(j, u, m, v, loss), x
+
+
+@pytest.mark.parametrize(
+    ("parameters", "version"),
+    [({"objective": "sr"}, 1), ({"outer": 3}, 1), ({"outer": 2, "objective": "sr"}, 2)],
+    ids=["one round of sr", "rounds of diff", "rounds of sr"],
+)
+def test_the_version_is_raised_where_the_numbers_are_others_and_nowhere_else(parameters, version):
+    p = scoreopt_n(unet(), steps=3, width=0.1, **parameters)
+    before = HeldAtTheRound.__new__(HeldAtTheRound)
+    before.__dict__ |= p.__dict__
+    now, then = chain.vjp(p, X, NOISE, V), chain.vjp(before, X, NOISE, V)
+    assert all(torch.equal(a, b) for a, b in zip(now, then, strict=True)) == (version == 1)
+    values = registry.parameters("defense", "scoreopt-n") | parameters
+    assert registry.version("defense", "scoreopt-n", values) == version
+    if version == 2:
+        assert (now[0] - then[0]).abs().max() > 1e-3
+
+
+def test_the_input_is_held_within_a_memory_budget_too():
+    p = make("n sr outer")
+    state, graph = chain.step_bytes(p, X, NOISE)
+    assert state == 5 * X.nbytes
+    out, grad = chain.vjp(p, X, NOISE, V)
+    again = chain.vjp(p, X, NOISE, V, memory=3 * graph + 12 * state)
+    assert torch.equal(out, again[0])
+    assert relative(again[1], grad) < 1e-9
 
 
 DATA_MEAN, DATA_STD = 0.3, 0.5  # of Gaussian data, on the [-1,1] scale
@@ -348,7 +401,17 @@ def test_every_draw_is_its_own(case):
     found = asked(make(case), X)
     if case[0] == "o":  # N asks again for the draws of its round
         assert len(found) == len(set(found))
-    expected = {"o": 6, "o fixed level": 3, "o sr": 9, "o sr code": 9, "n": 1, "n sr": 4, "n outer": 6, "n code": 1}
+    expected = {
+        "o": 6,
+        "o fixed level": 3,
+        "o sr": 9,
+        "o sr code": 9,
+        "n": 1,
+        "n sr": 4,
+        "n outer": 6,
+        "n sr outer": 15,
+        "n code": 1,
+    }
     assert len(set(found)) == expected.get(case, 6)
 
 
@@ -401,6 +464,7 @@ LITERALS = {  # three values of the result, three of the gradient
     "n": [0.6200509644, 0.6470772039, 0.5053092876, -0.02652603092, 0.02223931852, 0.2542855178],
     "n sr": [0.6121872309, 0.6476699034, 0.4825785129, -0.1777674444, -0.1249094618, -0.905039155],
     "n outer": [0.4445359883, 0.6356014631, 0.255992808, 0.3221426214, -1.121584392, 25.7608361],
+    "n sr outer": [0.4390996393, 0.6700034145, 0.2657662189, -0.1818515827, -0.6743802326, 0.1627782101],
     "n code": [0.4451646098, 0.7490839989, 0.3256730594, -0.3821087657, -0.188252432, -0.5677513852],
 }
 

@@ -38,11 +38,26 @@ RULE = re.compile(r"first|choice:(?P<seed>\d{1,10})|groups:(?P<groups>\d{1,3})x(
 
 @cache
 def defaults(name: str) -> dict[str, Any]:
-    """The dataset's TOML: threat, subset, number of images, evaluations, rows, and parameters per defense and attack."""
+    """The dataset's TOML: threat, subset, number of images, evaluations, rows, and parameters per defense and attack. `base` names a
+    dataset whose values hold where the file has none; but for those that `without` names, at the top and of every defense."""
     path = HERE / f"{name}.toml"
     if not path.is_file():  # a plug-in's
         return {"images": 100, "evals": 10, "subset": "first", "rows": 64}
-    return tomllib.loads(path.read_text(encoding="utf-8"))
+    own = tomllib.loads(path.read_text(encoding="utf-8"))
+    base, without = own.pop("base", ""), own.pop("without", [])
+    return _over(_less(defaults(base), without), own) if base else own
+
+
+def _less(table: dict[str, Any], without: list[str]) -> dict[str, Any]:
+    """The table, and those in it, without these keys; no empty tables."""
+    rest = {k: _less(v, without) if isinstance(v, dict) else v for k, v in table.items() if k not in without}
+    return {k: v for k, v in rest.items() if v != {}}
+
+
+def _over(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """`own`, completed by the base, table by table."""
+    tables = {k: _over(base[k], v) for k, v in own.items() if isinstance(v, dict) and k in base}
+    return base | own | tables
 
 
 def valid(subset: str) -> str:

@@ -27,6 +27,7 @@ INFO = {
         "source": "your own",
         "licence": "your own",
         "assets": [],
+        "training_set": "",  # yours to know
         "cite": "",
     }
 }

@@ -19,6 +19,7 @@ INFO = {
         "output": "unbounded",
         "version": 1,
         "needs": ["score"],
+        "own_score": "Hill et al.'s energy",
         "requires": ["steps >= 1", "step > 0", "eps >= 0", "level >= 0"],
         "paper": {"steps": "1500", "step": "1", "eps": "0.01"},
         "differences": "none known on an energy model. On a score model without an energy it is Langevin dynamics on that model at one "

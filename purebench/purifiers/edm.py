@@ -21,6 +21,7 @@ INFO = {
         "output": "unit",
         "version": 1,
         "needs": ["score"],
+        "own_score": "EDM",
         "requires": ["sigma > 0.002", "steps >= 1", "0 <= start", "start < steps", "1 <= order <= 2"],
         "paper": {
             "sigma": "ScoreOpt's baseline: not said; its code enters EDM's own grid, sigma=80,steps=18,start=13",

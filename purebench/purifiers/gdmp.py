@@ -30,6 +30,7 @@ INFO = {
         "output": "unit",
         "version": 1,
         "needs": ["score"],
+        "own_score": "DDPM; on ImageNet, guided diffusion",
         "guided": True,
         "requires": ["1 <= t <= 999", "passes >= 1", "scale >= 0", "ptb > 0", "batch >= 1"],
         "paper": {

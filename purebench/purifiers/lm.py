@@ -42,6 +42,7 @@ INFO = {
         "random": True,
         "output": "unit",
         "version": 2,
+        "own_score": "EDM",
         "needs": ["score"],  # and a classifier where guidance > 0, which the constructor asks for
         "guided": True,
         "requires": ["steps >= 1", "lr > 0", "0 < low <= high", "eta > 0", "guidance >= 0"],
@@ -66,6 +67,7 @@ INFO = {
         "random": True,
         "output": "unit",
         "version": 2,
+        "own_score": "EDM, as for lm",
         "needs": ["score", "classifier"],
         "guided": True,
         "requires": ["steps >= 1", "lr > 0", "0 < low <= high", "eta > 0", "guidance >= 0"],

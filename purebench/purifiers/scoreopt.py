@@ -29,13 +29,14 @@ INFO = {
         "summary": "Adam on the image, towards its own denoised version",
         "formula": "Adam on ||D(u + sigma eps; sigma) - u||^2 (diff), + weight ||u - u_0||^2 (mse) or "
         "+ weight ||D(u + sigma eps; sigma) - D(u_0 + sigma eps'; sigma)||^2 (sr), from u_0 = 2x - 1",
-        "nfe": "steps * (1 + (objective >= 'sr'))",  # of the three words, sr is the last in the alphabet
+        "nfe": "steps * (1 + (objective == 'sr'))",
         "calls": "steps (twice that for objective=sr)",
         "nfe_inner": "steps",
         "random": True,
         "output": "unit",
         "version": 1,
         "needs": ["score"],
+        "own_score": "EDM; on ImageNet, guided diffusion",
         "guided": True,
         "requires": ["steps >= 1", "lr > 0", "width >= 0", "sigma > width", "weight >= 0", "batch >= 1"],
         "paper": {
@@ -51,15 +52,17 @@ INFO = {
     },
     "scoreopt-n": {
         "summary": "Adam on the noisy image, then one denoising",
-        "formula": "u = x_i + sigma eps; Adam on ||D(u; sigma) - x_i||^2 (diff), + weight ||D(u; sigma) - D(x_i + sigma eps'; sigma)||^2 "
+        "formula": "u = x_i + sigma eps; Adam on ||D(u; sigma) - x_i||^2 (diff), + weight ||D(u; sigma) - D(x_0 + sigma eps'; sigma)||^2 "
         "(sr); x_i+1 = D(u; sigma)",
-        "nfe": "outer * (1 + steps * (1 + (objective >= 'sr')))",
+        "nfe": "outer * (1 + steps * (1 + (objective == 'sr')))",
         "calls": "outer * (1 + steps), or outer * (1 + 2 * steps) for objective=sr",
         "nfe_inner": "outer * steps",
         "random": True,
         "output": "unit",
         "version": 1,
+        "versions": {"outer > 1 and objective == 'sr'": 2},  # 1 held the second D at x_i
         "needs": ["score"],
+        "own_score": "EDM; on ImageNet, guided diffusion",
         "guided": True,
         "requires": ["steps >= 1", "outer >= 1", "lr > 0", "width >= 0", "sigma > width", "weight >= 0", "batch >= 1"],
         "paper": {
@@ -153,7 +156,8 @@ class ScoreOptO:
 
 
 class ScoreOptN(ScoreOptO):
-    """State: (u, m, v, x_i): the noisy image, its moments, and the image that it was made of.
+    """State: (u, m, v, x_i): the noisy image, its moments, and the image that it was made of; with SR in several rounds also x_0, the
+    input, which the regulariser holds in all of them.
 
     A round is `steps` updates and the denoising that ends it; its noise is drawn where it begins, at k = -1 or in the last
     step of the round before."""
@@ -169,28 +173,29 @@ class ScoreOptN(ScoreOptO):
         self.steps, self.outer, self.n = self.n, outer, outer * (self.n + 1)
 
     def start(self, x: Tensor, noise: Noise) -> tuple[Tensor, ...]:
-        return self.begin(-1, 2 * x - 1, noise)
+        apart = self.outer > 1 and self.objective == "sr"  # in a single round x_i is the input
+        return *self.begin(-1, 2 * x - 1, noise), *([2 * x - 1] if apart else [])
 
     def begin(self, k: int, x: Tensor, noise: Noise) -> tuple[Tensor, ...]:
         u = x + self.level(k, x, noise) * noise.normal(k, x)
         return u, torch.zeros_like(u), torch.zeros_like(u), x
 
     def step(self, k: int, state: tuple[Tensor, ...], noise: Noise) -> tuple[Tensor, ...]:
-        u, m, v, x = state
+        u, m, v, x, *x0 = state
         i, j = divmod(k, self.steps + 1)
         begun = i * (self.steps + 1) - 1
         sigma = self.level(begun, u, noise)
         if j == self.steps:
             x = self.score.denoise(u, sigma)
-            return self.begin(k, x, noise) if i + 1 < self.outer else (x, m, v, x)
+            return *(self.begin(k, x, noise) if i + 1 < self.outer else (x, m, v, x)), *x0
 
         def loss(u: Tensor) -> Tensor:
             D = self.score.denoise(u, sigma)
             if self.code:
                 return ((u - D) / sigma - noise.normal(begun, u)) ** 2
-            return (D - x) ** 2 + self.regulariser(k, D, x, sigma, noise)
+            return (D - x) ** 2 + self.regulariser(k, D, x0[0] if x0 else x, sigma, noise)
 
-        return *self.adam(j, u, m, v, loss), x
+        return *self.adam(j, u, m, v, loss), x, *x0
 
 
 def scoreopt_o(
@@ -229,7 +234,8 @@ def scoreopt_n(
 ) -> ScoreOptN:
     """ScoreOpt-N, Algorithm 2: `outer` rounds of noising, `steps` updates of the noisy image, one denoising. variant: paper pulls
     D(u; sigma) towards the round's fixed image; code towards u - sigma eps, with the loss over sigma^2 and `batch`. objective: diff or
-    sr. The rest as for `scoreopt_o`. Random: per round one normal (and one uniform), for sr one more per update."""
+    sr, whose second D is of the input in every round. The rest as for `scoreopt_o`. Random: per round one normal (and one uniform), for
+    sr one more per update."""
     return ScoreOptN(
         score, outer, variant, objective, sigma=sigma, width=width, lr=lr, steps=steps, weight=weight, batch=batch
     )

@@ -9,6 +9,7 @@ INFO = {
     "digits-vp": {
         "summary": "VP noise predictor, about 160 thousand parameters, trained on the embedded digits",
         "asset": "digits-score",
+        "trained_on": "digits",
         "size": [1, 8, 8],
         "version": 1,
     }

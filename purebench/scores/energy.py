@@ -16,6 +16,7 @@ INFO = {
     "ebm": {
         "summary": "energy model of Hill et al., CIFAR-10, 0.7 M parameters",
         "asset": "ebm-hill-cifar10",
+        "trained_on": "cifar10",
         "size": [3, 32, 32],
         "energy": True,
         "version": 1,

@@ -43,6 +43,7 @@ INFO = {
     "score-sde": {
         "summary": "Score SDE's DDPM++ deep, VP, CIFAR-10, 106.6 M parameters: DiffPure, COUP, Lee and Kim",
         "asset": "score-sde-cifar10-vp",
+        "trained_on": "cifar10",
         "size": [3, 32, 32],
         "version": 1,
         "cite": _SONG,
@@ -50,6 +51,8 @@ INFO = {
     "edm": {
         "summary": "EDM, CIFAR-10, unconditional, DDPM++ form, 55.7 M parameters: ScoreOpt (non-commercial licence)",
         "asset": "edm-cifar10-uncond-{precond}",
+        "trained_on": "cifar10",
+        "moot": {"precond": ["path != ''", "an EDM pickle says itself which network it holds"]},
         "size": [3, 32, 32],
         "version": 1,
         "cite": _KARRAS,
@@ -57,6 +60,7 @@ INFO = {
     "guided-diffusion": {
         "summary": "guided diffusion, ImageNet 256x256, unconditional, 552.8 M parameters: DiffPure, ScoreOpt, GDMP",
         "asset": "guided-diffusion-imagenet256-uncond",
+        "trained_on": "imagenet",
         "size": [3, 256, 256],
         "version": 1,
         "cite": _DHARIWAL,
@@ -64,6 +68,7 @@ INFO = {
     "ddpm": {
         "summary": "DDPM, CIFAR-10, moving average, 35.7 M parameters: GDMP",
         "asset": "ddpm-cifar10-ema",
+        "trained_on": "cifar10",
         "size": [3, 32, 32],
         "version": 1,
         "cite": _HO,
@@ -71,6 +76,7 @@ INFO = {
     "celebahq-ddpm": {
         "summary": "DDPM, CelebA-HQ 256x256, 113.7 M parameters: DiffPure's CelebA-HQ table",
         "asset": "ddpm-celebahq-sdedit",
+        "trained_on": "celebahq",
         "size": [3, 256, 256],
         "version": 1,
         "cite": _HO,
@@ -78,6 +84,10 @@ INFO = {
     "ncsnv2": {
         "summary": "NCSNv2, CIFAR-10, 29.7 M parameters: stands in for ADP's own, which was never released",
         "asset": "ncsnv2-cifar10",
+        "trained_on": "cifar10",
+        "moot": {
+            "weights": ["suffix(path) == '.safetensors'", "such a file holds one set of weights, averaged or raw"]
+        },
         "size": [3, 32, 32],
         "version": 1,
         "stand_in": "official NCSNv2 in place of ADP's own training",
@@ -86,6 +96,7 @@ INFO = {
     "cifar10-small": {
         "summary": "small VP noise predictor for 32x32, 1.4 M parameters, trained by us on JPEG CIFAR-10: no paper's network",
         "asset": "cifar10-score",
+        "trained_on": "cifar10",
         "size": [3, 32, 32],
         "t_max": 0.3,
         "version": 1,

@@ -1,0 +1,170 @@
+"""What INFO may say: arithmetic and conditions over parameters, versions that hold for some of them, and names that exist."""
+
+import ast
+
+import pytest
+
+from purebench import datasets, plan, registry
+from purebench.plan import Request
+
+EVERYTHING = [(kind, name) for kind, names in registry.NAMES.items() for name in names]
+
+
+def conditions(kind, name):
+    """Every entry of INFO that is evaluated."""
+    info = registry.info(kind, name)
+    found = [info[key] for key in ("nfe", "nfe_inner", "gradient_calls", "forward_calls") if key in info]
+    return [
+        *found,
+        *info.get("requires", []),
+        *info.get("versions", {}),
+        *(c for c, _ in info.get("moot", {}).values()),
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------------ expressions
+
+
+@pytest.mark.parametrize(
+    ("text", "result"),
+    [
+        ("word == 'b'", True),
+        ("word == 'a'", False),
+        ("word != 'a'", True),
+        ("n == 3", True),
+        ("n * (1 + (word == 'b'))", 6),
+        ("1 < n <= 3 == n", True),
+        ("n > 1 and word == 'b'", True),
+        ("n > 5 and word / 2", False),  # the second is not looked at
+        ("n or word / 2", 3),
+        ("zero or n", 3),
+        ("zero and n", 0),
+        ("zero or n > 5 or word == 'c'", False),
+        ("sum(zero or stages)", 5),
+        ("suffix(path) == '.pth'", True),
+    ],
+)
+def test_what_an_entry_may_say(text, result):
+    values = {"n": 3, "word": "b", "zero": 0, "stages": (2, 3), "path": "a/b.pth"}
+    assert registry.expression(text, values) == result
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "word >= 'b'",
+        "word < 3",
+        "n <= 'deterministic'",
+        "word in 'abc'",
+        "n is n",
+        "not n",
+        "2 ** n",
+        "n if n else 0",
+        "print(n)",
+    ],
+)
+def test_words_have_no_order_and_nothing_else_is_evaluated(text):
+    with pytest.raises(ValueError, match="comparison"):
+        registry.expression(text, {"n": 3, "word": "b"})
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERYTHING)
+def test_a_word_that_an_entry_compares_is_one_that_the_parameter_may_have(kind, name):
+    """A misspelt one would be another word, and so never true."""
+    known = registry.parameters(kind, name)
+    for text in conditions(kind, name):
+        for node in ast.walk(ast.parse(text, mode="eval")):
+            words = [n for n in ast.iter_child_nodes(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+            for word in words:
+                assert isinstance(node, ast.Compare)
+                assert isinstance(node.ops[0], ast.Eq | ast.NotEq)
+                if isinstance(node.left, ast.Call):
+                    assert word.value.startswith(".")  # suffix(path)
+                    continue
+                choices = registry.CHOICES.get(node.left.id, ())
+                free = known[node.left.id] == ""  # `path`, `network`
+                assert free or (word.value in choices and known[node.left.id] in choices), text
+            if isinstance(node, ast.Name) and node.id not in ("sum", "len", "max", "min", "round", "suffix"):
+                assert node.id in known, text
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "calls"),
+    [
+        ("adp", {"update": "deterministic"}, 20),
+        ("adp", {"update": "schedule"}, 10),
+        ("adp", {"update": "langevin"}, 10),
+        ("adp", {"update": "aaa"}, 10),  # before `deterministic` in the alphabet
+        ("adp", {"threshold": 25.0}, 21),
+        ("adp", {"threshold": 25.0, "sigma": 0.0}, 20),
+        ("scoreopt-o", {"objective": "mse"}, 5),
+        ("scoreopt-o", {"objective": "sr"}, 10),
+        ("scoreopt-o", {"objective": "zzz"}, 5),
+        ("scoreopt-n", {"objective": "sr", "outer": 2}, 22),
+        ("scoreopt-n", {"objective": "zzz", "outer": 2}, 12),
+    ],
+)
+def test_calls_are_counted_for_the_very_word(name, given, calls):
+    values = registry.parameters("defense", name) | given
+    assert registry.expression(registry.info("defense", name)["nfe"], values) == calls
+
+
+# --------------------------------------------------------------------------------------------------------------- versions
+
+
+def versions(defense, **given):
+    request = Request(dataset="digits", defenses=(defense,), attacks=("pgd-eot",), **given)
+    [job] = plan.build(request).jobs
+    return job.cell.versions
+
+
+@pytest.mark.parametrize(
+    ("defense", "version"),
+    [
+        ("scoreopt-n", 1),
+        ("scoreopt-n:objective=sr", 1),
+        ("scoreopt-n:outer=2", 1),
+        ("scoreopt-n:outer=2,objective=sr", 2),
+        ("scoreopt-n:outer=2,objective=sr,votes=3", 2),
+        ("scoreopt-o:objective=sr", 1),
+        ("lm", 2),
+    ],
+)
+def test_a_version_is_that_of_the_parameters(defense, version):
+    assert versions(defense)["defense"] == version
+
+
+def test_a_surrogates_version_is_that_of_its_own_parameters():
+    found = versions("scoreopt-n", grads=("surrogate:outer=2,objective=sr",))
+    assert (found["defense"], found["surrogate"]) == (1, 2)
+
+
+def test_the_largest_version_that_holds_counts(monkeypatch):
+    entry = {"version": 2, "versions": {"steps > 5": 4, "steps > 1": 3, "votes > 1": 1}}
+    monkeypatch.setattr(registry, "info", lambda kind, name: entry)
+    assert [registry.version("defense", "x", {"steps": n}) for n in (1, 2, 9)] == [2, 3, 4]  # `votes` is known, too
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERYTHING)
+def test_a_conditional_version_raises(kind, name):
+    info = registry.info(kind, name)
+    assert all(number > info["version"] for number in info.get("versions", {}).values())
+
+
+# ------------------------------------------------------------------------------------------------------- names that exist
+
+
+def test_every_network_says_what_it_was_trained_on():
+    sets = {registry.info("dataset", name).get("training_set", name) for name in registry.NAMES["dataset"]} - {""}
+    for kind in ("classifier", "score"):
+        for name in registry.NAMES[kind]:
+            said = registry.info(kind, name).get("trained_on")
+            values = registry.parameters(kind, name)
+            assert name == "file" or said.format(**values) in sets, name
+
+
+def test_the_score_model_of_a_paper_is_named_where_it_is_known():
+    """A defense says that it has its own; CIFAR-10, where the papers are at home, names it for each of them, and for no other."""
+    own = {name for name in registry.NAMES["defense"] if registry.info("defense", name).get("own_score")}
+    assert own == {name for name, values in datasets.defaults("cifar10")["defense"].items() if "score" in values}
+    assert own == {name for name, values in datasets.defaults("digits")["defense"].items() if "score" in values}
