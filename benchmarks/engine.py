@@ -23,9 +23,10 @@ from statistics import median
 import torch
 import torchsde
 
-from purebench import adjoint, chain, device, embedded
+from purebench import embedded
+from purebench.engine import adjoint, chain, device
+from purebench.engine.noise import Noise
 from purebench.networks.small import SmallUNet
-from purebench.noise import Noise
 from purebench.purifiers.vpsde import ReverseVP
 from purebench.scores.vp import VPScore
 

@@ -23,8 +23,9 @@ import torchsde
 from engine import status, trimmed
 from torch import Tensor, nn
 
-from purebench import assets, chain, device, networks
-from purebench.noise import Noise
+from purebench import assets, networks
+from purebench.engine import chain, device
+from purebench.engine.noise import Noise
 from purebench.purifiers.vpsde import ReverseVP
 from purebench.scores.vp import VPScore
 

@@ -22,10 +22,11 @@ import torch
 from engine import extra_memory, seconds
 from torch import nn
 
-from purebench import chain, device, embedded
+from purebench import embedded
+from purebench.engine import chain, device
+from purebench.engine.nfe import watch
+from purebench.engine.noise import Noise
 from purebench.networks.small import SmallUNet
-from purebench.nfe import watch
-from purebench.noise import Noise
 from purebench.purifiers import make
 from purebench.scores.vp import VPScore
 

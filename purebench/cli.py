@@ -136,7 +136,7 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress, no table")] = False,
 ) -> None:
     """Run a grid of defenses x attacks x threat models, and print its table. The same command again goes on where it stopped."""
-    from purebench import plan as planning
+    from purebench.plan import grid as planning
 
     attacks = tuple(attack or ())
     request = planning.Request(
@@ -153,13 +153,13 @@ def run(
     if not quiet:
         for note in the_plan.notes:
             _say(f"purebench: {note}")
-    from purebench import progress, rehearsal, runner
+    from purebench.running import progress, rehearsal, runner
 
     rehearsal.check(the_plan)
     count = workers or runner.default_workers(device)
     settings = runner.Settings(out, device, rows, count, _bytes(memory), fresh)
     if dry_run:
-        from purebench import estimate
+        from purebench.running import estimate
 
         print(estimate.describe(the_plan, settings, as_json))
         return
@@ -180,7 +180,8 @@ def run(
         interrupted = True
     finally:
         reporter.stop()
-    from purebench import records, tables
+    from purebench.records import store as records
+    from purebench.report import tables
 
     if interrupted:
         _say(f"purebench: {outcome.images} new images are kept; the same command goes on from there")
@@ -225,7 +226,8 @@ def table(
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="write there instead of stdout")] = None,
 ) -> None:
     """Print the table of what has been run; a pure function of the records."""
-    from purebench import records, tables
+    from purebench.records import store as records
+    from purebench.report import tables
 
     text = tables.render(records.load_all(results or [Path("results")]), layout=layout, format=format)
     if out is None:
@@ -239,7 +241,8 @@ def table(
 @app.command(epilog=_examples("purebench status results", "purebench status results --json"))
 def status(results: Results = None, as_json: AsJson = False) -> None:
     """What has been computed, cell by cell: images, evaluations, time, and why a cell failed."""
-    from purebench import metrics, records
+    from purebench.records import store as records
+    from purebench.report import metrics
 
     rows = []
     for log in records.load_all(results or [Path("results")]):
@@ -278,7 +281,7 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """Name what there is."""
-    from purebench import catalogue
+    from purebench.plan import catalogue
 
     rows = catalogue.listing(kind)
     print(json.dumps(rows, indent=1) if as_json else catalogue.listing_text(rows))
@@ -287,7 +290,7 @@ def list_(
 @app.command(epilog=_examples("purebench show coup", "purebench show pgd-eot --json", "purebench show quick"))
 def show(name: Annotated[str, typer.Argument(metavar="NAME")], as_json: AsJson = False) -> None:
     """Explain one thing: formula, parameters, where their defaults come from, cost, gradients, differences from the paper, BibTeX."""
-    from purebench import catalogue
+    from purebench.plan import catalogue
 
     facts = catalogue.facts(name)
     print(json.dumps(facts, indent=1, ensure_ascii=False) if as_json else catalogue.text(facts))
@@ -386,8 +389,9 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train the small networks; prints their hashes and what they are good for. About 1 minute (digits) to 40 (cifar10-score)."""
-    from purebench import device, progress
-    from purebench import train as training
+    from purebench.engine import device
+    from purebench.running import progress
+    from purebench.train import small as training
 
     device.setup("cpu")
     with progress.training() as tell:
@@ -427,7 +431,7 @@ def purify(
     as_json: AsJson = False,
 ) -> None:
     """Purify image files: one purified PNG each, and a side-by-side picture of all with the classifier's answers."""
-    from purebench import pictures
+    from purebench.report import pictures
 
     rows = pictures.purify(images, defense, out, dataset, seed, device, trajectory, classifier, score)
     print(json.dumps(rows, indent=1) if as_json else _columns(rows))
@@ -443,7 +447,8 @@ def figure(
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="the PNG to write [default: NAME.png]")] = None,
 ) -> None:
     """Draw a figure that needs no records; about half a minute."""
-    from purebench import device, toy
+    from purebench.engine import device
+    from purebench.report import toy
 
     figures = {"coup-toy": toy.figure}
     if name not in figures:

@@ -1,5 +1,5 @@
 """Every component by name: the one explicit table. Defaults and INFO are read from the source with ast, so that nothing heavy is
-imported before it runs. A plug-in adds names through the entry-point groups `purebench.defense`, `purebench.attack`, .."""
+imported before it runs. A plug-in adds names through the entry-point groups `purebench.engine.defense`, `purebench.attack`, .."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ NAMES: dict[str, dict[str, str]] = {
         "parquet": "purebench.datasets.parquet:parquet",
     },
     "classifier": {
-        "digits-cnn": "purebench.classifiers:digits_cnn",
-        "robustbench": "purebench.classifiers:robustbench",
-        "torchvision": "purebench.classifiers:torchvision",
-        "timm": "purebench.classifiers:timm",
-        "wrn-70-16-dropout": "purebench.classifiers:wrn_70_16_dropout",
-        "wideresnet-70-16": "purebench.classifiers:wideresnet_70_16",
-        "cifar-resnet50": "purebench.classifiers:cifar_resnet50",
-        "hill-wrn-28-10": "purebench.classifiers:hill_wrn_28_10",
-        "celebahq-attribute": "purebench.classifiers:celebahq_attribute",
-        "autoattack-resnet18": "purebench.classifiers:autoattack_resnet18",
-        "mnist-cnn": "purebench.classifiers:mnist_cnn",
-        "fashionmnist-cnn": "purebench.classifiers:fashionmnist_cnn",
-        "file": "purebench.classifiers:file",
+        "digits-cnn": "purebench.classifiers.published:digits_cnn",
+        "robustbench": "purebench.classifiers.published:robustbench",
+        "torchvision": "purebench.classifiers.published:torchvision",
+        "timm": "purebench.classifiers.published:timm",
+        "wrn-70-16-dropout": "purebench.classifiers.published:wrn_70_16_dropout",
+        "wideresnet-70-16": "purebench.classifiers.published:wideresnet_70_16",
+        "cifar-resnet50": "purebench.classifiers.published:cifar_resnet50",
+        "hill-wrn-28-10": "purebench.classifiers.published:hill_wrn_28_10",
+        "celebahq-attribute": "purebench.classifiers.published:celebahq_attribute",
+        "autoattack-resnet18": "purebench.classifiers.published:autoattack_resnet18",
+        "mnist-cnn": "purebench.classifiers.published:mnist_cnn",
+        "fashionmnist-cnn": "purebench.classifiers.published:fashionmnist_cnn",
+        "file": "purebench.classifiers.published:file",
     },
     "score": {
         "digits-vp": "purebench.scores.digits:digits_vp",
@@ -79,11 +79,11 @@ NAMES: dict[str, dict[str, str]] = {
         "gaussian": "purebench.purifiers.gaussian:gaussian",
     },
     "gradient": {
-        "exact": "purebench.gradients:exact",
-        "adjoint": "purebench.gradients:adjoint",
-        "surrogate": "purebench.gradients:surrogate",
-        "bpda": "purebench.gradients:bpda",
-        "detached": "purebench.gradients:detached",
+        "exact": "purebench.engine.gradients:exact",
+        "adjoint": "purebench.engine.gradients:adjoint",
+        "surrogate": "purebench.engine.gradients:surrogate",
+        "bpda": "purebench.engine.gradients:bpda",
+        "detached": "purebench.engine.gradients:detached",
     },
     "attack": {
         "null": "purebench.attacks.null:null",

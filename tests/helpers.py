@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from purebench import chain
+from purebench.engine import chain
+from purebench.engine.nfe import watch
+from purebench.engine.noise import Noise
 from purebench.networks import build
 from purebench.networks.attribute import AttributeNet
 from purebench.networks.small import SmallUNet
-from purebench.nfe import watch
-from purebench.noise import Noise
 
 # ------------------------------------------------------------------------------------------------- what published code gave
 

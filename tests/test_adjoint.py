@@ -10,10 +10,11 @@ import torch
 import torchsde
 from torch import nn
 
-from purebench import adjoint, chain, embedded
+from purebench import embedded
+from purebench.engine import adjoint, chain
+from purebench.engine.noise import Noise
 from purebench.errors import UserError
 from purebench.networks.small import SmallUNet
-from purebench.noise import Noise
 from purebench.purifiers import make
 from purebench.scores.vp import VPScore
 

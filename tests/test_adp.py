@@ -9,11 +9,12 @@ import torch
 from helpers import autograd, generated, needs_golden, path, published, recorded, relative, slope_error, smooth_unet
 from torch import nn
 
-from purebench import chain, defense, registry
-from purebench.chain import Plan, Tape
+from purebench import registry
+from purebench.engine import chain, defense
+from purebench.engine.chain import Plan, Tape
+from purebench.engine.noise import Noise, Replay
 from purebench.errors import UserError
 from purebench.networks.ebm import EBM
-from purebench.noise import Noise, Replay
 from purebench.purifiers.adp import INFO, adp, sigma_from_data
 from purebench.scores.energy import EnergyScore
 from purebench.scores.vp import VPScore

@@ -12,10 +12,10 @@ from torch import nn
 from purebench import embedded, registry
 from purebench.attacks import apgd, autoattack, pgd
 from purebench.datasets import digits
-from purebench.defense import LOSSES, Defense
+from purebench.engine.defense import LOSSES, Defense
+from purebench.engine.nfe import watch
+from purebench.engine.noise import Noise
 from purebench.errors import UserError
-from purebench.nfe import watch
-from purebench.noise import Noise
 from purebench.purifiers.none import Identity
 from purebench.spec import ThreatModel
 

@@ -6,12 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from purebench import evaluate, metrics, plan, records, runner, tables
 from purebench.attacks import apgd
 from purebench.datasets import digits
-from purebench.defense import Defense
-from purebench.progress import Silent
+from purebench.engine.defense import Defense
+from purebench.plan import grid as plan
 from purebench.purifiers.none import Identity
+from purebench.records import store as records
+from purebench.report import metrics, tables
+from purebench.running import evaluate, runner
+from purebench.running.progress import Silent
 from purebench.spec import ThreatModel, representable
 
 IMAGES = 32
@@ -54,7 +57,7 @@ def network(monkeypatch):
 
     def use(module):
         evaluate.forget()
-        monkeypatch.setattr("purebench.classifiers.digits_cnn", lambda: module.eval().requires_grad_(False))
+        monkeypatch.setattr("purebench.classifiers.published.digits_cnn", lambda: module.eval().requires_grad_(False))
 
     yield use
     evaluate.forget()
@@ -278,8 +281,8 @@ def other_draws(self, x, noise, first, last, draws=Defense.draws):
 
 
 BUGS = {
-    "the stored image is another's": ("purebench.evaluate._thaw", shifted),
-    "other draws": ("purebench.defense.Defense.draws", other_draws),
+    "the stored image is another's": ("purebench.running.evaluate._thaw", shifted),
+    "other draws": ("purebench.engine.defense.Defense.draws", other_draws),
 }
 
 

@@ -10,10 +10,11 @@ import torch
 from helpers import autograd, relative, slope_error, smooth_classifier, smooth_unet
 from torch import nn
 
-from purebench import chain, embedded, registry
-from purebench.chain import Plan, Tape
+from purebench import embedded, registry
+from purebench.engine import chain
+from purebench.engine.chain import Plan, Tape
+from purebench.engine.noise import Noise
 from purebench.errors import UserError
-from purebench.noise import Noise
 from purebench.purifiers import make
 from purebench.scores.vp import VPScore
 

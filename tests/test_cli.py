@@ -16,7 +16,10 @@ from pathlib import Path
 import pytest
 
 import purebench
-from purebench import assets, catalogue, cli, datasets, errors, progress, records, registry
+from purebench import assets, cli, datasets, errors, registry
+from purebench.plan import catalogue
+from purebench.records import store as records
+from purebench.running import progress
 
 PACKAGE = Path(purebench.__file__).parent
 PUREBENCH = [sys.executable, "-c", "from purebench.cli import main; main()"]
@@ -476,8 +479,8 @@ def test_an_image_that_cannot_be_read_is_exit_2(tmp_path, monkeypatch, capsys, i
 @pytest.fixture
 def pictures_of_digits(tmp_path, monkeypatch):
     """The first eight test images as files, in the folder that is now the current one."""
-    from purebench import pictures
     from purebench.datasets import digits
+    from purebench.report import pictures
 
     monkeypatch.chdir(tmp_path)
     names = [Path(f"{i}.png") for i in range(8)]
@@ -491,8 +494,8 @@ def one_shot_fails_on_the_darkest(monkeypatch, pictures_of_digits):
     """`one-shot` does nothing in three steps, but for the darkest image, which is NaN from step 1 on. Returns its file."""
     import torch
 
-    from purebench import pictures
     from purebench.purifiers.none import Identity
+    from purebench.report import pictures
 
     sums = [float(pictures.read(path, [1, 8, 8]).sum()) for path in pictures_of_digits]
 
@@ -513,7 +516,7 @@ def test_an_image_whose_purification_is_not_finite_fails_alone(
 ):
     from PIL import Image
 
-    from purebench import pictures
+    from purebench.report import pictures
 
     bad = one_shot_fails_on_the_darkest
     rows = pictures.purify(pictures_of_digits, defense, Path("out"), "digits", 0, "cpu", trajectory=True)
@@ -551,8 +554,10 @@ def test_a_purification_that_is_not_finite_is_exit_1(
 def test_purify_gives_the_decision_of_the_defense_with_its_votes(votes, pictures_of_digits):
     import torch
 
-    from purebench import evaluate, pictures, plan
-    from purebench.noise import Noise
+    from purebench.engine.noise import Noise
+    from purebench.plan import grid as plan
+    from purebench.report import pictures
+    from purebench.running import evaluate
 
     part = f"gaussian:sigma=2,votes={votes},combine=vote"
     rows = pictures.purify(pictures_of_digits, part, Path("out"), "digits", 3, "cpu")

@@ -12,25 +12,17 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from purebench import (
-    assets,
-    classifiers,
-    cli,
-    components,
-    embedded,
-    errors,
-    evaluate,
-    networks,
-    plan,
-    purifiers,
-    registry,
-    zoo,
-)
+from purebench import assets, cli, embedded, errors, networks, purifiers, registry
 from purebench.assets import checkpoint
+from purebench.classifiers import published as classifiers
+from purebench.classifiers import zoo
+from purebench.engine.noise import Noise
 from purebench.errors import UserError
-from purebench.noise import Noise
-from purebench.plan import Request
+from purebench.plan import grid as plan
+from purebench.plan import resolved as components
+from purebench.plan.grid import Request
 from purebench.purifiers.resized import Resized, resize
+from purebench.running import evaluate
 from purebench.scores import published
 from purebench.scores.views import Score
 
@@ -328,7 +320,8 @@ def test_a_local_file_with_impossible_options_is_a_user_error(given, tmp_path):
 
 
 def test_everything_can_be_shown():
-    from purebench import catalogue, registry
+    from purebench import registry
+    from purebench.plan import catalogue
 
     for kind in registry.NAMES:
         for name in registry.names(kind):

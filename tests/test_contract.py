@@ -10,13 +10,14 @@ from helpers import autograd, filled, unrolled
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from purebench import chain, registry
-from purebench.chain import Plan, Tape
+from purebench import registry
+from purebench.engine import chain
+from purebench.engine.chain import Plan, Tape
+from purebench.engine.nfe import watch
+from purebench.engine.noise import Noise
 from purebench.errors import UserError
 from purebench.networks import build
 from purebench.networks.small import SmallCNN, SmallUNet
-from purebench.nfe import watch
-from purebench.noise import Noise
 from purebench.purifiers import make
 from purebench.scores.denoisers import DenoiserScore, NCSNScore
 from purebench.scores.energy import EnergyScore

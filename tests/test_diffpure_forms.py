@@ -9,10 +9,10 @@ import torch
 from helpers import apart, filled, needs_golden, path, published, recorded, slope_error, smooth_unet, states
 from torch import nn
 
-from purebench import adjoint, chain
+from purebench.engine import adjoint, chain
+from purebench.engine.noise import Noise, Replay
 from purebench.errors import UserError
 from purebench.networks import build
-from purebench.noise import Noise, Replay
 from purebench.purifiers.ancestral import diffpure_ddpm
 from purebench.purifiers.diffpure import diffpure, diffpure_ld, diffpure_ode
 from purebench.scores.vp import IndexScore, VPScore

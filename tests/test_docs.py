@@ -6,7 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from purebench import plan, progress, records, registry, runner, tables
+from purebench import registry
+from purebench.plan import grid as plan
+from purebench.records import store as records
+from purebench.report import tables
+from purebench.running import progress, runner
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -33,8 +37,9 @@ def test_the_median_filter_runs_and_is_shown(median, tmp_path):
 
 
 def test_the_median_filter_filters(median):
-    from purebench import chain, purifiers
-    from purebench.noise import Noise
+    from purebench import purifiers
+    from purebench.engine import chain
+    from purebench.engine.noise import Noise
 
     x = torch.full((1, 1, 8, 8), 0.25)
     x[0, 0, 3, 3] = 1.0  # one broken pixel

@@ -8,12 +8,13 @@ import torch
 from helpers import autograd, filled, generated, needs_golden, recorded, relative, slope_error, states
 from torch import nn
 
-from purebench import chain, registry
+from purebench import registry
 from purebench.assets import checkpoint
-from purebench.chain import Plan, Tape
+from purebench.engine import chain
+from purebench.engine.chain import Plan, Tape
+from purebench.engine.noise import Noise, Replay
 from purebench.errors import UserError
 from purebench.networks import build
-from purebench.noise import Noise, Replay
 from purebench.purifiers.ebm import INFO, ebm
 from purebench.scores import energy
 from purebench.scores.energy import EnergyScore

@@ -8,9 +8,9 @@ import torch
 from helpers import needs_golden, path, recorded, relative, slope_error, smooth_classifier, smooth_unet
 from torch import nn
 
-from purebench import chain
+from purebench.engine import chain
+from purebench.engine.noise import Noise, Replay
 from purebench.errors import UserError
-from purebench.noise import Noise, Replay
 from purebench.purifiers.gdmp import gdmp
 from purebench.purifiers.lm import lm, lm_coup
 from purebench.purifiers.ssim import ssim

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from purebench import chain
+from purebench.engine import chain
+from purebench.engine.noise import Noise
 from purebench.errors import UserError
-from purebench.noise import Noise
 from purebench.purifiers.ancestral import schedule
 from purebench.purifiers.gdmp import gdmp
 from purebench.scores.views import discrete

@@ -11,10 +11,10 @@ import torch
 from helpers import asked, close, filled, needs_golden, published, recorded, relative, slope_error
 from torch import nn
 
-from purebench import chain
+from purebench.engine import chain
+from purebench.engine.noise import Noise, Replay
 from purebench.errors import UserError
 from purebench.networks import build
-from purebench.noise import Noise, Replay
 from purebench.purifiers.edm import edm, levels
 from purebench.purifiers.gaussian import gaussian
 from purebench.purifiers.gns import gns, indices

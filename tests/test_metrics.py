@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from purebench import metrics
+from purebench.report import metrics
 
 
 def line(index, adversarial, label=1, clean=None, **other):

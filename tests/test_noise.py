@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from purebench import noise as module
-from purebench.noise import Noise, Replay
+from purebench.engine import noise as module
+from purebench.engine.noise import Noise, Replay
 
 KINDS = ("normal", "uniform", "sign")
 BASE = {"seed": 7, "role": "judge", "path": ("pgd", 1), "ids": [3, 5, 8], "samples": [0, 2, 0]}

@@ -5,9 +5,9 @@ import random
 
 import pytest
 
-from purebench import plan
 from purebench.errors import UserError
-from purebench.plan import Request
+from purebench.plan import grid as plan
+from purebench.plan.grid import Request
 from purebench.spec import Part, parse, show, threat
 
 
@@ -291,7 +291,8 @@ def test_threats(text, shown):
 def test_the_words_that_the_planner_takes_are_those_that_the_defense_knows():
     import torch
 
-    from purebench import defense, registry
+    from purebench import registry
+    from purebench.engine import defense
 
     assert set(registry.CHOICES["loss"]) == set(defense.LOSSES)
     for how in registry.CHOICES["combine"]:

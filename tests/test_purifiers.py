@@ -8,10 +8,11 @@ import torch
 from helpers import apart, asked, close, needs_golden, path, per_number, per_row, published, recorded
 from torch import nn
 
-from purebench import chain, registry
-from purebench.defense import Defense
+from purebench import registry
+from purebench.engine import chain
+from purebench.engine.defense import Defense
+from purebench.engine.noise import Noise, Replay
 from purebench.errors import UserError
-from purebench.noise import Noise, Replay
 from purebench.purifiers import make
 from purebench.purifiers.coup import coup
 from purebench.scores.vp import VPScore

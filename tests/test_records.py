@@ -9,8 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from purebench import records, tasks
 from purebench.errors import UserError
+from purebench.records import store as records
+from purebench.running import tasks
 
 SHAPE = [1, 2, 2]
 

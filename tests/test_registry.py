@@ -4,8 +4,9 @@ import ast
 
 import pytest
 
-from purebench import datasets, plan, registry
-from purebench.plan import Request
+from purebench import datasets, registry
+from purebench.plan import grid as plan
+from purebench.plan.grid import Request
 
 EVERYTHING = [(kind, name) for kind, names in registry.NAMES.items() for name in names]
 

@@ -4,10 +4,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from purebench import cli, embedded, plan, registry, rehearsal
+from purebench import cli, embedded, registry
 from purebench.errors import UserError
-from purebench.plan import Request
+from purebench.plan import grid as plan
+from purebench.plan.grid import Request
 from purebench.purifiers.none import Identity
+from purebench.running import rehearsal
 from purebench.scores.vp import VPScore
 
 INFO = {  # of the plug-ins below

@@ -9,10 +9,11 @@ import torch
 from helpers import apart, asked, filled, needs_golden, published, recorded, relative, slope_error, states
 from torch import nn
 
-from purebench import chain, registry
+from purebench import registry
+from purebench.engine import chain
+from purebench.engine.noise import Noise, Replay
 from purebench.errors import UserError
 from purebench.networks import build
-from purebench.noise import Noise, Replay
 from purebench.purifiers.adam import root
 from purebench.purifiers.one_shot import one_shot
 from purebench.purifiers.scoreopt import ScoreOptN, scoreopt_n, scoreopt_o

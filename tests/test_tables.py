@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from purebench import tables
 from purebench.errors import UserError
+from purebench.report import tables
 
 
 def log(defense, attack, correct, *, n=100, k=2, clean=None, gradient="exact", seed=0, **other):

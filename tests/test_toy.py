@@ -4,8 +4,8 @@ import pytest
 import torch
 from PIL import Image
 
-from purebench import toy
 from purebench.purifiers import make
+from purebench.report import toy
 
 torch.set_num_threads(1)
 

@@ -15,10 +15,10 @@ from PIL import Image
 from safetensors import safe_open
 
 import purebench
-from purebench import train as training
 from purebench.datasets import digits
 from purebench.errors import UserError
 from purebench.networks import small
+from purebench.train import small as training
 
 EMBEDDED = Path(purebench.__file__).parent / "embedded"
 SHA256 = {

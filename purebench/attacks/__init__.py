@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from purebench.defense import Defense, Gradient
-from purebench.noise import Noise
+from purebench.engine.defense import Defense, Gradient
+from purebench.engine.noise import Noise
 from purebench.spec import ThreatModel
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from purebench.attacks import Attack, Attacked, Running
-from purebench.defense import Defense, Loss, cross_entropy, dlr
+from purebench.engine.defense import Defense, Loss, cross_entropy, dlr
+from purebench.engine.noise import Noise
 from purebench.errors import UserError
-from purebench.noise import Noise
 from purebench.spec import ThreatModel, representable
 
 _CITE = """@inproceedings{croce2020reliable,

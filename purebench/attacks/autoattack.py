@@ -34,9 +34,9 @@ from pyautoattack.square import SquareAttack
 from torch import Tensor
 
 from purebench.attacks import Attack, Attacked
-from purebench.defense import Account, Defense, Gradient, Loss, cross_entropy
+from purebench.engine.defense import Account, Defense, Gradient, Loss, cross_entropy
+from purebench.engine.noise import Noise
 from purebench.errors import UserError
-from purebench.noise import Noise
 from purebench.spec import ThreatModel, representable
 
 _CITE = """@inproceedings{croce2020reliable,

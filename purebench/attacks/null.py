@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from purebench.attacks import Attack, Attacked
-from purebench.defense import Defense
-from purebench.noise import Noise
+from purebench.engine.defense import Defense
+from purebench.engine.noise import Noise
 from purebench.spec import ThreatModel
 
 INFO = {

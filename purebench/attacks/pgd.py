@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from purebench.attacks import Attack, Attacked, Running
-from purebench.defense import BPDA, Defense
-from purebench.noise import Noise
+from purebench.engine.defense import BPDA, Defense
+from purebench.engine.noise import Noise
 from purebench.spec import ThreatModel
 
 INFO = {

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from torch import Tensor
 
 from purebench.attacks import Attack, Attacked
-from purebench.defense import Defense
-from purebench.noise import Noise
+from purebench.engine.defense import Defense
+from purebench.engine.noise import Noise
 from purebench.spec import Part, ThreatModel
 
 INFO = {

@@ -14,7 +14,7 @@ def make(name: str, *, score: Any = None, classifier: Any = None, **parameters: 
     common = [key for key in parameters if key in registry.COMMON["defense"]]
     if common:
         raise UserError(
-            f"`{common[0]}` belongs to a defense, not to a purifier", "give it to `purebench.defense.Defense`"
+            f"`{common[0]}` belongs to a defense, not to a purifier", "give it to `purebench.engine.defense.Defense`"
         )
     for need, given in (("score", score), ("classifier", classifier)):
         if given is None and need in registry.info("defense", name).get("needs", []):

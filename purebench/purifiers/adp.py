@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from purebench.engine.noise import Noise
 from purebench.errors import UserError, unknown
-from purebench.noise import Noise
 
 INFO = {
     "adp": {

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from purebench.engine.noise import Noise
 from purebench.errors import UserError, unknown
-from purebench.noise import Noise
 from purebench.scores.views import discrete
 
 INFO = {

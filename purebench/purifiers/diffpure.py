@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from purebench.engine.noise import Noise
 from purebench.errors import UserError
-from purebench.noise import Noise
 from purebench.purifiers.ancestral import forward_steps
 from purebench.purifiers.vpsde import BETA_MAX, BETA_MIN, END, ReverseVP, beta, solver_times
 

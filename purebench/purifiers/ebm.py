@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from purebench import chain
+from purebench.engine import chain
+from purebench.engine.noise import Noise
 from purebench.errors import UserError
-from purebench.noise import Noise
 
 INFO = {
     "ebm": {

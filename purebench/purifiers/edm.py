@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from purebench.engine.noise import Noise
 from purebench.errors import UserError
-from purebench.noise import Noise
 
 INFO = {
     "edm": {

@@ -15,9 +15,9 @@ from typing import Any
 
 from torch import Tensor
 
-from purebench import chain
+from purebench.engine import chain
+from purebench.engine.noise import Noise
 from purebench.errors import UserError, unknown
-from purebench.noise import Noise
 from purebench.purifiers.ancestral import exp, no_variance, schedule
 from purebench.purifiers.ssim import ssim
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from purebench.noise import Noise
+from purebench.engine.noise import Noise
 
 INFO = {
     "none": {

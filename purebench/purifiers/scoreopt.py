@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from purebench import chain
+from purebench.engine import chain
+from purebench.engine.noise import Noise
 from purebench.errors import UserError, unknown
-from purebench.noise import Noise
 from purebench.purifiers import adam
 
 _CITE = """@inproceedings{zhang2023enhancing,

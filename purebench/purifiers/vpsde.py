@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from purebench.engine.noise import Noise
 from purebench.errors import UserError
-from purebench.noise import Noise
 
 BETA_MIN, BETA_MAX = 0.1, 20.0
 END = 1 - 1e-5  # solver time at which the published runs stop

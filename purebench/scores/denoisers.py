@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from purebench.nfe import watch
+from purebench.engine.nfe import watch
 from purebench.scores.views import Level, Score, rows
 
 

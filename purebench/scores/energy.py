@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from purebench.assets import checkpoint
+from purebench.engine.nfe import watch
 from purebench.errors import UserError
-from purebench.nfe import watch
 from purebench.scores.views import Level, Score
 
 INFO = {

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from purebench.nfe import watch
+from purebench.engine.nfe import watch
 from purebench.scores.views import BETA_MAX, BETA_MIN, Level, Score, discrete, rows, shrink
 
 __all__ = ["BETA_MAX", "BETA_MIN", "IndexScore", "VPScore"]

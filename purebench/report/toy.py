@@ -16,8 +16,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from purebench import chain
-from purebench.noise import Noise
+from purebench.engine import chain
+from purebench.engine.noise import Noise
 from purebench.purifiers import make
 from purebench.scores.views import Level, Score
 

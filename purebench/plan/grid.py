@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from purebench import assets, components, datasets, registry
-from purebench.components import Component
+from purebench import assets, datasets, registry
 from purebench.errors import UserError, unknown
+from purebench.plan import resolved as components
+from purebench.plan.resolved import Component
 from purebench.spec import Cell, Part, ThreatModel, Value, parse, parts, show, threat
 
 NOISE_VERSION = 1  # of noise.py: raised when a draw changes

@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from purebench import metrics, records, registry
+from purebench import registry
 from purebench.errors import UserError, unknown
-from purebench.metrics import Log, Value
+from purebench.records import store as records
+from purebench.report import metrics
+from purebench.report.metrics import Log, Value
 from purebench.spec import show
 
 COLUMNS = (

@@ -183,7 +183,7 @@ def digits_cnn() -> nn.Module:
 def robustbench(*, id: str = "Standard", dataset: str = "cifar10", threat: str = "Linf") -> nn.Module:
     """RobustBench's model `id` for `dataset` (cifar10, cifar100, imagenet) and `threat` (Linf, L2, corruptions). Its file lies where
     RobustBench itself would look for it; UserError (exit 3) where it is not fetched, unknown ids get a suggestion."""
-    from purebench import zoo
+    from purebench.classifiers import zoo
 
     network = zoo.architecture(dataset, threat, id)
     state = checkpoint.state(f"robustbench/{dataset}/{threat}/{id}")
@@ -216,7 +216,7 @@ def wrn_70_16_dropout() -> nn.Module:
 
 def wideresnet_70_16() -> nn.Module:
     """(B,3,32,32) in [0,1] -> logits (B,10)."""
-    from purebench import zoo
+    from purebench.classifiers import zoo
 
     network = zoo.architecture(
         "cifar10", "Linf", "Gowal2020Uncovering_70_16"
@@ -291,7 +291,7 @@ def file(
 def _architecture(network: str, classes: int, depth: int, widen: int) -> nn.Module:
     source, _, rest = network.partition("/")
     if source == "robustbench" and rest.count("/") == 2:
-        from purebench import zoo
+        from purebench.classifiers import zoo
 
         return zoo.architecture(*rest.split("/"))
     if source == "torchvision" and rest:

@@ -8,8 +8,9 @@ import textwrap
 import tomllib
 from typing import Any
 
-from purebench import assets, datasets, plan, registry
+from purebench import assets, datasets, registry
 from purebench.errors import unknown
+from purebench.plan import grid as plan
 from purebench.spec import Part, show
 
 KINDS = {

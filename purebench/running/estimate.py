@@ -6,8 +6,11 @@ import json
 import time
 from typing import Any
 
-from purebench import assets, plan, records, runner, tasks
-from purebench.progress import duration
+from purebench import assets
+from purebench.plan import grid as plan
+from purebench.records import store as records
+from purebench.running import runner, tasks
+from purebench.running.progress import duration
 
 
 def describe(the_plan: plan.Plan, settings: runner.Settings, as_json: bool) -> str:
@@ -89,10 +92,10 @@ def measure(job: plan.Job, settings: runner.Settings, rows: int, untrained: bool
 
     import torch
 
-    from purebench import device as device_module
-    from purebench import evaluate
     from purebench.assets import checkpoint
-    from purebench.noise import Noise
+    from purebench.engine import device as device_module
+    from purebench.engine.noise import Noise
+    from purebench.running import evaluate
 
     device = device_module.setup(settings.device)
     memory = settings.memory or device_module.free_memory(device, settings.workers)

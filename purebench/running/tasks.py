@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from purebench import datasets, records
-from purebench.plan import Job
+from purebench import datasets
+from purebench.plan.grid import Job
+from purebench.records import store as records
 from purebench.spec import Cell
 
 

@@ -14,7 +14,7 @@ from math import comb, sqrt
 from operator import eq
 from typing import Any, NamedTuple, Protocol
 
-from purebench import records
+from purebench.records import store as records
 
 Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 CONTROLS = ("null", "noise")  # rows that show what the protocol itself costs; never the strongest attack

@@ -26,11 +26,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from purebench import components
 from purebench.datasets import cifar, digits, mnist
 from purebench.datasets.images import Images
 from purebench.errors import UserError, unknown
 from purebench.networks.small import NETWORKS
+from purebench.plan import resolved as components
 
 Progress = Callable[[float, str], None]  # fraction done in [0,1], a line to show
 

@@ -21,9 +21,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from purebench import nfe as _nfe
+from purebench.engine import nfe as _nfe
+from purebench.engine.noise import Noise
 from purebench.errors import UserError
-from purebench.noise import Noise
 
 State = Any  # a tensor or a tuple of tensors, rows first
 nfe = _nfe.counting

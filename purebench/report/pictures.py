@@ -10,13 +10,16 @@ import torch
 from PIL import Image, ImageDraw, UnidentifiedImageError
 from torch import Tensor
 
-from purebench import assets, chain, evaluate, plan, rehearsal
-from purebench import device as device_module
-from purebench.defense import Defense
+from purebench import assets
+from purebench.engine import chain
+from purebench.engine import device as device_module
+from purebench.engine.defense import Defense
+from purebench.engine.noise import Noise
 from purebench.errors import DOWNLOAD, FAILED, UserError
-from purebench.noise import Noise
+from purebench.plan import grid as plan
 from purebench.purifiers.resized import resize
-from purebench.tasks import default_rows
+from purebench.running import evaluate, rehearsal
+from purebench.running.tasks import default_rows
 
 FRAMES = 9  # of a trajectory
 SIGMA = 0.1  # noise level, in [-1,1] units, at which a trajectory's score norms are taken

@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from purebench import chain
+from purebench.engine import chain
+from purebench.engine.nfe import NFE, recomputing
+from purebench.engine.noise import Noise
 from purebench.errors import UserError, unknown
-from purebench.nfe import NFE, recomputing
-from purebench.noise import Noise
 from purebench.purifiers.none import Identity
 from purebench.spec import Part
 
@@ -354,7 +354,7 @@ class Defense:
             purified = chain.run(self.purifier, x, noise)
             return purified, cotangent(purified)
         if name == "adjoint" and self.purifier.n:
-            from purebench import adjoint
+            from purebench.engine import adjoint
 
             return adjoint.vjp(self.purifier, x, noise, cotangent, guidance=self.gradient.get("guidance", "detached"))
         purifier = self.surrogate if name == "surrogate" else self.purifier

@@ -16,14 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from purebench import components, datasets, purifiers, records, registry
+from purebench import datasets, purifiers, registry
 from purebench.datasets.images import Images
-from purebench.defense import Defense, predicted
-from purebench.noise import Noise
+from purebench.engine.defense import Defense, predicted
+from purebench.engine.noise import Noise
+from purebench.plan import resolved as components
 from purebench.purifiers.none import Identity
 from purebench.purifiers.resized import Resized, resize
+from purebench.records import store as records
+from purebench.running.tasks import Done, Task
 from purebench.spec import Cell, Part, norms, parse
-from purebench.tasks import Done, Task
 
 # Where the clean prediction is another cell's, which alone knows the step:
 NOT_FINITE = "the purification of the clean image gave values that are not finite"
@@ -54,7 +56,7 @@ def shape(cell: Cell) -> list[int]:
 def _network(kind: str, part: Part, device: torch.device) -> Any:
     made = components.load(kind, part.name, components.of(kind, part).values)
     if kind == "classifier":
-        from purebench.nfe import watch
+        from purebench.engine.nfe import watch
 
         return watch(made.to(device))
     return made.to(device)

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from purebench import chain
+from purebench.engine import chain
+from purebench.engine.noise import Noise
 from purebench.errors import unknown
-from purebench.noise import Noise
 
 
 class ChainBrownian:

@@ -20,9 +20,12 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol
 
-from purebench import datasets, plan, records, tasks
+from purebench import datasets
 from purebench.errors import UserError
-from purebench.tasks import Done, Task
+from purebench.plan import grid as plan
+from purebench.records import store as records
+from purebench.running import tasks
+from purebench.running.tasks import Done, Task
 
 
 @dataclass
@@ -273,7 +276,7 @@ def _complete(task: Task, cell: _Open, out: Path, clean: dict[tuple, dict[int, l
 
 def git() -> str:
     """Commit and `-dirty` of the checkout that this package runs from; empty outside of one."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return ""
     try:
@@ -298,7 +301,7 @@ class _Pool(Protocol):
 
 
 def _attempt(task: Task, device: Any, rows: int, memory: int | None, on_work: Callable[[int], None]) -> Done | str:
-    from purebench import evaluate
+    from purebench.running import evaluate
 
     try:
         return evaluate.execute(task, device, rows=rows, memory=memory, on_work=on_work)
@@ -313,7 +316,7 @@ class _Here:
     """No workers: batches run in this process."""
 
     def __init__(self, settings: Settings, report: Reporter):
-        from purebench import device
+        from purebench.engine import device
 
         self.device = device.setup(settings.device)
         self.memory = settings.memory or device.free_memory(self.device, 1)
@@ -435,7 +438,7 @@ def _worker(pipe: Connection, number: int, workers: int, device_name: str, memor
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    from purebench import device as device_module
+    from purebench.engine import device as device_module
 
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         try:

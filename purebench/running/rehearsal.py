@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from purebench import assets, components, purifiers, registry
+from purebench import assets, purifiers, registry
 from purebench.assets import checkpoint
+from purebench.engine.noise import Noise
 from purebench.errors import UserError
-from purebench.noise import Noise
-from purebench.plan import Plan
+from purebench.plan import resolved as components
+from purebench.plan.grid import Plan
 from purebench.scores.vp import VPScore
 from purebench.spec import Cell, Part, Value
 
