@@ -33,7 +33,7 @@ TIMEOUT = 120  # seconds; a mutant that loops for ever is noticed, too
 # (file, "what -> what") -> why nobody could tell the difference
 EQUIVALENT = {
     (
-        "purebench/adjoint.py",
+        "purebench/engine/adjoint.py",
         "super().__init__() -> pass",
     ): "the module has no parameters; torchsde only asks for the type",
     (
@@ -180,8 +180,8 @@ def main() -> int:
     torch.set_num_threads(1)
     files = [
         *sorted((ROOT / "purebench" / "purifiers").glob("*.py")),
-        ROOT / "purebench/noise.py",
-        ROOT / "purebench/adjoint.py",
+        ROOT / "purebench/engine/noise.py",
+        ROOT / "purebench/engine/adjoint.py",
     ]
     todo = [m for f in files if args.only in f.name for m in mutants(f, args.operators)]
 

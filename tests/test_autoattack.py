@@ -13,10 +13,10 @@ from purebench import embedded, registry
 from purebench.attacks import apgd, autoattack, pgd
 from purebench.datasets import digits
 from purebench.engine.defense import LOSSES, Defense
+from purebench.engine.identity import Identity
 from purebench.engine.nfe import watch
 from purebench.engine.noise import Noise
 from purebench.errors import UserError
-from purebench.purifiers.none import Identity
 from purebench.spec import ThreatModel
 
 ROWS = 32

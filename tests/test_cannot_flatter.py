@@ -9,8 +9,8 @@ from torch import nn
 from purebench.attacks import apgd
 from purebench.datasets import digits
 from purebench.engine.defense import Defense
+from purebench.engine.identity import Identity
 from purebench.plan import grid as plan
-from purebench.purifiers.none import Identity
 from purebench.records import store as records
 from purebench.report import metrics, tables
 from purebench.running import evaluate, runner

@@ -494,7 +494,7 @@ def one_shot_fails_on_the_darkest(monkeypatch, pictures_of_digits):
     """`one-shot` does nothing in three steps, but for the darkest image, which is NaN from step 1 on. Returns its file."""
     import torch
 
-    from purebench.purifiers.none import Identity
+    from purebench.engine.identity import Identity
     from purebench.report import pictures
 
     sums = [float(pictures.read(path, [1, 8, 8]).sum()) for path in pictures_of_digits]

@@ -3,7 +3,6 @@
 import ast
 import subprocess
 import sys
-from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 
@@ -17,24 +16,9 @@ MODULES = {
     for path in sorted(ROOT.rglob("*.py"))
 }
 LIGHT = [
-    "cli",
-    "registry",
-    "spec",
-    "plan",
-    "records",
-    "metrics",
-    "tables",
-    "errors",
-    "tasks",
-    "runner",
-    "progress",
-    "catalogue",
-    "estimate",
-    "components",
-    "datasets",
-    "assets",
-    "gradients",
-]
+    "cli", "registry", "spec", "errors", "plan.grid", "plan.resolved", "plan.catalogue", "records.store", "report.metrics", "report.tables",
+    "running.tasks", "running.runner", "running.progress", "running.estimate", "datasets", "assets", "engine.gradients",
+]  # fmt: skip
 HEAVY = {
     "torch",
     "torchvision",
@@ -55,50 +39,32 @@ HEAVY = {
     "PIL",
 }
 
-MAY = {  # module (the first pattern that fits) -> the modules of ours that it may import anywhere, in functions too
+ROOMS = {  # room, from the ground up -> the rooms that it may import anywhere, in functions too; each stands above all of them
     "errors": "",
-    "noise": "",
-    "nfe": "",
-    "metrics": "errors records",
-    "progress": "",
-    "gradients": "",
     "spec": "errors",
-    "records": "errors",
     "registry": "errors spec",
-    "chain": "errors noise nfe",
-    "adjoint": "errors noise nfe chain",
-    "device": "errors",
-    "defense": "errors noise nfe spec chain adjoint purifiers.none",
-    "tables": "errors spec metrics records registry",
-    "assets": "errors",
-    "assets.*": "errors assets assets.* networks networks.* progress",
-    "zoo": "errors",
-    "components": "errors spec registry assets embedded datasets.images",
-    "embedded": "errors assets networks.small",
-    "datasets": "errors",
-    "datasets.*": "errors datasets datasets.* assets assets.*",
-    "networks": "errors networks.*",
-    "networks.*": "errors nfe networks.*",
-    "scores": "",
-    "scores.*": "errors nfe noise scores.* networks.* embedded assets assets.*",
-    "classifiers": "errors networks networks.* embedded assets assets.* zoo",
-    "purifiers": "errors registry",
-    "purifiers.*": "errors noise spec chain purifiers.* scores.*",
-    "attacks": "defense noise spec",
-    "attacks.*": "errors spec noise nfe defense attacks attacks.*",
-    "plan": "errors spec registry components datasets assets",
-    "tasks": "errors spec plan datasets records",
-    "evaluate": "errors spec registry components tasks records noise nfe defense purifiers purifiers.* datasets datasets.images",
-    "runner": "errors spec plan datasets tasks records evaluate device",
-    "estimate": "errors spec assets plan tasks records runner progress evaluate device noise assets.checkpoint",
-    "rehearsal": "errors spec registry components purifiers noise plan scores.vp assets assets.checkpoint",
-    "catalogue": "errors spec registry plan datasets assets",
-    "pictures": "errors spec plan rehearsal noise chain defense purifiers.resized assets tasks evaluate device",
-    "train": "errors noise nfe networks.* scores.* components datasets datasets.* assets chain device",
-    "toy": "noise chain purifiers scores.views",
+    "records": "errors",
+    "engine": "errors spec",
+    "networks": "errors engine",
+    "assets": "errors networks",
+    "embedded": "errors assets networks",
+    "datasets": "errors assets",
+    "scores": "errors engine networks assets embedded",
+    "classifiers": "errors networks assets embedded",
+    "purifiers": "errors registry engine scores",
+    "attacks": "errors spec engine",
+    "plan": "errors spec registry assets embedded datasets",
+    "train": "errors engine networks datasets scores plan",
+    "running": "errors spec registry records engine assets datasets scores purifiers plan",
+    "report": "errors spec registry records engine assets scores purifiers plan running",
     "cli": "*",
-    ".": "*",
-}  # fmt: skip
+}
+INSIDE = {  # room -> its modules, each importing those before it alone
+    "engine": "noise nfe identity chain adjoint gradients device defense",
+    "plan": "resolved grid catalogue",
+    "running": "progress tasks evaluate rehearsal runner estimate",
+    "report": "metrics tables toy pictures",
+}
 
 
 @cache
@@ -135,19 +101,44 @@ def _at_import(tree):
             pending += [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
 
 
-def rule(module):
-    return next((MAY[pattern] for pattern in MAY if fnmatch(module, pattern)), None)
+def room(module):
+    return module.partition(".")[0]
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_a_module_imports_only_what_lies_below_it(module):
-    allowed = rule(module)
-    if allowed is None:
-        pytest.fail(f"`{module}` has no line in MAY: say what it may import")
-    wrong = [
-        name for name in imports(module, True)[0] if not any(fnmatch(name, pattern) for pattern in allowed.split())
-    ]
-    assert not wrong, f"`{module}` may not import {wrong}"
+@pytest.mark.parametrize("module", [m for m in MODULES if m != "."])
+def test_a_module_imports_only_rooms_below_its_own(module):
+    if room(module) not in ROOMS:
+        pytest.fail(f"`{module}` is in no room of ROOMS: say what it may import")
+    allowed = ROOMS[room(module)].split()
+    wrong = {room(name) for name in imports(module, True)[0]} - {room(module), "", *allowed}
+    assert "*" in allowed or not wrong, f"`{module}` may not import {sorted(wrong)}"
+
+
+def test_no_arrow_goes_up():
+    floor = {name: i for i, name in enumerate(ROOMS)}
+    assert [
+        (name, other)
+        for name, may in ROOMS.items()
+        for other in may.replace("*", "").split()
+        if floor[other] >= floor[name]
+    ] == []
+    assert {room(m) for m in MODULES} - {""} <= set(ROOMS)
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_inside_a_room_a_module_imports_those_before_it(name):
+    modules = INSIDE[name].split()
+    assert {m for m in MODULES if m.startswith(f"{name}.")} == {f"{name}.{m}" for m in modules}
+    for i, module in enumerate(modules):
+        mates = {m.partition(".")[2] for m in imports(f"{name}.{module}", True)[0] if room(m) == name} - {""}
+        assert mates <= set(modules[:i]), f"{name}.{module}"
+
+
+def test_every_folder_says_what_it_is_what_it_may_import_and_where_to_begin():
+    for path in ROOT.glob("*/__init__.py"):
+        said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        assert "may import" in said, path.parent.name
+        assert "Begin reading at" in " ".join(said.split()), path.parent.name
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m != "cli"])

@@ -5,10 +5,10 @@ import torch
 from typer.testing import CliRunner
 
 from purebench import cli, embedded, registry
+from purebench.engine.identity import Identity
 from purebench.errors import UserError
 from purebench.plan import grid as plan
 from purebench.plan.grid import Request
-from purebench.purifiers.none import Identity
 from purebench.running import rehearsal
 from purebench.scores.vp import VPScore
 

@@ -13,9 +13,9 @@ import torch
 
 from purebench.attacks import Attacked
 from purebench.datasets import digits
+from purebench.engine.identity import Identity
 from purebench.errors import UserError
 from purebench.plan import grid as plan
-from purebench.purifiers.none import Identity
 from purebench.records import store as records
 from purebench.report import metrics, tables
 from purebench.running import progress, runner

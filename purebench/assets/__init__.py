@@ -1,4 +1,6 @@
-"""What is known of every checkpoint and dataset, and where its files lie: `checkpoints.toml` and the cache. `fetch.py` fills it."""
+"""What is known of every checkpoint and dataset, and where its files lie: `checkpoints.toml` and the cache. `fetch`
+fills it, `readers` turn files into weights and execute nothing. It may import `networks` and `errors`. Begin reading
+at `entry` and `fetch.fetch`."""
 
 from __future__ import annotations
 
@@ -256,6 +258,6 @@ def places() -> dict[str, str]:
         "cache": str(cache_folder()),
         "embedded weights": str(PACKAGE / "embedded"),
         "checkpoint registry": str(registry_file()),
-        "presets": str(PACKAGE / "presets"),
+        "presets": str(PACKAGE / "plan" / "presets"),
         "results": str(Path("results").absolute()),
     }

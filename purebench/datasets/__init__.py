@@ -1,4 +1,5 @@
-"""Datasets by name, their subsets, and their defaults (one TOML file each).
+"""Datasets by name, their subsets, and their defaults (one TOML file each). It may import `assets` and `errors`;
+images are read when they are asked for. Begin reading at `defaults`, then `images.Images`.
 
 A subset is a rule that says which dataset index each position 0, 1, 2, .. of a run has:
   first        as stored (RobustBench's first n)

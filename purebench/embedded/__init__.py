@@ -1,4 +1,5 @@
-"""The weights that ship inside the package, verified against `checkpoints.toml` whenever they are read."""
+"""The weights that ship inside the package, verified against `checkpoints.toml` whenever they are read. It may import
+`assets`, `networks` and `errors`. Begin reading at `load`."""
 
 from __future__ import annotations
 

@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from purebench.engine import chain
+from purebench.engine.identity import Identity
 from purebench.engine.nfe import NFE, recomputing
 from purebench.engine.noise import Noise
 from purebench.errors import UserError, unknown
-from purebench.purifiers.none import Identity
 from purebench.spec import Part
 
 EXACT, BPDA = Part("exact"), Part("bpda")

@@ -1,4 +1,5 @@
-"""Purifiers by name: `make(name, score=..., classifier=..., **parameters)`."""
+"""Purifiers by name: `make(name, score=..., classifier=..., **parameters)`; one family, one file. It may import the
+engine, `scores` and the names. Begin reading at `one_shot`, the shortest, then at `coup`."""
 
 from __future__ import annotations
 

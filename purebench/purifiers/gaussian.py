@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
+from purebench.engine.identity import Identity
 from purebench.engine.noise import Noise
 from purebench.errors import UserError
-from purebench.purifiers.none import Identity
 
 INFO = {
     "gaussian": {

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
-from purebench.engine.noise import Noise
+from purebench.engine.identity import Identity
 
 INFO = {
     "none": {
@@ -19,19 +17,6 @@ INFO = {
         "needs": [],
     }
 }
-
-
-class Identity:
-    n = 0
-
-    def start(self, x: Tensor, noise: Noise) -> Tensor:
-        return x
-
-    def step(self, k: int, x: Tensor, noise: Noise) -> Tensor:
-        raise AssertionError("the identity has no steps")
-
-    def finish(self, x: Tensor) -> Tensor:
-        return x
 
 
 def none(score: Any = None, classifier: Any = None) -> Identity:

@@ -19,9 +19,9 @@ from torch import Tensor
 from purebench import datasets, purifiers, registry
 from purebench.datasets.images import Images
 from purebench.engine.defense import Defense, predicted
+from purebench.engine.identity import Identity
 from purebench.engine.noise import Noise
 from purebench.plan import resolved as components
-from purebench.purifiers.none import Identity
 from purebench.purifiers.resized import Resized, resize
 from purebench.records import store as records
 from purebench.running.tasks import Done, Task
