@@ -21,7 +21,7 @@ import pytest
 from misbehaving import Server, payload
 
 from purebench import assets, networks
-from purebench.assets import bars, download
+from purebench.assets import bars, download, readers
 from purebench.assets import fetch as fetching
 from purebench.errors import DOWNLOAD, USAGE, UserError
 
@@ -235,6 +235,20 @@ def test_no_network_is_one_message_that_names_every_source(world):
     state, message, _ = fetch()
     assert state == "failed"
     assert message.count("no connection (Connection refused)") == 2
+
+
+@pytest.mark.parametrize(
+    "head", [b"<!DOCTYPE html>", b"\xef\xbb\xbf \r\n<HTML>", b"<!-- a proxy --><html>", b"<?xml version", b"\n<head>"]
+)
+def test_a_page_is_known_by_its_beginning_wherever_it_is_met(server, world, tmp_path, head):
+    server.data = head + DATA
+    part = world(server.url("fine"))
+    assert "it sends an HTML page" in fetch()[1]
+    assert not part.file.exists()
+    (tmp_path / "page").write_bytes(server.data)
+    assert assets.wrong_bytes(tmp_path / "page") == "it begins with an HTML page"
+    with pytest.raises(UserError, match="it begins with an HTML page"):
+        readers.state(tmp_path / "page", "edm-pickle")
 
 
 # ------------------------------------------------------------------------------------------------------- processes, and the disk

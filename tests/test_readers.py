@@ -131,8 +131,9 @@ def test_an_edm_pickle_gives_the_outputs_of_its_source(tmp_path, precond, protoc
         same(state, source.state_dict())
         loaded = readers.load(build("edm", config), state, "edm")
         assert torch.equal(loaded(X, torch.tensor([0.3, 7.0])), source(X, torch.tensor([0.3, 7.0])))
-    assert list(unpickle.read(content).state) == list(source.state_dict())
-    assert {type(v) for v in unpickle.read(content).state.values()} == {np.ndarray}
+    read = unpickle.read(path)
+    assert list(read.state) == list(source.state_dict())
+    assert {type(v) for v in read.state.values()} == {np.ndarray}
 
 
 @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")

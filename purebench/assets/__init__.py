@@ -14,24 +14,28 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from purebench import atomic
 from purebench.errors import DOWNLOAD, UserError, unknown
 
+Entry = dict[str, Any]  # what `checkpoints.toml` says of an asset
 PACKAGE = Path(__file__).parents[1]
 HASHES = ("sha256", "md5", "sha256-prefix")
+# how web pages begin, and no file of ours
+HTML = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype|!--|\?xml|html|head|body)", re.IGNORECASE)
 
 
 def registry_file() -> Path:
     """PUREBENCH_CHECKPOINTS, else the file in the wheel, else that at the top of the repository."""
     given = os.environ.get("PUREBENCH_CHECKPOINTS")
-    return Path(given) if given else _ours()
+    return Path(given) if given else _own_registry()
 
 
-def _ours() -> Path:
-    here = PACKAGE / "checkpoints.toml"
-    return here if here.is_file() else PACKAGE.parent / "checkpoints.toml"
+def _own_registry() -> Path:
+    installed = PACKAGE / "checkpoints.toml"
+    return installed if installed.is_file() else PACKAGE.parent / "checkpoints.toml"
 
 
-def table() -> dict[str, dict[str, Any]]:
+def table() -> dict[str, Entry]:
     """asset name -> its entry; those of PUREBENCH_CHECKPOINTS win over ours. UserError if a registry cannot be read."""
     return _registry("assets")
 
@@ -43,23 +47,24 @@ def sets() -> dict[str, list[str]]:
 
 def _registry(part: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for path in dict.fromkeys([_ours(), registry_file()]):
+    for path in dict.fromkeys([_own_registry(), registry_file()]):
         try:
-            found |= _read(path, path.stat().st_mtime_ns)[part]
+            found |= _parsed(path, path.stat().st_mtime_ns)[part]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"cannot read the checkpoint registry `{path}`: {error}", "see PUREBENCH_CHECKPOINTS"
-            ) from None
+            hint = "see PUREBENCH_CHECKPOINTS"
+            raise UserError(f"cannot read the checkpoint registry `{path}`: {error}", hint) from None
     return found
 
 
 @cache
-def _read(path: Path, changed: int) -> dict[str, Any]:
+def _parsed(path: Path, changed_ns: int) -> dict[str, dict[str, Any]]:
+    """A registry's assets and sets; `changed_ns`: its time stamp, so that a file that was edited meanwhile is read again."""
     found = tomllib.loads(path.read_text(encoding="utf-8"))
     return {"assets": dict(found["assets"]), "sets": dict(found.get("sets", {}))}
 
 
-def entry(name: str) -> dict[str, Any]:
+def entry(name: str) -> Entry:
+    """The asset's entry in the registry; UserError for a name that is not there."""
     if name not in table():
         raise unknown("asset", name, table(), "purebench fetch --list")
     return table()[name]
@@ -78,13 +83,15 @@ class Part:
     asset: str
     file: Path
     result: Path
-    facts: dict[str, Any]
+    facts: Entry
 
     @property
     def label(self) -> str:
+        """What messages call it."""
         return f"{self.asset}/{self.file.name}" if "files" in entry(self.asset) else self.asset
 
     def beside(self, ending: str) -> Path:
+        """The file's name with something appended."""
         return self.file.with_name(self.file.name + ending)
 
     def lock(self) -> dict[str, Any]:
@@ -103,17 +110,20 @@ class Part:
         return self.file.is_file() and size in (None, self.file.stat().st_size) and not wrong_bytes(self.file)
 
 
-def wrong_bytes(path: Path) -> str:
-    """Why this cannot be a checkpoint or a dataset: empty, an HTML page, a zip (so are torch's files) without its end; or ""."""
-    with path.open("rb") as file:
-        head = file.read(1024)
+def wrong_head(head: bytes) -> str:
+    """Why a file that begins with these bytes is no checkpoint and no dataset: it is empty, or an HTML page; or ""."""
     if not head:
         return "it is empty"
-    if re.match(rb"\s*(<!--.*?-->\s*)*<(!doctype|html|head|body)", head, re.IGNORECASE | re.DOTALL):
-        return "it is an HTML page"
+    return "it begins with an HTML page" if HTML.match(head) else ""
+
+
+def wrong_bytes(path: Path) -> str:
+    """The same of a file, and of a zip (so are torch's files) whether its end is there."""
+    with path.open("rb") as file:
+        head = file.read(1024)
     if head.startswith(b"PK\x03\x04") and not zipfile.is_zipfile(path):
         return "it is cut short: its end is missing"
-    return ""
+    return wrong_head(head)
 
 
 def override(name: str) -> Path | None:
@@ -182,9 +192,7 @@ def hashed(path: Path) -> str:
     if key not in known:
         known[key] = sha256(path)
         memory.parent.mkdir(parents=True, exist_ok=True)
-        part = memory.with_name(f"{memory.name}.{os.getpid()}.tmp")
-        part.write_text(json.dumps(known, indent=1), encoding="utf-8")
-        os.replace(part, memory)
+        atomic.replace(memory, json.dumps(known, indent=1))
     return known[key]
 
 
@@ -231,20 +239,22 @@ def bring(names: list[str]) -> str:
 
 
 def unreleased(name: str) -> UserError:
+    """The error of whoever needs an asset that nobody can get."""
     facts = entry(name)
     other = facts.get("stand_in")
     hint = f"the closest that was is `{other}`, which `purebench fetch {other}` brings" if other else ""
     return UserError(f"`{name}` was never released: {facts.get('note', facts['summary'])}", hint, DOWNLOAD)
 
 
-def size_text(facts: dict[str, Any]) -> str:
-    """1707310559 -> `1.7 GB`; `about` where the registry only knows roughly."""
+def size_text(facts: Entry) -> str:
+    """`1.71 GB`; `about` where the registry only knows roughly."""
     if facts.get("size"):
         return bytes_text(facts["size"])
     return f"about {bytes_text(facts['about'])}" if facts.get("about") else "size unknown"
 
 
 def bytes_text(count: float) -> str:
+    """1707310559 -> `1.71 GB`"""
     for unit in ("B", "kB", "MB"):
         if count < 999.5:
             return f"{count:.3g} {unit}"

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING
 
 from purebench.assets import bytes_text
 
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+LINE_EVERY, FIRST_LINE = 60, 10  # seconds between two lines, and until the first: short downloads need none
+
 
 class Show:
-    """Progress on stderr: one line when a download starts, and one a minute."""
+    """Progress on stderr: one line after ten seconds, then one a minute."""
 
     def say(self, line: str) -> None:
         print(f"purebench: {line}", file=sys.stderr, flush=True)
 
     def start(self, label: str) -> None:
-        self.label, self.total, self.told = label, 0, time.monotonic() - 50
+        self.label, self.total = label, 0
+        self.last_line = time.monotonic() - LINE_EVERY + FIRST_LINE
 
     def size(self, have: int, total: int | None) -> None:
         self.total = total or 0
         self.at(have)
 
     def at(self, have: int) -> None:
-        if time.monotonic() - self.told >= 60:
-            self.told = time.monotonic()
+        if time.monotonic() - self.last_line >= LINE_EVERY:
+            self.last_line = time.monotonic()
             self.say(f"`{self.label}`: {bytes_text(have)}{f' of {bytes_text(self.total)}' if self.total else ''}")
 
     def stop(self) -> None:
@@ -39,7 +45,7 @@ class Quiet(Show):
 class Bars(Show):
     """A rich bar with speed and time left."""
 
-    bar: Any = None
+    bar: Progress | None = None
 
     def say(self, line: str) -> None:
         if self.bar:
@@ -71,10 +77,12 @@ class Bars(Show):
         self.bar.start()
 
     def size(self, have: int, total: int | None) -> None:
-        self.bar.update(self.task, completed=have, total=total)
+        if self.bar:
+            self.bar.update(self.task, completed=have, total=total)
 
     def at(self, have: int) -> None:
-        self.bar.update(self.task, completed=have)
+        if self.bar:
+            self.bar.update(self.task, completed=have)
 
     def stop(self) -> None:
         if self.bar:

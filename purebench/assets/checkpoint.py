@@ -18,7 +18,7 @@ FORMATS = {
     "archive": "state-dict",
     "torchvision": "state-dict",
     "timm": "state-dict",
-}  # how to read
+}  # a registry's word -> the reader's
 _untrained: ContextVar[bool] = ContextVar("untrained", default=False)
 _hollow: ContextVar[bool] = ContextVar("hollow", default=False)
 
@@ -78,8 +78,10 @@ def state(asset: str, *, weights: str = "ema", member: str = "", order: list[str
     return read(path / member if member else path, _format(entry), weights=weights, order=order)
 
 
-def _format(entry: dict[str, Any]) -> str:
-    return FORMATS.get(entry["format"], entry["format"])
+def _format(entry: assets.Entry) -> str:
+    """The reader's word for how the asset's file is laid out."""
+    name: str = entry["format"]
+    return FORMATS.get(name, name)
 
 
 def read(path: Path, format: str, *, weights: str = "ema", order: list[str] | None = None) -> dict[str, Tensor]:
@@ -98,9 +100,5 @@ def trained(name: str, family: str, config: dict[str, Any]) -> nn.Module:
     """A network that the user trains: `<cache>/trained/<name>.safetensors`, of this family and configuration."""
     path = assets.cache_folder() / "trained" / f"{name}.safetensors"
     if not path.is_file() and not _untrained.get():
-        raise UserError(
-            f"`{path}` is not there: nobody published these weights",
-            assets.bring([name]),
-            DOWNLOAD,
-        )
+        raise UserError(f"`{path}` is not there: nobody published these weights", assets.bring([name]), DOWNLOAD)
     return fill(networks.build(family, config), read(path, "safetensors"), name)

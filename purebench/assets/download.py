@@ -7,32 +7,37 @@ import errno
 import gzip
 import html
 import json
-import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NoReturn, TypedDict
 from urllib.parse import urlencode, urljoin
 
+from purebench import assets, atomic
 from purebench.assets import Part, bytes_text
 from purebench.assets.bars import Show
 from purebench.errors import DOWNLOAD, UserError
 
-CHUNK = 1 << 20
+if TYPE_CHECKING:
+    import io
+
+    import requests
+
+CHUNK = 1 << 20  # bytes
 TRIES = 5  # in a row without progress
-LONGEST = 120  # seconds that a server may ask to wait
+MAX_WAIT = 120  # seconds that a server may ask for
 TIMEOUT = (10, 60)  # seconds to connect, and between two reads
 BUSY = {408, 425, 429, 500, 502, 503, 504}
 
 
-class Refused(Exception):
+class SourceFailed(Exception):
     """This source cannot give the file: why."""
 
 
-class Again(Exception):
+class Retry(Exception):
     """It may if asked again: why, after how many seconds (None: the usual back-off), how often at most."""
 
     def __init__(self, why: str, wait: float | None = None, tries: int = TRIES):
@@ -40,131 +45,164 @@ class Again(Exception):
         self.wait, self.tries = wait, tries
 
 
-class Form(Exception):
+class Confirmation(Exception):
     """Drive asks to press a button that leads to this URL."""
+
+    def __init__(self, url: str):
+        super().__init__(url)
+        self.url = url
+
+
+class Saved(TypedDict, total=False):
+    """`.part.json`: which URL the bytes in `.part` came from, the server's mark of that version, and the file's size if known."""
+
+    url: str
+    validator: str
+    size: int | None
 
 
 def download(part: Part, url: str, *, drive: bool, sleep: Callable[[float], None], show: Show) -> None:
-    """All bytes of the URL in `.part`, asking again after what may pass. Refused if it does not pass."""
-    failures, asked, hopped, most = 0, url, False, resumable(part, url)[0]
+    """All bytes of the URL in `.part`, asking again after what may pass. SourceFailed if it does not pass."""
+    current_url, confirmed = url, False
+    failures, furthest = 0, resumable(part, url)[0]
     while True:
         try:
-            attempt(part, url, asked, drive and not hopped, show)
+            attempt(part, url, current_url, drive and not confirmed, show)
             return
-        except Form as form:
-            asked, hopped = str(form), True
-        except Again as again:
+        except Confirmation as page:
+            current_url, confirmed = page.url, True
+        except Retry as problem:
             have = size_of(part.beside(".part"))
-            failures = 1 if have > most + CHUNK else failures + 1
-            most = max(most, have)
-            if failures >= again.tries:
-                raise Refused(f"{again} (asked {failures} times)") from None
-            wait = 2.0 ** (failures - 1) if again.wait is None else again.wait
-            if wait > LONGEST:
-                raise Refused(f"{again}; it asks to wait {wait:.0f} seconds") from None
-            show.say(f"`{part.label}`: {again}; asking again in {wait:.3g} s")
+            failures = (
+                1 if have > furthest + CHUNK else failures + 1
+            )  # a connection that keeps breaking may still bring it all
+            furthest = max(furthest, have)
+            if failures >= problem.tries:
+                raise SourceFailed(f"{problem} (asked {failures} times)") from None
+            wait = 2.0 ** (failures - 1) if problem.wait is None else problem.wait
+            if wait > MAX_WAIT:
+                raise SourceFailed(f"{problem}; it asks to wait {wait:.0f} seconds") from None
+            show.say(f"`{part.label}`: {problem}; asking again in {wait:.3g} s")
             sleep(wait)
 
 
-def attempt(part: Part, url: str, asked: str, drive: bool, show: Show) -> None:
-    """One request, from where `.part` ends. `url`: the source, as remembered; `asked`: what is asked now."""
+def attempt(part: Part, url: str, current_url: str, drive: bool, show: Show) -> None:
+    """One request, from where `.part` ends. `url`: the source, as remembered; `current_url`: what is asked now."""
+    have, saved = resumable(part, url)
+    expected: int | None = part.facts.get("size")
+    if have and have == (expected or saved.get("size")):
+        return  # a process died between the last byte and its verification
+    with request(current_url, have, saved.get("validator", "") if saved.get("url") == url else "") as reply:
+        check_status(part, reply, current_url, drive)
+        first, total = _range(reply.headers.get("Content-Range", ""))
+        if reply.status_code == 416:
+            if have and total == have:
+                return
+            discard(part)
+            raise Retry("HTTP 416: it has no such range")
+        if (
+            reply.status_code == 200
+        ):  # the whole file: Range was not sent, or is ignored, or the file is another one now
+            length = reply.headers.get("Content-Length", "")
+            have, total = 0, int(length) if length.isdigit() else None
+        elif first != have or _is_another(saved, url, reply.headers, total):
+            discard(part)
+            raise Retry("it sends another part than asked for, or of another file")
+        if expected and total and total != expected:
+            raise SourceFailed(f"it says that the file has {total:,} bytes, not {expected:,}")
+        begin(part, url, reply.headers, have, total)
+        show.size(have, total or expected)
+        have = receive(part, reply, have, expected, show)
+        if total and have < total:
+            raise Retry(f"the connection broke after {bytes_text(have)}")
+
+
+def request(url: str, have: int, validator: str) -> requests.Response:
+    """The server's answer to a request for the bytes from `have` on: of the version `validator` if there is such a mark."""
     import requests
 
-    have, side = resumable(part, url)
-    if have and have == (part.facts.get("size") or side.get("size")):
-        return  # a process died between the last byte and its verification
     headers = {"Accept-Encoding": "identity", "User-Agent": "purebench"}
     if have:
         headers["Range"] = f"bytes={have}-"
-        if side["url"] == url and side.get("validator"):
-            headers["If-Range"] = side["validator"]
+        if validator:
+            headers["If-Range"] = validator
     try:
-        reply = requests.get(asked, headers=headers, stream=True, timeout=TIMEOUT)
+        return requests.get(url, headers=headers, stream=True, timeout=TIMEOUT)
     except (requests.exceptions.SSLError, requests.TooManyRedirects, ValueError) as error:
-        raise Refused(f"{type(error).__name__}: {error}") from None
+        raise SourceFailed(f"{type(error).__name__}: {error}") from None
     except requests.Timeout:
-        raise Again("no answer in time", tries=2) from None
+        raise Retry("no answer in time", tries=2) from None
     except requests.RequestException as error:
-        raise Again(f"no connection ({_reason(error)})", tries=2) from None
-    with reply:
-        told, code = reply.headers, reply.status_code
-        if "text/html" in told.get("Content-Type", "").lower() and (code < 400 or drive) and code not in BUSY:
-            page(reply, asked, drive)
-        if code in BUSY:
-            raise Again(f"HTTP {code}", _retry_after(told.get("Retry-After")))
-        first, total = _range(told.get("Content-Range", ""))
-        if code == 416:
-            if have and total == have:
-                return
-            forget(part)
-            raise Again("HTTP 416: it has no such range")
-        if code not in (200, 206):
-            raise Refused(f"HTTP {code} {reply.reason}")
-        if told.get("Content-Encoding", "identity") != "identity" and not part.file.name.endswith(".gz"):
-            raise Refused("it sends the file compressed though asked not to")
-        if code == 200:  # the whole file: nothing was asked for, or Range is ignored, or the file is another one now
-            first, total = 0, int(length) if (length := told.get("Content-Length", "")).isdigit() else None
-            have = 0
-        elif first != have or _other(side, url, told, total):
-            forget(part)
-            raise Again("it sends another part than asked for, or of another file")
-        size = part.facts.get("size")
-        if size and total and total != size:
-            raise Refused(f"it says that the file has {total:,} bytes, not {size:,}")
-        room(part.file.parent, (total or size or 0) - have, part)
-        validator = told.get("ETag", "")
-        if not validator or validator.startswith("W/"):
-            validator = told.get("Last-Modified", "")
-        with disk(part.file):
-            with part.beside(".part").open("r+b" if have else "wb") as file:
-                file.truncate(have)
-            replace(part.beside(".part.json"), {"url": url, "validator": validator, "size": total})
-        show.size(have, total or size)
-        have = receive(part, reply, have, size, show)
-        if total and have < total:
-            raise Again(f"the connection broke after {bytes_text(have)}")
+        raise Retry(f"no connection ({_reason(error)})", tries=2) from None
 
 
-def receive(part: Part, reply: Any, have: int, size: int | None, show: Show) -> int:
-    """Appends the answer's bytes to `.part` as they come (more than `size` are too many); how many are there then."""
+def check_status(part: Part, reply: requests.Response, url: str, drive: bool) -> None:
+    """Lets through what may be the file, a part of it, or 416. Confirmation, Retry or SourceFailed for all else."""
+    headers, status = reply.headers, reply.status_code
+    is_page = "text/html" in headers.get("Content-Type", "").lower()
+    if is_page and (status < 400 or drive) and status not in BUSY:
+        explain_page(reply, url, drive)
+    if status in BUSY:
+        raise Retry(f"HTTP {status}", _retry_after(headers.get("Retry-After")))
+    if status not in (200, 206, 416):
+        raise SourceFailed(f"HTTP {status} {reply.reason}")
+    compressed = headers.get("Content-Encoding", "identity") != "identity"
+    if compressed and status != 416 and not part.file.name.endswith(".gz"):
+        raise SourceFailed("it sends the file compressed though asked not to")
+
+
+def begin(part: Part, url: str, headers: Mapping[str, str], have: int, total: int | None) -> None:
+    """Cuts `.part` to the `have` bytes that the answer continues, and notes in `.part.json` what it continues."""
+    require_space(part.file.parent, (total or part.facts.get("size") or 0) - have, part)
+    validator = headers.get("ETag", "")
+    if not validator or validator.startswith("W/"):  # a weak one does not promise the same bytes
+        validator = headers.get("Last-Modified", "")
+    saved: Saved = {"url": url, "validator": validator, "size": total}
+    with disk_errors(part.file):
+        with part.beside(".part").open("r+b" if have else "wb") as file:
+            file.truncate(have)
+        atomic.replace(part.beside(".part.json"), json.dumps(saved, indent=1) + "\n")
+
+
+def receive(part: Part, reply: requests.Response, have: int, expected: int | None, show: Show) -> int:
+    """Appends the answer's bytes to `.part` as they come (more than `expected` are too many); how many are there then."""
     from urllib3.exceptions import HTTPError
 
     with part.beside(".part").open("ab", buffering=0) as file:
-        while not (size and have > size):
+        while not (expected and have > expected):
             try:
                 piece = reply.raw.read1(CHUNK, decode_content=False)
             except (HTTPError, OSError) as error:
-                raise Again(f"the connection broke after {bytes_text(have)} ({_reason(error)})") from None
+                raise Retry(f"the connection broke after {bytes_text(have)} ({_reason(error)})") from None
             if not piece:
                 break
-            if have == 0 and re.match(rb"\s*<(!doctype|html)", piece, re.IGNORECASE):
-                raise Refused("it sends an HTML page instead of the file")
-            with disk(part.file):
+            if have == 0 and assets.wrong_head(piece):
+                raise SourceFailed("it sends an HTML page instead of the file")
+            with disk_errors(part.file):
                 _write(file, piece)
             have += len(piece)
             show.at(have)
     return have
 
 
-def resumable(part: Part, url: str) -> tuple[int, dict[str, Any]]:
+def resumable(part: Part, url: str) -> tuple[int, Saved]:
     """(bytes already there that may be kept, what `.part.json` says of them); across URLs only if a full hash is known."""
-    have = size_of(part.beside(".part"))
+    have, size = size_of(part.beside(".part")), part.facts.get("size")
     try:
-        side = json.loads(part.beside(".part.json").read_text(encoding="utf-8"))
-        good = side["url"] == url or sure(part)
+        saved = json.loads(part.beside(".part.json").read_text(encoding="utf-8"))
+        usable = saved["url"] == url or has_full_hash(part)
     except (OSError, ValueError, KeyError, TypeError):
-        good = False
-    size = part.facts.get("size")
-    return (have, side) if good and have and not (size and have > size) else (0, {})
+        return 0, {}
+    return (have, saved) if usable and have and not (size and have > size) else (0, {})
 
 
-def sure(part: Part) -> bool:
-    """Whether a full hash is known, published or pinned."""
+def has_full_hash(part: Part) -> bool:
+    """Whether a hash of the whole file is known, published or pinned."""
     return any(part.facts.get(kind) for kind in ("sha256", "md5")) or bool(part.lock())
 
 
-def page(reply: Any, url: str, drive: bool) -> None:
-    """An HTML page came: Drive's `scan warning` (Form with the URL behind its button), its quota page, or another (Refused)."""
+def explain_page(reply: requests.Response, url: str, drive: bool) -> NoReturn:
+    """An HTML page came: Drive's `scan warning` (Confirmation), its quota page, or another (SourceFailed)."""
     from urllib3.exceptions import HTTPError
 
     try:
@@ -177,11 +215,12 @@ def page(reply: Any, url: str, drive: bool) -> None:
         tags = re.findall(r"<input\b[^>]*>", text[form.end() :].partition("</form")[0])
         fields = {n[1]: _attribute(tag, "value") for tag in tags if (n := re.search(r"\bname=[\"']([^\"']*)", tag))}
         target = urljoin(url, html.unescape(action[1]) if action else "")
-        raise Form(f"{target}{'&' if '?' in target else '?'}{urlencode(fields)}" if fields else target)
+        raise Confirmation(f"{target}{'&' if '?' in target else '?'}{urlencode(fields)}" if fields else target)
     if re.search(r"quota exceeded|too many users have viewed or downloaded", text, re.IGNORECASE):
-        raise Refused("its download quota is used up for now; a browser that is logged in may still get the file")
+        raise SourceFailed("its download quota is used up for now; a browser that is logged in may still get the file")
     title = re.search(r"<title>\s*([^<]{1,80}?)\s*</title>", text, re.IGNORECASE)
-    raise Refused(f"it sends an HTML page{f' (`{html.unescape(title[1])}`)' if title else ''} instead of the file")
+    name = f" (`{html.unescape(title[1])}`)" if title else ""
+    raise SourceFailed(f"it sends an HTML page{name} instead of the file")
 
 
 def _range(text: str) -> tuple[int | None, int | None]:
@@ -192,12 +231,13 @@ def _range(text: str) -> tuple[int | None, int | None]:
     return int(found[1]) if found[1] else None, int(found[2]) if found[2].isdigit() else None
 
 
-def _other(side: dict[str, Any], url: str, told: Any, total: int | None) -> bool:
+def _is_another(saved: Saved, url: str, headers: Mapping[str, str], total: int | None) -> bool:
     """Whether what a 206 continues is another file than what `.part` began with."""
-    if side.get("size") and total and side["size"] != total:
+    size, validator = saved.get("size"), saved.get("validator") if saved.get("url") == url else None
+    if size and total and size != total:
         return True
-    known = side.get("validator") if side.get("url") == url else None
-    return bool(known and known not in (told.get("ETag"), told.get("Last-Modified")) and told.get("ETag"))
+    marks = headers.get("ETag"), headers.get("Last-Modified")
+    return bool(validator and marks[0] and validator not in marks)
 
 
 def _retry_after(text: str | None) -> float | None:
@@ -226,19 +266,20 @@ def _reason(error: BaseException) -> str:
 # ------------------------------------------------------------------------------------------------------------------ the disk
 
 
-def forget(part: Part) -> None:
+def discard(part: Part) -> None:
+    """Forgets what has come so far."""
     part.beside(".part").unlink(missing_ok=True)
     part.beside(".part.json").unlink(missing_ok=True)
 
 
-def room(folder: Path, needed: int, part: Part | None = None) -> None:
+def require_space(folder: Path, needed: int, part: Part | None = None) -> None:
     """UserError (exit 3) unless the disk has the bytes and 5 % more."""
-    if needed * 1.05 > free(folder):
-        why = f"{bytes_text(needed * 1.05)} are needed below `{folder}`, {bytes_text(free(folder))} are free"
+    if needed * 1.05 > free_bytes(folder):
+        why = f"{bytes_text(needed * 1.05)} are needed below `{folder}`, {bytes_text(free_bytes(folder))} are free"
         raise no_space(why, part)
 
 
-def free(folder: Path) -> int:
+def free_bytes(folder: Path) -> int:
     """Bytes free where the folder is or will be."""
     while not folder.exists():
         folder = folder.parent
@@ -253,7 +294,7 @@ def no_space(why: str, part: Part | None) -> UserError:
 
 
 @contextlib.contextmanager
-def disk(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
     """A full or read-only disk is a UserError; `.part` is kept."""
     try:
         yield
@@ -271,15 +312,6 @@ def size_of(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _write(file: Any, piece: bytes) -> None:
+def _write(file: io.FileIO, piece: bytes) -> None:
     while piece:
         piece = piece[file.write(piece) :]
-
-
-def replace(path: Path, facts: dict[str, Any]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(facts, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

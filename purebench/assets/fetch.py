@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import json
 import os
 import shutil
 import tarfile
@@ -23,10 +24,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from purebench import assets
+from purebench import assets, atomic
 from purebench.assets import Part, bytes_text
 from purebench.assets.bars import Show
-from purebench.assets.download import CHUNK, Refused, disk, download, forget, free, replace, resumable, room, size_of
+from purebench.assets.download import (
+    CHUNK,
+    SourceFailed,
+    discard,
+    disk_errors,
+    download,
+    free_bytes,
+    require_space,
+    resumable,
+    size_of,
+)
 from purebench.errors import DOWNLOAD, UserError, unknown
 
 DRIVE = "https://drive.usercontent.google.com/download?id={}&export=download&confirm=t"
@@ -73,7 +84,9 @@ def download_text(names: Iterable[str]) -> str:
     found = [p for name in wanted(names) if not assets.override(name) for p in assets.parts(name) if not p.whole()]
     sizes = [p.facts.get("size") or p.facts.get("about") or 0 for p in found if any(map(automatic, sources(p)))]
     unknown_ones = f" and {sizes.count(0)} files of unknown size" if 0 in sizes else ""
-    return f"to download: {bytes_text(sum(sizes))}{unknown_ones}; {bytes_text(free(assets.cache_folder()))} are free"
+    return (
+        f"to download: {bytes_text(sum(sizes))}{unknown_ones}; {bytes_text(free_bytes(assets.cache_folder()))} are free"
+    )
 
 
 def sources(part: Part) -> list[dict[str, str]]:
@@ -82,6 +95,7 @@ def sources(part: Part) -> list[dict[str, str]]:
 
 
 def automatic(source: dict[str, str]) -> bool:
+    """Whether a program can download from it; the others are for a person in a browser."""
     return not {"gdrive-folder", "manual"} & set(source)
 
 
@@ -136,16 +150,16 @@ def fetch(
     """Brings the assets: a row (asset, state, size, sha256, path) each, and what went wrong; one failure does not stop the others.
 
     offline: opens no connection. given: a file to take instead of downloading. UserError: unknown names; no space at all."""
-    show, rows, wrong = show or Show(), [], []
-    todo = wanted(names)
-    pieces = [part for name in todo if not assets.override(name) for part in assets.parts(name)]
+    show, rows, errors = show or Show(), [], []
+    names = wanted(names)
+    pieces = [part for name in names if not assets.override(name) for part in assets.parts(name)]
     if given:
-        pieces = [chosen(pieces, given)]
-        todo = [pieces[0].asset]
+        pieces = [part_given(pieces, given)]
+        names = [pieces[0].asset]
     elif not offline:
         missing = [p for p in pieces if not p.whole() and any(map(automatic, sources(p)))]
-        room(assets.cache_folder(), sum(_needs(p) - size_of(p.beside(".part")) for p in missing))
-    for name in todo:
+        require_space(assets.cache_folder(), sum(_disk_needed(p) - size_of(p.beside(".part")) for p in missing))
+    for name in names:
         state = "present"
         try:
             if "package" in assets.entry(name).get("sources", ()) or assets.override(name):
@@ -156,7 +170,7 @@ def fetch(
                 if fetch_part(part, offline=offline, given=given, sleep=sleep, show=show):
                     state = "fetched"
         except UserError as error:
-            wrong.append(error)
+            errors.append(error)
             state = "failed"
         finally:
             show.stop()
@@ -165,10 +179,10 @@ def fetch(
         rows.append(
             {"asset": name, "state": state, "size": size, "sha256": assets.digest(name), "path": str(where or "")}
         )
-    return rows, wrong
+    return rows, errors
 
 
-def chosen(pieces: list[Part], given: Path) -> Part:
+def part_given(pieces: list[Part], given: Path) -> Part:
     """The one file that `--from` brings."""
     if not given.is_file():
         what = "is a folder" if given.is_dir() else "does not exist"
@@ -193,34 +207,34 @@ def fetch_part(part: Part, *, offline: bool, given: Path | None, sleep: Callable
         if part.whole():
             return False
         raise UserError(f"`{part.label}` cannot be fetched: {part.facts['summary']}", by_hand(part), DOWNLOAD)
-    with disk(part.file):
+    with disk_errors(part.file):
         part.file.parent.mkdir(parents=True, exist_ok=True)
-    with held(part, show):
+    with locked(part, show):
         if given and (part.result == part.file or not part.whole()):
-            take(part, given)
+            copy_given(part, given)
             return True
-        if ready(part, show):
+        if already_there(part, show):
             return False
         if offline:
             raise UserError(missing, by_hand(part), DOWNLOAD)
-        tried = []
+        failures = []
         for source in filter(automatic, sources(part)):
             url = address(source, part.file.name)
             try:
-                bring(part, url, drive="gdrive" in source, sleep=sleep, show=show)
+                download_verified(part, url, drive="gdrive" in source, sleep=sleep, show=show)
                 return True
-            except Refused as why:
-                tried.append(f"\n  {browser(source, part.file.name)}: {why}")
+            except SourceFailed as why:
+                failures.append(f"\n  {browser(source, part.file.name)}: {why}")
                 show.say(f"`{part.label}`: {urlsplit(url).hostname}: {why}")
             except KeyboardInterrupt:
                 kept = size_of(part.beside(".part"))
                 show.say(f"kept {bytes_text(kept)} of `{part.label}`; the same command goes on from there")
                 raise
-    why_not = "".join(tried) or " no source of it can be downloaded from by a program"
-    raise UserError(f"could not fetch `{part.label}`:{why_not}", by_hand(part), DOWNLOAD)
+    reasons = "".join(failures) or " no source of it can be downloaded from by a program"
+    raise UserError(f"could not fetch `{part.label}`:{reasons}", by_hand(part), DOWNLOAD)
 
 
-def ready(part: Part, show: Show) -> bool:
+def already_there(part: Part, show: Show) -> bool:
     """Whether the file is there and good. One without a lock file is verified here; a bad one is renamed to `.bad`."""
     if part.file.is_file():
         try:
@@ -229,20 +243,20 @@ def ready(part: Part, show: Show) -> bool:
             if part.result != part.file and not part.whole():
                 unpack(part)
             return True
-        except Refused as why:
+        except SourceFailed as why:
             show.say(f"`{part.file}` is not `{part.label}`: {why}; it is now `{part.file.name}.bad`")
-            with disk(part.file):
+            with disk_errors(part.file):
                 os.replace(part.file, part.beside(".bad"))
     if part.result == part.file or not part.whole():
         return False
     if not part.lock():
-        contents(part, part.result)
+        check_contents(part, part.result)
     return True
 
 
 @contextlib.contextmanager
-def held(part: Part, show: Show) -> Iterator[None]:
-    """The lock of one file; waits while another process has it."""
+def locked(part: Part, show: Show) -> Iterator[None]:
+    """Holds the lock of one file; waits while another process has it."""
     import filelock
 
     lock = filelock.FileLock(str(part.beside(".lock")))
@@ -257,20 +271,19 @@ def held(part: Part, show: Show) -> Iterator[None]:
         lock.release()
 
 
-def bring(part: Part, url: str, *, drive: bool, sleep: Callable[[float], None], show: Show) -> None:
-    """The file from one URL, verified and in its place. Refused if that cannot be; a wrong file is gone then."""
+def download_verified(part: Part, url: str, *, drive: bool, sleep: Callable[[float], None], show: Show) -> None:
+    """The file from one URL, verified and in its place. SourceFailed if that cannot be; a wrong file is gone then."""
     temporary = part.beside(".part")
     show.start(part.label)
     while True:
-        _, side = resumable(part, url)
-        mixed = bool(side)
+        resumed = resumable(part, url)[0] > 0
         download(part, url, drive=drive, sleep=sleep, show=show)
         try:
             accept(part, temporary, url)
             return
-        except Refused as why:
-            forget(part)
-            if not mixed:
+        except SourceFailed as why:
+            discard(part)
+            if not resumed:  # else what came before may have been wrong, and this source is good
                 raise
             show.say(f"`{part.label}`: {why}; once more from the beginning")
 
@@ -278,64 +291,62 @@ def bring(part: Part, url: str, *, drive: bool, sleep: Callable[[float], None], 
 # ------------------------------------------------------------------------------------------------------------ the file
 
 
-def take(part: Part, given: Path) -> None:
+def copy_given(part: Part, given: Path) -> None:
     """`--from FILE`: a copy of it, verified, in its place; UserError if it is another file."""
     temporary = part.beside(".from")
-    room(part.file.parent, _needs(part, given.stat().st_size), part)
+    require_space(part.file.parent, _disk_needed(part, given.stat().st_size), part)
     try:
-        with disk(part.file):
+        with disk_errors(part.file):
             shutil.copyfile(given, temporary)
         accept(part, temporary, str(given.absolute()))
-    except Refused as why:
+    except SourceFailed as why:
         raise UserError(f"`{given}` is not `{part.label}`: {why}", by_hand(part), DOWNLOAD) from None
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def accept(part: Part, temporary: Path, source: str) -> None:
-    """Verifies the file, pins its hash, renames it to its name, unpacks it. Refused if it is a wrong one."""
+    """Verifies the file, pins its hash, renames it to its name, unpacks it. SourceFailed if it is a wrong one."""
     found = verify(part, temporary)
-    with disk(part.file):
-        descriptor = os.open(temporary, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+    with disk_errors(part.file):
+        atomic.sync(temporary)
     pin(part, found, temporary, source)
-    with disk(part.file):
+    with disk_errors(part.file):
         os.replace(temporary, part.file)
-        forget(part)
+        discard(part)
     if part.result != part.file:
         unpack(part)
 
 
 def verify(part: Part, path: Path) -> str:
-    """The sha256 of a file that has the size, the hashes and the look that it must have; Refused if it has not."""
+    """The sha256 of a file that has the size, the hashes and the first bytes that it must have; SourceFailed if it has not."""
     facts, lock = part.facts, part.lock()
     if why := assets.wrong_bytes(path):
-        raise Refused(why)
+        raise SourceFailed(why)
     if facts.get("size") and size_of(path) != facts["size"]:
-        raise Refused(f"it has {size_of(path):,} bytes, not {facts['size']:,}")
+        raise SourceFailed(f"it has {size_of(path):,} bytes, not {facts['size']:,}")
     hashes = {"sha256": hashlib.sha256(), "md5": hashlib.md5(usedforsecurity=False)}
     with path.open("rb") as file:
         head = file.read(4)
         file.seek(0)
         while piece := file.read(CHUNK):
-            for each in hashes.values():
-                each.update(piece)
+            for digest in hashes.values():
+                digest.update(piece)
     for kind in assets.HASHES:
         expected = facts.get(kind, "")
         got = hashes[kind.removesuffix("-prefix")].hexdigest()
         if expected and not (got.startswith(expected) if kind == "sha256-prefix" else got == expected):
-            raise Refused(f"its {kind} is {got[:12]}.., not {expected[:12]}.. (trust: {facts['trust']})")
+            raise SourceFailed(f"its {kind} is {got[:12]}.., not {expected[:12]}.. (trust: {facts['trust']})")
     got = hashes["sha256"].hexdigest()
     if not facts.get("sha256") and not facts.get("md5"):
         if lock and lock["sha256"] != got:
-            raise Refused(
+            raise SourceFailed(
                 f"its sha256 is {got[:12]}.., but {lock['sha256'][:12]}.. was pinned when it first came ({lock.get('when', '?')}, "
                 f"{lock.get('source', '?')}); if the publisher has replaced it, delete `{part.beside('.lock.json')}`"
             )
-        torch = facts.get("kind") in ("score", "classifier") and part.result == part.file
-        if torch and facts.get("format") != "safetensors" and not head.startswith(TORCH):
-            raise Refused("it is no file of torch's: neither a zip nor a pickle")
+        network = facts.get("kind") in ("score", "classifier") and part.result == part.file
+        if network and facts.get("format") != "safetensors" and not head.startswith(TORCH):
+            raise SourceFailed("it is no file of torch's: neither a zip nor a pickle")
     return got
 
 
@@ -344,8 +355,9 @@ def pin(part: Part, sha256: str, path: Path, source: str) -> None:
     published = any(part.facts.get(kind) for kind in assets.HASHES)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     facts = {"sha256": sha256, "size": size_of(path), "source": source, "when": now}
-    with disk(part.file):
-        replace(part.beside(".lock.json"), facts | {"trust": part.facts["trust"] if published else "first-use"})
+    facts["trust"] = part.facts["trust"] if published else "first-use"
+    with disk_errors(part.file):
+        atomic.replace(part.beside(".lock.json"), json.dumps(facts, indent=1) + "\n")
 
 
 def unpack(part: Part) -> None:
@@ -353,7 +365,7 @@ def unpack(part: Part) -> None:
     work = part.beside(".unpacking")
     shutil.rmtree(work, ignore_errors=True)
     try:
-        with disk(part.file):
+        with disk_errors(part.file):
             work.mkdir()
             if tarfile.is_tarfile(part.file):
                 with tarfile.open(part.file) as tar:
@@ -366,7 +378,7 @@ def unpack(part: Part) -> None:
                     shutil.copyfileobj(packed, file, CHUNK)
             name = part.result.name
             found = next((p for p in (work / name, *sorted(work.glob(f"*/{name}"))) if p.exists()), work)
-            contents(part, found)
+            check_contents(part, found)
             os.replace(found, part.result)
         part.file.unlink()
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -376,7 +388,7 @@ def unpack(part: Part) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def contents(part: Part, folder: Path) -> None:
+def check_contents(part: Part, folder: Path) -> None:
     """UserError unless the files that the registry knows inside an archive are there, byte for byte."""
     for name, expected in part.facts.get("inside", {}).items():
         file = folder / name
@@ -388,7 +400,7 @@ def contents(part: Part, folder: Path) -> None:
             )
 
 
-def _needs(part: Part, size: int = 0) -> int:
+def _disk_needed(part: Part, size: int = 0) -> int:
     """Bytes on disk while it is fetched: archives are there twice for a moment."""
     size = size or part.facts.get("size") or part.facts.get("about") or 0
     return size * (1 if part.result == part.file else 2)

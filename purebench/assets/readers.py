@@ -1,6 +1,6 @@
 """Published checkpoints as tensors: every container layout is read as data, and nothing in a file is run.
 
-Files of torch are first looked at by `unpickle.run` (what they ask for, and how much memory), then read with
+Files of torch are first checked with `unpickle.Reader` (what they ask for, and how much memory), then read with
 `torch.load(weights_only=True)`. EDM's pickles are read by `unpickle.read` alone and converted once to safetensors and JSON.
 """
 
@@ -10,12 +10,11 @@ import argparse
 import contextlib
 import json
 import mmap
-import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import safetensors.torch
@@ -24,12 +23,12 @@ from numpy._core import multiarray
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from purebench import assets
+from purebench import assets, atomic
 from purebench.assets import unpickle
-from purebench.assets.unpickle import AGAIN, Broken, Refused
+from purebench.assets.unpickle import FETCH_AGAIN, Broken, Refused
 from purebench.errors import DOWNLOAD, UserError, unknown
 
-MOST = 8 << 30  # bytes of a checkpoint file
+MAX_BYTES = 8 << 30  # of a checkpoint file
 # DataParallel around a normalisation and the network; DataParallel; a wrapper
 PREFIXES = ("module.0.", "module.", "model.")
 DERIVED = ("sigmas", "num_batches_tracked")  # buffers that networks work out themselves; files may lack them
@@ -42,22 +41,24 @@ TORCH: dict[str, unpickle.Rule] = {  # in any torch file, besides
 SAFE: list[Any] = [  # the same for torch.load: what people save beside the weights
     argparse.Namespace,
     np.dtype,
-    *{type(np.dtype(code)) for code in unpickle.CODES},
+    *{type(np.dtype(code)) for code in unpickle.NUMPY_CODES},
     *((multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
 ]
+
+Order = Sequence[str] | Mapping[str, Sequence[int]] | None  # a network's parameters, by name or name -> shape
 
 
 def state(
     path: Path | str,
     format: str,
     *,
-    order: Sequence[str] | Mapping[str, Sequence[int]] | None = None,
+    order: Order = None,
     weights: str = "ema",
     prefixes: Sequence[str] = PREFIXES,
 ) -> dict[str, Tensor]:
     """The weights of a checkpoint by key, on CPU; floating ones as float32, whole numbers as they are.
 
-    format: a name of `FORMATS`. order: the network's parameters, by name or name -> shape, as `score-sde` needs them.
+    format: a name of `FORMATS`. order: the network's parameters, as `score-sde` needs them.
     weights: `ema` or `raw`, for the formats that hold both. prefixes: each is taken off if every key carries it.
     UserError: an unknown format; exit 3 for a file that is missing, damaged, hostile or of another layout."""
     path = Path(path)
@@ -65,23 +66,23 @@ def state(
         raise unknown("checkpoint format", format, FORMATS)
     if weights not in ("ema", "raw"):
         raise unknown("kind of weights", weights, ("ema", "raw"))
-    with _told(path, format):
+    with _as_user_errors(path, format):
         return _float32(FORMATS[format](path, order, weights, prefixes), 4 * path.stat().st_size)
 
 
 @contextlib.contextmanager
-def _told(path: Path, format: str) -> Iterator[None]:
+def _as_user_errors(path: Path, format: str) -> Iterator[None]:
     """Whatever goes wrong with a file, as one UserError (exit 3)."""
     try:
         yield
     except OSError as error:
         raise UserError(f"`{path}` cannot be read: {error.strerror}", "fetch it first", DOWNLOAD) from None
     except Refused as error:
-        raise UserError(f"refused `{path.name}`: {error}", f"nothing of it was run; {AGAIN}", DOWNLOAD) from None
+        raise UserError(f"refused `{path.name}`: {error}", f"nothing of it was run; {FETCH_AGAIN}", DOWNLOAD) from None
     except Broken as error:
         raise UserError(
             f"`{path.name}` is not a checkpoint of format `{format}`: {error}",
-            f"{AGAIN}, or look at its format",
+            f"{FETCH_AGAIN}, or look at its format",
             DOWNLOAD,
         ) from None
 
@@ -89,12 +90,12 @@ def _told(path: Path, format: str) -> Iterator[None]:
 def edm(path: Path | str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(configuration, weights) of an EDM pickle: its init_kwargs with `precond` (edm, vp or ve) by its class. UserError as `state`."""
     path = Path(path)
-    with _told(path, "edm-pickle"):
-        tensors, known = _edm(path)
-        if known["class_name"] not in PRECONDITIONERS:
-            got = unpickle.shown(known["class_name"])
+    with _as_user_errors(path, "edm-pickle"):
+        tensors, class_name, config = _edm(path)
+        if class_name not in PRECONDITIONERS:
+            got = unpickle.quoted(class_name)
             raise Broken(f"its network is of class {got}, expected one of {', '.join(PRECONDITIONERS)}")
-        return {**known["init_kwargs"], "precond": PRECONDITIONERS[known["class_name"]]}, _float32(tensors, MOST)
+        return {**config, "precond": PRECONDITIONERS[class_name]}, _float32(tensors, MAX_BYTES)
 
 
 def load(network: nn.Module, state: Mapping[str, Tensor], what: str, derived: Sequence[str] = DERIVED) -> nn.Module:
@@ -126,28 +127,30 @@ def load(network: nn.Module, state: Mapping[str, Tensor], what: str, derived: Se
         if tensor.is_floating_point() and not tensor.isfinite().all():
             bad = int((~tensor.isfinite()).sum())
             raise UserError(
-                f"`{what}` holds NaN or infinity: {bad:,} of {tensor.numel():,} values of `{key}`", AGAIN, DOWNLOAD
+                f"`{what}` holds NaN or infinity: {bad:,} of {tensor.numel():,} values of `{key}`",
+                FETCH_AGAIN,
+                DOWNLOAD,
             )
     network.load_state_dict(dict(state), strict=False)
     return network
 
 
-def read(path: Path) -> Any:
+def read(path: Path) -> object:
     """What a torch file holds (zip, or the older format); tensors on CPU. Raises Refused, Broken and UserError."""
     size = path.stat().st_size
-    if size > MOST:
-        raise Refused(f"it has {size:,} bytes, expected at most {MOST:,}")
+    if size > MAX_BYTES:
+        raise Refused(f"it has {size:,} bytes, expected at most {MAX_BYTES:,}")
     with path.open("rb") as file:
         head = file.read(512)
-        unpickle.begins(head, size, path.name)
+        unpickle.check_head(head, path.name)
         zipped = head.startswith(b"PK\x03\x04")
         if not zipped and head[257:262] == b"ustar":
             raise Broken("it is a tar file, as torch wrote them before 2017; such files cannot be read safely")
         try:
             if zipped:
-                _look_zip(path, size)
+                _check_zip(path, size)
             else:
-                _look_legacy(file, size)
+                _check_legacy(file, size)
         except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
             raise Broken(f"it is cut short, or damaged ({str(error)[:120]})") from None
     try:
@@ -157,7 +160,7 @@ def read(path: Path) -> Any:
         raise Broken(f"torch cannot read it: {str(error).strip().partition(chr(10))[0][:200]}") from None
 
 
-def _look_zip(path: Path, size: int) -> None:
+def _check_zip(path: Path, size: int) -> None:
     """What `read` is about to load: names, and sizes that the file really has."""
     with zipfile.ZipFile(path) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
@@ -172,24 +175,24 @@ def _look_zip(path: Path, size: int) -> None:
         content = archive.read(programs[0])
     folder = programs[0].removesuffix("data.pkl") + "data/"
 
-    def storage(pid: Any) -> Any:
+    def storage(pid: object) -> unpickle.Storage:
         found = unpickle.storage_id(pid)
-        held = entries[folder + found.data].file_size if folder + found.data in entries else 0
+        held = entries[folder + found.key].file_size if folder + found.key in entries else 0
         if found.nbytes > held:
-            raise Refused(f"it announces a storage of {unpickle.count(found.nbytes)} bytes and holds {held:,}")
+            raise Refused(f"it announces a storage of {unpickle.count_text(found.nbytes)} bytes and holds {held:,}")
         return found
 
-    unpickle.run(BytesIO(content), TORCH, storage, passing=4 * len(content) + (1 << 20))
+    unpickle.Reader(BytesIO(content), TORCH, storage, allowance=4 * len(content) + (1 << 20)).load()
 
 
-def _look_legacy(file: Any, size: int) -> None:
+def _check_legacy(file: BinaryIO, size: int) -> None:
+    """The same of a file in the format before zip files."""
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
         storages: dict[str, int] = {}
 
-        def storage(pid: Any) -> Any:
+        def storage(pid: object) -> unpickle.Storage:
             found = unpickle.storage_id(pid)
-            assert isinstance(found.data, str)
-            storages[found.data] = max(storages.get(found.data, 0), found.nbytes)
+            storages[found.key] = max(storages.get(found.key, 0), found.nbytes)
             return found
 
         _, keys = unpickle.legacy(stream, TORCH, storage)
@@ -197,13 +200,13 @@ def _look_legacy(file: Any, size: int) -> None:
     if set(keys) != set(storages):
         raise Broken("it does not list its storages")
     if needed > held:
-        raise Broken(f"it is cut short: it announces {unpickle.count(needed)} bytes of tensors and holds {held:,}")
+        raise Broken(f"it is cut short: it announces {unpickle.count_text(needed)} bytes of tensors and holds {held:,}")
 
 
 # The layouts: (path, order, weights, prefixes) -> key -> tensor.
 
 
-def _state_dict(path: Path, order: Any, weights: str, prefixes: Sequence[str]) -> Any:
+def _state_dict(path: Path, order: Order, weights: str, prefixes: Sequence[str]) -> object:
     found = read(path)
     for name in ("state_dict", "model_state_dict", "model", "net"):
         if isinstance(found, dict) and isinstance(found.get(name), dict):
@@ -212,11 +215,11 @@ def _state_dict(path: Path, order: Any, weights: str, prefixes: Sequence[str]) -
     return _strip(found, prefixes)
 
 
-def _score_sde(path: Path, order: Any, weights: str, prefixes: Sequence[str]) -> Any:
+def _score_sde(path: Path, order: Order, weights: str, prefixes: Sequence[str]) -> object:
     """{optimizer, model, ema: {decay, num_updates, shadow_params: list in the order of the parameters}, step}"""
     found = read(path)
     if not isinstance(found, dict) or not {"model", "ema"} <= set(found):
-        raise Broken(f"it holds {_kind(found)}, expected optimizer, model, ema, step")
+        raise Broken(f"it holds {_described(found)}, expected optimizer, model, ema, step")
     if weights == "raw":
         return _strip(found["model"], prefixes)
     shadow = found["ema"].get("shadow_params") if isinstance(found["ema"], dict) else None
@@ -232,17 +235,17 @@ def _score_sde(path: Path, order: Any, weights: str, prefixes: Sequence[str]) ->
     return dict(zip(order, shadow, strict=True))
 
 
-def _ncsnv2(path: Path, order: Any, weights: str, prefixes: Sequence[str]) -> Any:
+def _ncsnv2(path: Path, order: Order, weights: str, prefixes: Sequence[str]) -> object:
     """[model, optimizer, epoch, step, ema], the last only where training averaged"""
     found = read(path)
     if not isinstance(found, list) or len(found) not in (4, 5):
-        raise Broken(f"it holds {_kind(found)}, expected a list of model, optimizer, epoch, step, ema")
+        raise Broken(f"it holds {_described(found)}, expected a list of model, optimizer, epoch, step, ema")
     if weights == "ema" and len(found) < 5:
         raise Broken("it holds no averaged weights, only raw ones")
     return _strip(found[4 if weights == "ema" else 0], prefixes)
 
 
-def _robustbench(path: Path, order: Any, weights: str, prefixes: Sequence[str]) -> Any:
+def _robustbench(path: Path, order: Order, weights: str, prefixes: Sequence[str]) -> object:
     """A state dict, or {state_dict}, or {last, best, ..}; `module.`, then `model.` go from whichever keys carry them"""
     found = read(path)
     if isinstance(found, dict):
@@ -252,20 +255,20 @@ def _robustbench(path: Path, order: Any, weights: str, prefixes: Sequence[str]) 
     return found
 
 
-def _safetensors(path: Path, order: Any, weights: str, prefixes: Sequence[str]) -> Any:
+def _safetensors(path: Path, order: Order, weights: str, prefixes: Sequence[str]) -> object:
     with path.open("rb") as file:
-        unpickle.begins(file.read(512), path.stat().st_size, path.name)
+        unpickle.check_head(file.read(512), path.name)
     try:
         return safetensors.torch.load_file(path)
     except (SafetensorError, ValueError) as error:
         raise Broken(f"it is cut short, or of another kind ({str(error)[:120]})") from None
 
 
-def _edm_state(path: Path, order: Any, weights: str, prefixes: Sequence[str]) -> Any:
+def _edm_state(path: Path, order: Order, weights: str, prefixes: Sequence[str]) -> object:
     return _edm(path)[0]
 
 
-FORMATS: dict[str, Callable[..., Any]] = {
+FORMATS: dict[str, Callable[[Path, Order, str, Sequence[str]], object]] = {
     "state-dict": _state_dict,
     "score-sde": _score_sde,
     "ncsnv2-list": _ncsnv2,
@@ -275,38 +278,28 @@ FORMATS: dict[str, Callable[..., Any]] = {
 }
 
 
-def _edm(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of an EDM pickle and {class_name, init_kwargs, source}, from the converted files beside it if they are of it."""
-    weights, told = path.with_name(path.name + ".safetensors"), path.with_name(path.name + ".json")
+def _edm(path: Path) -> tuple[dict[str, Tensor], str, dict[str, Any]]:
+    """(tensors, class name, init_kwargs) of an EDM pickle, from the converted files beside it if they are of it."""
+    weights, facts_file = path.with_name(path.name + ".safetensors"), path.with_name(path.name + ".json")
     stat = path.stat()
-    source: dict[str, Any] = {
-        "sha256": assets.sha256(path),
-        "size": stat.st_size,
-        "mtime_ns": stat.st_mtime_ns,
-    }
+    source = {"sha256": assets.sha256(path), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, SafetensorError):
-        known = json.loads(told.read_text(encoding="utf-8"))
+        facts = json.loads(facts_file.read_text(encoding="utf-8"))
         with safetensors.safe_open(weights, "pt") as file:
-            if known["source"] == source and file.metadata()["source"] == source["sha256"]:
-                return {key: file.get_tensor(key) for key in known["keys"]}, known
-    read = unpickle.read(path)
-    tensors = {key: torch.from_numpy(value) for key, value in read.state.items()}
-    known = {
-        "class_name": read.class_name,
-        "init_kwargs": read.init_kwargs,
-        "source": source,
-        "keys": list(tensors),
-    }
+            if facts["source"] == source and file.metadata()["source"] == source["sha256"]:
+                tensors = {key: file.get_tensor(key) for key in facts["keys"]}
+                return tensors, facts["class_name"], facts["init_kwargs"]
+    found = unpickle.read(path)
+    tensors = {key: torch.from_numpy(value) for key, value in found.state.items()}
+    facts = {"class_name": found.class_name, "init_kwargs": found.init_kwargs, "source": source, "keys": list(tensors)}
     with contextlib.suppress(OSError):  # where nothing can be written, it is converted again the next time
-        part = weights.with_name(f"{weights.name}.{os.getpid()}.part")
-        safetensors.torch.save_file(tensors, part, {"source": source["sha256"]})
-        part.replace(weights)
-        part.write_text(json.dumps(known, indent=1), encoding="utf-8")
-        part.replace(told)
-    return tensors, known
+        with atomic.replacing(weights) as temporary:
+            safetensors.torch.save_file(tensors, temporary, {"source": str(source["sha256"])})
+        atomic.replace(facts_file, json.dumps(facts, indent=1))
+    return tensors, found.class_name, found.init_kwargs
 
 
-def _strip(state: Any, prefixes: Sequence[str]) -> Any:
+def _strip(state: object, prefixes: Sequence[str]) -> object:
     """The keys without each prefix that all of them carry."""
     for prefix in prefixes:
         if isinstance(state, dict) and state and all(str(key).startswith(prefix) for key in state):
@@ -314,24 +307,25 @@ def _strip(state: Any, prefixes: Sequence[str]) -> Any:
     return state
 
 
-def _kind(value: Any) -> str:
+def _described(value: object) -> str:
+    """What a file holds instead of what it should."""
     if isinstance(value, dict):
-        return f"the keys {', '.join(unpickle.shown(key) for key in list(value)[:5])}"
+        return f"the keys {', '.join(unpickle.quoted(key) for key in list(value)[:5])}"
     return f"a list of {len(value)}" if isinstance(value, list) else f"a {type(value).__name__}"
 
 
-def _float32(state: Any, most: int) -> dict[str, Tensor]:
-    """Copies that own their memory, `most` bytes at most."""
+def _float32(state: object, max_bytes: int) -> dict[str, Tensor]:
+    """Copies that own their memory, of `max_bytes` at most. They are counted as float32: views of one storage could be many."""
     if not isinstance(state, Mapping) or not state:
-        raise Broken(f"it holds {_kind(state)}, expected weights by key")
+        raise Broken(f"it holds {_described(state)}, expected weights by key")
     result = {}
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise Broken(f"it holds {_kind(value)} as {unpickle.shown(key)}, expected a tensor")
+            raise Broken(f"it holds {_described(value)} as {unpickle.quoted(key)}, expected a tensor")
         if value.layout is not torch.strided or value.is_quantized or value.is_complex():
-            raise Broken(f"its {unpickle.shown(key)} is a tensor of type {value.dtype}, {value.layout}")
-        most -= value.numel() * 4
-        if most < 0:
+            raise Broken(f"its {unpickle.quoted(key)} is a tensor of type {value.dtype}, {value.layout}")
+        max_bytes -= value.numel() * 4
+        if max_bytes < 0:
             raise Refused("its tensors hold more than the file")
         dtype = torch.float32 if value.is_floating_point() else value.dtype
         result[key] = value.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from purebench.atomic import replace
 from purebench.errors import FAILED, UserError
 
 SCHEMA = 1
@@ -264,18 +265,6 @@ class Store:
 
     def close(self) -> None:
         self._lock.close()
-
-
-def replace(path: Path, text: str) -> None:
-    """Writes a file by way of a temporary one, so that it is never seen half-written."""
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            _sync(file)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _sync(file: Any) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from purebench import atomic
 from purebench.datasets import cifar, digits, mnist
 from purebench.datasets.images import Images
 from purebench.errors import UserError, unknown
@@ -247,7 +247,6 @@ def _save(network: nn.Module, path: Path, about: dict[str, str]) -> str:
     header = json.dumps(json.loads(data[8:start]), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
     data = len(header).to_bytes(8, "little") + header + data[start:]
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    with atomic.replacing(path) as temporary:
+        temporary.write_bytes(data)
     return hashlib.sha256(data).hexdigest()
