@@ -227,7 +227,8 @@ def run(the_plan: plan.Plan, settings: Settings, report: Reporter, outcome: Outc
             if not pool.busy():
                 break
             for cell, task, result in pool.results():
-                finished(cell, task, result)
+                with no_interrupt():  # between the image on disk and its count lies nothing
+                    finished(cell, task, result)
         return outcome
     finally:
         pool.stop()
@@ -344,8 +345,8 @@ class _Here:
 
 
 @contextlib.contextmanager
-def _no_interrupt() -> Iterator[None]:
-    """A process started here never sees Ctrl-C, which the terminal sends to all: the parent alone decides."""
+def no_interrupt() -> Iterator[None]:
+    """Ctrl-C waits until the end. A process started here never sees it, though the terminal sends it to all: the parent alone decides."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -369,7 +370,7 @@ class _Workers:
             args=(theirs, number, self.settings.workers, self.settings.device, self.settings.memory),
             daemon=True,
         )
-        with _no_interrupt():
+        with no_interrupt():
             process.start()
         theirs.close()
         return {"number": number, "process": process, "pipe": ours, "at": None}
