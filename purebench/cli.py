@@ -188,7 +188,8 @@ def run(
         raise typer.Exit(errors.INTERRUPTED)
     for cell, why in outcome.failed.items():
         _say(f"error: cell {cell} failed: {why}")
-    folders = [out / job.cell.id for job in the_plan.jobs if (out / job.cell.id / records.CELL).exists()]
+    places = (runner.place(out, job.cell) for job in the_plan.jobs)
+    folders = [folder for folder in places if (folder / records.CELL).exists()]
     if folders and not quiet:
         print(tables.render(records.load_all(folders), format="json" if as_json else "md"))
         _say(f"next: purebench table {out}")
@@ -267,6 +268,18 @@ def _columns(rows: list[dict[str, Any]]) -> str:
     lines = [list(rows[0]), *[[str(v) for v in row.values()] for row in rows]]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join("  ".join(v.ljust(w) for v, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+@app.command(epilog=_examples("purebench convert results"))
+def convert(
+    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="a folder that an older purebench wrote")],
+    as_json: AsJson = False,
+) -> None:
+    """Give the cells of an older purebench their names of now; lines and images stay byte for byte. `run` and `table` do without it."""
+    from purebench.records import store
+
+    rows = store.convert(results)
+    print(json.dumps(rows, indent=1) if as_json else _columns(rows) if rows else "nothing to convert")
 
 
 # ------------------------------------------------------------------------------------------------------------- list, show

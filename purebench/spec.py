@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Union
 
@@ -148,15 +148,15 @@ def parts(text: str, what: str = "part") -> list[Part]:
 class ThreatModel:
     """What an attacker may do to x (B,C,H,W) in [0,1]: stay in a ball of radius eps around it, and in [0,1]."""
 
-    norm: str  # Linf | L2
+    norm: str  # Linf | L2, or - for no perturbation at all
     eps: float
 
     def __str__(self) -> str:
-        return f"{self.norm}:{show(float(self.eps))}"
+        return "-" if self.norm == "-" else f"{self.norm}:{show(float(self.eps))}"
 
     def distance(self, x_adv: Any, x: Any) -> Any:
         """(B,) distance in this norm."""
-        return norms(x_adv, x)[self.norm]
+        return norms(x_adv, x)["Linf" if self.norm == "-" else self.norm]
 
     def holds(self, x_adv: Any, x: Any) -> Any:
         """(B,) bool: finite, in [0,1] and within eps up to rounding (1e-6 relative, 2e-7 absolute)."""
@@ -186,6 +186,8 @@ class ThreatModel:
         radius = noise.uniform(0, x.flatten(1)[:, :1], draw=1) ** (1 / x[0].numel())
         return (x + self.eps * _rows(radius.flatten(), x) * self.ascend(direction)).clamp(0, 1)
 
+
+NONE = ThreatModel("-", 0.0)  # of attacks that change nothing: one cell for all threat models
 
 SMALLEST_NORM = (
     1e-11  # below it, the 1e-12 that guards a division by a norm shortens a unit vector by more than a tenth
@@ -234,72 +236,126 @@ def threat(text: str) -> ThreatModel:
 
 
 @dataclass(frozen=True)
+class Resolved:
+    """One component of a cell, resolved once: the plan makes it, everybody else only reads it.
+
+    `part`: how it is written, canonical: what differs from the defaults, no place on this machine. `values`: every parameter of its
+    factory, defaults filled in. `options`: of a defense, those that every defense has (`votes`, `combine`, `noise`), where they are
+    not at their defaults. `version`: of its numbers; 0 for what has none. `digest`: content hash of weights or data, empty where
+    there is none. `where`: files of the user's, and so no part of what it is; `info`: its INFO.
+    """
+
+    kind: str
+    part: Part
+    version: int
+    values: Mapping[str, Value] = field(default_factory=dict, hash=False)
+    options: Mapping[str, Value] = field(default_factory=dict, hash=False)
+    digest: str = ""
+    where: Mapping[str, Value] = field(default_factory=dict, hash=False, compare=False)
+    info: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)
+
+    def __str__(self) -> str:
+        return str(self.part)
+
+    @property
+    def name(self) -> str:
+        return self.part.name
+
+    @property
+    def arguments(self) -> dict[str, Value]:
+        """The keyword arguments of its factory, which writes `from_` for `from`."""
+        return {f"{k}_" if k == "from" else k: v for k, v in {**self.values, **self.where}.items()}
+
+    def data(self) -> dict[str, Any]:
+        """As JSON types, for `cell.json`: what its numbers depend on, beside its name."""
+        if self.kind in ("dataset", "classifier", "score"):
+            return {"version": self.version, "hash": self.digest}
+        found: dict[str, Any] = {"version": self.version}
+        if self.kind != "gradient":  # all of its parameters are in its name
+            values = {**self.values, **self.options}
+            found["values"] = {k: plain(v) for k, v in sorted(values.items())}
+        return found
+
+
+@dataclass(frozen=True)
 class Cell:
     """One entry of a grid: everything that its numbers depend on, and nothing else.
 
     Not in it, since they may grow or change without changing a number: the number of images and of evaluations, rows, device,
-    workers, memory. `parameters`: every parameter of defense and attack, defaults filled in. `versions`: of the components.
-    `hashes`: content hashes of weights and of the data. `source`: the id of the cell whose images a transfer attack reads.
-    `where`: kind -> local files of the user's; how to find the same content on this machine, so no part of the cell's identity.
-    `score`: one model, or `[a,b]`, in rotation; then `where`, `versions` and `hashes` have the second one's as `score.1`, and so on.
+    workers, memory. `scores`: those that a purifier of the cell uses, several in rotation; none where none does. `threat`: NONE for
+    an attack that keeps to no ball. `surrogate`: the purifier that the gradient differentiates in place of the defense's.
+    `source`: the cell whose images a transfer attack reads. `aliases`: its ids of before, under which records may lie.
     """
 
-    dataset: str
+    dataset: Resolved
     subset: str
-    classifier: str
-    score: str
-    defense: Part
-    gradient: Part
-    attack: Part
+    classifier: Resolved
+    scores: tuple[Resolved, ...]
+    defense: Resolved
+    gradient: Resolved
+    surrogate: Resolved | None
+    attack: Resolved
     threat: ThreatModel
     seed: int
-    parameters: Mapping[str, Mapping[str, Value]] = field(hash=False)
-    versions: Mapping[str, int] = field(hash=False)
-    hashes: Mapping[str, str] = field(hash=False)
-    source: str = ""
-    where: Mapping[str, Mapping[str, Value]] = field(default_factory=dict, hash=False, compare=False)
+    noise: int  # version of the draws
+    source: Cell | None = None
+    aliases: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def score(self) -> str:
+        """The score models as a PART, `[a,b]` in rotation; of a transfer onto a defense that uses none those that its images were made
+        on; `-` for none."""
+        if self.scores:
+            names = [str(model) for model in self.scores]
+            return names[0] if len(names) == 1 else show(rotation(self.scores))
+        return self.source.score if self.source else "-"
+
+    def parts(self) -> dict[str, Resolved]:
+        """Its components by kind: the second score model is `score.1`."""
+        found = {"dataset": self.dataset, "classifier": self.classifier, "defense": self.defense, "attack": self.attack}
+        found |= {"score" if i == 0 else f"score.{i}": model for i, model in enumerate(self.scores)}
+        found |= {"surrogate": self.surrogate} if self.surrogate else {}
+        return found | ({"gradient": self.gradient} if self.gradient.version else {})
 
     def data(self) -> dict[str, Any]:
         """As JSON types, for `cell.json`."""
+        parts = {kind: part.data() for kind, part in self.parts().items()}
+        if self.surrogate:
+            parts["surrogate"]["name"] = self.surrogate.name
         return {
-            "dataset": self.dataset,
+            "dataset": str(self.dataset),
             "subset": self.subset,
-            "classifier": self.classifier,
+            "classifier": str(self.classifier),
             "score": self.score,
             "defense": str(self.defense),
             "gradient": str(self.gradient),
             "attack": str(self.attack),
             "threat": str(self.threat),
             "seed": self.seed,
-            "parameters": {
-                kind: {k: plain(v) for k, v in sorted(p.items())} for kind, p in sorted(self.parameters.items())
-            },
-            "versions": dict(sorted(self.versions.items())),
-            "hashes": dict(sorted(self.hashes.items())),
-            "source": self.source,
+            "source": self.source.id if self.source else "",
+            "parts": {"noise": {"version": self.noise}, **parts},
         }
-
-    def component(self, kind: str) -> Part:
-        """The `dataset`, `classifier` or (first) `score`, with its local files."""
-        return self.components(kind)[0]
-
-    def components(self, kind: str) -> list[Part]:
-        """The same, where there may be several."""
-        named = parts(getattr(self, kind), kind)
-        keys = [kind] + [f"{kind}.{i}" for i in range(1, len(named))]
-        places = [self.where.get(key, {}) for key in keys]
-        return [Part(p.name, (*p.parameters, *w.items())) for p, w in zip(named, places, strict=True)]
 
     @property
     def id(self) -> str:
-        """A readable, unique folder name: the names, and 10 hex digits of the hash of everything."""
-        digest = hashlib.sha256(json.dumps(self.data(), sort_keys=True).encode()).hexdigest()[:10]
-        words = [self.dataset.partition(":")[0], self.defense.name, self.attack.name, self.gradient.name.strip("-")]
-        return "-".join([w for w in words if w] + [digest])
+        return identity(self.data())
 
     def __str__(self) -> str:
         grad = "" if self.gradient.name == "-" else f" @{self.gradient}"
         return f"{self.defense} x {self.attack}{grad} ({self.threat}, seed {self.seed})"
+
+
+def identity(data: Mapping[str, Any]) -> str:
+    """A readable, unique folder name of a cell's data: the names, and 10 hex digits of the hash of everything."""
+    digest = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:10]
+    words = [str(data[kind]).partition(":")[0] for kind in ("dataset", "defense", "attack", "gradient")]
+    return "-".join([w for w in words if w.strip("-")] + [digest])
+
+
+def rotation(models: Iterable[Resolved]) -> Value:
+    """Score models as the value of a parameter: a name, a (PART), or a list of them."""
+    values: tuple[Value, ...] = tuple(m.part if m.part.parameters else m.name for m in models)
+    return values if len(values) > 1 else values[0]
 
 
 def plain(value: Value) -> Any:

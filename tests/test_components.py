@@ -62,10 +62,10 @@ def test_a_cell_knows_content_and_not_places(tmp_path):
     other = parquet_file(tmp_path / "c" / "few.parquet", n=21)
     cells = [plan.build(request(path)).jobs[0].cell for path in (one, two, other)]
     assert cells[0].id == cells[1].id != cells[2].id
-    assert cells[0].dataset == "parquet:name=few"
+    assert str(cells[0].dataset) == "parquet:name=few"
     assert str(tmp_path) not in json.dumps(cells[0].data())
-    assert cells[0].component("dataset").get("path") == str(one)
-    assert plan.build(request(one)).jobs[0].cell.hashes["dataset"].startswith("sha256:")
+    assert cells[0].dataset.where == {"path": str(one)}
+    assert cells[0].dataset.digest.startswith("sha256:")
 
 
 def test_what_stands_in_is_said(tmp_path):
@@ -164,7 +164,8 @@ def test_a_plug_in_that_does_not_say_what_it_was_trained_on_is_told(monkeypatch)
 def test_cifar10_c_has_the_score_models_of_cifar10(defense, own):
     jobs = [job_of(name, defense, attack="bpda-eot") for name in ("cifar10", "cifar10-c")]
     assert [job.cell.score for job in jobs] == [own, own]
-    assert jobs[0].cell.parameters == jobs[1].cell.parameters
+    assert jobs[0].cell.defense == jobs[1].cell.defense
+    assert jobs[0].cell.attack == jobs[1].cell.attack
     assert job_of("cifar10-c", defense, score="cifar10-small").cell.score == "cifar10-small"
 
 
@@ -534,7 +535,7 @@ def test_a_score_model_of_ones_own_weights_is_known_by_its_content(tmp_path):
 
     one, other = cell(tmp_path / "a"), cell(tmp_path / "b")
     assert one.score == "[digits-vp,(digits-vp:name=mine)]"
-    assert one.hashes["score"] != one.hashes["score.1"] == assets.sha256(tmp_path / "a" / "mine.safetensors")
+    assert one.scores[0].digest != one.scores[1].digest == assets.sha256(tmp_path / "a" / "mine.safetensors")
     assert one.id == other.id
     made = evaluate.build_defense(one, torch.device("cpu"), rows=4)
     first, second = made.purifier.scores

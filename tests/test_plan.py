@@ -54,9 +54,27 @@ def test_the_identity_of_a_cell_is_stable():
     """Any change of this literal orphans every record that users have: it needs a reason, and a line in the CHANGELOG."""
     [cell] = cells("coup:steps=5", attacks=["pgd-eot:steps=2"])
     fixed = dataclasses.replace(
-        cell, hashes={"dataset": "d", "classifier": "c", "score": "s"}, versions=dict.fromkeys(cell.versions, 1)
+        cell,
+        noise=1,
+        dataset=dataclasses.replace(cell.dataset, digest="d", version=1),
+        classifier=dataclasses.replace(cell.classifier, digest="c", version=1),
+        scores=tuple(dataclasses.replace(model, digest="s", version=1) for model in cell.scores),
     )
-    assert fixed.id == "digits-coup-pgd-eot-exact-21d6a69de6"
+    assert fixed.id == "digits-coup-pgd-eot-exact-c047e0da8a"
+
+
+def test_a_cell_has_what_it_uses_and_nothing_else():
+    """One control for all threat models; no score model where no purifier has one, but a transfer names its source's."""
+    threats = ("Linf:0.2", "L2:1")
+    [control] = cells(attacks=["null"], threats=threats)
+    assert (str(control.threat), control.score) == ("-", "digits-vp")
+    assert len(control.aliases) == 2  # under schema 1 there was one for each
+    for name in ("none", "gaussian"):
+        assert {c.score for c in cells(name, attacks=["null", "pgd-eot"])} == {"-"}
+        assert cells(name, attacks=["transfer:from=(coup)"])[-1].score == "digits-vp"
+        assert "score" not in cells(name, attacks=["transfer:from=(coup)"])[-1].data()["parts"]
+    surrogate = cells("gaussian", grads=("surrogate:defense=(one-shot)",))[0]
+    assert (surrogate.score, surrogate.surrogate.name) == ("digits-vp", "one-shot")
 
 
 def test_the_number_of_images_and_of_evaluations_is_not_part_of_a_cell():
@@ -70,8 +88,8 @@ def test_a_value_comes_from_the_command_line_then_the_grid_then_the_dataset_then
     )
     job = plan.build(Request(str(grid))).jobs[0]
     assert (job.images, job.evals, str(job.cell.threat)) == (5, 10, "L2:1")
-    assert job.cell.parameters["defense"] == {"t": 0.1, "steps": 7, "guidance": 1.0, "clamp": False}
-    assert job.cell.parameters["attack"]["steps"] == 15  # the dataset's; the factory's is 40
+    assert job.cell.defense.values == {"t": 0.1, "steps": 7, "guidance": 1.0, "clamp": False}
+    assert job.cell.attack.values["steps"] == 15  # the dataset's; the factory's is 40
     assert (job.origin["defense.steps"], job.origin["defense.t"], job.origin["defense.guidance"]) == (
         "given",
         "digits",
@@ -83,7 +101,7 @@ def test_a_value_comes_from_the_command_line_then_the_grid_then_the_dataset_then
 
 def test_defaults_of_the_dataset_fill_a_bare_request():
     jobs = plan.build(Request(defenses=("coup",))).jobs
-    assert {str(j.cell.threat) for j in jobs} == {"Linf:0.2"}
+    assert {str(j.cell.threat) for j in jobs} == {"Linf:0.2", "-"}
     assert "pgd-eot" in {j.cell.attack.name for j in jobs}
 
 
@@ -121,7 +139,7 @@ def test_surrogates_that_are_none(grad):
 
 def test_a_transfer_brings_its_source_which_runs_first():
     source, transfer = cells(attacks=["transfer:from=(reverse-sde)"])
-    assert (source.defense.name, source.attack.name, transfer.source) == ("reverse-sde", "pgd-eot", source.id)
+    assert (source.defense.name, source.attack.name, transfer.source) == ("reverse-sde", "pgd-eot", source)
     assert len(cells("coup", "diffpure", "reverse-sde", attacks=["pgd-eot", "transfer:from=(reverse-sde)"])) == 5
     assert [c.attack.name for c in cells("reverse-sde", attacks=["transfer:from=(reverse-sde)"])] == [
         "pgd-eot"
@@ -130,7 +148,7 @@ def test_a_transfer_brings_its_source_which_runs_first():
 
 def test_the_attack_of_a_transfer_takes_parameters():
     source, transfer = cells(attacks=["transfer:from=(one-shot),attack=(pgd-eot:steps=2)"])
-    assert source.parameters["attack"]["steps"] == 2
+    assert source.attack.values["steps"] == 2
     assert str(transfer.attack) == "transfer:attack=(pgd-eot:steps=2),from=(one-shot)"
 
 
@@ -317,9 +335,9 @@ def test_score_models_in_rotation_are_all_in_the_cell():
     [cell] = cells("adp:score=[digits-vp,digits-vp]")
     [single] = cells("adp")
     assert (cell.score, str(cell.defense)) == ("[digits-vp,digits-vp]", "adp")
-    assert [part.name for part in cell.components("score")] == ["digits-vp"] * 2
-    assert cell.hashes["score.1"] == cell.hashes["score"] == single.hashes["score"]
-    assert cell.versions["score.1"] == 1
+    assert [model.name for model in cell.scores] == ["digits-vp"] * 2
+    parts = cell.data()["parts"]
+    assert parts["score.1"] == parts["score"] == single.data()["parts"]["score"]
     assert cell.id != single.id
     assert cells("adp:score=[digits-vp]")[0].id == single.id
 
@@ -327,7 +345,7 @@ def test_score_models_in_rotation_are_all_in_the_cell():
 def test_a_transfer_from_other_score_models_is_another_cell_and_says_so():
     source, cell = cells("adp", attacks=["transfer:from=(adp:score=[digits-vp,digits-vp])"])
     assert source.score == "[digits-vp,digits-vp]"
-    assert (cell.score, cell.source) == ("digits-vp", source.id)
+    assert (cell.score, cell.source) == ("digits-vp", source)
     assert str(cell.attack) == "transfer:from=(adp:score=[digits-vp,digits-vp])"
     [again] = [c for c in cells("adp", attacks=[str(cell.attack)]) if c.attack.name == "transfer"]
     assert again.id == cell.id

@@ -154,7 +154,7 @@ def test_one_writer_per_cell(folder):
     store = opened(folder)
     with pytest.raises(records.Locked):
         opened(folder)
-    code = f"from purebench import records; records.Store(records.Path({str(folder)!r}), 'the-id', {{}}, {SHAPE}, {{}})"
+    code = f"from purebench.records import store as records; records.Store(records.Path({str(folder)!r}), 'the-id', {{}}, {SHAPE}, {{}})"
     assert "Locked" in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr
     with pytest.raises(records.Locked):
         records.set_aside(folder)
@@ -252,7 +252,11 @@ def test_a_failure_is_noted_and_cleared_by_the_next_run(folder):
 
 
 def job(images, evals=2, **attack):
-    cell = SimpleNamespace(parameters={"attack": attack, "defense": {}}, dataset="digits")
+    cell = SimpleNamespace(
+        attack=SimpleNamespace(values=attack),
+        defense=SimpleNamespace(options={}),
+        dataset=SimpleNamespace(name="digits"),
+    )
     return SimpleNamespace(cell=cell, images=images, evals=evals)
 
 
@@ -288,3 +292,92 @@ def test_a_partial_batch_is_run_again_whole_when_there_are_more_images():
 def test_fewer_images_than_there_are_is_nothing_to_do():
     there = {p: record(p, batch=[p // 4 * 4, 4]) for p in range(8)}
     assert tasks.missing(job(5, batch=4), there, rows=160) == []
+
+
+# ---------------------------------------------------------------------------------------------------------- schema 1
+
+
+def old_cell(root, attack="null", threat="Linf:0.2", source="", defense="none", **parameters):
+    """A cell as schema 1 had it: names, and three tables beside them."""
+    cell = {
+        "dataset": "digits", "subset": "first", "classifier": "cnn", "score": "vp", "defense": defense, "gradient": "-",
+        "attack": attack, "threat": threat, "seed": 0, "source": source,
+        "parameters": {"defense": {}, "attack": {}} | parameters,
+        "versions": dict.fromkeys(["noise", "dataset", "classifier", "score", "defense", "attack"], 1),
+        "hashes": {"dataset": "d", "classifier": "c", "score": "s"},
+    }  # fmt: skip
+    name = f"digits-{defense}-{attack.partition(':')[0]}-{threat[:2]}{len(source)}"
+    folder = root / name
+    folder.mkdir(parents=True)
+    data = {"schema": 1, "id": name, "shape": [1, 2, 2], "cell": cell, "runs": [{"wanted": 1}]}
+    (folder / records.CELL).write_text(json.dumps(data))
+    (folder / records.IMAGES).write_text(records.line(record(0)))
+    (folder / records.ADVERSARIAL).write_bytes(bytes(16))
+    return folder
+
+
+def test_schema_1_is_read_as_what_it_used(tmp_path):
+    log = records.load(old_cell(tmp_path))
+    assert (log.cell["threat"], log.cell["score"]) == ("-", "-")  # a control on a bare classifier
+    assert log.cell["parts"]["classifier"] == {"version": 1, "hash": "c"}
+    assert "score" not in log.cell["parts"]
+    other = records.load(old_cell(tmp_path, "pgd-eot", defense="coup"))
+    assert (other.cell["threat"], other.cell["score"]) == ("Linf:0.2", "vp")
+    assert other.cell["parts"]["score"] == {"version": 1, "hash": "s"}
+    surrogate = {"surrogate": {"defense": "one-shot", "sigma": 0.3}}
+    third = records._read(folder := old_cell(tmp_path, "apgd-ce", defense="gaussian", **surrogate))
+    third["cell"]["versions"]["surrogate"] = 1
+    (folder / records.CELL).write_text(json.dumps(third))
+    cell = records.load(folder).cell
+    assert cell["parts"]["surrogate"] == {"version": 1, "name": "one-shot", "values": {"sigma": 0.3}}
+    assert cell["score"] == "vp"  # the surrogate's
+
+
+def test_two_controls_of_schema_1_are_one_cell(tmp_path):
+    one, two = old_cell(tmp_path), old_cell(tmp_path, threat="L2:1")
+    assert records.load(one).id == records.load(two).id
+
+
+def test_converted_cells_keep_their_bytes_and_are_found_by_transfers(tmp_path):
+    source = old_cell(tmp_path, "pgd-eot", defense="coup")
+    transfer = old_cell(tmp_path, "transfer:from=(coup)", source=source.name)
+    old_cell(tmp_path), old_cell(tmp_path, threat="L2:1")
+    before = {log.id: (log.images, log.cell) for log in records.load_all([tmp_path])}
+    bytes_before = sorted(p.read_bytes() for p in tmp_path.glob("*/*") if p.name != records.CELL)
+    found = records.load(transfer)
+    assert found.cell["source"] == records.load(source).id
+    assert found.cell["score"] == "vp"  # of its images
+    rows = records.convert(tmp_path)
+    assert [bool(row["note"]) for row in rows].count(True) == 1  # the second control, of which there is one now
+    assert {log.id: (log.images, log.cell) for log in records.load_all([tmp_path])} == before
+    assert (
+        sorted(p.read_bytes() for p in tmp_path.glob("*/*") if p.name not in (records.CELL, records.LOCK))
+        == bytes_before
+    )
+    assert [row["note"] != "" for row in records.convert(tmp_path)] == [True]  # nothing else is left to do
+    assert (tmp_path / found.id / records.CELL).exists()
+
+
+def test_a_transfer_beside_a_converted_source_still_finds_it(tmp_path):
+    """Interrupted in the middle: the source has its new name, the transfer not yet."""
+    source = old_cell(tmp_path, "pgd-eot", defense="coup")
+    transfer = old_cell(tmp_path, "transfer:from=(coup)", source=source.name)
+    whole = records.load(transfer)
+    data = records.read_cell(source)
+    (source / records.CELL).write_text(json.dumps(data))
+    source.rename(tmp_path / data["id"])
+    assert records.load(transfer).id == whole.id
+
+
+def test_a_source_that_is_not_there_keeps_its_old_name(tmp_path):
+    assert records.load(old_cell(tmp_path, "transfer:from=(coup)", source="gone")).cell["source"] == "gone"
+
+
+def test_a_run_keeps_the_old_name_of_its_cell(tmp_path):
+    folder = old_cell(tmp_path, "pgd-eot", defense="coup")
+    new = records.read_cell(folder)
+    store = records.Store(folder, new["id"], new["cell"], [1, 2, 2], {})
+    store.note()
+    store.close()
+    data = json.loads((folder / records.CELL).read_text())
+    assert (data["schema"], data["id"], data["was"]) == (2, new["id"], [folder.name])

@@ -116,7 +116,7 @@ def test_calls_are_counted_for_the_very_word(name, given, calls):
 def versions(defense, **given):
     request = Request(dataset="digits", defenses=(defense,), attacks=("pgd-eot",), **given)
     [job] = plan.build(request).jobs
-    return job.cell.versions
+    return {kind: part["version"] for kind, part in job.cell.data()["parts"].items()}
 
 
 @pytest.mark.parametrize(

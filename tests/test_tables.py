@@ -20,10 +20,15 @@ def log(defense, attack, correct, *, n=100, k=2, clean=None, gradient="exact", s
         "dataset": "digits", "subset": "first", "classifier": "cnn", "score": "vp", "threat": "Linf:0.2", "seed": seed,
         "defense": defense, "attack": attack, "gradient": gradient,
         "parameters": {"defense": {"steps": 10} if defense != "none" else {}, "attack": {"eps": 8 / 255}},
-        "versions": {}, "hashes": {},
+        "hashes": {},
     }  # fmt: skip
     verdict, failed, seconds = (other.pop(key, None) for key in ("verdict", "failed", "seconds"))
     cell |= other
+    parts = {kind: {"version": 1, "values": values} for kind, values in cell.pop("parameters").items()}
+    hashes = cell.pop("hashes")
+    for kind, digest in hashes.items():
+        parts.setdefault(kind, {})["hash"] = digest
+    cell["parts"] = parts | ({"score": {"version": 1}} if cell["score"] != "-" else {})
     images = [
         {
             "position": i, "index": i, "label": 1, "undefended": 1, "clean": [int(i < clean)] * k,
@@ -31,9 +36,7 @@ def log(defense, attack, correct, *, n=100, k=2, clean=None, gradient="exact", s
         }
         for i in range(n)
     ]  # fmt: skip
-    name = "-".join(
-        str(cell[key]) for key in ("defense", "attack", "gradient", "seed", "threat", "score", "parameters")
-    )
+    name = "-".join(str(cell[key]) for key in ("defense", "attack", "gradient", "seed", "threat", "score", "parts"))
     return SimpleNamespace(id=name, cell=cell, runs=[], images=images, seconds=seconds or 10.0, failed=failed)
 
 
@@ -178,9 +181,9 @@ def test_cells_that_differ_in_a_parameter_keep_apart():
     text = tables.render([log("coup", "pgd-eot", 50), log("coup", "pgd-eot", 30, **more)])
     assert words(text)[0][2:4] == ["pgd-eot [eps=0.5]", "pgd-eot [eps=8/255]"]
     assert words(text)[1][2:4] == ["**30.0 ±9.6**", "50.0 ±9.6"]
-    old, new = log("coup", "pgd-eot", 50), log("coup", "pgd-eot", 30, hashes={"cnn": "abc"})
+    old, new = log("coup", "pgd-eot", 50), log("coup", "pgd-eot", 30, hashes={"classifier": "abc"})
     new.id += "-new"
-    assert [row[0] for row in words(tables.render([old, new]))[1:]] == ["coup", "coup [cnn=abc]"]
+    assert [row[0] for row in words(tables.render([old, new]))[1:]] == ["coup", "coup [classifier=abc]"]
 
 
 def test_a_cell_given_twice_counts_once():
@@ -208,38 +211,22 @@ def titles(text):
 
 
 def test_what_uses_no_score_model_is_in_the_table_of_each():
-    """Whichever score model it was run beside, and once where it was run beside both; a transfer made elsewhere is not."""
-    free = [log(d, a, 40, score="a") for d in ("none", "gaussian:sigma=0.5") for a in ("null", "pgd-eot")]
+    """Beside whichever score model; a transfer made elsewhere is not."""
+    free = [log(d, a, 40, score="-") for d in ("none", "gaussian:sigma=0.5") for a in ("null", "pgd-eot")]
     logs = [*free, log("coup", "pgd-eot", 50, score="b"), log("one-shot", "pgd-eot", 60, score="c")]
     text = tables.render(logs)
     assert titles(text) == [f"Classifier `cnn`, score model `{score}`." for score in "bc"]
     assert text.count("| none ") == text.count("| gaussian:sigma=0.5 ") == 2
     assert {row["score"] for row in tables.grid(logs) if row["defense"] == "none"} == {"b", "c"}
-    assert {row["score"] for row in tables.tidy(logs) if row["defense"] == "none"} == {"a"}
-    twice = [log("none", "pgd-eot", 40, score=score, seconds=7) for score in "abc"]
-    text = tables.render([*logs, *twice])
-    assert text.count("| none ") == 2
-    assert [row[-1] for row in words(text) if row[0] == "none"] == ["17 s"] * 2  # of null and pgd-eot, each once
-
-
-@pytest.mark.parametrize(
-    "scored",
-    [
-        {"attack": "transfer:from=(coup)", "source": "digits-coup"},
-        {"gradient": "surrogate", "parameters": {"defense": {}, "attack": {}, "surrogate": {"defense": "one-shot"}}},
-        {"defense": "a-plug-in-that-is-not-here"},
-    ],
-)
-def test_what_may_have_used_a_score_model_stays_in_its_table(scored):
-    cell = {"defense": "gaussian", "attack": "pgd-eot", "score": "a"} | scored
-    text = tables.render([log(cell.pop("defense"), cell.pop("attack"), 40, **cell), log("coup", "null", 50, score="b")])
-    assert titles(text) == [f"Classifier `cnn`, score model `{score}`." for score in "ab"]
+    assert {row["score"] for row in tables.tidy(logs) if row["defense"] == "none"} == {"-"}
+    made_on_a = log("none", "transfer:from=(coup)", 30, score="a", gradient="-", source="digits-coup")
+    assert titles(tables.render([*logs, made_on_a]))[0] == "Classifier `cnn`, score model `a`."
 
 
 def test_without_any_score_model_there_is_one_table():
-    logs = [log(d, a, 40, score=s) for d, s in (("none", "a"), ("gaussian", "b")) for a in ("null", "pgd-eot")]
+    logs = [log(d, a, 40, score="-") for d in ("none", "gaussian") for a in ("null", "pgd-eot")]
     text = tables.render(logs)
-    assert titles(text) == ["Classifier `cnn`, score model `a`."]
+    assert titles(text) == ["Classifier `cnn`."]
     assert [row[0] for row in words(text)[1:]] == ["none", "gaussian"]
     assert "Gradient:" not in tables.render([log("none", "pgd-eot", 40)])
 
@@ -424,5 +411,5 @@ def test_a_large_benchmark():
 
 
 def test_no_torch_and_no_pandas():
-    code = "import sys, purebench.tables; assert not {'torch', 'pandas', 'numpy', 'rich'} & set(sys.modules)"
+    code = "import sys, purebench.report.tables; assert not {'torch', 'pandas', 'numpy', 'rich'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

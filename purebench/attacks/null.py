@@ -12,6 +12,7 @@ from purebench.spec import ThreatModel
 INFO = {
     "null": {
         "summary": "no perturbation: what the protocol alone does to clean images",
+        "threat": False,
         "gradients": [],
         "gradient_calls": "0",
         "version": 1,

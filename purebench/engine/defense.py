@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextvars
 import math
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from purebench.engine import chain
+from purebench.engine import chain, gradients
 from purebench.engine.identity import Identity
 from purebench.engine.nfe import NFE, recomputing
 from purebench.engine.noise import Noise
@@ -185,6 +184,7 @@ class Defense:
             raise UserError(f"`votes={votes}`: a defense purifies at least once", "votes=1 is the single purification")
         if gradient.name == "adjoint" and not hasattr(purifier, "drift") and purifier.n:
             raise UserError("the adjoint gradient needs a purifier that is an SDE", "use `--grad exact`")
+        self.way = gradients.of(gradient)  # how it is carried out
         self.purifier, self.classifier, self.votes, self.combine = purifier, classifier, votes, combine
         self.gradient, self.surrogate, self.rows, self.memory = gradient, surrogate, rows, memory
         self.noise, self.on_work = noise, on_work
@@ -323,7 +323,7 @@ class Defense:
                 return torch.autograd.grad((logits[: chunk.real] * d).sum(), purified)[0]
 
         with chain.nfe() as calls:
-            grad = self._vjp(chunk.x.detach(), chunk.noise, cotangent)[1][: chunk.real]
+            grad = self.way.vjp(self, chunk.x.detach(), chunk.noise, cotangent)[1][: chunk.real]
         self._count(calls, chunk.real)
         self._check(chunk, grad, "the gradient")
         return grad
@@ -341,25 +341,12 @@ class Defense:
                 for row in (~part.isfinite().flatten(1).all(1)).nonzero()[:, 0].tolist() if part.dim() else []:
                     since.setdefault(row, k)
 
-        purifier = self.surrogate if self.gradient.name == "surrogate" and last == "the gradient" else self.purifier
+        purifier = self.way.walked(self) if last == "the gradient" else self.purifier
         chain.run(purifier, chunk.x.detach(), chunk.noise, on_state=blame)
         for row in (~finite).nonzero()[:, 0].tolist():
             k = since.get(row)
             place = last if k is None else f"step {k - 1} of {purifier.n}" if k else "the start"
             self.not_finite.setdefault(int(chunk.noise.ids[row]), f"{place} gave values that are not finite")
-
-    def _vjp(self, x: Tensor, noise: Noise, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        name = self.gradient.name
-        if name == "bpda":
-            purified = chain.run(self.purifier, x, noise)
-            return purified, cotangent(purified)
-        if name == "adjoint" and self.purifier.n:
-            from purebench.engine import adjoint
-
-            return adjoint.vjp(self.purifier, x, noise, cotangent, guidance=self.gradient.get("guidance", "detached"))
-        purifier = self.surrogate if name == "surrogate" else self.purifier
-        with chain.detached() if name == "detached" else nullcontext():
-            return chain.vjp(purifier, x, noise, cotangent, memory=self.memory)
 
     # --------------------------------------------------------------------------------------------------------------- rows
 
@@ -386,8 +373,7 @@ class Defense:
 
     def _classify(self, chunk: _Chunk) -> Tensor:
         with chain.nfe() as calls, recomputing():  # done again, with a graph, by the pass that takes the gradient
-            purifier = self.surrogate if self.gradient.name == "surrogate" else self.purifier
-            logits = self.classifier(chain.run(purifier, chunk.x, chunk.noise))[: chunk.real]
+            logits = self.classifier(chain.run(self.way.walked(self), chunk.x, chunk.noise))[: chunk.real]
         self._count(calls, chunk.real)
         return logits
 
@@ -410,27 +396,12 @@ class _Purified(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, defense: Defense, noise: Noise) -> Tensor:
-        ctx.defense, ctx.noise = defense, noise
         ctx.context = contextvars.copy_context()  # backward may run on autograd's own thread, which has an empty one
-        name = defense.gradient.name
-        if name in ("exact", "detached", "surrogate"):
-            purifier = defense.surrogate if name == "surrogate" else defense.purifier
-            with chain.detached() if name == "detached" else nullcontext():
-                ctx.tape = chain.record(purifier, x, noise, memory=defense.memory)
-            return ctx.tape.purified
-        ctx.x = x.detach()
-        return chain.run(defense.purifier, x, noise)
+        purified, ctx.pull = defense.way.record(defense, x, noise)
+        return purified
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
-        return ctx.context.run(_Purified._pull, ctx, *cotangents), None, None
-
-    @staticmethod
-    def _pull(ctx: Any, cotangent: Tensor) -> Tensor:
-        if hasattr(ctx, "tape"):
-            with chain.detached() if ctx.defense.gradient.name == "detached" else nullcontext():
-                grad = ctx.tape.vjp(cotangent)
-        else:
-            grad = ctx.defense._vjp(ctx.x, ctx.noise, lambda _purified: cotangent)[1]
+        grad = ctx.context.run(ctx.pull, *cotangents)
         finite = grad.isfinite().flatten(1).all(1)
-        return torch.where(finite.view(-1, *[1] * (grad.dim() - 1)), grad, 0)  # as in `Gradient`
+        return torch.where(finite.view(-1, *[1] * (grad.dim() - 1)), grad, 0), None, None  # as in `Gradient`

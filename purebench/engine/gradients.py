@@ -1,8 +1,23 @@
-"""The ways an attack may differentiate a purifier: an axis of the grid, printed in every table. `Defense` carries them out.
+"""The ways an attack may differentiate a purifier: an axis of the grid, printed in every table.
 
-The factories only name the modes and their parameters; what each means is in INFO."""
+Each is one small object: whether it `applies` to a defense, which `canonical` form equal cells share, and its `vjp`. A
+factory's keyword arguments are the command line's parameters. Planning reads this file, so torch is imported where it
+differentiates."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from purebench.errors import UserError, unknown
+from purebench.spec import Part, Value, show
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from purebench.engine.defense import Defense
+    from purebench.engine.noise import Noise
 
 INFO = {
     "exact": {"summary": "the gradient of the sampled path, second-order terms included", "version": 1},
@@ -25,19 +40,169 @@ INFO = {
     },
 }
 
-
-def exact() -> None: ...
-
-
-def detached() -> None: ...
+Info = Mapping[str, Any]  # a defense's
+Cotangent = Callable[["Tensor"], "Tensor"]  # of the purified image
+Resolve = Callable[[Part], tuple[Part, Mapping[str, Value]]]  # a defense as written -> canonical, every parameter
 
 
-def bpda() -> None: ...
+class Exact:
+    """Of the sampled path, step by step."""
+
+    def applies(self, defense: Part, info: Info) -> None:
+        """Raises UserError where this gradient does not exist for a defense of this INFO."""
+
+    def canonical(self, defense: Part, info: Info, resolve: Resolve) -> Part:
+        """The gradient that this one is on a defense: what makes no difference there is left out."""
+        return Part("exact")
+
+    def walked(self, defense: Defense) -> Any:
+        """The purifier that is differentiated."""
+        return defense.purifier
+
+    def within(self) -> AbstractContextManager[Any]:
+        """What holds while the graph is built and pulled back."""
+        return nullcontext()
+
+    def vjp(self, defense: Defense, x: Tensor, noise: Noise, cotangent: Cotangent) -> tuple[Tensor, Tensor]:
+        """(purified, gradient), both like x (B,C,H,W) in [0,1]."""
+        from purebench.engine import chain
+
+        with self.within():
+            return chain.vjp(self.walked(defense), x, noise, cotangent, memory=defense.memory)
+
+    def record(self, defense: Defense, x: Tensor, noise: Noise) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """(purified, its pull-back of a cotangent): the same in two halves, for autograd."""
+        from purebench.engine import chain
+
+        with self.within():
+            tape = chain.record(self.walked(defense), x, noise, memory=defense.memory)
+
+        def pull(cotangent: Tensor) -> Tensor:
+            with self.within():
+                return tape.vjp(cotangent)
+
+        return tape.purified, pull
 
 
-def adjoint(*, guidance: str = "detached") -> None:
+class Detached(Exact):
+    """As exact, the guidance a constant."""
+
+    def canonical(self, defense: Part, info: Info, resolve: Resolve) -> Part:
+        return Part("detached" if info.get("guided") else "exact")
+
+    def within(self) -> AbstractContextManager[Any]:
+        from purebench.engine import chain
+
+        return chain.detached()
+
+
+class Bpda(Exact):
+    """The identity, at the purified image."""
+
+    def canonical(self, defense: Part, info: Info, resolve: Resolve) -> Part:
+        return Part("bpda")
+
+    def vjp(self, defense: Defense, x: Tensor, noise: Noise, cotangent: Cotangent) -> tuple[Tensor, Tensor]:
+        from purebench.engine import chain
+
+        purified = chain.run(defense.purifier, x, noise)
+        return purified, cotangent(purified)
+
+    def record(self, defense: Defense, x: Tensor, noise: Noise) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        from purebench.engine import chain
+
+        x = x.detach()
+        return chain.run(defense.purifier, x, noise), lambda pulled: self.vjp(defense, x, noise, lambda _: pulled)[1]
+
+
+class Adjoint(Bpda):
+    """torchsde's; without steps there is nothing to integrate, and it is exact."""
+
+    def __init__(self, guidance: str):
+        if guidance not in ("detached", "exact"):
+            raise unknown("guidance", show(guidance), ["detached", "exact"])
+        self.guidance = guidance
+
+    def applies(self, defense: Part, info: Info) -> None:
+        if not info.get("sde"):
+            raise UserError(
+                f"`{defense.name}` is no SDE: the adjoint gradient does not exist for it",
+                "use `--grad exact`, or leave the defense out",
+            )
+
+    def canonical(self, defense: Part, info: Info, resolve: Resolve) -> Part:
+        own = info.get("guided") and self.guidance != "detached"
+        return Part("adjoint", (("guidance", self.guidance),) if own else ())
+
+    def vjp(self, defense: Defense, x: Tensor, noise: Noise, cotangent: Cotangent) -> tuple[Tensor, Tensor]:
+        from purebench.engine import adjoint
+
+        if not defense.purifier.n:
+            return Exact().vjp(defense, x, noise, cotangent)
+        return adjoint.vjp(defense.purifier, x, noise, cotangent, guidance=self.guidance)
+
+
+class Surrogate(Exact):
+    """The exact gradient of another purifier; the judge sees the true one."""
+
+    def __init__(self, given: Mapping[str, Value]):
+        self.given = given
+
+    def purifier(self, defense: Part) -> Part:
+        """The purifier that stands in for the defense's: the same one with other parameters, or another. Raises UserError for both,
+        for neither, and for parameters that belong to a defense."""
+        own = {k: v for k, v in self.given.items() if k != "defense"}
+        if "defense" in self.given and own:
+            raise UserError(f"`{self}` names a defense and parameters", "put them inside: surrogate:defense=(NAME:k=v)")
+        if not self.given:
+            raise UserError(
+                "`surrogate` does not say by what", "write surrogate:steps=5, or surrogate:defense=(one-shot)"
+            )
+        if own:
+            return Part(defense.name, tuple((dict(defense.parameters) | own).items()))
+        other = self.given["defense"]
+        return other if isinstance(other, Part) else Part(show(other))
+
+    def __str__(self) -> str:
+        return str(Part("surrogate", tuple(self.given.items())))
+
+    def canonical(self, defense: Part, info: Info, resolve: Resolve) -> Part:
+        other, values = resolve(self.purifier(defense))
+        if other.name != defense.name:
+            return Part("surrogate", (("defense", other),))
+        own = resolve(defense)[1]
+        changed = tuple((k, v) for k, v in values.items() if v != own[k])
+        return Part("surrogate", changed) if changed else Part("exact")
+
+    def walked(self, defense: Defense) -> Any:
+        return defense.surrogate
+
+
+def exact() -> Exact:
+    return Exact()
+
+
+def detached() -> Detached:
+    return Detached()
+
+
+def bpda() -> Bpda:
+    return Bpda()
+
+
+def adjoint(*, guidance: str = "detached") -> Adjoint:
     """guidance: `detached` (as the published code) or `exact`."""
+    return Adjoint(guidance)
 
 
-def surrogate(*, defense: str | None = None) -> None:
+def surrogate(*, defense: str | None = None, **parameters: Value) -> Surrogate:
     """Any parameter of the attacked defense, such as steps=5; or defense=(PART)."""
+    return Surrogate(parameters if defense is None else {"defense": defense, **parameters})
+
+
+def of(part: Part) -> Exact:
+    """The gradient that a part names; `-`, of attacks that use none, is exact."""
+    factories: dict[str, Callable[..., Exact]] = {
+        "-": exact, "exact": exact, "detached": detached, "bpda": bpda, "adjoint": adjoint, "surrogate": surrogate
+    }  # fmt: skip
+    return factories[part.name](**dict(part.parameters))

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from purebench import assets, datasets, registry
+from purebench.engine import gradients
 from purebench.errors import UserError, unknown
+from purebench.plan import aliases
 from purebench.plan import resolved as components
 from purebench.plan.resolved import Component
-from purebench.spec import Cell, Part, ThreatModel, Value, parse, parts, show, threat
+from purebench.spec import NONE, Cell, Part, Resolved, ThreatModel, Value, parse, parts, rotation, show, threat
 
 NOISE_VERSION = 1  # of noise.py: raised when a draw changes
 NO_GRADIENT = Part("-")
@@ -77,13 +79,17 @@ def build(request: Request) -> Plan:
         for job, absent in _cells(request, grid, dataset, notes):
             old = jobs.get(job.cell.id)
             if old:  # cells that would be equal are one; the larger demand counts
-                job = dataclasses.replace(old, images=max(old.images, job.images), evals=max(old.evals, job.evals))
+                names = tuple(dict.fromkeys([*old.cell.aliases, *job.cell.aliases]))
+                cell = dataclasses.replace(old.cell, aliases=names)
+                job = dataclasses.replace(
+                    old, cell=cell, images=max(old.images, job.images), evals=max(old.evals, job.evals)
+                )
             jobs[job.cell.id] = job
             missing |= dict.fromkeys(absent)
     stand_ins = dict.fromkeys(name for job in jobs.values() for name in job.stand_in)
     if stand_ins:
         notes.append(f"warning: not paper-comparable, for what stands in: {'; '.join(stand_ins)}")
-    if any((job.cell.dataset, job.cell.hashes["dataset"]) != (dataset.text, dataset.digest) for job in jobs.values()):
+    if any(job.cell.dataset != dataset.resolved for job in jobs.values()):
         raise UserError("a plan has one dataset, and this grid names several", "make a grid file for each")
     return Plan(
         list(jobs.values()), dataset.text, list(dict.fromkeys(notes)), dataset.shape, dataset.size, list(missing)
@@ -195,13 +201,29 @@ def _cells(
             for defense in asked["defense"]:
                 for attack in asked["attack"]:
                     for gradient in maker.gradients(attack, grads):
-                        cell, origin, source = maker.cell(defense, gradient, attack, limit, seed)
-                        if source and source[0].id != cell.id:
-                            yield (
-                                Job(source[0], images, evals, source[1], maker.stand_in_for(source[0])),
-                                maker.missing(source[0]),
-                            )
-                        yield Job(cell, images, evals, origin, maker.stand_in_for(cell)), maker.missing(cell)
+                        made = maker.cell(defense, gradient, attack, limit, seed)
+                        for one in (made.source, made) if made.source else (made,):
+                            stand_in, missing = maker.stand_in_for(one.cell), maker.missing(one.cell)
+                            yield Job(one.cell, images, evals, one.origin, stand_in), missing
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A cell, where its parameters came from, and for a transfer the same of the cell that makes its images."""
+
+    cell: Cell
+    origin: dict[str, str]
+    source: _Made | None = None
+
+
+@dataclass(frozen=True)
+class _Defended:
+    """A defense as asked for: resolved, with its score models, and which of them a purifier of the cell uses."""
+
+    defense: Resolved
+    origin: dict[str, str]
+    models: list[Component]
+    own: Value  # the score models that it was given as its own
 
 
 class _Maker:
@@ -214,12 +236,12 @@ class _Maker:
         self.dataset, self.subset, self.classifier, self.score = dataset, subset, classifier, score
         self.chosen = chosen  # `score` was asked for, and is not the dataset's default
         self.defaults, self.notes = defaults, notes
-        self.models: dict[str, list[Component]] = {}  # of every cell made: its score models
-        self.loaded: dict[str, list[Component]] = {}  # the same, without those that no purifier of the cell uses
+        self.loaded: dict[str, list[Component]] = {}  # of every cell made: the score models that its purifiers use
+        self.models: dict[str, list[Component]] = {}  # the same, with those that are at hand and not used
         self.known = {score.text: score}  # by name
 
-    def resolve(self, kind: str, part: Part) -> tuple[Part, dict[str, Value], dict[str, str]]:
-        """(canonical part, every parameter, where each came from)."""
+    def resolve(self, kind: str, part: Part) -> tuple[Resolved, dict[str, str]]:
+        """The component with every parameter, and where each came from."""
         given = dict(part.parameters)
         known = registry.parameters(kind, part.name)
         registry.check_parameters(kind, part.name, given)
@@ -233,7 +255,10 @@ class _Maker:
         origin = {k: "given" if k in given else self.dataset.name if k in of_dataset else "default" for k in typed}
         canonical = Part(part.name, tuple((k, v) for k, v in typed.items() if v != base[k]))
         common = registry.COMMON.get(kind, {})  # left out at their defaults, so that a new one changes no cell
-        return canonical, {k: v for k, v in typed.items() if k not in common or v != common[k]}, origin
+        own = {k: v for k, v in typed.items() if k not in common}
+        options = {k: v for k, v in typed.items() if k in common and v != common[k]}
+        version = registry.version(kind, part.name, own | options)
+        return Resolved(kind, canonical, version, own, options, info=registry.info(kind, part.name)), origin
 
     def gradients(self, attack: Part, asked: list[Part]) -> list[Part]:
         """The gradients of `asked` that this attack can use; its only one, or none, whatever was asked."""
@@ -249,70 +274,58 @@ class _Maker:
                 )
         return asked
 
-    def cell(
-        self, defense: Part, gradient: Part, attack: Part, limit: ThreatModel, seed: int
-    ) -> tuple[Cell, dict[str, str], tuple[Cell, dict[str, str]] | None]:
-        """The cell, where its parameters came from, and for a transfer the same of the cell that makes its images."""
-        given = defense.get("score", "")
-        defense, of_defense, d_origin = self.resolve("defense", defense)
-        info = registry.info("defense", defense.name)
-        scores = self.scores(defense.name, of_defense.get("score", ""))
-        score = scores[0].text if len(scores) == 1 else show(_value(scores))
-        defense = Part(defense.name, tuple((k, v) for k, v in defense.parameters if k != "score"))
-        of_defense.pop("score", None)
-        gradient = self.gradient(defense, info, gradient)
-        source = self.source(attack, limit, seed, given)
-        if (
-            source
-            and (source[0].defense, source[0].score) == (defense, score)
-            and source[0].parameters["defense"] == of_defense
-        ):
-            return *source, source  # images made on this very defense: the same cell
-        if any(of_defense.get(key) == value for key, value in info.get("couples", {}).items()):
-            self.notes.append(
-                f"warning: `{defense}` couples the images of a batch, as published: its numbers depend on --rows and on the batch mates"
-            )
-        attack, of_attack, a_origin = self.resolve("attack", attack)
+    def cell(self, defense: Part, gradient: Part, attack: Part, limit: ThreatModel, seed: int) -> _Made:
+        """One entry of the grid. A transfer onto the defense that made the images is the attack that made them."""
+        defended = self.defended(defense)
+        taken = self.gradient(defended.defense, gradient)
+        source = self.source(attack, limit, seed, defended.own)
+        if source and _same(source.cell, defended.defense, self.models[source.cell.id], defended.models):
+            return dataclasses.replace(source, source=source)
+        for key, value in defended.defense.info.get("couples", {}).items():
+            if defended.defense.values.get(key) == value:
+                self.notes.append(
+                    f"warning: `{defended.defense}` couples the images of a batch, as published: its numbers depend on --rows and on "
+                    "the batch mates"
+                )
+        made, origin = self.resolve("attack", attack)
         if source:
-            other = source[0].defense
-            if source[0].score != score:
-                other = Part(other.name, (*other.parameters, ("score", _value(self.models[source[0].id]))))
-            of_attack = of_attack | {"from": other, "attack": source[0].attack}
-            default = self.resolve("attack", Part("pgd-eot"))[0]
-            named = [("from", other)] + ([("attack", source[0].attack)] if source[0].attack != default else [])
-            attack = Part(attack.name, tuple(named))
-        versions = {
-            "noise": NOISE_VERSION,
-            "dataset": self.dataset.version,
-            "classifier": self.classifier.version,
-            **{key: model.version for key, model in _keyed(scores)},
-            "defense": registry.version("defense", defense.name, of_defense),
-            "attack": registry.version("attack", attack.name, of_attack),
-        }
-        if gradient != NO_GRADIENT:
-            values = registry.parameters("gradient", gradient.name) | dict(gradient.parameters)
-            versions["gradient"] = registry.version("gradient", gradient.name, values)
-        parameters: dict[str, dict[str, Value]] = {"defense": of_defense, "attack": of_attack}
-        if gradient.name == "surrogate":
-            stand_in = self.stand_in(defense, gradient)
-            of_stand_in = self.resolve("defense", stand_in)[1]
-            of_stand_in.pop("score", None)  # it runs on the defense's
-            versions["surrogate"] = registry.version("defense", stand_in.name, of_stand_in)
-            parameters["surrogate"] = {"defense": stand_in.name, **of_stand_in}
-            components.check_rotation(scores, stand_in.name)
-        found = {"dataset": self.dataset, "classifier": self.classifier, **dict(_keyed(scores))}
-        hashes = {kind: c.digest for kind, c in found.items()}
-        scored = self.scored(defense.name, parameters)
-        if not scored:  # a model that is not used: only what is known without fetching it
-            hashes |= {key: model.published for key, model in _keyed(scores)}
+            made = self.transfer(made, source.cell, defended.models)
+        surrogate = self.surrogate(defended.defense, taken) if taken.name == "surrogate" else None
+        if surrogate:
+            components.check_rotation(defended.models, surrogate.name)
+        used = [p for p in (defended.defense, surrogate) if p and "score" in p.info.get("needs", ["score"])]
         cell = Cell(
-            self.dataset.text, self.subset, self.classifier.text, score, defense, gradient, attack, limit, seed,
-            parameters, versions, hashes, source[0].id if source else "",
-            {kind: c.where for kind, c in found.items() if c.where},
+            self.dataset.resolved, self.subset, self.classifier.resolved,
+            tuple(model.resolved for model in defended.models) if used else (), defended.defense, taken, surrogate, made,
+            limit if made.info.get("threat", True) else NONE, seed, NOISE_VERSION, source.cell if source else None,
         )  # fmt: skip
-        self.models[cell.id], self.loaded[cell.id] = scores, scores if scored else []
-        origin = {f"defense.{k}": o for k, o in d_origin.items()} | {f"attack.{k}": o for k, o in a_origin.items()}
-        return cell, origin, source
+        cell = dataclasses.replace(cell, aliases=(aliases.of(cell, limit, defended.models),))
+        self.models[cell.id], self.loaded[cell.id] = defended.models, defended.models if used else []
+        origins = {f"defense.{k}": o for k, o in defended.origin.items()} | {
+            f"attack.{k}": o for k, o in origin.items()
+        }
+        return _Made(cell, origins, source)
+
+    def defended(self, part: Part) -> _Defended:
+        """The defense with the score models that it runs on: its own, else the run's."""
+        found, origin = self.resolve("defense", part)
+        models = self.scores(found.name, found.options.get("score", ""))
+        options = {k: v for k, v in found.options.items() if k != "score"}  # the cell has the models themselves
+        canonical = Part(found.name, tuple((k, v) for k, v in found.part.parameters if k != "score"))
+        found = dataclasses.replace(found, part=canonical, options=options)
+        return _Defended(found, origin, models, part.get("score", ""))
+
+    def transfer(self, attack: Resolved, source: Cell, models: list[Component]) -> Resolved:
+        """A transfer under the name of what made its images, with their score models where these are not the defense's."""
+        other = source.defense.part
+        theirs = self.models[source.id]
+        if [m.text for m in theirs] != [m.text for m in models]:
+            other = Part(other.name, (*other.parameters, ("score", rotation([m.resolved for m in theirs]))))
+        usual = self.resolve("attack", Part("pgd-eot"))[0].part
+        named: list[tuple[str, Value]] = [("from", other)]
+        named += [("attack", source.attack.part)] if source.attack.part != usual else []
+        values = {**attack.values, "from": other, "attack": source.attack.part}
+        return dataclasses.replace(attack, part=Part(attack.name, tuple(named)), values=values)
 
     def scores(self, defense: str, own: Value) -> list[Component]:
         """The score models of a defense: its own, else the run's. UserError where the dataset's default would take the place of its
@@ -335,12 +348,6 @@ class _Maker:
                 )
         return found
 
-    @staticmethod
-    def scored(defense: str, parameters: Mapping[str, Mapping[str, Value]]) -> bool:
-        """Whether a purifier of the cell uses the score model."""
-        names = [defense, str(parameters.get("surrogate", {}).get("defense", "none"))]
-        return any("score" in registry.info("defense", name).get("needs", ["score"]) for name in names)
-
     def used(self, cell: Cell) -> list[Component]:
         """What this cell loads."""
         return [self.dataset, self.classifier, *self.loaded[cell.id]]
@@ -351,61 +358,41 @@ class _Maker:
 
     def stand_in_for(self, cell: Cell) -> tuple[str, ...]:
         """What its numbers are of in place of a paper's own: with a transfer, also what its images were made on."""
-        of = [*self.used(cell), *self.loaded.get(cell.source, [])]
+        of = [*self.used(cell), *(self.loaded[cell.source.id] if cell.source else [])]
         return tuple(dict.fromkeys(name for c in of if (name := c.stand_in(self.dataset))))
 
-    def gradient(self, defense: Part, info: dict[str, Any], gradient: Part) -> Part:
+    def gradient(self, defense: Resolved, gradient: Part) -> Resolved:
         """The gradient in the form that equal cells share: what makes no difference for this defense is left out."""
         if gradient == NO_GRADIENT:
-            return gradient
-        known = registry.parameters("gradient", gradient.name)
-        given = dict(gradient.parameters)
-        if gradient.name == "surrogate":
-            other, values, _ = self.resolve("defense", self.stand_in(defense, gradient))
-            if other.name != defense.name:
-                return Part("surrogate", (("defense", other),))
-            own = self.resolve("defense", defense)[1]
-            changed = tuple((k, v) for k, v in values.items() if v != own[k])
-            return Part("surrogate", changed) if changed else Part("exact")
-        registry.check_parameters("gradient", gradient.name, given)
-        if not info.get("random", True) and defense.name == "none":
-            return Part("exact")
-        if gradient.name == "adjoint" and not info.get("sde"):
-            raise UserError(
-                f"`{defense.name}` is no SDE: the adjoint gradient does not exist for it",
-                "use `--grad exact`, or leave the defense out",
-            )
-        if gradient.name == "detached" and not info.get("guided"):
-            return Part("exact")
-        if gradient.name == "adjoint" and not info.get("guided"):
-            return Part("adjoint")
-        if given.get("guidance", "detached") not in ("detached", "exact"):
-            raise unknown("guidance", show(given["guidance"]), ["detached", "exact"])
-        return Part(gradient.name, tuple((k, v) for k, v in given.items() if v != known[k]))
+            return Resolved("gradient", gradient, 0)
+        if gradient.name != "surrogate":  # whose parameters are the defense's
+            registry.check_parameters("gradient", gradient.name, dict(gradient.parameters))
+        if defense.info.get("identity"):  # every gradient of the identity is exact
+            return self.gradient_of(Part("exact"))
+        way = gradients.of(gradient)
+        way.applies(defense.part, defense.info)
+        return self.gradient_of(way.canonical(_purifier(defense.part), defense.info, self.purifier))
 
     @staticmethod
-    def stand_in(defense: Part, gradient: Part) -> Part:
-        """The purifier that a `surrogate` gradient differentiates: this one with other parameters, or another."""
-        given = dict(gradient.parameters)
-        other = given.pop("defense", gradient)  # `gradient` itself: none was named
-        if other is not gradient and given:
-            raise UserError(
-                f"`{gradient}` names a defense and parameters", "put them inside: surrogate:defense=(NAME:k=v)"
-            )
-        if other is gradient and not given:
-            raise UserError(
-                "`surrogate` does not say by what", "write surrogate:steps=5, or surrogate:defense=(one-shot)"
-            )
-        if given:
-            own = {k: v for k, v in defense.parameters if k not in registry.COMMON["defense"]}
-            other = Part(defense.name, tuple((own | given).items()))
-        other = other if isinstance(other, Part) else Part(show(other))
-        common = [k for k, _ in other.parameters if k in registry.COMMON["defense"]]
-        if common:
-            raise UserError(f"`{common[0]}` of `{gradient}` belongs to the defense, not to a purifier", "leave it out")
-        return other
+    def gradient_of(part: Part) -> Resolved:
+        values = registry.parameters("gradient", part.name) | dict(part.parameters)
+        return Resolved("gradient", part, registry.version("gradient", part.name, values))
 
-    def source(self, attack: Part, limit: ThreatModel, seed: int, score: Value) -> tuple[Cell, dict[str, str]] | None:
+    def purifier(self, part: Part) -> tuple[Part, Mapping[str, Value]]:
+        """A purifier that a gradient walks: canonical, and every parameter. UserError for parameters that belong to a defense."""
+        for key, _ in part.parameters:
+            if key in registry.COMMON["defense"]:
+                raise UserError(f"`{key}` of `surrogate` belongs to the defense, not to a purifier", "leave it out")
+        found = self.resolve("defense", part)[0]
+        return _purifier(found.part), found.values
+
+    def surrogate(self, defense: Resolved, gradient: Resolved) -> Resolved:
+        """The purifier that a canonical surrogate gradient differentiates; it runs on the defense's score models."""
+        other = gradients.Surrogate(dict(gradient.part.parameters)).purifier(_purifier(defense.part))
+        found = self.resolve("defense", other)[0]
+        return dataclasses.replace(found, kind="surrogate", part=_purifier(found.part), options={})
+
+    def source(self, attack: Part, limit: ThreatModel, seed: int, score: Value) -> _Made | None:
         """The cell whose images a transfer attack reads. score: what the attacked defense was given as its own, which holds for the
         source, too, unless that has its own, or cannot rotate; an energy, on which few purifiers run, is not handed on."""
         if "from" not in registry.parameters("attack", attack.name):
@@ -428,18 +415,17 @@ class _Maker:
             raise UserError(
                 f"`{attack}` transfers a transfer", "name the attack that makes the images, such as attack=(pgd-eot)"
             )
-        return self.cell(defense, self.gradients(other, [Part("exact")])[0], other, limit, seed)[:2]
+        return self.cell(defense, self.gradients(other, [Part("exact")])[0], other, limit, seed)
 
 
-def _keyed(scores: list[Component]) -> list[tuple[str, Component]]:
-    """Each under its key in a cell's versions, hashes and places: `score`, `score.1`, .."""
-    return [("score" if i == 0 else f"score.{i}", model) for i, model in enumerate(scores)]
+def _same(source: Cell, defense: Resolved, theirs: list[Component], ours: list[Component]) -> bool:
+    """Whether a transfer's images were made on the very defense that it attacks."""
+    return source.defense == defense and [m.text for m in theirs] == [m.text for m in ours]
 
 
-def _value(scores: list[Component]) -> Value:
-    """As the value of a parameter: a name, a (PART), or a list of them."""
-    values = tuple(part if part.parameters else part.name for part in (parse(model.text) for model in scores))
-    return values if len(values) > 1 else values[0]
+def _purifier(defense: Part) -> Part:
+    """A defense without what belongs to every defense."""
+    return Part(defense.name, tuple((k, v) for k, v in defense.parameters if k not in registry.COMMON["defense"]))
 
 
 # ------------------------------------------------------------------------------------------------------------------- cost
@@ -447,7 +433,7 @@ def _value(scores: list[Component]) -> Value:
 
 def nfe(cell: Cell) -> tuple[float, float]:
     """Network (forward, backward) calls per image that the attack needs at most, classifier included; see docs/design.md."""
-    info, values = registry.info("attack", cell.attack.name), dict(cell.parameters["attack"])
+    info, values = cell.attack.info, cell.attack.values
     gradients = registry.expression(info.get("gradient_calls", "0"), values)
     forwards = registry.expression(info.get("forward_calls", "0"), values)
     bare = info.get("bare", False)
@@ -458,12 +444,12 @@ def nfe(cell: Cell) -> tuple[float, float]:
 
 def purification_nfe(cell: Cell) -> tuple[float, float]:
     """(forward, backward) calls of one purification and classification."""
-    info, values = registry.info("defense", cell.defense.name), dict(cell.parameters["defense"])
-    votes = int(values.get("votes", 1))  # type: ignore[arg-type]
+    info, values = cell.defense.info, cell.defense.values
+    votes = int(cell.defense.options.get("votes", 1))  # type: ignore[arg-type]
     calls, inner = (
         registry.expression(info.get(key, other), values) for key, other in (("nfe", "1"), ("nfe_inner", "0"))
     )
-    if any(registry.info("score", part.name).get("energy") for part in cell.components("score")):
+    if any(model.info.get("energy") for model in cell.scores):
         inner += calls  # the score is a gradient itself
     return votes * (calls + 1), votes * inner
 

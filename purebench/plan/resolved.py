@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from purebench import assets, registry
 from purebench.errors import DOWNLOAD, UserError, unknown
-from purebench.spec import Part, Value, parse, show
+from purebench.spec import Part, Resolved, Value, parse, show
 
 PLACES = ("path", "folder")  # parameters that say where content lies, not what it is: no part of a cell
 
@@ -29,6 +30,14 @@ class Component:
     @property
     def version(self) -> int:
         return registry.version(self.kind, self.name, self.values)
+
+    @cached_property
+    def resolved(self) -> Resolved:
+        """What a cell keeps of it; reads or looks up the content hash."""
+        values = {k: v for k, v in self.values.items() if k not in self.where}
+        return Resolved(
+            self.kind, parse(self.text), self.version, values, digest=self.digest, where=self.where, info=self.info
+        )
 
     @cached_property
     def assets(self) -> list[str]:
@@ -181,7 +190,7 @@ def of(kind: str, part: Part) -> Component:
     return found
 
 
-def load(kind: str, name: str, values: dict[str, Any]) -> Any:
+def load(kind: str, name: str, values: Mapping[str, Any]) -> Any:
     """The dataset, network or score model itself. A plug-in's dataset may be two tensors: images in [0,1], labels."""
     made = registry.factory(kind, name)(**values)
     if isinstance(made, tuple):

@@ -12,6 +12,7 @@ INFO = {
         "formula": "x",
         "nfe": "0",
         "random": False,
+        "identity": True,
         "output": "unit",
         "version": 1,
         "needs": [],

@@ -26,8 +26,10 @@ from typing import IO, Any
 
 from purebench.atomic import replace
 from purebench.errors import FAILED, UserError
+from purebench.records import schema1
+from purebench.spec import identity
 
-SCHEMA = 1
+SCHEMA = 2
 _ASIDE = re.compile(r"\.old\d+$")
 CELL, IMAGES, ADVERSARIAL, COST, LOCK = "cell.json", "images.jsonl", "adversarial.f32", "cost.jsonl", "lock"
 
@@ -83,7 +85,8 @@ def read_lines(path: Path, *, cut: bool = False) -> Iterator[dict[str, Any]]:
 
 @dataclass
 class Log:
-    """One cell as read: `cell` (the resolved cell), `runs`, `images` (records by position), `seconds` spent, `failed`: why not."""
+    """One cell as read: `id` (of now), `cell` (the resolved cell), `runs`, `images` (records by position), `seconds` spent, `failed`:
+    why not."""
 
     id: str
     cell: dict[str, Any]
@@ -95,13 +98,24 @@ class Log:
 
 
 def read_cell(folder: Path) -> dict[str, Any]:
-    """`cell.json`; UserError if it is unreadable or of a newer schema."""
+    """`cell.json`, one of schema 1 as schema 2, with its old id under `was`; UserError if it is unreadable or of a newer schema."""
+    data = _read(folder)
+    if data["schema"] == SCHEMA:
+        return data
+    source = data["cell"].get("source", "")
+    ids = {source: _read_source(folder, source)} if source else {}
+    cell = schema1.upgraded(data["cell"], ids)
+    return data | {"schema": SCHEMA, "id": identity(cell), "cell": cell, "was": [data["id"]]}
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """`cell.json` as it stands there."""
     path = folder / CELL
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         schema = data["schema"]
-        kinds = {"schema": int} if schema != SCHEMA else {"id": str, "cell": dict, "runs": list}
-        if not all(isinstance(data[key], kind) for key, kind in kinds.items()):
+        kinds = {"schema": int} if schema > SCHEMA else {"id": str, "cell": dict, "runs": list}
+        if not all(isinstance(data[key], kind) for key, kind in kinds.items()) or schema < 1:
             raise TypeError("not a cell")
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
@@ -113,6 +127,37 @@ def read_cell(folder: Path) -> dict[str, Any]:
             "upgrade: `uv pip install -U purebench`",
         )
     return data
+
+
+def _read_source(folder: Path, source: str) -> str:
+    """The id of now of a transfer's source, named by its id of schema 1; that one where it is not beside the transfer."""
+    if (folder.parent / source / CELL).is_file():
+        return str(read_cell(folder.parent / source)["id"])
+    for other in sorted(folder.parent.iterdir()):  # it may be converted already
+        if (other / CELL).is_file() and source in _read(other).get("was", ()):
+            return str(_read(other)["id"])
+    return source
+
+
+def convert(root: Path) -> list[dict[str, str]]:
+    """Rewrites the cells of schema 1 in a results folder as schema 2, and renames their folders by their new ids; lines and images stay
+    as they are, byte for byte. What was two cells and is one now (the null control under several threat models) stays under its
+    old name where the new one is taken. Returns one row per cell: `was`, `is`, `note`. It may be interrupted, and called again."""
+    rows = []
+    for folder in sorted(
+        cells([root]), key=lambda f: bool(_read(f)["cell"].get("source"))
+    ):  # a transfer asks its source
+        data = read_cell(folder)
+        target = folder.with_name(data["id"])
+        if folder == target:
+            continue
+        note = "another cell has this name now: left as it is" if target.exists() else ""
+        rows.append({"was": folder.name, "is": data["id"], "note": note})
+        if not note:
+            with full_disk_is_an_error(folder), lock(folder):
+                replace(folder / CELL, json.dumps(data, indent=1) + "\n")
+                folder.rename(target)
+    return rows
 
 
 def latest(folder: Path) -> dict[int, dict[str, Any]]:
@@ -183,7 +228,7 @@ class Store:
                 "shape": shape,
                 "cell": cell,
                 "runs": [*old["runs"], run],
-            }
+            } | ({"was": old["was"]} if "was" in old else {})
             self.noted = False
             self.news = (
                 not old["runs"] or "failed" in old["runs"][-1]

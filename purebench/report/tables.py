@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from purebench import registry
 from purebench.errors import UserError, unknown
 from purebench.records import store as records
 from purebench.report import metrics
@@ -45,7 +44,6 @@ class _Cell:
     nfe: tuple[float | None, float | None]  # forward and backward, mean per image
     defense: str
     attack: str
-    scored: bool  # whether its numbers depend on the score model
 
     def __getitem__(self, key: str) -> Any:
         return self.log.cell[key]
@@ -66,9 +64,9 @@ class _Cell:
         return tuple(self[key] for key in SCOPE)
 
     def fits(self, scope: tuple[str, ...]) -> bool:
-        """Whether it belongs in the table of this scope. A threat `-` is in all, and so is what uses no score model."""
+        """Whether it belongs in the table of this scope. What uses no threat model, or no score model, is in all: `-`."""
         *rest, score, threat = self.scope
-        return rest == [*scope[:3]] and (not self.scored or score == scope[3]) and threat in ("-", scope[4])
+        return rest == [*scope[:3]] and score in ("-", scope[3]) and threat in ("-", scope[4])
 
 
 Table = dict[str, dict[str, list[_Cell]]]  # defense -> column -> the seeds' cells
@@ -87,20 +85,14 @@ def _cells(logs: Iterable[Log]) -> list[_Cell]:
         size = [sum(len(line["adversarial"]) for line in metrics.judged(x)) for x in (log, unique.get(log.id, log))]
         if log.id not in unique or size[0] > size[1]:
             unique[log.id] = log
-    nulls: dict[tuple[Any, ...], Log] = {}
-    for log in unique.values():
-        if metrics.name(log.cell["attack"]) == "null":
-            nulls[_control(log)] = nulls[(*_control(log), log.cell["threat"])] = log
+    nulls = {_control(log): log for log in unique.values() if metrics.name(log.cell["attack"]) == "null"}
     cells = []
     for log in unique.values():
-        key = _control(log)
-        null = nulls.get((*key, log.cell["threat"]), nulls.get(key))
+        null = nulls.get(_control(log))
         counts = [line["nfe"] for line in metrics.judged(log) if line.get("nfe")]
         forward, backward = (_mean([c[i] for c in counts]) for i in (0, 1))
         summary = metrics.summary(log, null)
-        cells.append(
-            _Cell(log, summary, (forward, backward), log.cell["defense"], log.cell["attack"], _scored(log.cell))
-        )
+        cells.append(_Cell(log, summary, (forward, backward), log.cell["defense"], log.cell["attack"]))
     _tell_apart(cells)
     cells.sort(key=lambda c: (*c.scope, *_order(c)))
     return cells
@@ -119,20 +111,17 @@ def _order(cell: _Cell) -> tuple[Any, ...]:
     return cell.defense != "none", cell.defense, _rank(cell), cell["seed"], cell.log.id
 
 
-def _scored(cell: dict[str, Any]) -> bool:
-    """Whether a purifier of the cell, or of the one that made its images, may have used the score model."""
-    if cell["score"] == "-" or cell.get("source"):
-        return cell["score"] != "-"
-    purifiers = [metrics.name(cell["defense"]), cell["parameters"].get("surrogate", {}).get("defense", "none")]
-    known = registry.names("defense")  # records of a plug-in may be read where it is not installed
-    return any(p not in known or "score" in registry.info("defense", p).get("needs", ["score"]) for p in purifiers)
+def values_of(cell: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """The parameters of a cell's defense, attack or surrogate."""
+    return cell["parts"].get(kind, {}).get("values", {})
 
 
 def _control(log: Log) -> tuple[Any, ...]:
     """What a cell shares with its null control."""
     cell = log.cell
-    parameters = json.dumps(cell["parameters"].get("defense", {}), sort_keys=True)
-    return *(cell[k] for k in ("dataset", "subset", "classifier", "score", "defense", "seed")), parameters
+    score = cell["score"] if "score" in cell["parts"] else "-"  # a transfer names its source's
+    parameters = json.dumps(values_of(cell, "defense"), sort_keys=True)
+    return *(cell[k] for k in ("dataset", "subset", "classifier", "defense", "seed")), score, parameters
 
 
 def _rank(cell: _Cell) -> tuple[Any, ...]:
@@ -143,8 +132,10 @@ def _rank(cell: _Cell) -> tuple[Any, ...]:
 
 
 def _flat(cell: _Cell) -> dict[str, str]:
-    groups = {f"{kind}.": values for kind, values in cell["parameters"].items()}
-    groups |= {f"{kind}.": cell.log.cell.get(kind, {}) for kind in ("versions", "hashes")}
+    parts = cell["parts"]
+    groups = {f"{kind}.": values_of(cell.log.cell, kind) for kind in parts}
+    for fact, group in (("version", "versions."), ("hash", "hashes."), ("name", "names.")):
+        groups[group] = {kind: part[fact] for kind, part in parts.items() if fact in part}
     flat = {"gradient": cell.grad, "source": str(cell.log.cell.get("source", ""))}
     return flat | {f"{kind}{key}": _show(value) for kind, values in groups.items() for key, value in values.items()}
 
@@ -174,18 +165,15 @@ def _tell_apart(cells: list[_Cell]) -> None:
 
 def _tables(cells: Sequence[_Cell]) -> dict[tuple[str, ...], Table]:
     """The cells of each table by scope, defense and column. A cell that fits several tables is in all of them; only what
-    fits none makes one. Where a cell without use of a score model was run beside several, a table takes it once."""
+    fits none makes one."""
     scopes: list[tuple[str, ...]] = []
-    for cell in sorted(cells, key=lambda c: ("-" in c.scope[3:], not c.scored)):
+    for cell in sorted(cells, key=lambda c: "-" in c.scope[3:]):
         if not any(cell.fits(scope) for scope in scopes):
             scopes.append(cell.scope)
     tables: dict[tuple[str, ...], Table] = {}
     for scope in sorted(scopes):
-        mates: dict[tuple[Any, ...], _Cell] = {}
-        for cell in sorted((c for c in cells if c.fits(scope)), key=lambda c: (not c.values, c["score"] != scope[3])):
-            mates.setdefault((cell.defense, cell.column, cell["seed"], cell.scored and cell.log.id), cell)
-        table: Table = tables.setdefault(scope, {})
-        for cell in sorted(mates.values(), key=_order):
+        table = tables.setdefault(scope, {})
+        for cell in sorted((c for c in cells if c.fits(scope)), key=_order):
             table.setdefault(cell.defense, {}).setdefault(cell.column, []).append(cell)
     return tables
 
@@ -460,7 +448,7 @@ def _parameters(cells: Sequence[_Cell], kind: str) -> list[str]:
     none."""
     facts: dict[str, list[tuple[_Cell, str]]] = defaultdict(list)
     for cell in cells:
-        values = cell["parameters"].get(kind, {})
+        values = values_of(cell.log.cell, kind)
         text = " ".join(f"{key}={_show(value)}" for key, value in values.items() if value is not None)
         facts[getattr(cell, kind)].append((cell, text))
     names: dict[str, list[str]] = defaultdict(list)

@@ -11,6 +11,7 @@ from purebench.plan import grid as plan
 from purebench.records import store as records
 from purebench.running import runner, tasks
 from purebench.running.progress import duration
+from purebench.spec import Cell
 
 
 def describe(the_plan: plan.Plan, settings: runner.Settings, as_json: bool) -> str:
@@ -18,7 +19,7 @@ def describe(the_plan: plan.Plan, settings: runner.Settings, as_json: bool) -> s
     rows: list[dict[str, Any]] = []
     speeds: dict[Any, float] = {}
     for job in the_plan.jobs:
-        folder = settings.out / job.cell.id
+        folder = runner.place(settings.out, job.cell)
         done = (
             {r["position"]: r for r in records.load(folder).images}
             if (folder / records.CELL).exists() and not settings.fresh
@@ -26,7 +27,7 @@ def describe(the_plan: plan.Plan, settings: runner.Settings, as_json: bool) -> s
         )
         size = settings.rows or tasks.default_rows(job.cell)
         left = sum(len(t.positions) for t in tasks.missing(job, done, size))
-        key = (job.cell.defense, job.cell.gradient, size)
+        key = (job.cell.defense, job.cell.gradient, job.cell.scores, size)
         if left and key not in speeds:
             speeds[key] = measure(job, settings, size, bool(the_plan.missing))
         forward, backward = plan.nfe(job.cell)
@@ -35,7 +36,7 @@ def describe(the_plan: plan.Plan, settings: runner.Settings, as_json: bool) -> s
             {
                 "cell": str(job.cell), "done": job.images - min(left, job.images), "left": left, "evals": job.evals, "nfe_forward": forward,
                 "nfe_backward": backward, "seconds": seconds, "id": job.cell.id,
-                "parameters": job.cell.data()["parameters"], "origin": job.origin, "stand_in": list(job.stand_in),
+                "parameters": _parameters(job.cell), "origin": job.origin, "stand_in": list(job.stand_in),
             }
         )  # fmt: skip
     if as_json:
@@ -60,7 +61,7 @@ def describe(the_plan: plan.Plan, settings: runner.Settings, as_json: bool) -> s
     seen: dict[str, None] = {}
     for job in the_plan.jobs:
         for kind, part in (("defense", job.cell.defense), ("attack", job.cell.attack)):
-            values = job.cell.parameters[kind]
+            values = {**part.values, **part.options}
             words = [
                 f"{k}={plan.show(v)}"
                 + (f" ({job.origin[f'{kind}.{k}']})" if job.origin.get(f"{kind}.{k}", "default") != "default" else "")
@@ -68,6 +69,12 @@ def describe(the_plan: plan.Plan, settings: runner.Settings, as_json: bool) -> s
             ]
             seen[f"  {part}: {', '.join(words) or 'none'}"] = None
     return "\n".join(lines + list(seen))
+
+
+def _parameters(cell: Cell) -> dict[str, Any]:
+    """Every parameter of defense, attack and surrogate, as JSON types."""
+    data = {kind: part.data() for kind, part in cell.parts().items()}
+    return {kind: part["values"] for kind, part in data.items() if "values" in part}
 
 
 SLOW = 0.25  # seconds per network call and row from which one row is measured instead of all

@@ -7,7 +7,7 @@ The judge verifies the threat model, then purifies the frozen images K times wit
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -20,21 +20,22 @@ from purebench import datasets, purifiers, registry
 from purebench.datasets.images import Images
 from purebench.engine.defense import Defense, predicted
 from purebench.engine.identity import Identity
+from purebench.engine.nfe import watch
 from purebench.engine.noise import Noise
 from purebench.plan import resolved as components
 from purebench.purifiers.resized import Resized, resize
 from purebench.records import store as records
 from purebench.running.tasks import Done, Task
-from purebench.spec import Cell, Part, norms, parse
+from purebench.spec import Cell, Part, Resolved, norms
 
 # Where the clean prediction is another cell's, which alone knows the step:
 NOT_FINITE = "the purification of the clean image gave values that are not finite"
 
 
 @cache
-def _images(dataset: str, where: tuple) -> Images:
-    part = parse(dataset, "dataset")
-    return components.of("dataset", Part(part.name, (*part.parameters, *where))).images
+def dataset(of: Resolved) -> Images:
+    """The images of a cell's dataset; shared between the cells of a process."""
+    return components.of("dataset", Part(of.name, tuple({**of.values, **of.where}.items()))).images
 
 
 @cache
@@ -42,35 +43,20 @@ def _order(size: int, subset: str) -> list[int]:
     return datasets.order(size, subset)
 
 
-def dataset(cell: Cell) -> Images:
-    """The cell's images; shared between the cells of a process."""
-    return _images(cell.dataset, tuple(cell.where.get("dataset", {}).items()))
-
-
 def shape(cell: Cell) -> list[int]:
     """[C,H,W] of the cell's images."""
-    return components.of("dataset", cell.component("dataset")).shape
+    return dataset(cell.dataset).shape
 
 
 @cache
-def _network(kind: str, part: Part, device: torch.device) -> Any:
-    made = components.load(kind, part.name, components.of(kind, part).values)
-    if kind == "classifier":
-        from purebench.engine.nfe import watch
-
-        return watch(made.to(device))
-    return made.to(device)
+def _network(of: Resolved, device: torch.device) -> Any:
+    made = components.load(of.kind, of.name, of.arguments).to(device)
+    return watch(made) if of.kind == "classifier" else made
 
 
 def forget() -> None:
     """Drops the networks of this process."""
     _network.cache_clear()
-
-
-def _arguments(parameters: Mapping[str, Any], kind: str, name: str) -> dict[str, Any]:
-    """Parameters as the factory's keywords, without those that every component of the kind has."""
-    own = {k: v for k, v in parameters.items() if k not in registry.COMMON.get(kind, {})}
-    return {f"{k}_" if k == "from" else k: v for k, v in own.items()}
 
 
 def build_defense(
@@ -82,33 +68,26 @@ def build_defense(
     on_work: Callable[[int], None] | None = None,
 ) -> Defense:
     """The cell's defense with its gradient, on a device; networks are shared between the cells of a process."""
-    classifier = _network("classifier", cell.component("classifier"), device)
-    needs = registry.info("defense", cell.defense.name).get("needs", ["score"])
-    stand_in = dict(cell.parameters.get("surrogate", {}))
-    other = str(stand_in.pop("defense", "none"))
-    needs = [*needs, *registry.info("defense", other).get("needs", ["score"])]
-    scores = [_network("score", part, device) for part in cell.components("score")] if "score" in needs else [None]
-    score = scores[0] if len(scores) == 1 else scores
+    classifier = _network(cell.classifier, device)
+    scores = [_network(model, device) for model in cell.scores]
+    score = scores if scores[1:] else next(iter(scores), None)
     height, width = shape(cell)[1:]
     outer = (height, width)
-    inner: tuple[int, int] = tuple(scores[0].size[1:]) if scores[0] is not None else outer
+    inner: tuple[int, int] = tuple(scores[0].size[1:]) if scores else outer
 
     def guide(x: Tensor) -> Tensor:
         return classifier(resize(x, outer))
 
-    def make(name: str, parameters: Mapping[str, Any]) -> Any:
+    def make(purifier: Resolved) -> Any:
         seen = classifier if inner == outer else guide
-        made = purifiers.make(name, score=score, classifier=seen, **_arguments(parameters, "defense", name))
+        made = purifiers.make(purifier.name, score=score, classifier=seen, **purifier.arguments)
         return made if inner == outer or isinstance(made, Identity) else Resized(made, outer, inner)
 
-    common: dict[str, Any] = {k: cell.parameters["defense"].get(k, v) for k, v in registry.COMMON["defense"].items()}
-    del common["score"]  # in the cell itself
     made = Defense(
-        make(cell.defense.name, cell.parameters["defense"]), classifier, **common,
-        gradient=Part("exact") if cell.gradient.name == "-" else cell.gradient,
-        surrogate=make(other, stand_in) if "surrogate" in cell.parameters else None, rows=rows, memory=memory, on_work=on_work,
+        make(cell.defense), classifier, **cell.defense.options, gradient=cell.gradient.part,  # type: ignore[arg-type]
+        surrogate=make(cell.surrogate) if cell.surrogate else None, rows=rows, memory=memory, on_work=on_work,
     )  # fmt: skip
-    made.score = scores[0]
+    made.score = next(iter(scores), None)
     return made
 
 
@@ -121,7 +100,7 @@ def execute(
     on_work: Callable[[int], None] | None = None,
 ) -> Done:
     """Attacks and judges one batch. Raises what the attack raises; an image outside the threat model is an error of the attack."""
-    images = dataset(task.cell)
+    images = dataset(task.cell.dataset)
     order = _order(len(images), task.cell.subset)
     index = torch.tensor([order[p] for p in task.positions])
     x, y = (part.to(device) for part in images.take(index.tolist()))
@@ -181,9 +160,7 @@ def _attack(task: Task, defense: Defense, x: Tensor, y: Tensor, index: Tensor) -
         return _thaw([task.stored.get(p, nothing) for p in task.positions], x)
 
     source = [stored] if cell.source else []
-    attack = registry.factory("attack", cell.attack.name)(
-        *source, **_arguments(cell.parameters["attack"], "attack", cell.attack.name)
-    )
+    attack = registry.factory("attack", cell.attack.name)(*source, **cell.attack.arguments)
     path = (cell.attack.name, task.positions[0]) if task.batch else (cell.attack.name,)
     attacked = attack(defense, x, y, cell.threat, Noise(cell.seed, "attack", path, index, torch.zeros_like(index)))
     x_adv, log = attacked.x_adv.detach(), dict(attacked.log)
@@ -266,9 +243,7 @@ def _judge(task: Task, defense: Defense, x: Tensor, rows: list[bytes], index: Te
 
 def _random(cell: Cell) -> bool:
     """Whether two purifications of an image may differ, as the defense says."""
-    return bool(
-        registry.info("defense", cell.defense.name).get("random", True) and cell.parameters["defense"].get("noise", 1.0)
-    )
+    return bool(cell.defense.info.get("random", True) and cell.defense.options.get("noise", 1.0))
 
 
 def _differ(logits: Tensor) -> list[bool]:

@@ -3,7 +3,7 @@ refuses (parameters that do not go together, a score model that cannot serve it)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
 from functools import cache
 from typing import Any
 
@@ -17,7 +17,7 @@ from purebench.errors import UserError
 from purebench.plan import resolved as components
 from purebench.plan.grid import Plan
 from purebench.scores.vp import VPScore
-from purebench.spec import Cell, Part, Value
+from purebench.spec import Resolved
 
 SIZE = 16  # pixels of the image, at most
 
@@ -40,28 +40,25 @@ def check(the_plan: Plan) -> None:
     """Raises UserError for the first defense that could not run."""
     seen = set()
     for cell in (job.cell for job in the_plan.jobs):
-        walks = [(cell.defense.name, cell.parameters["defense"])]
-        if "surrogate" in cell.parameters:
-            other = dict(cell.parameters["surrogate"])
-            walks.append((str(other.pop("defense")), other))
-        for name, parameters in walks:
-            key = (name, repr(sorted(parameters.items())), tuple(cell.components("score")))
-            if key not in seen:
+        for purifier in (cell.defense, cell.surrogate):
+            key = purifier and (purifier.name, repr(sorted(purifier.values.items())), cell.scores)
+            if purifier and key not in seen:
                 seen.add(key)
-                _walk(cell, name, parameters, the_plan.shape)
+                _walk(purifier, cell.scores, the_plan.shape)
 
 
-def _walk(cell: Cell, name: str, parameters: Mapping[str, Value], shape: list[int]) -> None:
-    scored = "score" in registry.info("defense", name).get("needs", ["score"])
-    models = [_model(part) for part in cell.components("score")] if scored else []
+def _walk(purifier: Resolved, scores: tuple[Resolved, ...], shape: list[int]) -> None:
+    name = purifier.name
+    known = scores if "score" in purifier.info.get("needs", ["score"]) else ()
+    models = [_model(model) for model in known]
     if None in models:
         return  # a plug-in's: only its networks can tell
     asked: list[list[float]] = [[] for _ in models]
-    scores = [_listening(model, levels) for model, levels in zip(models, asked, strict=True)]
-    own = {k: v for k, v in parameters.items() if k not in registry.COMMON["defense"]}
+    listening = [_listening(model, levels) for model, levels in zip(models, asked, strict=True)]
     ours = registry.names("defense")[name].startswith("purebench.")
     try:
-        made = purifiers.make(name, score=scores if scores[1:] else next(iter(scores), None), classifier=_logits, **own)
+        score = listening if listening[1:] else next(iter(listening), None)
+        made = purifiers.make(name, score=score, classifier=_logits, **purifier.values)
     except Exception as error:
         if ours or isinstance(error, UserError):
             raise
@@ -82,11 +79,11 @@ def _walk(cell: Cell, name: str, parameters: Mapping[str, Value], shape: list[in
         if ours or isinstance(error, UserError):
             raise
         return  # a plug-in that wants the real networks: the run will tell
-    for part, model, levels in zip(cell.components("score"), models, asked, strict=False):
+    for part, model, levels in zip(known, models, asked, strict=True):
         _check_levels(name, part, model, levels)
 
 
-def _check_levels(name: str, part: Part, model: Any, levels: list[float]) -> None:
+def _check_levels(name: str, part: Resolved, model: Any, levels: list[float]) -> None:
     """Raises UserError for a noise level that the score model was not trained on: above its largest, or another than its only one."""
     most, only = model.sigma_max, model.sigma_min == model.sigma_max
     wrong = [s for s in levels if s > most * (1 + 1e-4) or (only and s < most * (1 - 1e-4))]
@@ -107,18 +104,14 @@ def _logits(x: Tensor) -> Tensor:
 
 
 @cache
-def _model(part: Part) -> Any:
+def _model(part: Resolved) -> Any:
     """The score model as its factory makes it, a `Stub` in its network's place; a file of the user's is read, and so verified. None
     for a plug-in's."""
     if not registry.names("score")[part.name].startswith("purebench."):
         return None
-    found = components.of("score", part)
-    ships = any("package" in assets.entry(asset)["sources"] for asset in found.assets)
-    if found.where or ships:
-        made = components.load("score", part.name, found.values)
-    else:
-        with checkpoint.hollow():
-            made = components.load("score", part.name, found.values)
+    ships = any("package" in assets.entry(asset)["sources"] for asset in components.of("score", part.part).assets)
+    with contextlib.nullcontext() if part.where or ships else checkpoint.hollow():
+        made = components.load("score", part.name, part.arguments)
     kind = "variances" if getattr(made, "variances", False) else ""
     made.network = Stub("energy" if hasattr(made, "energy") else kind)
     return made

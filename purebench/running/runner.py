@@ -26,6 +26,7 @@ from purebench.plan import grid as plan
 from purebench.records import store as records
 from purebench.running import tasks
 from purebench.running.tasks import Done, Task
+from purebench.spec import Cell
 
 
 @dataclass
@@ -63,7 +64,7 @@ class _Open:
     def __init__(self, job: plan.Job, settings: Settings, shape: list[int], size: int):
         self.job, self.cell = job, job.cell
         self.rows = settings.rows or tasks.default_rows(job.cell)
-        self.folder = settings.out / job.cell.id
+        self.folder = place(settings.out, job.cell)
         if settings.fresh and (self.folder / records.CELL).exists():
             records.set_aside(self.folder)
         run: dict[str, Any] = {
@@ -74,7 +75,7 @@ class _Open:
         self.store = records.Store(self.folder, job.cell.id, job.cell.data(), shape, run)
         self.source: set[int] = set()  # positions of the images that the source of a transfer has
         if job.cell.source:
-            for position, record in records.latest(settings.out / job.cell.source).items():
+            for position, record in records.latest(place(settings.out, job.cell.source)).items():
                 old = self.store.done.get(position, record)
                 if records.lost(record) or old.get("adv_crc") != record.get(
                     "adv_crc"
@@ -164,11 +165,11 @@ def run(the_plan: plan.Plan, settings: Settings, report: Reporter, outcome: Outc
     def open_next() -> bool:
         """Opens the next cell, a transfer only when its source is closed; False if there is none."""
         busy = {cell.cell.id for cell in active}
-        job = next((j for j in backlog if j.cell.source not in busy), None)
+        job = next((j for j in backlog if not j.cell.source or j.cell.source.id not in busy), None)
         if job is None:
             return False
         backlog.remove(job)
-        source = job.cell.source
+        source = job.cell.source.id if job.cell.source else ""
         try:
             if source in outcome.skipped:
                 raise records.Locked(source)
@@ -246,16 +247,23 @@ def check(the_plan: plan.Plan, settings: Settings) -> None:
             f"`--out {settings.out}` is a file, and results are a folder", "name another folder, or leave it out"
         )
     for job in the_plan.jobs:
-        if not settings.fresh and (settings.out / job.cell.id / records.CELL).exists():
-            records.load(settings.out / job.cell.id)
+        folder = place(settings.out, job.cell)
+        if not settings.fresh and (folder / records.CELL).exists():
+            records.load(folder)
+
+
+def place(out: Path, cell: Cell) -> Path:
+    """The cell's folder: under its id, or under one that it had before, where its records lie there."""
+    for name in (cell.id, *cell.aliases):
+        if (out / name / records.CELL).exists():
+            return out / name
+    return out / cell.id
 
 
 def _judged(cell: _Open) -> tuple:
     """What the judge's predictions on clean images depend on."""
     of = cell.cell
-    judge = (str(of.defense), repr(of.parameters["defense"]), of.seed, cell.rows)
-    content = tuple(sorted(of.hashes.items())), tuple(sorted(of.versions.items()))
-    return (of.dataset, of.subset, of.classifier, of.score, *judge, *content)
+    return of.dataset, of.subset, of.classifier, of.scores, of.defense, of.seed, of.noise, cell.rows
 
 
 def _complete(task: Task, cell: _Open, out: Path, clean: dict[tuple, dict[int, list[int]]]) -> Task:
@@ -266,7 +274,7 @@ def _complete(task: Task, cell: _Open, out: Path, clean: dict[tuple, dict[int, l
         stored = {p: cell.store.adversarial(p) for p in task.positions}
         known = {p: cell.store.done[p] for p in task.positions}
     elif task.cell.source:
-        with (out / task.cell.source / records.ADVERSARIAL).open("rb") as file:
+        with (place(out, task.cell.source) / records.ADVERSARIAL).open("rb") as file:
             for p in cell.source.intersection(task.positions):
                 file.seek(p * cell.store.row)
                 stored[p] = file.read(cell.store.row)

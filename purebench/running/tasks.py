@@ -42,24 +42,24 @@ class Done:
 def default_rows(cell: Cell) -> int:
     """Rows of the padded shape: the dataset's, or fewer (a multiple of 16) where a batch of the attack never fills them. An attack
     in batches with one draw per image spends its time on the survivors: half a batch."""
-    rows = datasets.defaults(cell.dataset.partition(":")[0])["rows"]
+    rows = datasets.defaults(cell.dataset.name)["rows"]
     batch = unit_of(cell)
     if batch is None:
         return rows
-    values = cell.parameters["attack"]
-    copies = int(cell.parameters["defense"].get("votes", 1))  # type: ignore[arg-type]
+    values = cell.attack.values
+    copies = int(cell.defense.options.get("votes", 1))  # type: ignore[arg-type]
     most = batch * copies * int(values["eot"]) if "eot" in values else batch * copies / 2  # type: ignore[arg-type]
     return min(rows, math.ceil(most / 16) * 16)
 
 
 def unit_of(cell: Cell) -> int | None:
     """The number of images that an attack must be given together, if any (AutoAttack's objects draw per batch)."""
-    return int(cell.parameters["attack"]["batch"]) if "batch" in cell.parameters["attack"] else None  # type: ignore[arg-type]
+    return int(cell.attack.values["batch"]) if "batch" in cell.attack.values else None  # type: ignore[arg-type]
 
 
 def task_size(cell: Cell, rows: int) -> int:
     """Images per task for attacks that do not care: as many as fill the rows, 1 to 64."""
-    copies = int(cell.parameters["attack"].get("eot", 1)) * int(cell.parameters["defense"].get("votes", 1))  # type: ignore[arg-type]
+    copies = int(cell.attack.values.get("eot", 1)) * int(cell.defense.options.get("votes", 1))  # type: ignore[arg-type]
     return max(1, min(64, rows // copies if copies > 1 else rows // 5))
 
 
