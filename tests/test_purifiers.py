@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import apart, asked, close, needs_golden, path, per_number, per_row, published, recorded
+from helpers import apart, asked, close, path, per_number, per_row, published, recorded
 from torch import nn
 
 from purebench import chain, registry
@@ -399,7 +399,6 @@ def tiny():
     return published("ddpmpp", "score_sde/ddpmpp_tinyB.npz")
 
 
-@needs_golden
 @pytest.mark.parametrize("bits", [32, 64])
 def test_published_ddpmpp_outputs_and_gradients(tiny, bits, deviation):
     network, file = tiny
@@ -447,7 +446,6 @@ def follow(p, file, check=None):
     return 2 * out - 1
 
 
-@needs_golden
 @pytest.mark.parametrize("run", ["short", "t100_dt02", pytest.param("t100", id="t100, the published setting")])
 def test_published_diffpure_runs(tiny, run, deviation):
     file = recorded(f"score_sde/traj_diffpure_{run}.npz")
@@ -460,7 +458,6 @@ def test_published_diffpure_runs(tiny, run, deviation):
         deviation(f"diffpure sde {run}: gradient", per_row(2 * grad, file["grad_x01"]), 1e-4)
 
 
-@needs_golden
 @pytest.mark.parametrize("run", ["short", "t100_dt02"])
 def test_published_coup_runs(tiny, run, deviation):
     file = recorded(f"score_sde/traj_coup_{run}.npz")
