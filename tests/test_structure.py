@@ -13,7 +13,7 @@ SOURCES = {
     '    """Says\n    what."""\n    from .cells import g\n    return g(a, """\n\n""")\n',
     "plan/cells.py": "from .. import errors\nfrom purebench import records\n\ndef g(*a):\n    return errors, records\n",
     "records.py": "import purebench.errors\n\ndef h():\n    import purebench.plan.cells\n    import purebench.plan\n" + "    x = 1\n" * 60,
-    "cli.py": "from purebench import plan, records\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from purebench.errors import X\n",
+    "cli.py": "from purebench import plan, records\nimport typing\nif typing.TYPE_CHECKING:\n    from purebench.errors import X\n",
 }  # fmt: skip
 
 
@@ -56,4 +56,5 @@ def test_this_package_is_measured(structure):
     found = structure.measure(FILE.parents[1])
     assert found["files of code"] > 50
     assert found["rooms"] == len(found["imports"])
-    assert "error: no package" in str(pytest.raises(SystemExit, structure.measure, FILE.parent).value)
+    with pytest.raises(SystemExit, match="error: no package"):
+        structure.measure(FILE.parent)
