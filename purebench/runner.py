@@ -192,8 +192,9 @@ def run(the_plan: plan.Plan, settings: Settings, report: Reporter, outcome: Outc
         if isinstance(result, Done):
             for fact, value in pool.facts.items():
                 cell.store.data["runs"][-1].setdefault(fact, value)
-            cell.store.append(result.records, result.rows, result.cost)
-            outcome.images += len(result.records)
+            with _ctrl_c_waits():  # so that what is said to be kept is what was written
+                cell.store.append(result.records, result.rows, result.cost)
+                outcome.images += len(result.records)
             if bad := _failures(result.records):
                 report.say(f"warning: {cell.cell}: recorded as failed: {bad}")
             known = clean.setdefault(_judged(cell), {})
@@ -331,6 +332,22 @@ class _Here:
 
     def stop(self) -> None:
         pass
+
+
+@contextlib.contextmanager
+def _ctrl_c_waits() -> Iterator[None]:
+    """Ctrl-C within the block is raised at its end. A mask would not do: the signal may reach any thread, torch's too."""
+    if threading.current_thread() is not threading.main_thread():  # Ctrl-C is not raised there anyway
+        yield
+        return
+    waiting: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: waiting.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if waiting:
+        signal.raise_signal(signal.SIGINT)
 
 
 @contextlib.contextmanager

@@ -1,14 +1,19 @@
-"""The table of deviations: what comparisons with recorded runs found, one line each, at the end of `pytest -s` or `pytest -v`."""
+"""What tests say at the end, whichever worker they ran in: lines of their own, and, with `pytest -s` or `-v`, the table of deviations
+that comparisons with recorded runs found."""
 
 import math
 import os
+import sys
+from functools import partial
 
 import pytest
 
 # Read when torch is imported: two workers of two threads each would take turns on two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-DEVIATION = "deviation"  # a property of a test: (case, what was found, tolerance)
+# Properties of a test, which travel with its report from the workers to the process that prints.
+DEVIATION = "deviation"  # (case, what was found, tolerance)
+SAID = "said"  # a line
 
 
 @pytest.fixture
@@ -23,14 +28,22 @@ def deviation(record_property):
     return check
 
 
-class Deviations:
-    """Collects them from the reports of tests, which come from the workers too, and prints the table."""
+@pytest.fixture
+def said(record_property):
+    """`said(line)` prints the line at the end of the run."""
+    return partial(record_property, SAID)
+
+
+class Summary:
+    """Collects both from the reports, and prints them."""
 
     def __init__(self, config):
         self.config = config
         self.kept: dict[str, tuple[float, float]] = {}  # case -> (largest deviation, tolerance)
+        self.said: dict[str, None] = {}
 
     def pytest_runtest_logreport(self, report):
+        self.said |= dict.fromkeys(value for key, value in report.user_properties if key == SAID)
         for case, found, tolerance in (value for key, value in report.user_properties if key == DEVIATION):
             before = self.kept.get(case, (0.0, tolerance))
             if math.isnan(found) or _ratio(found, tolerance) >= _ratio(*before):
@@ -38,6 +51,8 @@ class Deviations:
 
     def pytest_terminal_summary(self, terminalreporter):
         config = self.config
+        for line in self.said:
+            terminalreporter.write_line(line)
         if not self.kept or (config.getoption("capture") != "no" and config.get_verbosity() < 0):
             return
         width = max(map(len, self.kept))
@@ -54,4 +69,9 @@ def _ratio(found: float, tolerance: float) -> float:
 
 
 def pytest_configure(config):
-    config.pluginmanager.register(Deviations(config))
+    config.pluginmanager.register(Summary(config))
+    cache = getattr(config, "cache", None)
+    if sys.dont_write_bytecode and cache:
+        # Otherwise each of the processes that tests start would compile all of torch again.
+        os.environ["PYTHONPYCACHEPREFIX"] = str(cache.mkdir("bytecode"))
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

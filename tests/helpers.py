@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import os
+import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -188,6 +189,11 @@ def asked(p, x: Tensor) -> list[tuple[int, int]]:
     chain.run(p, x, Spy(0, "judge", (), range(len(x)), [0] * len(x)))
     assert all(-1 <= k <= p.n for k, _ in found)
     return found
+
+
+def label(value) -> str:
+    """A parameter in the name of a test: as text, without addresses, for the workers have to agree on the names."""
+    return re.sub(r"<function (\S+) at 0x[0-9a-f]+>", r"\1", re.sub(r" object at 0x[0-9a-f]+", "", str(value)))
 
 
 # --------------------------------------------------------------------------------------------------------------------- distances

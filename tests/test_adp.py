@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import autograd, generated, path, published, recorded, relative, slope_error, smooth_unet
+from helpers import autograd, generated, label, path, published, recorded, relative, slope_error, smooth_unet
 from torch import nn
 
 from purebench import chain, defense, registry
@@ -497,7 +497,7 @@ def test_every_requirement_holds_for_the_defaults():
         ({"score": []}, "was given none"),
         ({"score": [A, None]}, "was given none"),
     ],
-    ids=str,
+    ids=label,
 )
 def test_impossible_parameters_are_refused(parameters, message):
     with pytest.raises(UserError, match=message) as error:

@@ -185,7 +185,7 @@ def listening(command):
 
 def test_ctrl_c_keeps_what_was_computed(tmp_path):
     arguments = ["run", "-d", "coup:steps=5", "-a", "pgd-eot:steps=5", "-a", "null", "--images", "400", "--evals", "1"]
-    arguments += ["--workers", "1", "--device", "cpu", "--out", str(tmp_path)]
+    arguments += ["--rows", "16", "--workers", "1", "--device", "cpu", "--out", str(tmp_path)]
     process = listening([*PUREBENCH, *arguments])
     end = time.monotonic() + 120
     while not list(tmp_path.glob(f"*/{records.IMAGES}")) and time.monotonic() < end:

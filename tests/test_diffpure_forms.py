@@ -116,8 +116,8 @@ CASES = {  # id -> (purifier, the recursion on the [-1,1] scale)
         lambda x, z: ancestral(x, z, 0.05, "fixedlarge"),
     ),
     "ddpm learned": (
-        diffpure_ddpm(LEARNED, t=0.15, variance="learned", clip=False),
-        lambda x, z: ancestral(x, z, 0.15, "learned"),
+        diffpure_ddpm(LEARNED, t=0.06, variance="learned", clip=False),
+        lambda x, z: ancestral(x, z, 0.06, "learned"),
     ),
 }
 

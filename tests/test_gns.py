@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from helpers import asked, close, filled, published, recorded, relative, slope_error
+from helpers import asked, close, filled, label, published, recorded, relative, slope_error
 from torch import nn
 
 from purebench import chain
@@ -357,7 +357,7 @@ def test_lists_are_written_on_the_command_line_as_they_are_meant():
         (gaussian, {"sigma": -1.0}, "not positive"),
         (gaussian, {"sigma": math.nan}, "not positive"),
     ],
-    ids=str,
+    ids=label,
 )
 def test_impossible_parameters_are_refused(factory, parameters, message):
     with pytest.raises(UserError, match=message) as error:

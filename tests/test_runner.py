@@ -308,6 +308,29 @@ def test_a_full_disk_stops_the_run_and_the_same_command_goes_on(reference, tmp_p
     assert files(tmp_path).items() <= files(reference).items()
 
 
+@pytest.mark.parametrize("name", [records.ADVERSARIAL, records.COST, records.IMAGES])
+def test_ctrl_c_while_a_batch_is_written_loses_and_miscounts_nothing(tmp_path, monkeypatch, name):
+    """The signal comes as each of the batch's files is synced: the batch is written whole, counted, and then the run ends."""
+    sync = os.fsync
+
+    def interrupted(descriptor):
+        sync(descriptor)
+        if any(os.path.samestat(os.fstat(descriptor), path.stat()) for path in tmp_path.glob(f"*/{name}")):
+            signal.raise_signal(signal.SIGINT)
+
+    outcome = runner.Outcome()
+    the_plan = plan.build(plan.Request(defenses=("one-shot",), attacks=("null",), images=40, evals=2, dataset="digits"))
+    settings = runner.Settings(tmp_path, device="cpu", rows=8)
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(the_plan, settings, progress.Silent(), outcome)
+    monkeypatch.undo()
+    [log] = records.load_all([tmp_path])
+    assert 0 < len(log.images) < 40
+    assert len(log.images) == outcome.images == log.runs[-1]["images"]
+    assert runner.run(the_plan, settings, progress.Silent()).images == 40 - outcome.images
+
+
 def test_damage_is_refused_before_anything_is_computed(tmp_path):
     run(tmp_path, ("one-shot",), ("null",), images=3)
     [path] = tmp_path.glob(f"*/{records.IMAGES}")
