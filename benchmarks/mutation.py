@@ -140,7 +140,15 @@ def outcome(folder: Path, tests: list[str], without: list[str], collect: bool = 
                     if report.failed:
                         failed.append(report.nodeid)
 
-            options = ["-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), *(f"--deselect={t}" for t in without)]
+            options = [
+                "-q",
+                "-n0",
+                "-p",
+                "no:cacheprovider",
+                "--rootdir",
+                str(ROOT),
+                *(f"--deselect={t}" for t in without),
+            ]
             for test in tests:
                 code = int(
                     pytest.main(

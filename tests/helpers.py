@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
+import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,14 +26,43 @@ from purebench.networks.small import SmallUNet
 # ------------------------------------------------------------------------------------------------- what published code gave
 
 GOLDEN = os.environ.get("PUREBENCH_GOLDEN", "")
-needs_golden = pytest.mark.skipif(not GOLDEN, reason="PUREBENCH_GOLDEN (a folder of recorded arrays) is not set")
+SMALL = Path(__file__).parent / "golden"
 
 
-def recorded(name: str) -> dict:
-    """The file `name` of the golden folder: numbers as tensors, at least float32; text as text; `config_json` as what it says."""
-    if name.endswith(".json"):
-        return json.loads((Path(GOLDEN) / name).read_text())
-    with np.load(Path(GOLDEN) / name) as arrays:
+class Small(dict):
+    """A small copy: a test that asks for an array which it leaves out is skipped."""
+
+    def __init__(self, name: str, arrays: dict):
+        super().__init__(arrays)
+        self.name = name
+
+    def __missing__(self, key: str):
+        pytest.skip(f"`{key}` of {self.name} is not in tests/golden: PUREBENCH_GOLDEN names the folder that has it")
+
+
+def recorded(name: str):
+    """The file `name` of the folder that PUREBENCH_GOLDEN names; without one, its small copy in tests/golden, or the test is skipped.
+
+    JSON as what it says, an .npy as its array, an .npz as a dictionary: numbers as tensors, at least float32; text as text;
+    `config_json` as what it says.
+    """
+    if GOLDEN:
+        return _load(Path(GOLDEN) / name)
+    for path in (SMALL / name, SMALL / f"{name}.gz"):
+        if path.is_file():
+            found = _load(path)
+            return Small(name, found) if path.suffix == ".npz" else found
+    pytest.skip(f"{name} is not in tests/golden: PUREBENCH_GOLDEN names the folder that has it")
+
+
+def _load(path: Path):
+    if path.suffix == ".gz":
+        return json.loads(gzip.decompress(path.read_bytes()))
+    if path.suffix == ".json":
+        return json.loads(path.read_text())
+    if path.suffix == ".npy":
+        return np.load(path)
+    with np.load(path) as arrays:
         return {key: _read(key, array) for key, array in arrays.items()}
 
 
@@ -44,7 +75,10 @@ def _read(key: str, array: np.ndarray):
 
 
 def published(family: str, name: str, **config) -> tuple[nn.Module, dict]:
-    """(network of the recorded configuration and weights, the file); weights by rule where none are recorded."""
+    """(network of the recorded configuration and weights, the file); weights by rule where none are recorded.
+
+    A small copy says in `weights` and `weights_prefix` how the recorded ones were rounded, and what came before their keys in the rule.
+    """
     file = recorded(name)
     network = build(family, {**file.get("config_json", {}), **config})
     weights = {k.partition("/")[2]: v for k, v in file.items() if k.startswith(("param/", "sd/"))}
@@ -55,7 +89,11 @@ def published(family: str, name: str, **config) -> tuple[nn.Module, dict]:
         assert not keys.unexpected_keys
         assert not set(keys.missing_keys) & set(names)
     else:
-        filled(network)
+        filled(network, file.get("weights_prefix", ""))
+        if file.get("weights") == "float16":
+            with torch.no_grad():
+                for p in network.parameters():
+                    p.copy_(p.half())
     return network, file
 
 
@@ -151,6 +189,11 @@ def asked(p, x: Tensor) -> list[tuple[int, int]]:
     chain.run(p, x, Spy(0, "judge", (), range(len(x)), [0] * len(x)))
     assert all(-1 <= k <= p.n for k, _ in found)
     return found
+
+
+def label(value) -> str:
+    """A parameter in the name of a test: as text, without addresses, for the workers have to agree on the names."""
+    return re.sub(r"<function (\S+) at 0x[0-9a-f]+>", r"\1", re.sub(r" object at 0x[0-9a-f]+", "", str(value)))
 
 
 # --------------------------------------------------------------------------------------------------------------------- distances

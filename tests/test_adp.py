@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import autograd, generated, needs_golden, path, published, recorded, relative, slope_error, smooth_unet
+from helpers import autograd, generated, label, path, published, recorded, relative, slope_error, smooth_unet
 from torch import nn
 
 from purebench import registry
@@ -90,7 +90,6 @@ def published_run(field, x, noise, parameters):
     return torch.stack(images), torch.stack(alphas) if alphas else torch.zeros(0, len(x)), out
 
 
-@needs_golden
 @pytest.mark.parametrize("case", [*SINES, *NETS])
 def test_published_trajectories(case, deviation):
     file = recorded("adp/b_adp_trajectories.npz")
@@ -112,7 +111,6 @@ def test_published_trajectories(case, deviation):
     deviation(f"adp {case}: images", of_image, 5e-4)
 
 
-@needs_golden
 def test_the_recorded_inputs_are_the_generated_ones():
     file = recorded("adp/b_adp_trajectories.npz")
     assert (published_x() - file["dec25/x_in"]).abs().max() < 1e-7
@@ -145,7 +143,6 @@ def test_published_literals(case):
     assert out.flatten(1)[range(4), [0, 50, 100, 150]].tolist() == pytest.approx(pixels, abs=5e-4)
 
 
-@needs_golden
 def test_detection_looks_at_the_published_score_norms(deviation):
     file = recorded("adp/b_adp_trajectories.npz")
     p = adp(Field(sine(3.4)), threshold=25.0)
@@ -156,7 +153,6 @@ def test_detection_looks_at_the_published_score_norms(deviation):
     torch.testing.assert_close(p.strength(file["dec25/x_in"]).flatten(), expected)
 
 
-@needs_golden
 def test_the_published_grid_map(deviation):
     file = recorded("adp/b_adp_trajectories.npz")
     started, _ = adp(Field(sine(1)), variant="code", sigma=0.0).start(file["tr/x"], NOISE)
@@ -164,7 +160,6 @@ def test_the_published_grid_map(deviation):
     deviation("adp grid map: images", (started - file["tr/raw_to_ebm"]).abs().max(), 1e-7)
 
 
-@needs_golden
 @pytest.mark.parametrize(("ours", "theirs"), [("logits", "logit"), ("softmax", "softmax"), ("vote", "onehot")])
 def test_ensembles_of_runs_count_as_published(ours, theirs, deviation):
     file = recorded("adp/b_adp_ensembles.npz")
@@ -503,7 +498,7 @@ def test_every_requirement_holds_for_the_defaults():
         ({"score": []}, "was given none"),
         ({"score": [A, None]}, "was given none"),
     ],
-    ids=str,
+    ids=label,
 )
 def test_impossible_parameters_are_refused(parameters, message):
     with pytest.raises(UserError, match=message) as error:

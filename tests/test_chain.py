@@ -81,17 +81,27 @@ def plans(n: int) -> list[Plan]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_gradient_is_autograd_and_outputs_are_run_under_every_plan(case):
-    p = purifier(case)
+def test_gradient_is_autograd_outputs_are_run_and_calls_are_declared_under_every_plan(case):
+    name = case.partition(":")[0]
+    p = purifier(case, steps=4)  # of longer chains, plan by plan: the toy below
+    info, values = registry.info("defense", name), registry.parameters("defense", name) | few(name, steps=4)
+    forward, inner = (registry.expression(info.get(key, "0"), values) for key in ("nfe", "nfe_inner"))
     expected, grad = autograd(p, X, V, NOISE)
-    out = chain.run(p, X, NOISE)
+    with chain.nfe() as calls:
+        out = chain.run(p, X, NOISE)
     assert torch.equal(out, expected)
     assert not out.requires_grad
+    assert (calls.forward, calls.backward, calls.recomputed) == (forward, inner, 0)
     for plan in plans(p.n):
-        tape = Tape(p, X, NOISE, plan)
+        with chain.nfe() as calls:
+            tape = Tape(p, X, NOISE, plan)
+            found = tape.vjp(V)
         assert torch.equal(tape.purified, out), plan
         assert not tape.purified.requires_grad
-        assert relative(tape.vjp(V), grad) < 1e-12, plan
+        assert relative(found, grad) < 1e-12, plan
+        assert (calls.forward, calls.backward) == (forward, forward + inner), plan
+        if name != "scoreopt-n":  # its last step is of another kind
+            assert calls.recomputed == recomputed(plan, p.n) * (forward + inner) / max(p.n, 1), plan
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 7])
@@ -135,7 +145,7 @@ def test_budgets_from_the_least_up_change_no_gradient(case):
     assert graph < least < 3 * graph
     with pytest.raises(UserError, match="too small"):
         chain.vjp(p, X, NOISE, V, memory=least - (1 if p.n > 1 else 2 * state + 1))
-    for memory in (least, least + state, 2 * graph, 3 * graph, 5 * graph, p.n * graph, 10**12):
+    for memory in (least, least + state, 3 * graph, p.n * graph, 10**12):
         if memory >= least:
             again, other = chain.vjp(p, X, NOISE, V, memory=memory)
             assert torch.equal(again, out)
@@ -345,33 +355,6 @@ def test_bytes_that_come_and_go_are_kept_free():
 
 
 # ---------------------------------------------------------------------------------------------------------- network calls
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_network_calls_are_those_that_the_purifier_declares(case):
-    name = case.partition(":")[0]
-    p = purifier(case)
-    values = registry.parameters("defense", name) | few(name)
-    info = registry.info("defense", name)
-    forward = registry.expression(info["nfe"], values)
-    inner = registry.expression(info.get("nfe_inner", "0"), values)
-
-    with chain.nfe() as calls:
-        chain.run(p, X, NOISE)
-    assert (calls.forward, calls.backward, calls.recomputed) == (forward, inner, 0)
-
-    for plan in plans(p.n):
-        tape_and_back = _count(p, plan)
-        again = recomputed(plan, p.n) * (forward + inner) / max(p.n, 1)
-        assert tape_and_back[:2] == (forward, forward + inner), plan
-        if name != "scoreopt-n":  # its last step is of another kind
-            assert tape_and_back[2] == again, plan
-
-
-def _count(p, plan: Plan) -> tuple[int, int, int]:
-    with chain.nfe() as calls:
-        Tape(p, X, NOISE, plan).vjp(V)
-    return calls.forward, calls.backward, calls.recomputed
 
 
 def test_measuring_a_step_is_not_the_methods_cost():

@@ -17,8 +17,8 @@ import pytest
 
 import purebench
 from purebench import assets, cli, datasets, errors, registry
-from purebench.plan import catalogue
-from purebench.records import store as records
+from purebench.plan.grid import catalogue
+from purebench.records.store import store as records
 from purebench.running import progress
 
 PACKAGE = Path(purebench.__file__).parent
@@ -188,7 +188,7 @@ def listening(command):
 
 def test_ctrl_c_keeps_what_was_computed(tmp_path):
     arguments = ["run", "-d", "coup:steps=5", "-a", "pgd-eot:steps=5", "-a", "null", "--images", "400", "--evals", "1"]
-    arguments += ["--workers", "1", "--device", "cpu", "--out", str(tmp_path)]
+    arguments += ["--rows", "16", "--workers", "1", "--device", "cpu", "--out", str(tmp_path)]
     process = listening([*PUREBENCH, *arguments])
     end = time.monotonic() + 120
     while not list(tmp_path.glob(f"*/{records.IMAGES}")) and time.monotonic() < end:
@@ -555,7 +555,7 @@ def test_purify_gives_the_decision_of_the_defense_with_its_votes(votes, pictures
     import torch
 
     from purebench.engine.noise import Noise
-    from purebench.plan import grid as plan
+    from purebench.plan.grid import grid as plan
     from purebench.report import pictures
     from purebench.running import evaluate
 

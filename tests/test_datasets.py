@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers import recorded
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 
@@ -103,9 +104,8 @@ def test_the_subset_of_scoreopt_lee_and_kim_and_coup():
         assert datasets.order(10000, name) == order
 
 
-@pytest.mark.skipif("PUREBENCH_GOLDEN" not in os.environ, reason="PUREBENCH_GOLDEN is not set")
 def test_the_subset_is_the_published_one():
-    golden = np.load(Path(os.environ["PUREBENCH_GOLDEN"]) / "edm" / "subset_cifar10_512_seed0.npy")
+    golden = recorded("edm/subset_cifar10_512_seed0.npy")
     assert datasets.order(10000, "choice:0")[:512] == golden.tolist()
 
 

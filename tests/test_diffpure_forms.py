@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from helpers import apart, filled, needs_golden, path, published, recorded, slope_error, smooth_unet, states
+from helpers import apart, filled, path, published, recorded, slope_error, smooth_unet, states
 from torch import nn
 
 from purebench.engine import adjoint, chain
@@ -116,8 +116,8 @@ CASES = {  # id -> (purifier, the recursion on the [-1,1] scale)
         lambda x, z: ancestral(x, z, 0.05, "fixedlarge"),
     ),
     "ddpm learned": (
-        diffpure_ddpm(LEARNED, t=0.15, variance="learned", clip=False),
-        lambda x, z: ancestral(x, z, 0.15, "learned"),
+        diffpure_ddpm(LEARNED, t=0.06, variance="learned", clip=False),
+        lambda x, z: ancestral(x, z, 0.06, "learned"),
     ),
 }
 
@@ -331,7 +331,6 @@ def replay(file):
     return Replay({(k, 0): z for k, z in enumerate(file.get("noise", ()))} | {(-1, 0): file["eps_forward"]})
 
 
-@needs_golden
 @pytest.mark.parametrize("steps", [5, 100])
 def test_published_ode_runs(steps, deviation):
     file = recorded("score_sde/traj_ode.npz")
@@ -341,7 +340,6 @@ def test_published_ode_runs(steps, deviation):
     deviation(f"diffpure ode t{steps}: result", apart(out, file[f"x_final_t{steps}"]), 1e-5)
 
 
-@needs_golden
 def test_published_guided_diffusion_runs(deviation):
     file = recorded("score_sde/traj_adm_tiny.npz")
     score = IndexScore(published("adm", "score_sde/adm_tiny.npz")[0], (3, 32, 32))
@@ -357,7 +355,6 @@ def test_published_guided_diffusion_runs(deviation):
     deviation("diffpure sde, ADM: result", apart(out, file["sde_x_final"]), 1e-5)
 
 
-@needs_golden
 def test_published_celebahq_ddpm_run(deviation):
     file = recorded("score_sde/traj_celeba_ddpm_tiny.npz")
     score = IndexScore(published("ddpm", "score_sde/ddpm_celeba_tiny.npz")[0], (3, 16, 16))

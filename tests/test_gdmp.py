@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import needs_golden, path, recorded, relative, slope_error, smooth_classifier, smooth_unet
+from helpers import path, recorded, relative, slope_error, smooth_classifier, smooth_unet
 from torch import nn
 
 from purebench.engine import chain
@@ -326,7 +326,6 @@ def file():
     return recorded("adp/e_gdmp.npz")
 
 
-@needs_golden
 @pytest.mark.parametrize(
     ("case", "parameters"),
     [
@@ -346,7 +345,6 @@ def test_published_gdmp_runs(file, case, parameters, passes, deviation):
     deviation(f"gdmp {case}, pass {passes}: images", relative(out, file[f"{case}/images"][passes - 1]), 2e-6)
 
 
-@needs_golden
 def test_published_gdmp_constants(file, deviation):
     from purebench.purifiers.ancestral import schedule
 
@@ -361,7 +359,6 @@ def test_published_gdmp_constants(file, deviation):
         deviation(f"gdmp constants: scale {name}", found, 1e-12)
 
 
-@needs_golden
 def test_published_ssim(file, deviation):
     deviation(
         "gdmp ssim: mean of two images", relative(ssim(file["ssim_a"], file["ssim_b"]).mean(), file["ssim_value"]), 1e-6

@@ -383,7 +383,7 @@ def outcome(tmp_path_factory):
 NAMES = [f"{what} ({kind})" for what in PROGRAMS for kind in ("edm", "zip", "legacy")] + [*EDM_ONLY]
 
 
-def test_all_are_refused_and_nothing_is_executed(outcome, capsys):
+def test_all_are_refused_and_nothing_is_executed(outcome, said):
     folder, wanted, told = outcome
     wrong = []
     for i, ((_, _, says), got) in enumerate(zip(wanted, told["hostile"], strict=True)):
@@ -393,9 +393,7 @@ def test_all_are_refused_and_nothing_is_executed(outcome, capsys):
             wrong.append((NAMES[i] if i < len(NAMES) else got["file"], says, got))
     assert not wrong, "\n".join(map(str, wrong))
     assert not (folder / CANARY).exists()
-    with capsys.disabled():
-        n = len(wanted)
-        print(f"\n{n} of {n} hostile files refused, nothing executed")
+    said(f"{len(wanted)} of {len(wanted)} hostile files refused, nothing executed")
 
 
 def test_embedded_source_is_never_run(outcome):

@@ -1,6 +1,6 @@
 """NCSNv2, the EBM and the classifiers: the published networks, number for number and key for key, and as attacks need them.
 
-The comparisons with published outputs read the golden folder, from the environment variable PUREBENCH_GOLDEN.
+The comparisons with published outputs read recorded arrays: `helpers.recorded`.
 """
 
 from functools import cache
@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from helpers import filled, needs_golden, per_number, per_row, published, recorded
+from helpers import filled, per_number, per_row, published, recorded
 
 from purebench.errors import UserError
 from purebench.networks import build
@@ -69,7 +69,6 @@ def call(network, x):
 # ------------------------------------------------------------------------------------------------ the published networks
 
 
-@needs_golden
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_classifiers_give_the_published_logits_and_gradients(name, deviation):
     network, data = published(CLASSIFIERS[name], f"score_sde/{name}.npz")
@@ -86,7 +85,6 @@ def ncsnv2():
     return published("ncsnv2", "adp/a_ncsnv2_tiny.npz", **NCSNV2)
 
 
-@needs_golden
 def test_ncsnv2_gives_the_published_scores_and_gradients(deviation):
     network, data = ncsnv2()
     x = data["x"].clone().requires_grad_()
@@ -97,10 +95,22 @@ def test_ncsnv2_gives_the_published_scores_and_gradients(deviation):
     deviation("network ncsnv2: gradient", per_row(gradient, data["grad_x"]), 1e-4)
 
 
-@needs_golden
 def test_ncsnv2_goes_through_the_published_activations(deviation):
     network, data = ncsnv2()
-    seen, names = {}, [key[6:] for key in data if key.startswith("inter/")]
+    names = [
+        "begin_conv",
+        "res1",
+        "res2",
+        "res3",
+        "res4",
+        "refine1",
+        "refine2",
+        "refine3",
+        "refine4",
+        "normalizer",
+        "end_conv",
+    ]
+    wanted, seen = [data[f"inter/{name}"] for name in names], {}
     hooks = [
         network.get_submodule(name).register_forward_hook(lambda _, __, h, name=name: seen.update({name: h}))
         for name in names
@@ -108,12 +118,10 @@ def test_ncsnv2_goes_through_the_published_activations(deviation):
     network.raw(data["x"])
     for hook in hooks:
         hook.remove()
-    assert len(names) == 11
-    for name in names:
-        deviation("network ncsnv2: eleven activations", per_row(seen[name], data[f"inter/{name}"]), 2e-5)
+    for name, theirs in zip(names, wanted, strict=True):
+        deviation("network ncsnv2: eleven activations", per_row(seen[name], theirs), 2e-5)
 
 
-@needs_golden
 def test_ncsnv2_has_the_published_denoising_loss(deviation):
     network, data = ncsnv2()
     sigma = network.sigmas[data["sigma_index"]][:, None, None, None]
@@ -124,7 +132,6 @@ def test_ncsnv2_has_the_published_denoising_loss(deviation):
     deviation("network ncsnv2: mean denoising loss", per_number(losses.mean(), data["dsm_loss_mean"]), 2e-5)
 
 
-@needs_golden
 def test_ncsnv2_walks_the_published_langevin_states(deviation):
     network, data = ncsnv2()
     x, noise = data["x"], iter(data["ald_noise"])
@@ -138,7 +145,6 @@ def test_ncsnv2_walks_the_published_langevin_states(deviation):
     deviation("annealed Langevin of ncsnv2: result", per_row(last, next(states)), 2e-5)
 
 
-@needs_golden
 @pytest.mark.parametrize(
     ("name", "begin", "end", "number"),
     [
@@ -158,7 +164,6 @@ def test_ncsnv2_has_the_published_noise_levels(name, begin, end, number, deviati
     deviation(f"ncsnv2 noise levels, {name}", per_number(sigmas, expected), 2e-7)
 
 
-@needs_golden
 def test_ebm_gives_the_published_energies_gradients_and_langevin_states(deviation):
     network, data = published("ebm", "adp/d_ebm_tiny.npz", n_f=4)
 
@@ -176,7 +181,6 @@ def test_ebm_gives_the_published_energies_gradients_and_langevin_states(deviatio
         deviation("network ebm: Langevin by hand, six states", per_row(x, state), 2e-5)
 
 
-@needs_golden
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_full_size_networks_have_the_published_keys(name):
     family, config, file, entry, _ = MANIFESTS[name]

@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 import torch
-from helpers import apart, asked, filled, needs_golden, published, recorded, relative, slope_error, states
+from helpers import apart, asked, filled, published, recorded, relative, slope_error, states
 from torch import nn
 
 from purebench import registry
@@ -69,7 +69,6 @@ def compare(what, p, file, stored, deviation):
     deviation(f"{what}: result", apart(out, file["out01"]), 1e-3)
 
 
-@needs_golden
 @pytest.mark.parametrize("objective", ["diff", "mse", "sr"])
 def test_published_scoreopt_o_runs(tiny, objective, deviation):
     file = recorded(f"edm/traj_O_{objective}_s0.5_n5_lr0.1.npz")
@@ -81,14 +80,12 @@ def test_published_scoreopt_o_runs(tiny, objective, deviation):
     compare(f"scoreopt-o {objective}", p, file, stored, deviation)
 
 
-@needs_golden
 def test_published_scoreopt_n_runs(tiny, deviation):
     file = recorded("edm/traj_N_s0.5_n5_lr0.1.npz")
     p = scoreopt_n(tiny, variant="code", batch=len(file["x_in01"]))
     compare("scoreopt-n", p, file, {(-1, 0): file["eps"][0]}, deviation)
 
 
-@needs_golden
 def test_published_one_shot_surrogate(tiny, deviation):
     file = recorded("edm/oneshot_surrogate_s0.25.npz")
     logits = []

@@ -203,8 +203,9 @@ def run(the_plan: plan.Plan, settings: Settings, report: Reporter, outcome: Outc
         if isinstance(result, Done):
             for fact, value in pool.facts.items():
                 cell.store.data["runs"][-1].setdefault(fact, value)
-            cell.store.append(result.records, result.rows, result.cost)
-            outcome.images += len(result.records)
+            with ctrl_c_waits():  # so that what is said to be kept is what was written
+                cell.store.append(result.records, result.rows, result.cost)
+                outcome.images += len(result.records)
             if bad := _reasons(result.records):
                 report.say(f"warning: {cell.cell}: {bad}")
             known = clean.setdefault(_judged(cell), {})
@@ -228,8 +229,7 @@ def run(the_plan: plan.Plan, settings: Settings, report: Reporter, outcome: Outc
             if not pool.busy():
                 break
             for cell, task, result in pool.results():
-                with no_interrupt():  # between the image on disk and its count lies nothing
-                    finished(cell, task, result)
+                finished(cell, task, result)
         return outcome
     finally:
         pool.stop()
@@ -353,8 +353,24 @@ class _Here:
 
 
 @contextlib.contextmanager
+def ctrl_c_waits() -> Iterator[None]:
+    """Ctrl-C within the block is raised at its end. A mask would not do: the signal may reach any thread, torch's too."""
+    if threading.current_thread() is not threading.main_thread():  # Ctrl-C is not raised there anyway
+        yield
+        return
+    waiting: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: waiting.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if waiting:
+        signal.raise_signal(signal.SIGINT)
+
+
+@contextlib.contextmanager
 def no_interrupt() -> Iterator[None]:
-    """Ctrl-C waits until the end. A process started here never sees it, though the terminal sends it to all: the parent alone decides."""
+    """A process started here never sees Ctrl-C, which the terminal sends to all: the parent alone decides."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
