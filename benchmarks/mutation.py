@@ -19,11 +19,12 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ["test_purifiers.py", "test_noise.py", "test_chain.py", "test_adjoint.py"]
@@ -120,8 +121,17 @@ def mutants(file: Path, operators: bool) -> Iterator[Mutant]:
                 yield Mutant(str(file.relative_to(ROOT)), node.lineno, before, text, changed)  # type: ignore[attr-defined]
 
 
-def outcome(folder: Path, tests: list[str], without: list[str], collect: bool = False) -> tuple[int, list[str]]:
-    """(exit code of the first test file that fails, or 0; ids of failed tests), of the package in `folder`, in a fork."""
+def outcome(
+    folder: Path,
+    tests: list[str],
+    without: list[str],
+    collect: bool = False,
+    counts: Callable[[Any], bool] | None = None,
+) -> tuple[int, list[str]]:
+    """(exit code of the first test file that fails, or 0; ids of failed tests), of the package in `folder`, in a fork.
+
+    It ends with the first failure, or goes through all of them to `collect` them. `counts`: which failures are any, by what pytest
+    knows of the exception; the others are passed over."""
     read, write = os.pipe()
     if (child := os.fork()) == 0:
         code = 9
@@ -137,8 +147,13 @@ def outcome(folder: Path, tests: list[str], without: list[str], collect: bool = 
 
             class Listen:
                 def pytest_runtest_logreport(self, report):
-                    if report.failed:
+                    if report.failed and counts is None:
                         failed.append(report.nodeid)
+
+                def pytest_exception_interact(self, node, call):
+                    if counts is not None and counts(call.excinfo):
+                        failed.append(node.nodeid)
+                        node.session.shouldstop = "noticed"
 
             options = [
                 "-q",
@@ -149,13 +164,10 @@ def outcome(folder: Path, tests: list[str], without: list[str], collect: bool = 
                 str(ROOT),
                 *(f"--deselect={t}" for t in without),
             ]
+            options += [] if collect or counts else ["-x"]
             for test in tests:
-                code = int(
-                    pytest.main(
-                        [*options, *([] if collect else ["-x"]), str(ROOT / "tests" / test)], plugins=[Listen()]
-                    )
-                )
-                if code and not collect:
+                code = int(pytest.main([*options, str(ROOT / "tests" / test)], plugins=[Listen()]))
+                if (failed if counts else code) and not collect:
                     break
             if "purebench" in sys.modules and not str(sys.modules["purebench"].__file__).startswith(str(folder)):
                 code = 8
@@ -169,6 +181,12 @@ def outcome(folder: Path, tests: list[str], without: list[str], collect: bool = 
     if code == 8:
         raise RuntimeError("the tests imported another purebench than the mutated one")
     return code, [f for f in failed if f]
+
+
+def copy_package(folder: Path) -> None:
+    """What the tests import, into `folder`; checkpoints.toml lies beside it."""
+    shutil.copytree(ROOT / "purebench", folder / "purebench", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "checkpoints.toml", folder)
 
 
 def main() -> int:
@@ -198,7 +216,7 @@ def main() -> int:
         folders: SimpleQueue[Path] = SimpleQueue()
         for i in range(args.workers):
             folder = Path(temporary) / str(i)
-            shutil.copytree(ROOT / "purebench", folder / "purebench", ignore=shutil.ignore_patterns("__pycache__"))
+            copy_package(folder)
             folders.put(folder)
         folder = folders.get()
         _, broken = outcome(folder, TESTS, [], collect=True)

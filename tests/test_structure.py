@@ -12,7 +12,7 @@ SOURCES = {
     "plan/__init__.py": "from purebench.errors import X\nfrom typing import Any\n\ndef f(a: Any) -> Any:\n"
     '    """Says\n    what."""\n    from .cells import g\n    return g(a, """\n\n""")\n',
     "plan/cells.py": "from .. import errors\nfrom purebench import records\n\ndef g(*a):\n    return errors, records\n",
-    "records.py": "import purebench.errors\n\ndef h():\n    import purebench.plan.grid.cells\n    import purebench.plan.grid\n" + "    x = 1\n" * 60,
+    "records.py": "import purebench.errors\n\ndef h():\n    import purebench.plan.cells\n    import purebench.plan\n" + "    x = 1\n" * 60,
     "cli.py": "from purebench import plan, records\nimport typing\nif typing.TYPE_CHECKING:\n    from purebench.errors import X\n",
 }  # fmt: skip
 
