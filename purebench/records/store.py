@@ -29,6 +29,9 @@ from purebench.errors import FAILED, UserError
 from purebench.records import schema1
 from purebench.spec import identity
 
+Json = dict[str, Any]  # an object of a JSON file: what its values are is known by whoever reads the key
+Record = Json  # a line of `images.jsonl`; its keys are in docs/design.md
+
 SCHEMA = 2
 _ASIDE = re.compile(r"\.old\d+$")
 CELL, IMAGES, ADVERSARIAL, COST, LOCK = "cell.json", "images.jsonl", "adversarial.f32", "cost.jsonl", "lock"
@@ -41,7 +44,7 @@ WHERE = {
 }  # keys of a line's `not_finite`
 
 
-def lost(record: Mapping[str, Any]) -> bool:
+def lost(record: Mapping[str, object]) -> bool:
     """Whether the attack made no image: its line is missing from every metric, and a run tries it again. Not so where the *defense*
     failed: a prediction of -1, a purification that is not finite, is a wrong answer."""
     return str(record.get("failed") or "").startswith(LOST)
@@ -51,7 +54,7 @@ class Locked(Exception):
     """Another process is writing this cell."""
 
 
-def line(record: dict[str, Any]) -> str:
+def line(record: Json) -> str:
     """A record as one line that ends with the CRC-32 of the rest."""
     body = json.dumps(record, separators=(",", ":"))
     return f'{body[:-1]},"crc":"{crc(body.encode())}"}}\n'
@@ -61,7 +64,7 @@ def crc(data: bytes) -> str:
     return f"{zlib.crc32(data):08x}"
 
 
-def read_lines(path: Path, *, cut: bool = False) -> Iterator[dict[str, Any]]:
+def read_lines(path: Path, *, cut: bool = False) -> Iterator[Json]:
     """The records of a file of lines. A torn last line is passed over (`cut`: and removed); an edited one is a UserError."""
     if not path.exists():
         return
@@ -89,15 +92,15 @@ class Log:
     why not."""
 
     id: str
-    cell: dict[str, Any]
-    runs: list[dict[str, Any]]
-    images: list[dict[str, Any]]
+    cell: Json
+    runs: list[Json]
+    images: list[Record]
     seconds: float
     failed: str | None
     folder: Path = field(default_factory=Path)
 
 
-def read_cell(folder: Path) -> dict[str, Any]:
+def read_cell(folder: Path) -> Json:
     """`cell.json`, one of schema 1 as schema 2, with its old id under `was`; UserError if it is unreadable or of a newer schema."""
     data = _read(folder)
     if data["schema"] == SCHEMA:
@@ -108,7 +111,7 @@ def read_cell(folder: Path) -> dict[str, Any]:
     return data | {"schema": SCHEMA, "id": identity(cell), "cell": cell, "was": [data["id"]]}
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def _read(folder: Path) -> Json:
     """`cell.json` as it stands there."""
     path = folder / CELL
     try:
@@ -144,9 +147,8 @@ def convert(root: Path) -> list[dict[str, str]]:
     as they are, byte for byte. What was two cells and is one now (the null control under several threat models) stays under its
     old name where the new one is taken. Returns one row per cell: `was`, `is`, `note`. It may be interrupted, and called again."""
     rows = []
-    for folder in sorted(
-        cells([root]), key=lambda f: bool(_read(f)["cell"].get("source"))
-    ):  # a transfer asks its source
+    # Sources first: a transfer asks its source for the new name.
+    for folder in sorted(cells([root]), key=lambda f: bool(_read(f)["cell"].get("source"))):
         data = read_cell(folder)
         target = folder.with_name(data["id"])
         if folder == target:
@@ -160,7 +162,7 @@ def convert(root: Path) -> list[dict[str, str]]:
     return rows
 
 
-def latest(folder: Path) -> dict[int, dict[str, Any]]:
+def latest(folder: Path) -> dict[int, Record]:
     """A cell's records by position, in order; of several for one position the last."""
     found = {r["position"]: r for r in read_lines(folder / IMAGES)}
     return {p: found[p] for p in sorted(found)}
@@ -216,13 +218,13 @@ def set_aside(folder: Path) -> None:
 class Store:
     """One cell, opened for writing. `done`: position -> record. Raises Locked while another process holds it."""
 
-    def __init__(self, folder: Path, cell_id: str, cell: dict[str, Any], shape: list[int], run: dict[str, Any]):
+    def __init__(self, folder: Path, cell_id: str, cell: Json, shape: list[int], run: Json):
         self.folder, self.row = folder, 4 * shape[0] * shape[1] * shape[2]
         with full_disk_is_an_error(folder):
             self._lock = lock(folder)
         try:
-            old: dict[str, Any] = read_cell(folder) if (folder / CELL).exists() else {"runs": []}
-            self.data: dict[str, Any] = {
+            old = read_cell(folder) if (folder / CELL).exists() else {"runs": []}
+            self.data: Json = {
                 "schema": SCHEMA,
                 "id": cell_id,
                 "shape": shape,
@@ -255,13 +257,13 @@ class Store:
                 if len(row) < self.row or self.done[position].get("adv_crc", crc(row)) != crc(row):
                     del self.done[position]
 
-    def note(self, **facts: Any) -> None:
+    def note(self, **facts: object) -> None:
         """Adds facts to this run's entry and writes `cell.json`."""
         self.data["runs"][-1].update(facts)
         with full_disk_is_an_error(self.folder):
             replace(self.folder / CELL, json.dumps(self.data, indent=1) + "\n")
 
-    def append(self, records: list[dict[str, Any]], rows: list[bytes], cost: dict[str, Any]) -> None:
+    def append(self, records: list[Record], rows: list[bytes], cost: Json) -> None:
         """Adversarial rows first, then the lines, each synced to disk. A full disk is a UserError; what was written stays."""
         records = [record | {"adv_crc": crc(row)} for record, row in zip(records, rows, strict=True)]
         self.news = True
@@ -280,7 +282,7 @@ class Store:
         self.done.update({r["position"]: r for r in records})
         self.data["runs"][-1]["images"] = self.data["runs"][-1].get("images", 0) + len(records)
 
-    def _extend(self, name: str, records: list[dict[str, Any]]) -> None:
+    def _extend(self, name: str, records: list[Json]) -> None:
         path = self.folder / name
         end = path.stat().st_size if path.exists() else 0
         try:
@@ -312,7 +314,7 @@ class Store:
         self._lock.close()
 
 
-def _sync(file: Any) -> None:
+def _sync(file: IO[bytes]) -> None:
     file.flush()
     os.fsync(file.fileno())
 
