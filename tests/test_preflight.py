@@ -10,7 +10,7 @@ from purebench.running import preflight
 
 OUT = Path("nowhere")
 DIGITS = Request(defenses=("none",), attacks=("null",), dataset="digits", images=3)
-MISFIT = Request(defenses=("diffpure-ld:sigma2=-1",), attacks=("null",), dataset="digits")
+MISFIT = Request(defenses=("edm:sigma=1e9",), attacks=("null",), dataset="digits")  # only its walk can tell
 
 
 def test_a_request_becomes_a_plan_and_settings_that_the_runner_takes():
@@ -37,7 +37,7 @@ def test_workers_are_as_many_as_the_machine_suits_unless_they_are_given(monkeypa
         (Request(defenses=("cop",), attacks=("null",)), preflight.Resources(rows=0, workers=0), "cop"),
         (MISFIT, preflight.Resources(rows=0, workers=0, memory="lots"), "--rows 0"),
         (MISFIT, preflight.Resources(workers=0, memory="lots"), "--workers 0"),
-        (MISFIT, preflight.Resources(memory="lots"), "sigma2"),
+        (MISFIT, preflight.Resources(memory="lots"), "score model.s largest"),
         (DIGITS, preflight.Resources(memory="lots"), "lots"),
     ],
 )
