@@ -8,7 +8,6 @@ import platform
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -67,7 +66,7 @@ def free_memory(device: torch.device, workers: int) -> int:
     return max(int(min(free) * 0.5 / workers), 64 << 20)
 
 
-def facts(device: torch.device) -> dict[str, Any]:
+def facts(device: torch.device) -> dict[str, object]:
     """What a record says of the machine."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
