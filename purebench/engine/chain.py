@@ -155,7 +155,7 @@ class Tape:
     def vjp(self, cotangent: Tensor) -> Tensor:
         """(d purified / d x)^T cotangent; frees the tape as it goes."""
         grads = self._pull(self._tail, (cotangent,))
-        del self._tail
+        del self._tail  # before the next graph is built: the budget holds no second one beside it
         end = self._cut
         for k, state in sorted(self._kept.items(), reverse=True):
             del self._kept[k]

@@ -288,6 +288,7 @@ class Defense:
             grads.append(self._pull(chunk, derivative))
         scale = eot if average == "loss" else 1
         grad = torch.cat(grads).unflatten(0, (images, copies))
+        # One after the other: `sum` adds in an order that depends on the shape, and with it the last bits.
         total = grad[:, 0]
         for i in range(1, copies):
             total = total + grad[:, i]

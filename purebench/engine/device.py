@@ -22,6 +22,7 @@ def setup(name: str = "auto", worker: int = 0) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        # A name can be well formed and the device not there: only using it tells.
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(
@@ -29,6 +30,7 @@ def setup(name: str = "auto", worker: int = 0) -> torch.device:
             "use `--device cpu`, or `--device auto`",
         ) from None
     if device.type == "cuda":
+        # TF32 keeps 10 bits of a product, and sign attacks amplify what it drops; cuDNN's search picks by time, so differently each run.
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.deterministic = True
@@ -36,6 +38,7 @@ def setup(name: str = "auto", worker: int = 0) -> torch.device:
         if device.index is None:
             device = torch.device("cuda", worker % torch.cuda.device_count())
     else:
+        # The order in which threads add up changes the last bits; and workers, one per core, would fight for the cores.
         torch.set_num_threads(1)
         keep_pages()
     return device

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from purebench.errors import UserError, unknown
+from purebench.networks import Config
 from purebench.networks.blocks import attend, embed, norm
 
 
@@ -373,7 +374,7 @@ class VEPrecond(Denoiser):
 PRECONDITIONINGS = {"edm": EDMPrecond, "vp": VPPrecond, "ve": VEPrecond}
 
 
-def EDM(config: dict[str, Any]) -> Denoiser:
+def EDM(config: Config) -> Denoiser:
     """The denoiser of a published configuration (`init_kwargs`), and of its `precond`: `edm` (the default), `vp`, `ve` or a class name.
 
     Keys: the arguments of `SongUNet` and of the preconditioning; the defaults are the published ones."""

@@ -69,6 +69,7 @@ def read_lines(path: Path, *, cut: bool = False) -> Iterator[Json]:
     if not path.exists():
         return
     data = path.read_bytes()
+    # A line is written in one piece, its end last: what has no end was being written when the process died.
     whole = data.rfind(b"\n") + 1
     if cut and whole < len(data):
         with path.open("r+b") as file:
@@ -198,6 +199,7 @@ def lock(folder: Path) -> IO[str]:
     """The folder's lock, made and held until the file is closed. Raises Locked while another process holds it."""
     folder.mkdir(parents=True, exist_ok=True)
     held = (folder / LOCK).open("w")
+    # The system lets go of it with the process, however that ends: no stale lock is ever left to be cleared by hand.
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -232,11 +234,11 @@ class Store:
                 "runs": [*old["runs"], run],
             } | ({"was": old["was"]} if "was" in old else {})
             self.noted = False
-            self.news = (
-                not old["runs"] or "failed" in old["runs"][-1]
-            )  # whether this run has something to say in cell.json
+            # Whether this run has something to say in cell.json; one that finds all done leaves it as it is.
+            self.news = not old["runs"] or "failed" in old["runs"][-1]
             with full_disk_is_an_error(folder):
                 self.done = {r["position"]: r for r in read_lines(folder / IMAGES, cut=True)}
+                # Read for its torn end alone: what is appended would become part of that line.
                 for _ in read_lines(folder / COST, cut=True):
                     pass
                 self._fit()
@@ -272,11 +274,13 @@ class Store:
                 self.note()
                 self.noted = True
             path = self.folder / ADVERSARIAL
+            # Not "a": rows have their own places, and come in any order.
             with path.open("r+b" if path.exists() else "w+b") as file:
                 for record, row in zip(records, rows, strict=True):
                     file.seek(record["position"] * self.row)
                     file.write(row)
                 _sync(file)
+            # The cost first: work whose lines are lost was spent all the same.
             self._extend(COST, [cost])
             self._extend(IMAGES, records)
         self.done.update({r["position"]: r for r in records})
@@ -290,6 +294,7 @@ class Store:
                 file.write("".join(map(line, records)).encode())
                 _sync(file)
         except OSError:
+            # Half a line on a full disk is cut at once, so that the file is whole for whoever reads it now.
             with contextlib.suppress(OSError), path.open("r+b") as file:
                 file.truncate(end)
             raise
@@ -305,6 +310,7 @@ class Store:
         with full_disk_is_an_error(self.folder):
             text = "".join(line(self.done[p]) for p in sorted(self.done))
             path = self.folder / IMAGES
+            # A cell that was finished before is not touched: its files keep their bytes and their times.
             if not path.exists() or path.read_text(encoding="utf-8") != text:
                 replace(path, text)
             if self.news:

@@ -60,6 +60,7 @@ def purify(
     rows, taken = [], {"side-by-side.png"}
     for i, path in enumerate(paths):
         name = f"{path.stem}.png"
+        # Two files of one name from different folders must not overwrite each other.
         while name in taken:
             name = f"{Path(name).stem}-{i}.png"
         taken.add(name)

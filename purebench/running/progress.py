@@ -74,6 +74,7 @@ class Silent:
 
     def eta(self) -> str:
         took = time.monotonic() - self.first
+        # The first seconds are warm-up, and would say far too long.
         if not self.fresh or took < 5:
             return "ETA in a moment"
         left = max(self.total - self.done, 0) * took / self.fresh
