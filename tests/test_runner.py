@@ -15,8 +15,8 @@ from purebench.attacks import Attacked
 from purebench.datasets import digits
 from purebench.engine.identity import Identity
 from purebench.errors import UserError
-from purebench.plan.grid import grid as plan
-from purebench.records.store import store as records
+from purebench.plan import grid as plan
+from purebench.records import store as records
 from purebench.report import metrics, tables
 from purebench.running import progress, runner
 
@@ -442,7 +442,7 @@ def test_workers_give_the_same_bytes_and_one_that_is_killed_fails_its_cell_alone
 
 def test_two_networks_of_one_name_do_not_share_their_clean_predictions(tmp_path):
     """Files called alike in two folders: what was predicted with one is nothing for the other."""
-    from purebench.train.small import small as training
+    from purebench.train import small as training
 
     cells = []
     for seed in (0, 1):
