@@ -171,7 +171,8 @@ def campaign(plan: list[list[str]], out: Path, workers: int, kills: int, dice: r
 def other_order(arguments: list[str], out: Path) -> None:
     """The same grid through the API with the images, and the batches, in reverse order."""
     code = (
-        "import sys; from pathlib import Path; from purebench import plan, progress, runner\n"
+        "import sys; from pathlib import Path\n"
+        "from purebench.plan import grid as plan; from purebench.running import progress, runner\n"
         "d, a = ([v for k, v in zip(sys.argv, sys.argv[1:]) if k == o] for o in ('-d', '-a'))\n"
         "n, e, out = (sys.argv[sys.argv.index(o) + 1] for o in ('--images', '--evals', '--out'))\n"
         "p = plan.build(plan.Request(defenses=tuple(d), attacks=tuple(a), images=int(n), evals=int(e)))\n"

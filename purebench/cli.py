@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from purebench import errors
 from purebench.errors import UserError
+
+if TYPE_CHECKING:
+    from purebench.plan.grid import Plan
+    from purebench.running.runner import Outcome, Settings
 
 app = typer.Typer(
     name="purebench",
@@ -72,6 +77,54 @@ AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout")]
 # -------------------------------------------------------------------------------------------------------------------- run
 
 
+# The options of `purebench run`, in the order of its help.
+Preset = Annotated[
+    str | None,
+    typer.Argument(metavar="[PRESET|GRID.toml]", help="a preset or a grid file; `quick` if nothing else is said"),
+]
+Defenses = Annotated[
+    list[str] | None, typer.Option("-d", "--defense", metavar="PART", help="name[:k=v,..]; repeat for several")
+]
+Attacks = Annotated[
+    list[str] | None, typer.Option("-a", "--attack", metavar="PART", help="name[:k=v,..]; repeat for several")
+]
+Threats = Annotated[list[str] | None, typer.Option("-t", "--threat", metavar="NORM:EPS", help="Linf:8/255, L2:0.5")]
+Gradients = Annotated[
+    list[str] | None, typer.Option("--grad", metavar="PART", help="exact, detached, adjoint, bpda, surrogate:k=v")
+]
+Dataset = Annotated[
+    str | None,
+    typer.Option(metavar="PART", help="the dataset [default: CIFAR-10 if it is in the cache, else digits]"),
+]
+Classifier = Annotated[
+    str | None, typer.Option(metavar="PART", help="the protected classifier [default: the dataset's]")
+]
+Score = Annotated[
+    str | None,
+    typer.Option(metavar="PART", help="the score model of all defenses [default: the dataset's, or a defense's own]"),
+]
+Images = Annotated[int | None, typer.Option(metavar="N", help="how many test images")]
+Subset = Annotated[
+    int | None, typer.Option(metavar="SEED", help="RandomState(SEED).choice instead of the dataset's own order")
+]
+Seeds = Annotated[list[int] | None, typer.Option(metavar="S", help="seed of all noise; repeat for several")]
+Evals = Annotated[int | None, typer.Option(metavar="K", help="fresh purifications that judge each image")]
+Out = Annotated[Path, typer.Option(metavar="DIR", help="where the records go")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")]
+Rows = Annotated[int | None, typer.Option(metavar="R", help="rows of every network call [default: the dataset's]")]
+WorkerCount = Annotated[
+    int | None, typer.Option(metavar="W", help="processes [default: one per GPU, or per core up to 8]")
+]
+Memory = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="bound on states and graphs per worker, such as 4G [default: what is free]"),
+]
+Sanity = Annotated[bool, typer.Option("--sanity", help="add the controls: attacks null and noise")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="start over; existing cells are renamed, not deleted")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="print the plan and its estimated time, and stop")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="no progress, no table")]
+
+
 @app.command(
     epilog=_examples(
         "purebench run",
@@ -82,132 +135,99 @@ AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout")]
     )
 )
 def run(
-    preset: Annotated[
-        str | None,
-        typer.Argument(metavar="[PRESET|GRID.toml]", help="a preset or a grid file; `quick` if nothing else is said"),
-    ] = None,
-    defense: Annotated[
-        list[str] | None, typer.Option("-d", "--defense", metavar="PART", help="name[:k=v,..]; repeat for several")
-    ] = None,
-    attack: Annotated[
-        list[str] | None, typer.Option("-a", "--attack", metavar="PART", help="name[:k=v,..]; repeat for several")
-    ] = None,
-    threat: Annotated[
-        list[str] | None, typer.Option("-t", "--threat", metavar="NORM:EPS", help="Linf:8/255, L2:0.5")
-    ] = None,
-    grad: Annotated[
-        list[str] | None, typer.Option("--grad", metavar="PART", help="exact, detached, adjoint, bpda, surrogate:k=v")
-    ] = None,
-    dataset: Annotated[
-        str | None,
-        typer.Option(metavar="PART", help="the dataset [default: CIFAR-10 if it is in the cache, else digits]"),
-    ] = None,
-    classifier: Annotated[
-        str | None, typer.Option(metavar="PART", help="the protected classifier [default: the dataset's]")
-    ] = None,
-    score: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PART", help="the score model of all defenses [default: the dataset's, or a defense's own]"
-        ),
-    ] = None,
-    images: Annotated[int | None, typer.Option(metavar="N", help="how many test images")] = None,
-    subset: Annotated[
-        int | None, typer.Option(metavar="SEED", help="RandomState(SEED).choice instead of the dataset's own order")
-    ] = None,
-    seed: Annotated[list[int] | None, typer.Option(metavar="S", help="seed of all noise; repeat for several")] = None,
-    evals: Annotated[int | None, typer.Option(metavar="K", help="fresh purifications that judge each image")] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="where the records go")] = Path("results"),
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
-    rows: Annotated[
-        int | None, typer.Option(metavar="R", help="rows of every network call [default: the dataset's]")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(metavar="W", help="processes [default: one per GPU, or per core up to 8]")
-    ] = None,
-    memory: Annotated[
-        str | None,
-        typer.Option(metavar="SIZE", help="bound on states and graphs per worker, such as 4G [default: what is free]"),
-    ] = None,
-    sanity: Annotated[bool, typer.Option("--sanity", help="add the controls: attacks null and noise")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="start over; existing cells are renamed, not deleted")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and its estimated time, and stop")] = False,
+    preset: Preset = None,
+    defense: Defenses = None,
+    attack: Attacks = None,
+    threat: Threats = None,
+    grad: Gradients = None,
+    dataset: Dataset = None,
+    classifier: Classifier = None,
+    score: Score = None,
+    images: Images = None,
+    subset: Subset = None,
+    seed: Seeds = None,
+    evals: Evals = None,
+    out: Out = Path("results"),
+    device: Device = "auto",
+    rows: Rows = None,
+    workers: WorkerCount = None,
+    memory: Memory = None,
+    sanity: Sanity = False,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="no progress, no table")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Run a grid of defenses x attacks x threat models, and print its table. The same command again goes on where it stopped."""
-    from purebench.plan import grid as planning
+    from purebench.plan import grid
+    from purebench.running import preflight
 
-    attacks = tuple(attack or ())
-    request = planning.Request(
-        preset, tuple(defense or ()), attacks, tuple(threat or ()), tuple(grad or ()), dataset, classifier, score, images, subset,
-        tuple(seed or ()), evals, sanity,
-    )  # fmt: skip
-    the_plan = planning.build(request)
-    if rows is not None and rows < 1:
-        raise UserError(
-            f"`--rows {rows}`: a network call has at least one row", "leave it out for the dataset's default"
-        )
-    if workers is not None and workers < 1:
-        raise UserError(f"`--workers {workers}`: at least one process is needed", "leave it out for one per core")
-    if not quiet:
-        for note in the_plan.notes:
-            _say(f"purebench: {note}")
-    from purebench.running import progress, rehearsal, runner
-
-    rehearsal.check(the_plan)
-    count = workers or runner.default_workers(device)
-    settings = runner.Settings(out, device, rows, count, _bytes(memory), fresh)
+    request = grid.Request(
+        preset=preset,
+        defenses=tuple(defense or ()),
+        attacks=tuple(attack or ()),
+        threats=tuple(threat or ()),
+        grads=tuple(grad or ()),
+        dataset=dataset,
+        classifier=classifier,
+        score=score,
+        images=images,
+        subset=subset,
+        seeds=tuple(seed or ()),
+        evals=evals,
+        sanity=sanity,
+    )
+    resources = preflight.Resources(device, rows, workers, memory)
+    plan, settings = preflight.prepare(request, resources, out, fresh=fresh, note=None if quiet else _note)
     if dry_run:
         from purebench.running import estimate
 
-        print(estimate.describe(the_plan, settings, as_json))
+        print(estimate.describe(plan, settings, as_json))
         return
-    if the_plan.missing:
-        from purebench import assets
+    preflight.require_files(plan)
+    outcome = _work_off(plan, settings, quiet)
+    _show_outcome(plan, settings, outcome, as_json, quiet)
 
-        raise UserError(
-            f"not in the cache: {', '.join(the_plan.missing)}",
-            f"{assets.bring(the_plan.missing)}; `--dry-run` works without",
-            errors.DOWNLOAD,
-        )
+
+def _note(line: str) -> None:
+    _say(f"purebench: {line}")
+
+
+def _work_off(plan: Plan, settings: Settings, quiet: bool) -> Outcome:
+    """Runs the plan. Ctrl-C ends the command with its own exit code, after a line that says what is kept."""
+    from purebench.running import progress, runner
+
     reporter = progress.reporter(quiet)
     interrupted = False
-    outcome = runner.Outcome()
+    outcome = runner.Outcome()  # ours, so that it can be read after Ctrl-C
     try:
-        runner.run(the_plan, settings, reporter, outcome)
+        runner.run(plan, settings, reporter, outcome)
     except KeyboardInterrupt:
         interrupted = True
     finally:
         reporter.stop()
+    if interrupted:
+        _note(f"{outcome.images} new images are kept; the same command goes on from there")
+        raise typer.Exit(errors.INTERRUPTED)
+    return outcome
+
+
+def _show_outcome(plan: Plan, settings: Settings, outcome: Outcome, as_json: bool, quiet: bool) -> None:
+    """The table of the plan's cells on stdout, and on stderr which of them failed; if one did, that is the exit code."""
     from purebench.records import store as records
     from purebench.report import tables
+    from purebench.running import runner
 
-    if interrupted:
-        _say(f"purebench: {outcome.images} new images are kept; the same command goes on from there")
-        raise typer.Exit(errors.INTERRUPTED)
     for cell, why in outcome.failed.items():
         _say(f"error: cell {cell} failed: {why}")
-    places = (runner.place(out, job.cell) for job in the_plan.jobs)
+    places = [runner.place(settings.out, job.cell) for job in plan.jobs]
     folders = [folder for folder in places if (folder / records.CELL).exists()]
     if folders and not quiet:
         print(tables.render(records.load_all(folders), format="json" if as_json else "md"))
-        _say(f"next: purebench table {out}")
+        _say(f"next: purebench table {settings.out}")
     if outcome.failed:
-        _say(f"hint: `purebench status {out}` shows what is missing; the same command goes on with it")
+        _say(f"hint: `purebench status {settings.out}` shows what is missing; the same command goes on with it")
         raise typer.Exit(errors.FAILED)
-
-
-def _bytes(text: str | None) -> int | None:
-    """4G, 512M, 1.5GiB or a plain number of bytes."""
-    if text is None:
-        return None
-    import re
-
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
-    if not found or float(found[1]) == 0:
-        raise UserError(f"cannot read the memory size `{text}`", "write it as 512M or 4G")
-    return int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))
 
 
 # ----------------------------------------------------------------------------------------------------------------- tables
@@ -261,7 +281,7 @@ def status(results: Results = None, as_json: AsJson = False) -> None:
     print(json.dumps(rows, indent=1) if as_json else _columns(rows))
 
 
-def _columns(rows: list[dict[str, Any]]) -> str:
+def _columns(rows: Sequence[Mapping[str, object]]) -> str:
     """Rows as aligned plain text."""
     if not rows:
         return "nothing yet"
@@ -416,7 +436,7 @@ def train(
     )
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

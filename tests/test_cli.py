@@ -17,8 +17,8 @@ import pytest
 
 import purebench
 from purebench import assets, cli, datasets, errors, registry
-from purebench.plan.grid import catalogue
-from purebench.records.store import store as records
+from purebench.plan import catalogue
+from purebench.records import store as records
 from purebench.running import progress
 
 PACKAGE = Path(purebench.__file__).parent
@@ -555,7 +555,7 @@ def test_purify_gives_the_decision_of_the_defense_with_its_votes(votes, pictures
     import torch
 
     from purebench.engine.noise import Noise
-    from purebench.plan.grid import grid as plan
+    from purebench.plan import grid as plan
     from purebench.report import pictures
     from purebench.running import evaluate
 

@@ -15,8 +15,8 @@ from purebench.attacks import Attacked
 from purebench.datasets import digits
 from purebench.engine.identity import Identity
 from purebench.errors import UserError
-from purebench.plan.grid import grid as plan
-from purebench.records.store import store as records
+from purebench.plan import grid as plan
+from purebench.records import store as records
 from purebench.report import metrics, tables
 from purebench.running import progress, runner
 
@@ -256,8 +256,8 @@ def test_a_defense_that_diverges_is_wrong_and_no_mate_of_its_batch_is(tmp_path, 
 def test_the_first_few_images_that_something_befell_are_named_with_their_step():
     lines = [{"index": i, "not_finite": {"clean": f"step {i % 2}"} if i % 4 < 2 else {}} for i in range(40)]
     said = "images 0, 4, 8 and 7 more: clean image: step 0; images 1, 5, 9 and 7 more: clean image: step 1"
-    assert runner._reasons(lines, most=3) == said
-    assert runner._reasons(lines[:2], most=1) == "image 0: clean image: step 0; and others"
+    assert runner._reasons(lines, limit=3) == said
+    assert runner._reasons(lines[:2], limit=1) == "image 0: clean image: step 0; and others"
     assert runner._reasons(lines[2:4]) == ""
     assert runner._reasons([{"index": 7, "failed": "attack: it broke"}]) == "image 7: not judged: attack: it broke"
 
@@ -442,7 +442,7 @@ def test_workers_give_the_same_bytes_and_one_that_is_killed_fails_its_cell_alone
 
 def test_two_networks_of_one_name_do_not_share_their_clean_predictions(tmp_path):
     """Files called alike in two folders: what was predicted with one is nothing for the other."""
-    from purebench.train.small import small as training
+    from purebench.train import small as training
 
     cells = []
     for seed in (0, 1):

@@ -20,6 +20,7 @@ from typing import Any
 
 from purebench.errors import UserError, unknown
 
+Table = dict[str, Any]  # of a TOML file: what its values are is known by whoever reads the key
 HERE = Path(__file__).parent
 ALIASES = {
     "scoreopt": "choice:0",  # ScoreOpt, 5: 512 images
@@ -38,7 +39,7 @@ RULE = re.compile(r"first|choice:(?P<seed>\d{1,10})|groups:(?P<groups>\d{1,3})x(
 
 
 @cache
-def defaults(name: str) -> dict[str, Any]:
+def defaults(name: str) -> Table:
     """The dataset's TOML: threat, subset, number of images, evaluations, rows, and parameters per defense and attack. `base` names a
     dataset whose values hold where the file has none; but for those that `without` names, at the top and of every defense."""
     path = HERE / f"{name}.toml"
@@ -49,13 +50,13 @@ def defaults(name: str) -> dict[str, Any]:
     return _over(_less(defaults(base), without), own) if base else own
 
 
-def _less(table: dict[str, Any], without: list[str]) -> dict[str, Any]:
+def _less(table: Table, without: list[str]) -> Table:
     """The table, and those in it, without these keys; no empty tables."""
     rest = {k: _less(v, without) if isinstance(v, dict) else v for k, v in table.items() if k not in without}
     return {k: v for k, v in rest.items() if v != {}}
 
 
-def _over(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+def _over(base: Table, own: Table) -> Table:
     """`own`, completed by the base, table by table."""
     tables = {k: _over(base[k], v) for k, v in own.items() if isinstance(v, dict) and k in base}
     return base | own | tables

@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -161,7 +160,7 @@ def image_folder(path: Path) -> tuple[list[str], list[str], list[int]]:
 
     try:
         classes, numbers = folder.find_classes(str(path))
-        samples: list[tuple[str, Any]] = folder.make_dataset(str(path), numbers, folder.IMG_EXTENSIONS)
+        samples = folder.make_dataset(str(path), numbers, folder.IMG_EXTENSIONS)
     except (FileNotFoundError, NotADirectoryError) as error:
         why = str(error).split(" Supported extensions")[0].rstrip(".")
         raise UserError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from torch import Tensor
 from purebench import assets
 from purebench.datasets.images import Images, check_channels, decode, stack
 from purebench.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 INFO = {
     "parquet": {
@@ -79,7 +82,7 @@ def _column(file: Path, names: Sequence[str], wanted: tuple[str, ...]) -> str:
     raise UserError(f"`{file}` has no column `{'` or `'.join(wanted)}`: it has {', '.join(names) or 'none'}", HINT)
 
 
-def _bytes(file: Path, name: str, column: Any) -> Any:
+def _bytes(file: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     """The encoded images as an Arrow array of bytes."""
     import pyarrow as pa
     from pyarrow import compute as pc
@@ -95,7 +98,7 @@ def _bytes(file: Path, name: str, column: Any) -> Any:
     return column
 
 
-def _numbers(file: Path, name: str, column: Any, metadata: dict[bytes, bytes], classes: int) -> list[int]:
+def _numbers(file: Path, name: str, column: pa.ChunkedArray, metadata: dict[bytes, bytes], classes: int) -> list[int]:
     """Labels as class numbers."""
     values = column.to_pylist()
     if any(isinstance(value, str) for value in values):

@@ -11,7 +11,7 @@ import bisect
 import contextvars
 import math
 from contextlib import nullcontext
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,16 @@ from torch import Tensor, nn
 from purebench.engine import chain
 from purebench.engine.noise import Noise
 from purebench.errors import unknown
+
+
+class SDE(chain.Purifier, Protocol):
+    """A purifier whose steps are those of a solver: drift and diffusion of the solver time s, which runs through `times`, t in all."""
+
+    t: float
+    times: list[float]
+
+    def drift(self, s: float, x: Tensor) -> Tensor: ...
+    def diffusion(self, s: float) -> float: ...
 
 
 class ChainBrownian:
@@ -31,9 +41,8 @@ class ChainBrownian:
         self.dtype, self.device = like.dtype, like.device
         self.shape = torch.Size((len(like), like[0].numel()))
         self.levy_area_approximation = "none"
-        self._known: dict[
-            int, list[tuple[float, Tensor]]
-        ] = {}  # step k -> times s within it, in order, and W(s) - W(times[k])
+        # step k -> times s within it, in order, and W(s) - W(times[k])
+        self._known: dict[int, list[tuple[float, Tensor]]] = {}
 
     def _points(self, k: int) -> list[tuple[float, Tensor]]:
         if k not in self._known:
@@ -55,7 +64,9 @@ class ChainBrownian:
         points.insert(i, (s, mean + math.sqrt((s - a) * (b - s) / (b - a)) * draw))
         return k, points[i][1]
 
-    def __call__(self, ta: Any, tb: Any, return_U: bool = False, return_A: bool = False) -> Tensor:
+    def __call__(
+        self, ta: float | Tensor, tb: float | Tensor, return_U: bool = False, return_A: bool = False
+    ) -> Tensor:
         """W(tb) - W(ta), (B, C*H*W)."""
         (first, before), (last, after) = self._locate(float(ta)), self._locate(float(tb))
         for k in range(first, last):
@@ -68,12 +79,11 @@ class _SDE(nn.Module):
 
     noise_type, sde_type = "diagonal", "ito"
 
-    def __init__(self, purifier: Any, shape: torch.Size):
+    def __init__(self, purifier: SDE, shape: torch.Size):
         super().__init__()
         self.purifier, self.shape = purifier, shape
-        self.context = (
-            contextvars.copy_context()
-        )  # torchsde calls f on autograd's own thread for a GPU, which has an empty one
+        # torchsde calls f on autograd's own thread for a GPU, which has an empty one
+        self.context = contextvars.copy_context()
 
     def f(self, s: Tensor, x: Tensor) -> Tensor:
         return self.context.run(self.purifier.drift, float(s), x.view(-1, *self.shape)).flatten(1)
@@ -82,7 +92,9 @@ class _SDE(nn.Module):
         return torch.full_like(x, self.purifier.diffusion(float(s)))
 
 
-def vjp(purifier: Any, x: Tensor, noise: Noise, cotangent: Any, *, guidance: str = "detached") -> tuple[Tensor, Tensor]:
+def vjp(
+    purifier: SDE, x: Tensor, noise: Noise, cotangent: chain.Cotangent, *, guidance: str = "detached"
+) -> tuple[Tensor, Tensor]:
     """(purified x, the adjoint's gradient) of a Diffusion purifier; `cotangent` as for `chain.vjp`.
 
     guidance: `detached`, as in COUP's code, or `exact`: whether the drift's own guidance is differentiated."""

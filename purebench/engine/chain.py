@@ -25,7 +25,9 @@ from purebench.engine import nfe as _nfe
 from purebench.engine.noise import Noise
 from purebench.errors import UserError
 
-State = Any  # a tensor or a tuple of tensors, rows first
+# A tensor or a tuple of tensors, rows first. Each purifier knows which, and says so; a union would make all of them ask.
+State = Any
+Cotangent = Tensor | Callable[[Tensor], Tensor]  # like the purified x, or a function that makes it of that
 nfe = _nfe.counting
 
 
@@ -56,7 +58,7 @@ def vjp(
     purifier: Purifier,
     x: Tensor,
     noise: Noise,
-    cotangent: Tensor | Callable[[Tensor], Tensor],
+    cotangent: Cotangent,
     *,
     memory: int | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -153,7 +155,7 @@ class Tape:
     def vjp(self, cotangent: Tensor) -> Tensor:
         """(d purified / d x)^T cotangent; frees the tape as it goes."""
         grads = self._pull(self._tail, (cotangent,))
-        del self._tail
+        del self._tail  # before the next graph is built: the budget holds no second one beside it
         end = self._cut
         for k, state in sorted(self._kept.items(), reverse=True):
             del self._kept[k]
@@ -214,7 +216,7 @@ def _tuple(state: State) -> tuple[Tensor, ...]:
     return state if isinstance(state, tuple) else (state,)
 
 
-_measured: WeakKeyDictionary[Any, dict[tuple, tuple[int, int]]] = WeakKeyDictionary()
+_measured: WeakKeyDictionary[Purifier, dict[tuple, tuple[int, int]]] = WeakKeyDictionary()
 
 
 def step_bytes(purifier: Purifier, x: Tensor, noise: Noise) -> tuple[int, int]:
@@ -224,9 +226,8 @@ def step_bytes(purifier: Purifier, x: Tensor, noise: Noise) -> tuple[int, int]:
     key = (tuple(x.shape), x.dtype, x.device, _constant_guidance.get())
     if key not in known:
         saved: dict[int, int] = {}
-        boxes: list[
-            list[Tensor]
-        ] = []  # emptied below: a tensor that its own node saves would keep itself alive for ever
+        # Emptied below: a tensor that its own node saves would keep itself alive for ever.
+        boxes: list[list[Tensor]] = []
 
         def pack(t: Tensor) -> list[Tensor]:
             if not isinstance(t, torch.nn.Parameter):

@@ -129,10 +129,10 @@ def _lifted(d: Tensor, exact: Callable[[], Tensor], images: int) -> Tensor:
     faint = d.unflatten(0, (images, -1)).flatten(1).abs().amax(1) < FAINT
     if not faint.any():
         return d
-    fine = exact().unflatten(0, (images, -1))
-    largest = fine.flatten(1).abs().amax(1)
+    precise = exact().unflatten(0, (images, -1))
+    largest = precise.flatten(1).abs().amax(1)
     scale = torch.exp2((-largest.log2().floor()).clamp(max=1000)).where(faint & (largest > 0) & largest.isfinite(), 1)
-    lifted = (fine * scale.view(-1, 1, 1)).to(d.dtype).flatten(0, 1)
+    lifted = (precise * scale.view(-1, 1, 1)).to(d.dtype).flatten(0, 1)
     return lifted.where(faint.repeat_interleave(len(d) // images)[:, None], d)
 
 
@@ -168,14 +168,14 @@ class Defense:
 
     def __init__(
         self,
-        purifier: Any,
+        purifier: chain.Purifier,
         classifier: nn.Module,
         *,
         votes: int = 1,
         combine: str = "logits",
         noise: float = 1.0,
         gradient: Part = EXACT,
-        surrogate: Any = None,
+        surrogate: chain.Purifier | None = None,
         rows: int = 64,
         memory: int | None = None,
         on_work: Callable[[int], None] | None = None,
@@ -288,6 +288,7 @@ class Defense:
             grads.append(self._pull(chunk, derivative))
         scale = eot if average == "loss" else 1
         grad = torch.cat(grads).unflatten(0, (images, copies))
+        # One after the other: `sum` adds in an order that depends on the shape, and with it the last bits.
         total = grad[:, 0]
         for i in range(1, copies):
             total = total + grad[:, i]
@@ -300,7 +301,9 @@ class Defense:
         return found
 
     @staticmethod
-    def _derivative(objective: Any, logits: Tensor, losses: list[Tensor], draws: list[Tensor]) -> Tensor:
+    def _derivative(
+        objective: Callable[[Tensor], tuple[Tensor, Tensor]], logits: Tensor, losses: list[Tensor], draws: list[Tensor]
+    ) -> Tensor:
         def derive(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             with torch.enable_grad():
                 leaf = logits.detach().requires_grad_()
@@ -336,7 +339,7 @@ class Defense:
             return
         since: dict[int, int] = {}
 
-        def blame(k: int, state: Any) -> None:
+        def blame(k: int, state: chain.State) -> None:
             for part in state if isinstance(state, tuple) else (state,):
                 for row in (~part.isfinite().flatten(1).all(1)).nonzero()[:, 0].tolist() if part.dim() else []:
                     since.setdefault(row, k)
@@ -401,7 +404,7 @@ class _Purified(torch.autograd.Function):
         return purified
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None, None]:
         grad = ctx.context.run(ctx.pull, *cotangents)
         finite = grad.isfinite().flatten(1).all(1)
         return torch.where(finite.view(-1, *[1] * (grad.dim() - 1)), grad, 0), None, None  # as in `Gradient`

@@ -8,7 +8,6 @@ import platform
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -23,6 +22,7 @@ def setup(name: str = "auto", worker: int = 0) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        # A name can be well formed and the device not there: only using it tells.
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(
@@ -30,6 +30,7 @@ def setup(name: str = "auto", worker: int = 0) -> torch.device:
             "use `--device cpu`, or `--device auto`",
         ) from None
     if device.type == "cuda":
+        # TF32 keeps 10 bits of a product, and sign attacks amplify what it drops; cuDNN's search picks by time, so differently each run.
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.deterministic = True
@@ -37,6 +38,7 @@ def setup(name: str = "auto", worker: int = 0) -> torch.device:
         if device.index is None:
             device = torch.device("cuda", worker % torch.cuda.device_count())
     else:
+        # The order in which threads add up changes the last bits; and workers, one per core, would fight for the cores.
         torch.set_num_threads(1)
         keep_pages()
     return device
@@ -67,7 +69,7 @@ def free_memory(device: torch.device, workers: int) -> int:
     return max(int(min(free) * 0.5 / workers), 64 << 20)
 
 
-def facts(device: torch.device) -> dict[str, Any]:
+def facts(device: torch.device) -> dict[str, object]:
     """What a record says of the machine."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {

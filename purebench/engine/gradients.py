@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from purebench.errors import UserError, unknown
 from purebench.spec import Part, Value, show
@@ -16,6 +16,7 @@ from purebench.spec import Part, Value, show
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from purebench.engine.chain import Purifier
     from purebench.engine.defense import Defense
     from purebench.engine.noise import Noise
 
@@ -55,11 +56,11 @@ class Exact:
         """The gradient that this one is on a defense: what makes no difference there is left out."""
         return Part("exact")
 
-    def walked(self, defense: Defense) -> Any:
+    def walked(self, defense: Defense) -> Purifier:
         """The purifier that is differentiated."""
         return defense.purifier
 
-    def within(self) -> AbstractContextManager[Any]:
+    def within(self) -> AbstractContextManager[None]:
         """What holds while the graph is built and pulled back."""
         return nullcontext()
 
@@ -90,7 +91,7 @@ class Detached(Exact):
     def canonical(self, defense: Part, info: Info, resolve: Resolve) -> Part:
         return Part("detached" if info.get("guided") else "exact")
 
-    def within(self) -> AbstractContextManager[Any]:
+    def within(self) -> AbstractContextManager[None]:
         from purebench.engine import chain
 
         return chain.detached()
@@ -139,7 +140,8 @@ class Adjoint(Bpda):
 
         if not defense.purifier.n:
             return Exact().vjp(defense, x, noise, cotangent)
-        return adjoint.vjp(defense.purifier, x, noise, cotangent, guidance=self.guidance)
+        sde = cast(adjoint.SDE, defense.purifier)  # `Defense` refuses the gradient for a purifier that is none
+        return adjoint.vjp(sde, x, noise, cotangent, guidance=self.guidance)
 
 
 class Surrogate(Exact):
@@ -174,7 +176,8 @@ class Surrogate(Exact):
         changed = tuple((k, v) for k, v in values.items() if v != own[k])
         return Part("surrogate", changed) if changed else Part("exact")
 
-    def walked(self, defense: Defense) -> Any:
+    def walked(self, defense: Defense) -> Purifier:
+        assert defense.surrogate is not None  # where a cell names this gradient, its defense is built with one
         return defense.surrogate
 
 

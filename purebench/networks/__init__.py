@@ -10,6 +10,7 @@ from torch import nn
 
 from purebench.errors import UserError, unknown
 
+Config = dict[str, Any]  # a published configuration: each family knows the types of the keys that it reads
 FAMILIES = {  # family -> "module:class"; the class takes the published configuration
     "ddpmpp": "ddpmpp:DDPMpp",
     "edm": "songunet:EDM",
@@ -27,7 +28,7 @@ FAMILIES = {  # family -> "module:class"; the class takes the published configur
 }
 
 
-def build(family: str, config: dict[str, Any]) -> nn.Module:
+def build(family: str, config: Config) -> nn.Module:
     """A network with fresh weights, in evaluation mode, its parameters frozen; usable with input gradients of any order.
 
     family: a name of `FAMILIES`. config: the published configuration itself; what each family reads of it is said by its class

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from purebench.errors import UserError
+from purebench.networks import Config
 from purebench.networks.blocks import attend, downsample, embed, upsample
 
 DEFAULTS = {  # of guided-diffusion, for what a configuration leaves out
@@ -137,7 +138,7 @@ class ADM(nn.Module):
     dropout and checkpointing are left out. Smooth: derivatives of any order in x.
     """
 
-    def __init__(self, config: dict[str, Any]):
+    def __init__(self, config: Config):
         super().__init__()
         c = {**DEFAULTS, **config}
         size, self.width = c["image_size"], c["num_channels"]

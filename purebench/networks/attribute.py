@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from purebench.errors import UserError
+from purebench.networks import Config
 
 
 class Layer(nn.Module):
@@ -56,7 +56,7 @@ class AttributeNet(nn.Sequential):
     `lod_in`. Piecewise linear in x, without `use_mbstd`.
     """
 
-    def __init__(self, config: dict[str, Any]):
+    def __init__(self, config: Config):
         if not config.get("fixed_size", True):
             raise UserError("an attribute network of growing size is not built", "the published ones have `fixed_size`")
         levels = config["resolution"].bit_length() - 1

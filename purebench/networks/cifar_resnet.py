@@ -5,11 +5,10 @@ The bottleneck network of ImageNet with a 3x3 first convolution and no pool afte
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from purebench.networks import Config
 from purebench.networks.wideresnet import CIFAR_MEAN, CIFAR_STD, BatchNorm, Normalize
 
 
@@ -41,7 +40,7 @@ def stage(channels: int, width: int, blocks: int, stride: int) -> nn.Sequential:
 class ResNet50(nn.Module):
     """x: (B, 3, H, W) in [0,1], normalised inside -> logits (B, classes). Piecewise linear in x. `config`: `classes` (10)."""
 
-    def __init__(self, config: dict[str, Any]):
+    def __init__(self, config: Config):
         super().__init__()
         self.normalize = Normalize(CIFAR_MEAN, CIFAR_STD)
         self.conv1, self.bn1 = nn.Conv2d(3, 64, 3, padding=1, bias=False), BatchNorm(64)

@@ -6,12 +6,11 @@ CelebA-HQ (SDEdit's, the network of DiffPure's CelebA-HQ rows).
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from purebench.networks import Config
 from purebench.networks.blocks import attend, downsample, embed_ddpm, upsample
 
 
@@ -143,7 +142,7 @@ class DDPM(nn.Module):
     published use. Smooth: derivatives of any order in x.
     """
 
-    def __init__(self, config: dict[str, Any]):
+    def __init__(self, config: Config):
         super().__init__()
         nested = "model" in config
         model = config["model"] if nested else config

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from purebench.networks import Config
 from purebench.networks.blocks import attend, downsample, embed_ddpm, norm, upsample
 
 
@@ -73,7 +73,7 @@ class DDPMpp(nn.Module):
     `attn_resolutions`). Dropout is left out, being off in every published use. Smooth: derivatives of any order in x.
     """
 
-    def __init__(self, config: dict[str, Any]):
+    def __init__(self, config: Config):
         super().__init__()
         data, model = config["data"], config["model"]
         self.width, size, image_channels = model["nf"], data["image_size"], data["num_channels"]

@@ -4,9 +4,10 @@ Models", appendix on architectures): five convolutions, each but the first halvi
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 from torch import Tensor, nn
+
+from purebench.networks import Config
 
 
 class EBM(nn.Module):
@@ -14,7 +15,7 @@ class EBM(nn.Module):
 
     `config`: `n_f` (the width), `n_c` (image channels, 3), `leak` (of the leaky ReLU, 0.05). Piecewise linear in x."""
 
-    def __init__(self, config: dict[str, Any]):
+    def __init__(self, config: Config):
         super().__init__()
         widths = [config["n_f"] * m for m in (1, 2, 4, 8)]
         layers: list[nn.Module] = [nn.Conv2d(config.get("n_c", 3), widths[0], 3, padding=1)]

@@ -7,13 +7,13 @@ second shrinks and the last two are dilated, then four refinement blocks on the 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from purebench.errors import UserError
+from purebench.networks import Config
 
 BUILT = {  # what a published configuration may say, and the one value that is built
     "normalization": "InstanceNorm++",
@@ -151,7 +151,7 @@ class NCSNv2(nn.Module):
 
     sigmas: Tensor
 
-    def __init__(self, config: dict[str, Any]):
+    def __init__(self, config: Config):
         super().__init__()
         config = {**config.get("data", {}), **config.get("model", config)}
         for key, value in BUILT.items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from purebench.errors import UserError, unknown
+from purebench.networks import Config
 from purebench.networks.blocks import attend, embed, norm
 
 
@@ -134,6 +136,69 @@ class Block(nn.Module):
         return x
 
 
+@dataclass(frozen=True)
+class _Layout:
+    """What both halves of a `SongUNet` are built from. levels: (pixels of a side, channels), the finest first."""
+
+    img_channels: int
+    model_channels: int
+    embedding: int
+    levels: Sequence[tuple[int, int]]
+    num_blocks: int
+    attn_resolutions: Sequence[int]
+    taps: Sequence[float]
+
+
+def _encoder(of: _Layout, kind: str) -> tuple[nn.ModuleDict, list[int]]:
+    """The layers on the way down, and the channels of what each hands across to the way up, in order."""
+    enc = nn.ModuleDict()
+    c, aux, kept = of.model_channels, of.img_channels, [of.model_channels]
+    for level, (size, width) in enumerate(of.levels):
+        at = f"{size}x{size}"
+        if level == 0:
+            enc[f"{at}_conv"] = nn.Conv2d(of.img_channels, c, 3, padding=1)
+        else:
+            enc[f"{at}_down"] = Block(c, c, of.embedding, of.taps, way="down")
+            kept.append(c)
+            if kind == "skip":
+                enc[f"{at}_aux_down"] = Resample("down", of.taps)
+                enc[f"{at}_aux_skip"] = nn.Conv2d(aux, c, 1)
+            elif kind == "residual":
+                enc[f"{at}_aux_residual"] = Conv(aux, c, 3, "down", of.taps, fused=True)
+                aux = c
+        for i in range(of.num_blocks):
+            enc[f"{at}_block{i}"] = Block(c, width, of.embedding, of.taps, attention=size in of.attn_resolutions)
+            c = width
+            kept.append(c)
+    return enc, kept
+
+
+def _decoder(of: _Layout, kind: str, kept: list[int]) -> nn.ModuleDict:
+    """The layers on the way up; kept: channels of what the way down hands across, which is used up from its end."""
+    dec = nn.ModuleDict()
+    kept = list(kept)
+    c, lowest = kept[-1], len(of.levels) - 1
+    for level in reversed(range(len(of.levels))):
+        size, width = of.levels[level]
+        at = f"{size}x{size}"
+        if level == lowest:
+            dec[f"{at}_in0"] = Block(c, c, of.embedding, of.taps, attention=True)
+            dec[f"{at}_in1"] = Block(c, c, of.embedding, of.taps)
+        else:
+            dec[f"{at}_up"] = Block(c, c, of.embedding, of.taps, way="up")
+        for i in range(of.num_blocks + 1):
+            # As published: on the way up only a level's last block attends.
+            attention = i == of.num_blocks and size in of.attn_resolutions
+            dec[f"{at}_block{i}"] = Block(c + kept.pop(), width, of.embedding, of.taps, attention=attention)
+            c = width
+        if kind == "skip" or level == 0:
+            if kind == "skip" and level < lowest:
+                dec[f"{at}_aux_up"] = Resample("up", of.taps)
+            dec[f"{at}_aux_norm"] = norm(c)
+            dec[f"{at}_aux_conv"] = nn.Conv2d(c, of.img_channels, 3, padding=1)
+    return dec
+
+
 class SongUNet(nn.Module):
     """The network F. x: (B, img_channels, res, res); noise_labels: (B,) or (1,) -> like x.
 
@@ -170,56 +235,19 @@ class SongUNet(nn.Module):
         ):
             if value not in known:
                 raise unknown(name, value, known)
-        e, noise, taps = model_channels * channel_mult_emb, model_channels * channel_mult_noise, resample_filter
-        widths = [model_channels * m for m in channel_mult]
-        sizes = [img_resolution >> level for level in range(len(widths))]
-
+        noise, embedding = model_channels * channel_mult_noise, model_channels * channel_mult_emb
         self.map_noise = embeddings[embedding_type](noise)
         self.label_dim = label_dim
         if label_dim:
             self.map_label = nn.Linear(label_dim, noise)
         if augment_dim:
             self.map_augment = nn.Linear(augment_dim, noise, bias=False)
-        self.map_layer0, self.map_layer1 = nn.Linear(noise, e), nn.Linear(e, e)
+        self.map_layer0, self.map_layer1 = nn.Linear(noise, embedding), nn.Linear(embedding, embedding)
 
-        self.enc = nn.ModuleDict()
-        c, aux, kept = model_channels, img_channels, [model_channels]
-        for level, (size, width) in enumerate(zip(sizes, widths, strict=True)):
-            at = f"{size}x{size}"
-            if level == 0:
-                self.enc[f"{at}_conv"] = nn.Conv2d(img_channels, c, 3, padding=1)
-            else:
-                self.enc[f"{at}_down"] = Block(c, c, e, taps, way="down")
-                kept.append(c)
-                if encoder_type == "skip":
-                    self.enc[f"{at}_aux_down"] = Resample("down", taps)
-                    self.enc[f"{at}_aux_skip"] = nn.Conv2d(aux, c, 1)
-                elif encoder_type == "residual":
-                    self.enc[f"{at}_aux_residual"] = Conv(aux, c, 3, "down", taps, fused=True)
-                    aux = c
-            for i in range(num_blocks):
-                self.enc[f"{at}_block{i}"] = Block(c, width, e, taps, attention=size in attn_resolutions)
-                c = width
-                kept.append(c)
-
-        self.dec = nn.ModuleDict()
-        lowest = len(widths) - 1
-        for level in reversed(range(len(widths))):
-            size, width, at = sizes[level], widths[level], f"{sizes[level]}x{sizes[level]}"
-            if level == lowest:
-                self.dec[f"{at}_in0"] = Block(c, c, e, taps, attention=True)
-                self.dec[f"{at}_in1"] = Block(c, c, e, taps)
-            else:
-                self.dec[f"{at}_up"] = Block(c, c, e, taps, way="up")
-            for i in range(num_blocks + 1):
-                attention = i == num_blocks and size in attn_resolutions
-                self.dec[f"{at}_block{i}"] = Block(c + kept.pop(), width, e, taps, attention=attention)
-                c = width
-            if decoder_type == "skip" or level == 0:
-                if decoder_type == "skip" and level < lowest:
-                    self.dec[f"{at}_aux_up"] = Resample("up", taps)
-                self.dec[f"{at}_aux_norm"] = norm(c)
-                self.dec[f"{at}_aux_conv"] = nn.Conv2d(c, img_channels, 3, padding=1)
+        levels = [(img_resolution >> i, model_channels * m) for i, m in enumerate(channel_mult)]
+        layout = _Layout(img_channels, model_channels, embedding, levels, num_blocks, attn_resolutions, resample_filter)
+        self.enc, kept = _encoder(layout, encoder_type)
+        self.dec = _decoder(layout, decoder_type, kept)
 
     def forward(
         self,
@@ -346,7 +374,7 @@ class VEPrecond(Denoiser):
 PRECONDITIONINGS = {"edm": EDMPrecond, "vp": VPPrecond, "ve": VEPrecond}
 
 
-def EDM(config: dict[str, Any]) -> Denoiser:
+def EDM(config: Config) -> Denoiser:
     """The denoiser of a published configuration (`init_kwargs`), and of its `precond`: `edm` (the default), `vp`, `ve` or a class name.
 
     Keys: the arguments of `SongUNet` and of the preconditioning; the defaults are the published ones."""

@@ -8,11 +8,12 @@ Dropout is left out, being off in every published use.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from purebench.networks import Config
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 
@@ -73,7 +74,7 @@ class HillBlock(nn.Module):
         return self.shortcut(x) + self.conv2(F.relu(self.bn2(self.conv1(F.relu(self.bn1(x))))))
 
 
-def stages(config: dict[str, Any], block: type[nn.Module]) -> tuple[list[nn.Sequential], int]:
+def stages(config: Config, block: type[nn.Module]) -> tuple[list[nn.Sequential], int]:
     """The three stages of (depth - 4) / 6 blocks, 16, 32 and 64 times `widen` wide, and the width of the last."""
     blocks, widths = (config["depth"] - 4) // 6, [16 * 2**i * config["widen"] for i in range(3)]
     made = []
@@ -87,7 +88,7 @@ class WideResNet(nn.Module):
 
     `config`: `depth` (6 n + 4), `widen`, `classes` (10). Keys as published: `block<stage>.layer.<i>`, `fc`."""
 
-    def __init__(self, config: dict[str, Any]):
+    def __init__(self, config: Config):
         super().__init__()
         self.normalize = Normalize(CIFAR_MEAN, CIFAR_STD)
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
@@ -109,7 +110,7 @@ class HillWideResNet(nn.Module):
     and normalised with them inside, as ADP trained it.
     `config`: `depth` (6 n + 4), `widen`, `classes` (10). Keys as published: `layer<stage>.<i>`, `linear`."""
 
-    def __init__(self, config: dict[str, Any]):
+    def __init__(self, config: Config):
         super().__init__()
         self.normalize = Normalize(config["mean"], config["std"]) if "mean" in config else nn.Identity()
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1)

@@ -29,6 +29,9 @@ from purebench.errors import FAILED, UserError
 from purebench.records import schema1
 from purebench.spec import identity
 
+Json = dict[str, Any]  # an object of a JSON file: what its values are is known by whoever reads the key
+Record = Json  # a line of `images.jsonl`; its keys are in docs/design.md
+
 SCHEMA = 2
 _ASIDE = re.compile(r"\.old\d+$")
 CELL, IMAGES, ADVERSARIAL, COST, LOCK = "cell.json", "images.jsonl", "adversarial.f32", "cost.jsonl", "lock"
@@ -41,7 +44,7 @@ WHERE = {
 }  # keys of a line's `not_finite`
 
 
-def lost(record: Mapping[str, Any]) -> bool:
+def lost(record: Mapping[str, object]) -> bool:
     """Whether the attack made no image: its line is missing from every metric, and a run tries it again. Not so where the *defense*
     failed: a prediction of -1, a purification that is not finite, is a wrong answer."""
     return str(record.get("failed") or "").startswith(LOST)
@@ -51,7 +54,7 @@ class Locked(Exception):
     """Another process is writing this cell."""
 
 
-def line(record: dict[str, Any]) -> str:
+def line(record: Json) -> str:
     """A record as one line that ends with the CRC-32 of the rest."""
     body = json.dumps(record, separators=(",", ":"))
     return f'{body[:-1]},"crc":"{crc(body.encode())}"}}\n'
@@ -61,11 +64,12 @@ def crc(data: bytes) -> str:
     return f"{zlib.crc32(data):08x}"
 
 
-def read_lines(path: Path, *, cut: bool = False) -> Iterator[dict[str, Any]]:
+def read_lines(path: Path, *, cut: bool = False) -> Iterator[Json]:
     """The records of a file of lines. A torn last line is passed over (`cut`: and removed); an edited one is a UserError."""
     if not path.exists():
         return
     data = path.read_bytes()
+    # A line is written in one piece, its end last: what has no end was being written when the process died.
     whole = data.rfind(b"\n") + 1
     if cut and whole < len(data):
         with path.open("r+b") as file:
@@ -89,15 +93,15 @@ class Log:
     why not."""
 
     id: str
-    cell: dict[str, Any]
-    runs: list[dict[str, Any]]
-    images: list[dict[str, Any]]
+    cell: Json
+    runs: list[Json]
+    images: list[Record]
     seconds: float
     failed: str | None
     folder: Path = field(default_factory=Path)
 
 
-def read_cell(folder: Path) -> dict[str, Any]:
+def read_cell(folder: Path) -> Json:
     """`cell.json`, one of schema 1 as schema 2, with its old id under `was`; UserError if it is unreadable or of a newer schema."""
     data = _read(folder)
     if data["schema"] == SCHEMA:
@@ -108,7 +112,7 @@ def read_cell(folder: Path) -> dict[str, Any]:
     return data | {"schema": SCHEMA, "id": identity(cell), "cell": cell, "was": [data["id"]]}
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def _read(folder: Path) -> Json:
     """`cell.json` as it stands there."""
     path = folder / CELL
     try:
@@ -144,9 +148,8 @@ def convert(root: Path) -> list[dict[str, str]]:
     as they are, byte for byte. What was two cells and is one now (the null control under several threat models) stays under its
     old name where the new one is taken. Returns one row per cell: `was`, `is`, `note`. It may be interrupted, and called again."""
     rows = []
-    for folder in sorted(
-        cells([root]), key=lambda f: bool(_read(f)["cell"].get("source"))
-    ):  # a transfer asks its source
+    # Sources first: a transfer asks its source for the new name.
+    for folder in sorted(cells([root]), key=lambda f: bool(_read(f)["cell"].get("source"))):
         data = read_cell(folder)
         target = folder.with_name(data["id"])
         if folder == target:
@@ -160,7 +163,7 @@ def convert(root: Path) -> list[dict[str, str]]:
     return rows
 
 
-def latest(folder: Path) -> dict[int, dict[str, Any]]:
+def latest(folder: Path) -> dict[int, Record]:
     """A cell's records by position, in order; of several for one position the last."""
     found = {r["position"]: r for r in read_lines(folder / IMAGES)}
     return {p: found[p] for p in sorted(found)}
@@ -196,6 +199,7 @@ def lock(folder: Path) -> IO[str]:
     """The folder's lock, made and held until the file is closed. Raises Locked while another process holds it."""
     folder.mkdir(parents=True, exist_ok=True)
     held = (folder / LOCK).open("w")
+    # The system lets go of it with the process, however that ends: no stale lock is ever left to be cleared by hand.
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -216,13 +220,13 @@ def set_aside(folder: Path) -> None:
 class Store:
     """One cell, opened for writing. `done`: position -> record. Raises Locked while another process holds it."""
 
-    def __init__(self, folder: Path, cell_id: str, cell: dict[str, Any], shape: list[int], run: dict[str, Any]):
+    def __init__(self, folder: Path, cell_id: str, cell: Json, shape: list[int], run: Json):
         self.folder, self.row = folder, 4 * shape[0] * shape[1] * shape[2]
         with full_disk_is_an_error(folder):
             self._lock = lock(folder)
         try:
-            old: dict[str, Any] = read_cell(folder) if (folder / CELL).exists() else {"runs": []}
-            self.data: dict[str, Any] = {
+            old = read_cell(folder) if (folder / CELL).exists() else {"runs": []}
+            self.data: Json = {
                 "schema": SCHEMA,
                 "id": cell_id,
                 "shape": shape,
@@ -230,11 +234,11 @@ class Store:
                 "runs": [*old["runs"], run],
             } | ({"was": old["was"]} if "was" in old else {})
             self.noted = False
-            self.news = (
-                not old["runs"] or "failed" in old["runs"][-1]
-            )  # whether this run has something to say in cell.json
+            # Whether this run has something to say in cell.json; one that finds all done leaves it as it is.
+            self.news = not old["runs"] or "failed" in old["runs"][-1]
             with full_disk_is_an_error(folder):
                 self.done = {r["position"]: r for r in read_lines(folder / IMAGES, cut=True)}
+                # Read for its torn end alone: what is appended would become part of that line.
                 for _ in read_lines(folder / COST, cut=True):
                     pass
                 self._fit()
@@ -255,13 +259,13 @@ class Store:
                 if len(row) < self.row or self.done[position].get("adv_crc", crc(row)) != crc(row):
                     del self.done[position]
 
-    def note(self, **facts: Any) -> None:
+    def note(self, **facts: object) -> None:
         """Adds facts to this run's entry and writes `cell.json`."""
         self.data["runs"][-1].update(facts)
         with full_disk_is_an_error(self.folder):
             replace(self.folder / CELL, json.dumps(self.data, indent=1) + "\n")
 
-    def append(self, records: list[dict[str, Any]], rows: list[bytes], cost: dict[str, Any]) -> None:
+    def append(self, records: list[Record], rows: list[bytes], cost: Json) -> None:
         """Adversarial rows first, then the lines, each synced to disk. A full disk is a UserError; what was written stays."""
         records = [record | {"adv_crc": crc(row)} for record, row in zip(records, rows, strict=True)]
         self.news = True
@@ -270,17 +274,19 @@ class Store:
                 self.note()
                 self.noted = True
             path = self.folder / ADVERSARIAL
+            # Not "a": rows have their own places, and come in any order.
             with path.open("r+b" if path.exists() else "w+b") as file:
                 for record, row in zip(records, rows, strict=True):
                     file.seek(record["position"] * self.row)
                     file.write(row)
                 _sync(file)
+            # The cost first: work whose lines are lost was spent all the same.
             self._extend(COST, [cost])
             self._extend(IMAGES, records)
         self.done.update({r["position"]: r for r in records})
         self.data["runs"][-1]["images"] = self.data["runs"][-1].get("images", 0) + len(records)
 
-    def _extend(self, name: str, records: list[dict[str, Any]]) -> None:
+    def _extend(self, name: str, records: list[Json]) -> None:
         path = self.folder / name
         end = path.stat().st_size if path.exists() else 0
         try:
@@ -288,6 +294,7 @@ class Store:
                 file.write("".join(map(line, records)).encode())
                 _sync(file)
         except OSError:
+            # Half a line on a full disk is cut at once, so that the file is whole for whoever reads it now.
             with contextlib.suppress(OSError), path.open("r+b") as file:
                 file.truncate(end)
             raise
@@ -303,6 +310,7 @@ class Store:
         with full_disk_is_an_error(self.folder):
             text = "".join(line(self.done[p]) for p in sorted(self.done))
             path = self.folder / IMAGES
+            # A cell that was finished before is not touched: its files keep their bytes and their times.
             if not path.exists() or path.read_text(encoding="utf-8") != text:
                 replace(path, text)
             if self.news:
@@ -312,7 +320,7 @@ class Store:
         self._lock.close()
 
 
-def _sync(file: Any) -> None:
+def _sync(file: IO[bytes]) -> None:
     file.flush()
     os.fsync(file.fileno())
 

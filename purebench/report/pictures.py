@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +20,8 @@ from purebench.purifiers.resized import resize
 from purebench.running import evaluate, rehearsal
 from purebench.running.tasks import default_rows
 
+Row = dict[str, object]  # what there is to say of one image file: column -> text or number, None where there is none
+
 FRAMES = 9  # of a trajectory
 SIGMA = 0.1  # noise level, in [-1,1] units, at which a trajectory's score norms are taken
 
@@ -28,7 +29,7 @@ SIGMA = 0.1  # noise level, in [-1,1] units, at which a trajectory's score norms
 def purify(
     paths: list[Path], defense: str, out: Path, dataset: str, seed: int, device_name: str, trajectory: bool = False,
     classifier: str | None = None, score: str | None = None,
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[Row]:  # fmt: skip
     """Purifies image files with a defense of `dataset`'s networks; the image's place in the list is its id in the noise.
 
     Writes `out/<name>.png` for each, `out/side-by-side.png`, and with `trajectory` a strip `out/<name>-trajectory.png`; returns one row
@@ -59,12 +60,13 @@ def purify(
     rows, taken = [], {"side-by-side.png"}
     for i, path in enumerate(paths):
         name = f"{path.stem}.png"
+        # Two files of one name from different folders must not overwrite each other.
         while name in taken:
             name = f"{Path(name).stem}-{i}.png"
         taken.add(name)
         if i not in failed:
             picture(clean[i]).save(out / name)
-        row: dict[str, Any] = {"image": str(path), "purified": str(out / name)}
+        row: Row = {"image": str(path), "purified": str(out / name)}
         for when, answer in (("before", before[i]), ("after", after[i])):
             row |= {f"class {when}": int(answer.argmax()), f"confidence {when}": round(float(answer.max()), 3)}
         if trajectory:
@@ -81,7 +83,7 @@ def purify(
     return rows
 
 
-def check(rows: list[dict[str, Any]]) -> None:
+def check(rows: list[Row]) -> None:
     """Raises UserError if a row of `purify` says `failed`."""
     bad = [f"`{row['image']}`: {row['failed']}" for row in rows if row.get("failed")]
     if bad:
@@ -120,11 +122,11 @@ def draw_trajectory(defense: Defense, x: Tensor, noise: Noise, title: str) -> Im
     purifier, score = defense.purifier, getattr(defense, "score", None)
     steps = {round(i * purifier.n / (FRAMES - 1)) for i in range(FRAMES)}
 
-    def look(k: int, state: Any) -> None:
+    def keep(k: int, state: chain.State) -> None:
         if k in steps:
             seen.append((k, purifier.finish(state)))
 
-    last = chain.run(purifier, x, noise.scaled(defense.noise), on_state=look)
+    last = chain.run(purifier, x, noise.scaled(defense.noise), on_state=keep)
     frames = [("input", x), *[(f"step {k}", image) for k, image in seen[:-1]], ("output", last)]
     side, gap, text = max(112, 112 // x.shape[-1] * x.shape[-1]), 10, 48
     sheet = Image.new("RGB", (gap + len(frames) * (side + gap), 26 + side + text + gap), "white")
@@ -146,7 +148,7 @@ def draw_trajectory(defense: Defense, x: Tensor, noise: Noise, title: str) -> Im
     return sheet
 
 
-def side_by_side(x: Tensor, clean: Tensor, rows: list[dict[str, Any]], title: str) -> Image.Image:
+def side_by_side(x: Tensor, clean: Tensor, rows: list[Row], title: str) -> Image.Image:
     """One line per image: input, purified, and four times their difference around grey, with the answers beneath; of one that failed
     the input."""
     side, gap, text = max(96, 96 // x.shape[-1] * x.shape[-1]), 12, 30

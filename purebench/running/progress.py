@@ -6,10 +6,29 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Protocol
 
 
-def reporter(quiet: bool) -> Any:
+class Reporter(Protocol):
+    """What a run tells of itself while it runs. Amounts are network calls, those of every image counted."""
+
+    def start(self, total: float, done: float) -> None:
+        """The run begins: its whole amount of work, and how much of it is done."""
+
+    def work(self, amount: float) -> None:
+        """So much was computed."""
+
+    def skip(self, amount: float) -> None:
+        """So much need not be computed, being there already or another process's."""
+
+    def batch(self, cell: str, robust: float, images: int, wanted: int) -> None:
+        """A batch of a cell is on disk: the share of its images that are robust so far, how many there are, how many are wanted."""
+
+    def say(self, line: str) -> None:
+        """A line for the user, such as a warning."""
+
+
+def reporter(quiet: bool) -> Silent:
     """The Reporter for where stderr goes."""
     if quiet:
         return Silent()
@@ -55,6 +74,7 @@ class Silent:
 
     def eta(self) -> str:
         took = time.monotonic() - self.first
+        # The first seconds are warm-up, and would say far too long.
         if not self.fresh or took < 5:
             return "ETA in a moment"
         left = max(self.total - self.done, 0) * took / self.fresh

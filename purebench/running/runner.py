@@ -1,4 +1,4 @@
-"""Runs a plan: a queue of cells and batches, worked off in this process or by workers; this process alone writes.
+"""Runs a plan: a queue of cells and batches, worked off by a pool (this process or workers); this process alone writes.
 
 A batch's numbers depend on nothing but its cell and positions, so workers, order, kills and restarts leave the records unchanged.
 """
@@ -6,25 +6,20 @@ A batch's numbers depend on nothing but its cell and positions, so workers, orde
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
-import signal
 import subprocess
-import threading
-import time
-import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Protocol
 
 from purebench import datasets
 from purebench.errors import UserError
 from purebench.plan import grid as plan
 from purebench.records import store as records
-from purebench.running import tasks
+from purebench.records.store import Record
+from purebench.running import pools, tasks
+from purebench.running.progress import Reporter
 from purebench.running.tasks import Done, Task
 from purebench.spec import Cell
 
@@ -42,91 +37,21 @@ class Settings:
     reverse: bool = False  # the images in another order: only tests ask for it
 
 
-class Reporter(Protocol):
-    def start(self, total: float, done: float) -> None: ...
-    def work(self, amount: float) -> None: ...
-    def skip(self, amount: float) -> None: ...
-    def batch(self, cell: str, robust: float, images: int, wanted: int) -> None: ...
-    def say(self, line: str) -> None: ...
-
-
 @dataclass
 class Outcome:
+    """What became of the cells, by id: finished, another process's, failed and why; and how many images are new."""
+
     done: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     images: int = 0
 
 
-class _Open:
-    """A cell that is being worked on: its store, the tasks not yet given out, and how many are under way."""
-
-    def __init__(self, job: plan.Job, settings: Settings, shape: list[int], size: int):
-        self.job, self.cell = job, job.cell
-        self.rows = settings.rows or tasks.default_rows(job.cell)
-        self.folder = place(settings.out, job.cell)
-        if settings.fresh and (self.folder / records.CELL).exists():
-            records.set_aside(self.folder)
-        run: dict[str, Any] = {
-            "started": datetime.now(UTC).isoformat(timespec="seconds"), "git": git(), "rows": self.rows, "wanted": job.images,
-            "evals": job.evals, "images": 0,
-            "indices": datasets.index_hash(datasets.order(size, job.cell.subset)[: job.images]),  # of the images wanted, in order
-        } | ({"stand_in": list(job.stand_in)} if job.stand_in else {})  # fmt: skip
-        self.store = records.Store(self.folder, job.cell.id, job.cell.data(), shape, run)
-        self.source: set[int] = set()  # positions of the images that the source of a transfer has
-        if job.cell.source:
-            for position, record in records.latest(place(settings.out, job.cell.source)).items():
-                old = self.store.done.get(position, record)
-                if records.lost(record) or old.get("adv_crc") != record.get(
-                    "adv_crc"
-                ):  # made anew since then, or not at all
-                    self.store.done.pop(position, None)
-                if not records.lost(record):
-                    self.source.add(position)
-        self.tasks = tasks.missing(job, self.store.done, self.rows)
-        if settings.reverse:
-            self.tasks = self.tasks[::-1] if tasks.unit_of(job.cell) else [_reversed(t) for t in self.tasks[::-1]]
-        self.under_way = 0
-        self.failed: str | None = None
-
-    def robust(self) -> float:
-        """Running robust accuracy of the images done."""
-        lines = [r for r in self.store.done.values() if not records.lost(r)]
-        per = [sum(p == r["label"] for p in r["adversarial"]) / len(r["adversarial"]) for r in lines]
-        return sum(per) / max(len(per), 1)
-
-    def lost(self) -> str | None:
-        """Why a finished cell has no number: the attack made no image at all. None if it made one."""
-        lines = list(self.store.done.values())
-        if not all(records.lost(r) for r in lines):
-            return None
-        return f"`{self.cell.attack}` made none of its {len(lines)} images; {_reasons(lines[:1])}"
-
-
-def _reasons(lines: list[dict[str, Any]], most: int = 6) -> str:
-    """`images 3, 8 and 20 more: step 1 of 3 gave ..; image 5: ..`: the first few of those records in which something was not finite, or
-    the attack made no image, and why; empty if there is none."""
-    reasons: dict[str, list[int]] = {}
-    for line in lines:
-        said = [f"{records.WHERE[where]}: {why}" for where, why in line.get("not_finite", {}).items()]
-        said += [f"not judged: {line['failed']}"] if records.lost(line) else []
-        for why in said:
-            reasons.setdefault(why, []).append(line["index"])
-    said = []
-    for reason, of in list(reasons.items())[:most]:
-        more = f" and {len(of) - most} more" if len(of) > most else ""
-        said.append(f"image{'s' * (len(of) > 1)} {', '.join(map(str, of[:most]))}{more}: {reason}")
-    return "; ".join(said + ["and others"] * (len(reasons) > most))
-
-
-def _reversed(task: Task) -> Task:
-    return Task(task.cell, task.positions[::-1], task.evals, task.judge, batch=task.batch)
-
-
 def default_workers(device: str) -> int:
     """One per GPU; on CPU one per core this process may use, at most 8."""
     if device.startswith("cuda:"):
         return 1
+    # Without a GPU's device file there is none, and torch, which takes seconds to import, need not be asked.
     gpu = Path("/dev/dxg").exists() or any(Path("/dev").glob("nvidia[0-9]*"))
     if device == "cuda" or (device == "auto" and gpu):
         import torch
@@ -137,107 +62,22 @@ def default_workers(device: str) -> int:
 
 
 def run(the_plan: plan.Plan, settings: Settings, report: Reporter, outcome: Outcome | None = None) -> Outcome:
-    """Works the plan off. A failing cell does not stop the others; KeyboardInterrupt leaves everything written as it is."""
+    """Works the plan off. A failing cell does not stop the others; KeyboardInterrupt leaves everything written as it is.
+
+    `outcome` is filled while the run goes on, so that who holds it knows what was done even after an exception. Raises UserError for
+    damaged records, a device that cannot be used, or a disk that is full.
+    """
     outcome = outcome or Outcome()
     check(the_plan, settings)
-    jobs = {j.cell.id: j for j in the_plan.jobs}
-    total = sum(plan.work(j) * j.images for j in the_plan.jobs)
-    report.start(total, 0)
-    backlog = list(the_plan.jobs)
-    active: list[_Open] = []
-    clean: dict[tuple, dict[int, list[int]]] = {}
-
-    def close(cell: _Open) -> None:
-        active.remove(cell)
-        try:
-            if not cell.failed:
-                cell.store.finish()
-                cell.failed = cell.lost()
-            if cell.failed:
-                outcome.failed[cell.cell.id] = cell.failed
-                report.say(f"failed: {cell.cell}: {cell.failed}")
-                cell.store.note(failed=cell.failed)
-            else:
-                outcome.done.append(cell.cell.id)
-        finally:
-            cell.store.close()
-
-    def open_next() -> bool:
-        """Opens the next cell, a transfer only when its source is closed; False if there is none."""
-        busy = {cell.cell.id for cell in active}
-        job = next((j for j in backlog if not j.cell.source or j.cell.source.id not in busy), None)
-        if job is None:
-            return False
-        backlog.remove(job)
-        source = job.cell.source.id if job.cell.source else ""
-        try:
-            if source in outcome.skipped:
-                raise records.Locked(source)
-            cell = _Open(job, settings, the_plan.shape, the_plan.size)
-        except records.Locked:
-            outcome.skipped.append(job.cell.id)
-            what = f"its source {source}" if source in outcome.skipped else "it"
-            report.say(f"skipped: {job.cell}: another process is computing {what}")
-            report.skip(plan.work(job) * job.images)
-            return True
-        active.append(cell)
-        left = sum(len(t.positions) for t in cell.tasks)
-        report.skip(plan.work(job) * max(job.images - left, 0))  # already there
-        if source in outcome.failed and cell.tasks:
-            cell.failed, cell.tasks = f"its source {source} failed", []
-        if not cell.tasks:
-            close(cell)
-        return True
-
-    def ready() -> tuple[_Open, Task] | None:
-        """The next batch, with all that it reads."""
-        while True:
-            for cell in active:
-                if cell.tasks:
-                    return cell, _complete(cell.tasks.pop(0), cell, settings.out, clean)
-            if not open_next():
-                return None
-
-    def finished(cell: _Open, task: Task, result: Done | str) -> None:
-        cell.under_way -= 1
-        if isinstance(result, Done):
-            for fact, value in pool.facts.items():
-                cell.store.data["runs"][-1].setdefault(fact, value)
-            with ctrl_c_waits():  # so that what is said to be kept is what was written
-                cell.store.append(result.records, result.rows, result.cost)
-                outcome.images += len(result.records)
-            if bad := _reasons(result.records):
-                report.say(f"warning: {cell.cell}: {bad}")
-            known = clean.setdefault(_judged(cell), {})
-            known.update({r["position"]: r["clean"] for r in result.records})
-            report.batch(str(cell.cell), cell.robust(), len(cell.store.done), jobs[cell.cell.id].images)
-        else:  # batches of the cell that are under way are still recorded
-            cell.failed, cell.tasks = cell.failed or result, []
-        if not cell.tasks and not cell.under_way:
-            close(cell)
-
-    pool: _Pool = _Workers(settings, report) if settings.workers > 1 else _Here(settings, report)
+    report.start(sum(plan.work(job) * job.images for job in the_plan.jobs), 0)
+    pool = pools.start(settings.workers, settings.device, settings.memory, report)
+    queue = _Queue(the_plan, settings, report, outcome, pool)
     try:
-        while True:
-            while pool.free():
-                found = ready()
-                if found is None:
-                    break
-                cell, task = found
-                cell.under_way += 1
-                pool.give(cell, task)
-            if not pool.busy():
-                break
-            for cell, task, result in pool.results():
-                finished(cell, task, result)
-        return outcome
+        queue.work_off()
     finally:
         pool.stop()
-        for cell in active:
-            with contextlib.suppress(UserError):
-                if cell.store.news and cell.store.done:
-                    cell.store.note()
-            cell.store.close()
+        queue.abandon()
+    return outcome
 
 
 def check(the_plan: plan.Plan, settings: Settings) -> None:
@@ -260,29 +100,6 @@ def place(out: Path, cell: Cell) -> Path:
     return out / cell.id
 
 
-def _judged(cell: _Open) -> tuple:
-    """What the judge's predictions on clean images depend on."""
-    of = cell.cell
-    return of.dataset, of.subset, of.classifier, of.scores, of.defense, of.seed, of.noise, cell.rows
-
-
-def _complete(task: Task, cell: _Open, out: Path, clean: dict[tuple, dict[int, list[int]]]) -> Task:
-    """The task with the stored images and predictions that it reads."""
-    stored: dict[int, bytes] = {}
-    known: dict[int, dict[str, Any]] = {}
-    if task.judge:
-        stored = {p: cell.store.adversarial(p) for p in task.positions}
-        known = {p: cell.store.done[p] for p in task.positions}
-    elif task.cell.source:
-        with (place(out, task.cell.source) / records.ADVERSARIAL).open("rb") as file:
-            for p in cell.source.intersection(task.positions):
-                file.seek(p * cell.store.row)
-                stored[p] = file.read(cell.store.row)
-    have = clean.get(_judged(cell), {})
-    ready = {p: known[p]["clean"] if p in known else have[p] for p in task.positions if p in known or p in have}
-    return Task(task.cell, task.positions, task.evals, task.judge, stored, known, ready, task.batch)
-
-
 def git() -> str:
     """Commit and `-dirty` of the checkout that this package runs from; empty outside of one."""
     root = Path(__file__).parents[2]
@@ -296,196 +113,243 @@ def git() -> str:
         return ""
 
 
-# ---------------------------------------------------------------------------------------------------------------- workers
+# --------------------------------------------------------------------------------------------------------------- the queue
 
 
-class _Pool(Protocol):
-    facts: dict[str, Any]
+class _Queue:
+    """The cells of a plan on their way: not begun (`backlog`), open (`active`, by id), and closed (in `outcome`)."""
 
-    def free(self) -> bool: ...
-    def busy(self) -> bool: ...
-    def give(self, cell: _Open, task: Task) -> None: ...
-    def results(self) -> Iterator[tuple[_Open, Task, Done | str]]: ...
-    def stop(self) -> None: ...
+    def __init__(self, the_plan: plan.Plan, settings: Settings, report: Reporter, outcome: Outcome, pool: pools.Pool):
+        self.plan, self.settings, self.report, self.outcome, self.pool = the_plan, settings, report, outcome, pool
+        self.backlog = list(the_plan.jobs)
+        self.active: dict[str, _OpenCell] = {}
+        # Predictions on clean images, by position: the attacks on one defense share them instead of making them again.
+        self.clean: dict[tuple, dict[int, list[int]]] = {}
 
-
-def _attempt(task: Task, device: Any, rows: int, memory: int | None, on_work: Callable[[int], None]) -> Done | str:
-    from purebench.running import evaluate
-
-    try:
-        return evaluate.execute(task, device, rows=rows, memory=memory, on_work=on_work)
-    except UserError as error:
-        return f"{error.message} (hint: {error.hint})" if error.hint else error.message
-    except Exception as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} ({Path(where.filename).name}:{where.lineno})"
-
-
-class _Here:
-    """No workers: batches run in this process."""
-
-    def __init__(self, settings: Settings, report: Reporter):
-        from purebench.engine import device
-
-        self.device = device.setup(settings.device)
-        self.memory = settings.memory or device.free_memory(self.device, 1)
-        self.facts = device.facts(self.device) | {"workers": 1}
-        self.report = report
-        self.next: tuple[_Open, Task] | None = None
-
-    def free(self) -> bool:
-        return self.next is None
-
-    def busy(self) -> bool:
-        return self.next is not None
-
-    def give(self, cell: _Open, task: Task) -> None:
-        self.next = (cell, task)
-
-    def results(self) -> Iterator[tuple[_Open, Task, Done | str]]:
-        assert self.next is not None
-        cell, task = self.next
-        self.next = None
-        yield cell, task, _attempt(task, self.device, cell.rows, self.memory, self.report.work)
-
-    def stop(self) -> None:
-        pass
-
-
-@contextlib.contextmanager
-def ctrl_c_waits() -> Iterator[None]:
-    """Ctrl-C within the block is raised at its end. A mask would not do: the signal may reach any thread, torch's too."""
-    if threading.current_thread() is not threading.main_thread():  # Ctrl-C is not raised there anyway
-        yield
-        return
-    waiting: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: waiting.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if waiting:
-        signal.raise_signal(signal.SIGINT)
-
-
-@contextlib.contextmanager
-def no_interrupt() -> Iterator[None]:
-    """A process started here never sees Ctrl-C, which the terminal sends to all: the parent alone decides."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-class _Workers:
-    """Single-threaded processes on a queue. One that dies fails its cell and is replaced."""
-
-    def __init__(self, settings: Settings, report: Reporter):
-        self.settings, self.report = settings, report
-        self.context = multiprocessing.get_context("spawn")
-        self.facts: dict[str, Any] = {}
-        self.members = [self._start(i) for i in range(settings.workers)]
-
-    def _start(self, number: int) -> dict[str, Any]:
-        ours, theirs = self.context.Pipe()
-        process = self.context.Process(
-            target=_worker,
-            args=(theirs, number, self.settings.workers, self.settings.device, self.settings.memory),
-            daemon=True,
-        )
-        with no_interrupt():
-            process.start()
-        theirs.close()
-        return {"number": number, "process": process, "pipe": ours, "at": None}
-
-    def free(self) -> bool:
-        return any(m["at"] is None for m in self.members)
-
-    def busy(self) -> bool:
-        return any(m["at"] is not None for m in self.members)
-
-    def give(self, cell: _Open, task: Task) -> None:
-        place = next(i for i, m in enumerate(self.members) if m["at"] is None)
-        try:
-            self.members[place]["pipe"].send((task, cell.rows))
-        except OSError:  # it died while it had nothing to do
-            self.members[place] = self._start(self.members[place]["number"])
-            self.members[place]["pipe"].send((task, cell.rows))
-        self.members[place]["at"] = (cell, task)
-
-    def results(self) -> Iterator[tuple[_Open, Task, Done | str]]:
-        busy = [m for m in self.members if m["at"] is not None]
-        waited = wait([m["pipe"] for m in busy], timeout=1.0)
-        for member in busy:
-            if member["pipe"] not in waited:
-                continue
-            cell, task = member["at"]
-            try:
-                kind, value = member["pipe"].recv()
-            except (EOFError, OSError):
-                member["process"].join(5)
-                code = member["process"].exitcode
-                reason = f"killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-                self.members[self.members.index(member)] = self._start(member["number"])
-                yield (
-                    cell,
-                    task,
-                    f"its worker process died ({reason}); out of memory? try fewer `--rows` or `--workers`",
-                )
-                continue
-            if kind == "work":
-                self.report.work(value)
-            elif kind == "facts":
-                self.facts = value | {"workers": self.settings.workers}
-            elif kind == "unusable":
-                raise value
-            else:
-                member["at"] = None
-                yield cell, task, value
-
-    def stop(self) -> None:
-        for member in self.members:
-            member["pipe"].close()
-            member["process"].terminate()
-        for member in self.members:
-            member["process"].join(5)
-
-
-def _worker(pipe: Connection, number: int, workers: int, device_name: str, memory: int | None) -> None:
-    """A worker's life: set up, then a task at a time until the pipe closes or the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()  # returns at once when the parent is gone, however it went
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-    from purebench.engine import device as device_module
-
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        try:
-            device = device_module.setup(device_name, number)
-        except UserError as error:
-            pipe.send(("unusable", error))
-            return
-        budget = memory or device_module.free_memory(device, workers)
-        pipe.send(("facts", device_module.facts(device)))
-        pending, last = 0, time.monotonic()
-
-        def on_work(amount: int) -> None:
-            nonlocal pending, last
-            pending += amount
-            if time.monotonic() - last > 0.5:
-                pipe.send(("work", pending))
-                pending, last = 0, time.monotonic()
-
+    def work_off(self) -> None:
+        """Gives out batches and records what comes back, until nothing is left."""
         while True:
-            task, rows = pipe.recv()
-            result = _attempt(task, device, rows, budget, on_work)
-            if pending:
-                pipe.send(("work", pending))
-                pending = 0
-            pipe.send(("done", result))
+            self.give_out()
+            if not self.pool.busy():
+                return
+            for task, result in self.pool.results():
+                self.finished(task, result)
+
+    def give_out(self) -> None:
+        """Batches for everyone who is free, as far as there are any."""
+        while self.pool.free():
+            found = self.ready()
+            if found is None:
+                return
+            cell, task = found
+            cell.under_way += 1
+            self.pool.give(task, cell.rows)
+
+    def ready(self) -> tuple[_OpenCell, Task] | None:
+        """The next batch, with all that it reads; None if there is none now."""
+        while True:
+            for cell in self.active.values():
+                if cell.tasks:
+                    return cell, cell.with_inputs(cell.tasks.pop(0), self.clean.get(cell.clean_key(), {}))
+            if not self.open_next():
+                return None
+
+    def open_next(self) -> bool:
+        """Opens the next cell, a transfer only when its source is closed; False if there is none."""
+        job = next((j for j in self.backlog if _source(j) not in self.active), None)
+        if job is None:
+            return False
+        self.backlog.remove(job)
+        source = _source(job)
+        try:
+            if source in self.outcome.skipped:
+                raise records.Locked(source)
+            cell = _OpenCell(job, self.settings, self.plan.shape, self.plan.size)
+        except records.Locked:
+            self.skip(job)
+            return True
+        self.active[cell.id] = cell
+        left = sum(len(task.positions) for task in cell.tasks)
+        self.report.skip(plan.work(job) * max(job.images - left, 0))  # already there
+        if source in self.outcome.failed and cell.tasks:
+            cell.failed, cell.tasks = f"its source {source} failed", []
+        if not cell.tasks:
+            self.close(cell)
+        return True
+
+    def skip(self, job: plan.Job) -> None:
+        """Leaves a cell to the process that is writing it, or its source."""
+        source = _source(job)
+        self.outcome.skipped.append(job.cell.id)
+        what = f"its source {source}" if source in self.outcome.skipped else "it"
+        self.report.say(f"skipped: {job.cell}: another process is computing {what}")
+        self.report.skip(plan.work(job) * job.images)
+
+    def finished(self, task: Task, result: pools.Result) -> None:
+        """Records a batch that came back, and closes its cell if it was the last one."""
+        cell = self.active[task.cell.id]
+        cell.under_way -= 1
+        if isinstance(result, Done):
+            self.record(cell, result)
+        else:  # batches of the cell that are under way are still recorded
+            cell.failed, cell.tasks = cell.failed or result, []
+        if not cell.tasks and not cell.under_way:
+            self.close(cell)
+
+    def record(self, cell: _OpenCell, done: Done) -> None:
+        """Writes a batch, and tells of it."""
+        with pools.ctrl_c_waits():  # so that what is said to be kept is what was written
+            cell.append(done, self.pool.facts)
+            self.outcome.images += len(done.records)
+        if reasons := _reasons(done.records):
+            self.report.say(f"warning: {cell.cell}: {reasons}")
+        known = self.clean.setdefault(cell.clean_key(), {})
+        known.update({record["position"]: record["clean"] for record in done.records})
+        self.report.batch(str(cell.cell), cell.robust(), len(cell.store.done), cell.job.images)
+
+    def close(self, cell: _OpenCell) -> None:
+        """Ends a cell whose batches are all back: in order on disk, or with the reason why it failed."""
+        del self.active[cell.id]
+        try:
+            if not cell.failed:
+                cell.store.finish()
+                cell.failed = cell.lost()
+            if cell.failed:
+                self.outcome.failed[cell.id] = cell.failed
+                self.report.say(f"failed: {cell.cell}: {cell.failed}")
+                cell.store.note(failed=cell.failed)
+            else:
+                self.outcome.done.append(cell.id)
+        finally:
+            cell.store.close()
+
+    def abandon(self) -> None:
+        """Lets go of the cells that an error or Ctrl-C left open: their records stay, to be gone on with."""
+        for cell in self.active.values():
+            # What ended the run is on its way up already; a disk that is still full must not take its place.
+            with contextlib.suppress(UserError):
+                if cell.store.news and cell.store.done:
+                    cell.store.note()
+            cell.store.close()
+
+
+class _OpenCell:
+    """A cell that is being worked on: its store, the tasks not yet given out, and how many are under way."""
+
+    def __init__(self, job: plan.Job, settings: Settings, shape: list[int], size: int):
+        self.job, self.cell, self.id = job, job.cell, job.cell.id
+        self.rows = settings.rows or tasks.default_rows(job.cell)
+        self.out = settings.out
+        folder = place(settings.out, job.cell)
+        if settings.fresh and (folder / records.CELL).exists():
+            records.set_aside(folder)
+        self.store = records.Store(folder, self.id, job.cell.data(), shape, self._entry(size))
+        self.source: set[int] = set()  # positions of the images that the source of a transfer has
+        if job.cell.source:
+            self._follow(job.cell.source)
+        self.tasks = tasks.missing(job, self.store.done, self.rows)
+        if settings.reverse:
+            # A batch that is an attack's unit stays as it is: its draws belong to its order.
+            self.tasks = self.tasks[::-1] if tasks.unit_of(job.cell) else [_reversed(t) for t in self.tasks[::-1]]
+        self.under_way = 0
+        self.failed: str | None = None
+
+    def _entry(self, size: int) -> records.Json:
+        """This run's entry in `cell.json`. size: images of the dataset."""
+        job = self.job
+        # Of the images wanted, in order: whoever reads the records can tell whether two runs took the same ones.
+        indices = datasets.index_hash(datasets.order(size, job.cell.subset)[: job.images])
+        entry: records.Json = {
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "git": git(),
+            "rows": self.rows,
+            "wanted": job.images,
+            "evals": job.evals,
+            "images": 0,
+            "indices": indices,
+        }
+        return entry | ({"stand_in": list(job.stand_in)} if job.stand_in else {})
+
+    def _follow(self, source: Cell) -> None:
+        """Notes which images a transfer's source has, and forgets our records of those that it made anew since then or not at all."""
+        for position, theirs in records.latest(place(self.out, source)).items():
+            ours = self.store.done.get(position, theirs)
+            if records.lost(theirs) or ours.get("adv_crc") != theirs.get("adv_crc"):
+                self.store.done.pop(position, None)
+            if not records.lost(theirs):
+                self.source.add(position)
+
+    def append(self, done: Done, facts: pools.Facts) -> None:
+        """Writes a batch. facts: of the machine; those of the run's first batch stay."""
+        for fact, value in facts.items():
+            self.store.data["runs"][-1].setdefault(fact, value)
+        self.store.append(done.records, done.rows, done.cost)
+
+    def robust(self) -> float:
+        """Running robust accuracy of the images done."""
+        lines = [record for record in self.store.done.values() if not records.lost(record)]
+        per_image = [sum(p == line["label"] for p in line["adversarial"]) / len(line["adversarial"]) for line in lines]
+        return sum(per_image) / max(len(per_image), 1)
+
+    def lost(self) -> str | None:
+        """Why a finished cell has no number: the attack made no image at all. None if it made one."""
+        lines = list(self.store.done.values())
+        if not all(records.lost(line) for line in lines):
+            return None
+        return f"`{self.cell.attack}` made none of its {len(lines)} images; {_reasons(lines[:1])}"
+
+    def clean_key(self) -> tuple:
+        """What the judge's predictions on clean images depend on: cells that agree in it share them."""
+        of = self.cell
+        return of.dataset, of.subset, of.classifier, of.scores, of.defense, of.seed, of.noise, self.rows
+
+    def with_inputs(self, task: Task, clean: dict[int, list[int]]) -> Task:
+        """The task with the stored images and predictions that it reads. clean: position -> predictions already made."""
+        stored: dict[int, bytes] = {}
+        known: dict[int, Record] = {}
+        if task.judge:
+            stored = {p: self.store.adversarial(p) for p in task.positions}
+            known = {p: self.store.done[p] for p in task.positions}
+        elif task.cell.source:
+            stored = self._images_of(task.cell.source, self.source.intersection(task.positions))
+        predictions = {p: clean[p] for p in task.positions if p in clean}
+        # Our own record wins: what it says of the clean image stays as it is, and is only added to.
+        predictions |= {p: record["clean"] for p, record in known.items()}
+        return replace(task, stored=stored, known=known, clean=predictions)
+
+    def _images_of(self, source: Cell, positions: Iterable[int]) -> dict[int, bytes]:
+        """The rows of a transfer's source."""
+        stored = {}
+        with (place(self.out, source) / records.ADVERSARIAL).open("rb") as file:
+            for position in positions:
+                file.seek(position * self.store.row)
+                stored[position] = file.read(self.store.row)
+        return stored
+
+
+def _source(job: plan.Job) -> str:
+    """The id of the cell whose images a transfer reads; empty for other attacks."""
+    return job.cell.source.id if job.cell.source else ""
+
+
+def _reversed(task: Task) -> Task:
+    return replace(task, positions=task.positions[::-1])
+
+
+def _reasons(lines: list[Record], limit: int = 6) -> str:
+    """`images 3, 8 and 20 more: step 1 of 3 gave ..; image 5: ..`: the first few of those records in which something was not finite, or
+    the attack made no image, and why; empty if there is none."""
+    images: dict[str, list[int]] = {}  # reason -> those whom it befell
+    for line in lines:
+        reasons = [f"{records.WHERE[where]}: {why}" for where, why in line.get("not_finite", {}).items()]
+        if records.lost(line):
+            reasons.append(f"not judged: {line['failed']}")
+        for reason in reasons:
+            images.setdefault(reason, []).append(line["index"])
+    parts = []
+    for reason, indices in list(images.items())[:limit]:
+        more = f" and {len(indices) - limit} more" if len(indices) > limit else ""
+        parts.append(f"image{'s' * (len(indices) > 1)} {', '.join(map(str, indices[:limit]))}{more}: {reason}")
+    if len(images) > limit:
+        parts.append("and others")
+    return "; ".join(parts)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from purebench import datasets
 from purebench.plan.grid import Job
 from purebench.records import store as records
+from purebench.records.store import Json, Record
 from purebench.spec import Cell
 
 
@@ -25,7 +25,7 @@ class Task:
     evals: int
     judge: bool = False
     stored: Mapping[int, bytes] = field(default_factory=dict)
-    known: Mapping[int, dict[str, Any]] = field(default_factory=dict)
+    known: Mapping[int, Record] = field(default_factory=dict)
     clean: Mapping[int, list[int]] = field(default_factory=dict)
     batch: tuple[int, int] | None = None
 
@@ -34,9 +34,9 @@ class Task:
 class Done:
     """Records and adversarial rows in the order of the task's positions, and what the batch cost."""
 
-    records: list[dict[str, Any]]
+    records: list[Record]
     rows: list[bytes]
-    cost: dict[str, Any]
+    cost: Json
 
 
 def default_rows(cell: Cell) -> int:
@@ -63,7 +63,7 @@ def task_size(cell: Cell, rows: int) -> int:
     return max(1, min(64, rows // copies if copies > 1 else rows // 5))
 
 
-def missing(job: Job, done: dict[int, dict[str, Any]], rows: int) -> list[Task]:
+def missing(job: Job, done: dict[int, Record], rows: int) -> list[Task]:
     """The batches that are still to be computed, given the records that exist. Images that an attack failed to make are tried again."""
     cell, unit = job.cell, unit_of(job.cell)
     done = {p: record for p, record in done.items() if not records.lost(record)}

@@ -17,7 +17,7 @@ class DenoiserScore(Score):
     def __init__(
         self, network: nn.Module, size: tuple[int, int, int], sigma_min: float = 0.002, sigma_max: float = 80.0
     ):
-        self.network: Any = watch(network)
+        self.network = watch(network)
         self.size, self.sigma_min, self.sigma_max = size, sigma_min, sigma_max
 
     def denoise(self, x: Tensor, sigma: Level) -> Tensor:
@@ -34,7 +34,7 @@ class NCSNScore(Score):
     """
 
     def __init__(self, network: nn.Module, size: tuple[int, int, int], sigma_min: float, sigma_max: float):
-        self.network: Any = watch(_Raw(network))
+        self.network = watch(_Raw(network))
         self.size, self.sigma_min, self.sigma_max = size, sigma_min, sigma_max
 
     def direction(self, x: Tensor, sigma: Level) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -38,7 +36,7 @@ class EnergyScore(Score):
     """
 
     def __init__(self, network: nn.Module, size: tuple[int, int, int], eps: float = 0.01, noise: float = 0.02):
-        self.network: Any = watch(network)
+        self.network = watch(network)
         self.size, self.noise_of_langevin = size, eps
         self.sigma_min = self.sigma_max = noise
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 BETA_MIN, BETA_MAX = 0.1, 20.0
 Level = float | Tensor  # a noise level sigma > 0 in [-1,1] units: one for all rows, or (B,1,1,1)
@@ -37,7 +36,7 @@ class Score:
     `sigma_max`: the noise levels that the network was trained on.
     """
 
-    network: Any
+    network: nn.Module
     size: tuple[int, int, int]
     sigma_min: float
     sigma_max: float

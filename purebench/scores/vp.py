@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +25,7 @@ class VPScore(Score):
     """Both views of a network eps(x, labels), labels = 999 t, with beta(t) = 0.1 + 19.9 t."""
 
     def __init__(self, network: nn.Module, size: tuple[int, int, int], t_min: float = 1e-3, t_max: float = 1.0):
-        self.network: Any = watch(network)
+        self.network = watch(network)
         self.size = size
         self.sigma_min, self.sigma_max = self.sigma(t_min), self.sigma(t_max)
 
@@ -48,7 +47,7 @@ class IndexScore(Score):
     """
 
     def __init__(self, network: nn.Module, size: tuple[int, int, int], variances: bool = False):
-        self.network: Any = watch(network)
+        self.network = watch(network)
         self.size, self.variances = size, variances
         self.sigma_min, self.sigma_max = self.sigma_index(0), self.sigma_index(999)
 

@@ -1,0 +1,278 @@
+"""Where batches are computed: in this process, or by worker processes. A pool computes and hands back; it never writes."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from purebench.errors import UserError
+from purebench.running.progress import Reporter
+from purebench.running.tasks import Done, Task
+
+if TYPE_CHECKING:
+    import torch
+
+Facts = dict[str, object]  # what a record says of the machine: device, versions, number of workers
+Result = Done | str  # of a batch: what came out of it, or one line that says why nothing did
+
+
+class Pool(Protocol):
+    """What the queue asks of a place that computes batches. Another one (Ray, Slurm) is one more class that promises this:
+
+    - Every task that was given comes back from `results` exactly once: as a `Done`, or as one line that says why it failed. A task that
+      raises, and a process or machine that dies, fails this task alone; the pool goes on, and replaces what died if it can.
+    - A task is a whole: its numbers depend on nothing but the task and its rows, so the order of the results and the place of the
+      computation are free. `Task` and `Done` can be pickled.
+    - A pool writes no record and reports no result. It reports network calls while they are made (`Reporter.work`).
+    - `facts` are complete before the first `Done` comes back.
+    - What makes the whole pool unusable (a device that is not there) is raised as a UserError, by the constructor or by `results`.
+    - Ctrl-C is the queue's alone to hear; whatever the pool started ignores it, and ends with `stop` or with this process.
+    """
+
+    facts: Facts
+
+    def free(self) -> bool:
+        """Whether `give` may be called now."""
+
+    def busy(self) -> bool:
+        """Whether a task that was given has not come back yet."""
+
+    def give(self, task: Task, rows: int) -> None:
+        """Begins a task in network calls of this many rows. Only called while `free`; returns without waiting for the result."""
+
+    def results(self) -> Iterator[tuple[Task, Result]]:
+        """The tasks that came back, with what came of them. Only called while `busy`; it may wait about a second for news, and
+        yield nothing."""
+
+    def stop(self) -> None:
+        """Ends everything that the pool started, without waiting for results; called once, also after an error."""
+
+
+def start(workers: int, device: str, memory: int | None, report: Reporter) -> Pool:
+    """The pool of this many processes, one being this one. `memory`: bytes for states and graphs in each; None: what is free.
+    Raises UserError if the device cannot be used."""
+    return Workers(workers, device, memory, report) if workers > 1 else Here(device, memory, report)
+
+
+@contextlib.contextmanager
+def ctrl_c_waits() -> Iterator[None]:
+    """Ctrl-C within the block is raised at its end. A mask would not do: the signal may reach any thread, torch's too."""
+    if threading.current_thread() is not threading.main_thread():  # Ctrl-C is not raised there anyway
+        yield
+        return
+    waiting: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: waiting.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if waiting:
+        signal.raise_signal(signal.SIGINT)
+
+
+@contextlib.contextmanager
+def no_interrupt() -> Iterator[None]:
+    """A process started here never sees Ctrl-C, which the terminal sends to all: the parent alone decides."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _attempt(task: Task, device: torch.device, rows: int, memory: int | None, on_work: Callable[[int], None]) -> Result:
+    """The task's result. Whatever it raises becomes one line, since no cell may stop the others."""
+    # Imported here: the process that only hands out work to workers never loads torch.
+    from purebench.running import evaluate
+
+    try:
+        return evaluate.execute(task, device, rows=rows, memory=memory, on_work=on_work)
+    except UserError as error:
+        return f"{error.message} (hint: {error.hint})" if error.hint else error.message
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        first_line = str(error).splitlines()[0] if str(error) else ""
+        return f"{type(error).__name__}: {first_line} ({Path(where.filename).name}:{where.lineno})"
+
+
+# ------------------------------------------------------------------------------------------------------------ this process
+
+
+class Here:
+    """No workers: a task runs in this process, when its result is asked for."""
+
+    def __init__(self, device: str, memory: int | None, report: Reporter):
+        from purebench.engine import device as devices
+
+        self.device = devices.setup(device)
+        self.memory = memory or devices.free_memory(self.device, 1)
+        self.facts: Facts = devices.facts(self.device) | {"workers": 1}
+        self.report = report
+        self.next: tuple[Task, int] | None = None
+
+    def free(self) -> bool:
+        return self.next is None
+
+    def busy(self) -> bool:
+        return self.next is not None
+
+    def give(self, task: Task, rows: int) -> None:
+        self.next = (task, rows)
+
+    def results(self) -> Iterator[tuple[Task, Result]]:
+        assert self.next is not None
+        task, rows = self.next
+        self.next = None
+        yield task, _attempt(task, self.device, rows, self.memory, self.report.work)
+
+    def stop(self) -> None:
+        pass
+
+
+# ----------------------------------------------------------------------------------------------------------------- workers
+
+
+@dataclass
+class _Member:
+    """One worker process, our end of its pipe, and the task that it has; None: it waits for one."""
+
+    number: int
+    process: SpawnProcess
+    pipe: Connection
+    task: Task | None = None
+
+    def death(self) -> str:
+        """How the process ended, once its pipe is closed."""
+        self.process.join(5)
+        code = self.process.exitcode
+        return f"killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+
+
+class Workers:
+    """Single-threaded processes on a queue. One that dies fails its cell and is replaced."""
+
+    def __init__(self, workers: int, device: str, memory: int | None, report: Reporter):
+        self.workers, self.device, self.memory, self.report = workers, device, memory, report
+        self.facts: Facts = {}
+        self.members = [self._start(number) for number in range(workers)]
+
+    def _start(self, number: int) -> _Member:
+        # Not forked: neither torch's threads nor CUDA's state survive a fork.
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(
+            target=_worker, args=(theirs, number, self.workers, self.device, self.memory), daemon=True
+        )
+        with no_interrupt():
+            process.start()
+        # Only the worker may hold its end: else its death would not close the pipe, and nobody would notice.
+        theirs.close()
+        return _Member(number, process, ours)
+
+    def free(self) -> bool:
+        return any(member.task is None for member in self.members)
+
+    def busy(self) -> bool:
+        return any(member.task is not None for member in self.members)
+
+    def give(self, task: Task, rows: int) -> None:
+        place = next(i for i, member in enumerate(self.members) if member.task is None)
+        try:
+            self.members[place].pipe.send((task, rows))
+        except OSError:  # it died while it had nothing to do
+            self.members[place] = self._start(self.members[place].number)
+            self.members[place].pipe.send((task, rows))
+        self.members[place].task = task
+
+    def results(self) -> Iterator[tuple[Task, Result]]:
+        pipes = [member.pipe for member in self.members if member.task is not None]
+        ready = wait(pipes, timeout=1.0)
+        for place, member in enumerate(self.members):
+            if member.task is not None and member.pipe in ready:
+                yield from self._read(place, member, member.task)
+
+    def _read(self, place: int, member: _Member, task: Task) -> Iterator[tuple[Task, Result]]:
+        """One message of a worker; its task with the result, if that is what it says or the worker is dead."""
+        try:
+            kind, value = member.pipe.recv()
+        except (EOFError, OSError):
+            reason = member.death()
+            self.members[place] = self._start(member.number)
+            yield task, f"its worker process died ({reason}); out of memory? try fewer `--rows` or `--workers`"
+            return
+        if kind == "work":
+            self.report.work(value)
+        elif kind == "facts":
+            self.facts = value | {"workers": self.workers}
+        elif kind == "unusable":
+            raise value
+        else:
+            member.task = None
+            yield task, value
+
+    def stop(self) -> None:
+        # All are told to end before any is waited for: they end together.
+        for member in self.members:
+            member.pipe.close()
+            member.process.terminate()
+        for member in self.members:
+            member.process.join(5)
+
+
+class _Calls:
+    """Network calls as they are made, sent to the parent at most twice a second: a message for each would cost more than the call."""
+
+    def __init__(self, pipe: Connection):
+        self.pipe, self.pending, self.sent = pipe, 0, time.monotonic()
+
+    def add(self, amount: int) -> None:
+        self.pending += amount
+        if time.monotonic() - self.sent > 0.5:
+            self.flush()
+            self.sent = time.monotonic()
+
+    def flush(self) -> None:
+        if self.pending:
+            self.pipe.send(("work", self.pending))
+        self.pending = 0
+
+
+def _worker(pipe: Connection, number: int, workers: int, device_name: str, memory: int | None) -> None:
+    """A worker's life: set up, then a task at a time until the pipe closes or the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    from purebench.engine import device as devices
+
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        try:
+            device = devices.setup(device_name, number)
+        except UserError as error:
+            pipe.send(("unusable", error))
+            return
+        budget = memory or devices.free_memory(device, workers)
+        pipe.send(("facts", devices.facts(device)))
+        calls = _Calls(pipe)
+        while True:
+            task, rows = pipe.recv()
+            result = _attempt(task, device, rows, budget, calls.add)
+            calls.flush()
+            pipe.send(("done", result))
+
+
+def _end_with_the_parent() -> None:
+    """A parent that is killed closes nothing in an orderly way, and a worker in the middle of a task reads no pipe."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()  # returns at once when the parent is gone, however it went
+        os._exit(1)

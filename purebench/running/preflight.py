@@ -1,0 +1,80 @@
+"""Everything that is checked before the first batch: a request becomes a plan that can run, or one message that says why not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from purebench import assets
+from purebench.errors import DOWNLOAD, UserError
+from purebench.plan import grid
+from purebench.running import runner
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a run may use, as a user says it; None: what suits the machine. Nothing here changes a number (`rows` may, in the last bits)."""
+
+    device: str = "auto"
+    rows: int | None = None
+    workers: int | None = None
+    memory: int | str | None = None  # per worker: bytes, or text such as 4G
+
+
+def prepare(
+    request: grid.Request,
+    resources: Resources,
+    out: Path,
+    *,
+    fresh: bool = False,
+    note: Callable[[str], None] | None = None,
+) -> tuple[grid.Plan, runner.Settings]:
+    """The validated plan, every defense of it walked once on stand-ins, and the settings that `runner.run` takes.
+
+    out: the folder of records; `fresh`: start over there; `note` is given each line that the plan has for the user. Raises UserError for
+    the first thing that is wrong. What is missing in the cache is no error here: see `require_files`.
+    """
+    plan = grid.build(request)
+    _check_counts(resources)
+    if note is not None:
+        for line in plan.notes:
+            note(line)
+    # Imported here: it loads torch, and a mistake found above is then told at once.
+    from purebench.running import rehearsal
+
+    rehearsal.check(plan)
+    workers = resources.workers or runner.default_workers(resources.device)
+    settings = runner.Settings(out, resources.device, resources.rows, workers, in_bytes(resources.memory), fresh)
+    return plan, settings
+
+
+def require_files(plan: grid.Plan) -> None:
+    """Raises UserError with the command that brings them if checkpoints or data are missing."""
+    if plan.missing:
+        raise UserError(
+            f"not in the cache: {', '.join(plan.missing)}",
+            f"{assets.bring(plan.missing)}; `--dry-run` works without",
+            DOWNLOAD,
+        )
+
+
+def _check_counts(resources: Resources) -> None:
+    rows, workers = resources.rows, resources.workers
+    if rows is not None and rows < 1:
+        raise UserError(
+            f"`--rows {rows}`: a network call has at least one row", "leave it out for the dataset's default"
+        )
+    if workers is not None and workers < 1:
+        raise UserError(f"`--workers {workers}`: at least one process is needed", "leave it out for one per core")
+
+
+def in_bytes(memory: int | str | None) -> int | None:
+    """4G, 512M, 1.5GiB or a plain number of bytes, as text or not; None stays None. Raises UserError for anything else."""
+    if memory is None:
+        return None
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", str(memory), re.IGNORECASE)
+    if not found or float(found[1]) == 0:
+        raise UserError(f"cannot read the memory size `{memory}`", "write it as 512M or 4G")
+    return int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))
