@@ -18,7 +18,7 @@ MODULES = {
 LIGHT = [
     "cli", "registry", "spec", "errors", "atomic",
     "plan.grid", "plan.resolved", "plan.catalogue", "records.store", "report.metrics", "report.tables",
-    "running.tasks", "running.runner", "running.progress", "running.estimate", "datasets", "assets", "engine.gradients",
+    "running.tasks", "running.cost", "running.runner", "running.progress", "running.estimate", "datasets", "assets", "engine.gradients",
 ]  # fmt: skip
 HEAVY = {
     "torch",
@@ -64,7 +64,7 @@ ROOMS = {  # room, from the ground up -> the rooms that it may import anywhere, 
 INSIDE = {  # room -> its modules, each importing those before it alone
     "engine": "noise nfe identity chain adjoint gradients device defense",
     "plan": "resolved grid catalogue",
-    "running": "progress tasks evaluate rehearsal runner estimate",
+    "running": "progress tasks evaluate rehearsal cost runner estimate",
     "report": "metrics tables toy pictures",
 }
 

@@ -440,35 +440,3 @@ def _value(scores: list[Component]) -> Value:
     """As the value of a parameter: a name, a (PART), or a list of them."""
     values = tuple(part if part.parameters else part.name for part in (parse(model.text) for model in scores))
     return values if len(values) > 1 else values[0]
-
-
-# ------------------------------------------------------------------------------------------------------------------- cost
-
-
-def nfe(cell: Cell) -> tuple[float, float]:
-    """Network (forward, backward) calls per image that the attack needs at most, classifier included; see docs/design.md."""
-    info, values = registry.info("attack", cell.attack.name), dict(cell.parameters["attack"])
-    gradients = registry.expression(info.get("gradient_calls", "0"), values)
-    forwards = registry.expression(info.get("forward_calls", "0"), values)
-    bare = info.get("bare", False)
-    f, b = (1.0, 0.0) if bare else purification_nfe(cell)
-    through = f if not (bare or cell.gradient.name == "bpda") else 1.0
-    return (gradients + forwards) * f, gradients * (b + through) + forwards * b
-
-
-def purification_nfe(cell: Cell) -> tuple[float, float]:
-    """(forward, backward) calls of one purification and classification."""
-    info, values = registry.info("defense", cell.defense.name), dict(cell.parameters["defense"])
-    votes = int(values.get("votes", 1))  # type: ignore[arg-type]
-    calls, inner = (
-        registry.expression(info.get(key, other), values) for key, other in (("nfe", "1"), ("nfe_inner", "0"))
-    )
-    if any(registry.info("score", part.name).get("energy") for part in cell.components("score")):
-        inner += calls  # the score is a gradient itself
-    return votes * (calls + 1), votes * inner
-
-
-def work(job: Job) -> float:
-    """Network calls per image, attack and judging together: what progress counts."""
-    f, b = purification_nfe(job.cell)
-    return sum(nfe(job.cell)) + 2 * job.evals * (f + b) + 1

@@ -24,7 +24,7 @@ from purebench import datasets
 from purebench.errors import UserError
 from purebench.plan import grid as plan
 from purebench.records import store as records
-from purebench.running import tasks
+from purebench.running import cost, tasks
 from purebench.running.tasks import Done, Task
 
 
@@ -140,7 +140,7 @@ def run(the_plan: plan.Plan, settings: Settings, report: Reporter, outcome: Outc
     outcome = outcome or Outcome()
     check(the_plan, settings)
     jobs = {j.cell.id: j for j in the_plan.jobs}
-    total = sum(plan.work(j) * j.images for j in the_plan.jobs)
+    total = sum(cost.work(j, the_plan.shape) * j.images for j in the_plan.jobs)
     report.start(total, 0)
     backlog = list(the_plan.jobs)
     active: list[_Open] = []
@@ -177,11 +177,11 @@ def run(the_plan: plan.Plan, settings: Settings, report: Reporter, outcome: Outc
             outcome.skipped.append(job.cell.id)
             what = f"its source {source}" if source in outcome.skipped else "it"
             report.say(f"skipped: {job.cell}: another process is computing {what}")
-            report.skip(plan.work(job) * job.images)
+            report.skip(cost.work(job, the_plan.shape) * job.images)
             return True
         active.append(cell)
         left = sum(len(t.positions) for t in cell.tasks)
-        report.skip(plan.work(job) * max(job.images - left, 0))  # already there
+        report.skip(cost.work(job, the_plan.shape) * max(job.images - left, 0))  # already there
         if source in outcome.failed and cell.tasks:
             cell.failed, cell.tasks = f"its source {source} failed", []
         if not cell.tasks:

@@ -1,0 +1,56 @@
+"""What a cell costs in network calls, known before it runs: those of a purification are counted by the rehearsal's walk on stand-ins,
+those of an attack's own loop are what its INFO says of its parameters. For the plan that `--dry-run` prints, and for progress."""
+
+from __future__ import annotations
+
+from purebench import registry
+from purebench.plan.grid import Job
+from purebench.spec import Cell
+
+Calls = tuple[float, float]  # (forward, backward) of the networks, per image
+
+
+def attack(cell: Cell, shape: list[int]) -> Calls | None:
+    """The calls that the attack needs at most, classifier included; shape: [C,H,W] of the images. None where a plug-in's cannot be counted
+    on stand-ins."""
+    info, values = registry.info("attack", cell.attack.name), dict(cell.parameters["attack"])
+    gradients = registry.expression(info.get("gradient_calls", "0"), values)
+    forwards = registry.expression(info.get("forward_calls", "0"), values)
+    if info.get("bare"):  # the classifier alone
+        return gradients + forwards, gradients
+    once, gradient = purification(cell, shape), _gradient(cell, shape)
+    if once is None or gradient is None:
+        return None if gradients or forwards else (0, 0)
+    return gradients * gradient[0] + forwards * once[0], gradients * gradient[1] + forwards * once[1]
+
+
+def purification(cell: Cell, shape: list[int], *, surrogate: bool = False) -> Calls | None:
+    """The calls of one purification and classification, with all its votes; by the purifier that its surrogate gradient differentiates, if
+    `surrogate`. None where they cannot be counted on stand-ins."""
+    from purebench.running import rehearsal  # and with it torch, which whoever plans has no need of
+
+    try:
+        walked = rehearsal.walks(cell, shape)[surrogate]
+    except Exception:  # of a plan that nobody rehearsed: the cell will fail with it, and say so
+        return None
+    return (_votes(cell) * (walked.forward + 1), _votes(cell) * walked.backward) if walked else None
+
+
+def work(job: Job, shape: list[int]) -> float:
+    """Network calls per image, attack and judging together: what progress counts. A purification that cannot be counted is taken for one
+    call of a network: progress then runs ahead."""
+    f, b = purification(job.cell, shape) or (2, 0)
+    return sum(attack(job.cell, shape) or (0, 0)) + 2 * job.evals * (f + b) + 1
+
+
+def _gradient(cell: Cell, shape: list[int]) -> Calls | None:
+    """Of one gradient: every network that was called forwards is passed once more, backwards; by `bpda`, the classifier alone."""
+    calls = purification(cell, shape, surrogate="surrogate" in cell.parameters)
+    if calls is None:
+        return None
+    f, b = calls
+    return f, b + (_votes(cell) if cell.gradient.name == "bpda" else f)
+
+
+def _votes(cell: Cell) -> int:
+    return int(cell.parameters["defense"].get("votes", 1))  # type: ignore[arg-type]
