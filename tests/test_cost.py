@@ -27,6 +27,8 @@ def jobs(*defenses, attacks=(ATTACK,), dataset="digits", **given):
     [
         ("coup:steps=3", "exact"),
         ("coup:steps=3", "bpda"),
+        ("coup:steps=3", "adjoint:guidance=exact"),
+        ("diffpure:steps=4,votes=2", "adjoint"),
         ("coup:steps=3", "surrogate:steps=2"),
         ("coup:steps=3", "surrogate:defense=(one-shot)"),
         ("scoreopt-n:steps=2,votes=3", "exact"),
@@ -55,7 +57,12 @@ def measured(defense, gradient):
 
 @pytest.mark.parametrize(
     ("defense", "gradient"),
-    [("coup:steps=3", "detached"), ("scoreopt-o:steps=2", "detached"), ("adp:threshold=25,steps=2", "exact")],
+    [
+        ("coup:steps=3", "detached"),
+        ("coup:steps=3", "adjoint"),
+        ("scoreopt-o:steps=2", "detached"),
+        ("adp:threshold=25,steps=2", "exact"),
+    ],
 )
 def test_a_gradient_that_leaves_a_network_out_costs_at_most_what_was_said(defense, gradient):
     job, shape, (forward, backward), _ = measured(defense, gradient)
@@ -75,7 +82,11 @@ def test_an_attack_on_the_bare_classifier_costs_no_purification():
     [
         ("ebm:steps=10", "edm", (11, 0)),
         ("ebm:steps=10", "ebm", (11, 10)),  # an energy's score is itself a gradient
-        ("lm:steps=3,guidance=1,low=0.02,high=0.02", "ebm", (7, 9)),  # of the loss, the energy inside it, the confidence
+        (
+            "lm:steps=3,guidance=1,low=0.02,high=0.02",
+            "ebm",
+            (7, 9),
+        ),  # of the loss, the energy inside it, the confidence
         ("adp:steps=4,score=[ebm,ncsnv2]", None, (9, 4)),  # the first asked by every other step
         ("adp:update=langevin", "ncsnv2", (11, 0)),
         ("adp:threshold=25", "ncsnv2", (22, 0)),

@@ -3,9 +3,14 @@ those of an attack's own loop are what its INFO says of its parameters. For the 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from purebench import registry
 from purebench.plan.grid import Job
 from purebench.spec import Cell
+
+if TYPE_CHECKING:
+    from purebench.running.rehearsal import Walked
 
 Calls = tuple[float, float]  # (forward, backward) of the networks, per image
 
@@ -24,15 +29,9 @@ def attack(cell: Cell, shape: list[int]) -> Calls | None:
     return gradients * gradient[0] + forwards * once[0], gradients * gradient[1] + forwards * once[1]
 
 
-def purification(cell: Cell, shape: list[int], *, surrogate: bool = False) -> Calls | None:
-    """The calls of one purification and classification, with all its votes; by the purifier that its surrogate gradient differentiates, if
-    `surrogate`. None where they cannot be counted on stand-ins."""
-    from purebench.running import rehearsal  # and with it torch, which whoever plans has no need of
-
-    try:
-        walked = rehearsal.walks(cell, shape)[surrogate]
-    except Exception:  # of a plan that nobody rehearsed: the cell will fail with it, and say so
-        return None
+def purification(cell: Cell, shape: list[int]) -> Calls | None:
+    """The calls of one purification and classification, with all its votes; None where they cannot be counted on stand-ins."""
+    walked = _walk(cell, shape)
     return (_votes(cell) * (walked.forward + 1), _votes(cell) * walked.backward) if walked else None
 
 
@@ -44,12 +43,26 @@ def work(job: Job, shape: list[int]) -> float:
 
 
 def _gradient(cell: Cell, shape: list[int]) -> Calls | None:
-    """Of one gradient: every network that was called forwards is passed once more, backwards; by `bpda`, the classifier alone."""
-    calls = purification(cell, shape, surrogate="surrogate" in cell.parameters)
-    if calls is None:
+    """Of one gradient: every network that was called forwards is passed once more, backwards; by `bpda`, the classifier alone; by
+    `adjoint`, after the chain has been solved a second time, from its end, in one step more."""
+    walked = _walk(cell, shape, surrogate="surrogate" in cell.parameters)
+    if walked is None:
         return None
-    f, b = calls
-    return f, b + (_votes(cell) if cell.gradient.name == "bpda" else f)
+    forward, backward = walked.forward + 1, walked.backward
+    backward += 1 if cell.gradient.name == "bpda" else forward
+    if cell.gradient.name == "adjoint" and walked.steps:
+        again = (walked.steps + 1) / walked.steps
+        forward, backward = forward + round(again * walked.forward), backward + round(again * walked.backward)
+    return _votes(cell) * forward, _votes(cell) * backward
+
+
+def _walk(cell: Cell, shape: list[int], *, surrogate: bool = False) -> Walked | None:
+    from purebench.running import rehearsal  # and with it torch, which whoever plans has no need of
+
+    try:
+        return rehearsal.walks(cell, shape)[surrogate]
+    except Exception:  # of a plan that nobody rehearsed: the cell will fail with it, and say so
+        return None
 
 
 def _votes(cell: Cell) -> int:

@@ -54,10 +54,11 @@ CLASSIFIER = watch(_Logits())
 @dataclass(frozen=True)
 class Walked:
     """What one purification of one image asked of the networks: `forward` and `backward` calls of the score models and the classifier
-    inside it, and the noise `levels` (sigma on the [-1,1] scale) of each score model, in their order."""
+    inside it, in so many `steps`, and the noise `levels` (sigma on the [-1,1] scale) of each score model, in their order."""
 
     forward: int
     backward: int
+    steps: int
     levels: tuple[tuple[float, ...], ...]
 
 
@@ -124,7 +125,7 @@ def _walk(
         if not foreign and (ours or isinstance(error, UserError)):
             raise
         return None  # a plug-in that wants the real networks: the run will tell
-    return Walked(calls.forward, calls.backward, () if foreign else tuple(map(tuple, asked)))
+    return Walked(calls.forward, calls.backward, made.n, () if foreign else tuple(map(tuple, asked)))
 
 
 def count(purifier: Any, x: Tensor) -> NFE:
