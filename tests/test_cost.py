@@ -1,16 +1,12 @@
 """What a cell costs, said before it runs: as many network calls as the real networks are then asked for."""
 
-import dataclasses
-
 import pytest
 import torch
 
-from purebench import registry
 from purebench.engine.noise import Noise
 from purebench.plan import grid as plan
 from purebench.plan.grid import Request
-from purebench.running import cost, estimate, evaluate, rehearsal, runner
-from purebench.spec import Part
+from purebench.running import cost, evaluate
 
 CPU = torch.device("cpu")
 ATTACK = "pgd-eot:steps=1,eot=1"
@@ -91,7 +87,14 @@ def test_an_attack_on_the_bare_classifier_costs_no_purification():
         ("adp:update=langevin", "ncsnv2", (11, 0)),
         ("adp:threshold=25", "ncsnv2", (22, 0)),
         ("adp:threshold=25,sigma=0", "ncsnv2", (21, 0)),
+        ("scoreopt-o:steps=5,objective=sr", "edm", (11, 5)),
+        ("scoreopt-o:steps=5,objective=mse", "edm", (6, 5)),
         ("scoreopt-n:steps=5,outer=2,objective=sr", "edm", (23, 10)),
+        ("edm:steps=6,start=2", "edm", (5, 0)),
+        ("edm:steps=6,start=2,order=2", "edm", (8, 0)),
+        ("gns:stages=[30,50],steps=[3,5]", "edm", (9, 0)),
+        ("gns:stages=[30,50]", "edm", (81, 0)),
+        ("one-shot:votes=4", "edm", (8, 0)),
     ],
 )
 def test_what_a_purification_costs_depends_on_its_words_and_on_its_score_model(defense, score, calls):

@@ -92,7 +92,7 @@ def test_an_attack_is_given_its_unit(attack, batches, tmp_path):
     outcome = runner.run(planned(attack), settings, progress.Silent())
     [log] = records.load_all([tmp_path])
     assert (len(outcome.done), outcome.failed) == (1, {})
-    assert SEEN == batches
+    assert batches == SEEN
     assert [r.get("batch") for r in log.images[:1]] == [[0, 5] if attack == "together" else None]
 
 
