@@ -1,5 +1,6 @@
 """What every defense promises on every family of score models: shape, type, range, determinism, rows that do not know of each other,
-network calls that the rehearsal counts on stand-ins, exact gradients; and a refusal in words where a pair makes no sense. The networks are small and random."""
+network calls as the rehearsal counts them, exact gradients; and a refusal in words where a pair makes no sense. The networks are small
+and random."""
 
 import itertools
 from functools import cache

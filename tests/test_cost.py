@@ -1,12 +1,17 @@
 """What a cell costs, said before it runs: as many network calls as the real networks are then asked for."""
 
+import json
+
 import pytest
 import torch
 
+from purebench import registry
+from purebench.engine.identity import Identity
 from purebench.engine.noise import Noise
 from purebench.plan import grid as plan
 from purebench.plan.grid import Request
-from purebench.running import cost, evaluate
+from purebench.records import store as records
+from purebench.running import cost, estimate, evaluate, progress, rehearsal, runner
 
 CPU = torch.device("cpu")
 ATTACK = "pgd-eot:steps=1,eot=1"
@@ -106,3 +111,101 @@ def test_work_is_the_attack_and_the_judging_of_both_images():
     [[job], shape] = jobs("one-shot", evals=3, attacks=("pgd-eot:steps=2,eot=5",))
     assert cost.attack(job.cell, shape) == (20, 20)
     assert cost.work(job, shape) == 40 + 2 * 3 * 2 + 1
+
+
+# ----------------------------------------------------------------------------------------- plans that nobody rehearsed, plug-ins
+
+INFO = {
+    "their-purifier": {
+        "summary": "a plug-in that reads its network",
+        "needs": ["score"],
+        "output": "unit",
+        "random": False,
+    },
+    "their-score": {"summary": "a plug-in", "size": [1, 8, 8], "digest": "d", "needs": []},
+    "their-energy": {"summary": "a plug-in", "size": [1, 8, 8], "digest": "e", "energy": True},
+}
+
+
+class Particular(Identity):
+    def __init__(self, score):
+        self.weights = next(score.network.parameters())  # which a stand-in has not
+
+
+def their_purifier(score, classifier=None):
+    return Particular(score)
+
+
+def their_score():
+    raise AssertionError("not made before the run")
+
+
+def their_energy():
+    raise AssertionError("not made before the run")
+
+
+@pytest.fixture
+def plugins(monkeypatch):
+    for kind, name in (("defense", "their-purifier"), ("score", "their-score"), ("score", "their-energy")):
+        monkeypatch.setitem(registry.NAMES[kind], name, f"test_cost:{name.replace('-', '_')}")
+    registry.names.cache_clear()
+    yield
+    monkeypatch.undo()
+    registry.names.cache_clear()
+
+
+@pytest.mark.parametrize(("score", "calls"), [("their-score", (11, 0)), ("their-energy", (11, 10))])
+def test_on_a_plug_ins_score_model_calls_are_counted_without_it(plugins, score, calls):
+    [[job], shape] = jobs("ebm:steps=10", score=score)
+    assert cost.purification(job.cell, shape) == calls
+    [[job], shape] = jobs(
+        "edm:sigma=1000,steps=4", score=score
+    )  # whether it knows such noise, only its network can tell
+    assert cost.purification(job.cell, shape) == (5, 4 if score == "their-energy" else 0)
+
+
+def test_what_cannot_be_counted_is_a_question_mark_and_no_number(plugins, tmp_path, monkeypatch):
+    the_plan = plan.build(
+        Request(defenses=("their-purifier",), attacks=("pgd-eot", "null"), dataset="digits", images=2)
+    )
+    monkeypatch.setattr(estimate, "measure", lambda *_: 1e-3)
+    settings = runner.Settings(tmp_path)
+    attacked, control = json.loads(estimate.describe(the_plan, settings, True))
+    assert (attacked["nfe_forward"], attacked["nfe_backward"], attacked["seconds"]) == (None, None, None)
+    assert (control["nfe_forward"], control["seconds"]) == (0, None)  # the attack is free, the judging is not
+    text = estimate.describe(the_plan, settings, False)
+    assert text.count("?  ") >= 2
+    assert "without the cells that say `?`" in text
+    assert all(cost.work(job, the_plan.shape) > 0 for job in the_plan.jobs)
+
+
+def test_a_plan_that_nobody_rehearsed_runs_and_its_progress_is_the_work_done(tmp_path):
+    """The bar ends where it was said to end."""
+
+    class Counted(progress.Silent):
+        def start(self, total, done):
+            super().start(total, done)
+            self.counted = 0.0
+
+        def work(self, amount):
+            self.counted += amount
+
+    rehearsal._walk.cache_clear()
+    the_plan = plan.build(
+        Request(defenses=("coup:steps=2",), attacks=("pgd-eot:steps=2,eot=2",), dataset="digits", images=3, evals=2)
+    )
+    report = Counted()
+    outcome = runner.run(the_plan, runner.Settings(tmp_path, device="cpu", rows=16), report)
+    assert (len(outcome.done), outcome.failed) == (1, {})
+    assert report.counted <= report.total <= report.counted + 3 * 10
+    [log] = records.load_all([tmp_path])
+    assert {tuple(line["nfe"]) for line in log.images} == {cost.attack(the_plan.jobs[0].cell, the_plan.shape)}
+
+
+def test_a_purifier_that_cannot_be_made_fails_its_own_cell_alone(tmp_path):
+    the_plan = plan.build(
+        Request(defenses=("gns:stages=[2000]", "one-shot"), attacks=("null",), dataset="digits", images=2, evals=1)
+    )
+    outcome = runner.run(the_plan, runner.Settings(tmp_path, device="cpu", rows=16), progress.Silent())
+    assert (len(outcome.done), len(outcome.failed)) == (1, 1)
+    assert "stages" in next(iter(outcome.failed.values()))

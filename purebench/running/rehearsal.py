@@ -5,6 +5,7 @@ how many network calls a purification makes (`cost`)."""
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -176,11 +177,13 @@ def hollowed(model: Any) -> Any:
 
 
 def _ordinary(part: Part, shape: tuple[int, ...]) -> Any:
-    """In the place of a plug-in's score model, to count calls: an energy where its INFO says so, else one that serves both views."""
+    """In the place of a plug-in's score model, to count calls: an energy where its INFO says so, else one that serves both views; of any
+    noise, since only the plug-in knows its own levels."""
     channels, height, width = shape
-    if registry.info("score", part.name).get("energy"):
-        return EnergyScore(Stub("energy"), (channels, height, width))
-    return VPScore(Stub(""), (channels, height, width))
+    energy = registry.info("score", part.name).get("energy")
+    made: Any = (EnergyScore if energy else VPScore)(Stub("energy" if energy else ""), (channels, height, width))
+    made.sigma_max = math.inf
+    return made
 
 
 def _listening(model: Any, asked: list[float]) -> Any:
