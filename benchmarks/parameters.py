@@ -45,7 +45,7 @@ BY_HAND = "(Defense)"  # the same, of a defense that is made without a plan
 EQUIVALENT = {
     (EVERY, "score"): "a cell leaves it out at its default, and whoever reads it takes none as the run's",
     ("transfer", "from"): "has no default: the plan refuses to go without",
-    ("transfer", "attack"): "the plan has the same default in its own text, and hands the factory stored images",
+    ("transfer", "attack"): "the plan reads it, and hands the factory stored images: tests/test_plan.py",
 }
 
 

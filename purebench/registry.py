@@ -1,5 +1,5 @@
 """Every component by name: the one explicit table. Defaults and INFO are read from the source with ast, so that nothing heavy is
-imported before it runs. A plug-in adds names through the entry-point groups `purebench.engine.defense`, `purebench.attack`, .."""
+imported before it runs. A plug-in adds names through the entry-point groups `purebench.defense`, `purebench.attack`, .."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import importlib.util
 import math
 import operator
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import PathFinder
 from importlib.metadata import entry_points
@@ -189,6 +190,29 @@ def version(kind: str, name: str, values: Mapping[str, Any]) -> int:
     return max([known.get("version", 1), *raised])
 
 
+@dataclass(frozen=True)
+class Unit:
+    """What an attack is given at once: `images` that must be together, None where each is attacked for itself; `draws`, the
+    purifications of an image that it asks for in one gradient, None where it knows but one."""
+
+    images: int | None
+    draws: int | None
+
+
+def unit(attack: str, values: Mapping[str, Any]) -> Unit:
+    """An attack's unit of work at these values, from the parameters that its INFO names as `unit` and `draws`. Raises UserError where it
+    names one that is no whole number from 1 on."""
+    known = info("attack", attack)
+    found = {key: values.get(known[key]) for key in ("unit", "draws") if key in known}
+    for key, value in found.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(
+                f"the INFO of `{attack}` has `{key} = {known[key]!r}`, and that is no parameter that counts (got {value!r})",
+                "name a parameter whose value is a whole number from 1 on, or leave it out",
+            )
+    return Unit(found.get("unit"), found.get("draws"))
+
+
 def check_parameters(kind: str, name: str, given: dict[str, Any]) -> None:
     """Raises UserError for parameters that the component does not have, or of another type than its default."""
     known = parameters(kind, name)
@@ -256,6 +280,8 @@ def check_ranges(kind: str, name: str, values: dict[str, Any]) -> None:
             raise UserError(
                 f"`{name}` with {said} is not possible: it needs {condition}", f"see `purebench show {name}`"
             )
+    if kind == "attack":
+        unit(name, values)  # said wrongly, it is known before anything runs
 
 
 def _suffix(path: Any) -> str:

@@ -267,7 +267,7 @@ def test_an_edited_line_is_refused_by_table_status_and_run(finished, tmp_path, m
 # ----------------------------------------------------------------------------------------------------------------- show
 
 ESSENTIALS = {
-    "defense": "formula parameters nfe forwards random output gradients requires",
+    "defense": "formula parameters calls random output gradients requires",
     "attack": "parameters gradients cost",
     "gradient": "parameters",
     "dataset": "images shape classes subset defaults source licence parameters",
@@ -315,14 +315,14 @@ def test_show_has_every_value_of_every_dataset_and_no_other(name, monkeypatch, c
     told = {(n, p["name"]) for p in found["parameters"] for n in p["datasets"]}
     tables = {n: datasets.defaults(n).get("defense", {}).get(name, {}) for n in registry.NAMES["dataset"]}
     assert told == {(n, key) for n, table in tables.items() for key in table}
-    assert set(found["forwards"]) == {"default", *(n for n, table in tables.items() if table)}
     assert all(n in text for n, _ in told)
 
 
 def test_show_tells_values_paper_and_calls(monkeypatch, capsys):
     found, text = shown(monkeypatch, capsys, "defense", "diffpure")
     assert "imagenet 0.15; celebahq 0.5 paper: 0.1 for Linf 8/255" in text
-    assert found["forwards"] | {"digits": 11, "imagenet": 151} == found["forwards"]
+    assert found["calls"] == "steps"
+    assert "network calls per image: steps; then 1 to classify" in text
     assert set(found["gradients"]) == {"exact", "adjoint", "bpda", "surrogate"}
     assert found["random"] == "yes: the forward noise and one normal per step"
     assert shown(monkeypatch, capsys, "defense", "none")[0]["random"] == "no"

@@ -18,8 +18,8 @@ MODULES = {
 LIGHT = [
     "cli", "registry", "spec", "errors", "atomic",
     "plan.grid", "plan.resolved", "plan.catalogue", "records.store", "report.metrics", "report.tables",
-    "running.tasks", "running.pools", "running.runner", "running.progress", "running.estimate", "running.preflight", "datasets", "assets",
-    "engine.gradients",
+    "running.tasks", "running.cost", "running.pools", "running.runner", "running.progress", "running.estimate", "running.preflight",
+    "datasets", "assets", "engine.gradients",
 ]  # fmt: skip
 HEAVY = {
     "torch",
@@ -65,7 +65,7 @@ ROOMS = {  # room, from the ground up -> the rooms that it may import anywhere, 
 INSIDE = {  # room -> its modules, each importing those before it alone
     "engine": "noise nfe identity chain adjoint gradients device defense",
     "plan": "resolved aliases grid catalogue",
-    "running": "progress tasks evaluate rehearsal pools runner estimate preflight",
+    "running": "progress tasks evaluate rehearsal cost pools runner estimate preflight",
     "report": "metrics tables toy pictures",
 }
 

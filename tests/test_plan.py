@@ -374,11 +374,3 @@ def test_a_surrogate_of_one_score_model_cannot_stand_in_for_a_rotation():
         ),
         "`one-shot` takes one score model",
     )
-
-
-def test_an_energy_costs_a_backward_for_each_call():
-    request = Request(dataset="cifar10", defenses=("ebm:steps=10",), attacks=("pgd-eot:steps=2,eot=3",), images=1)
-    [[plain], [energy]] = (plan.build(dataclasses.replace(request, score=score)).jobs for score in ("edm", "ebm"))
-    assert plan.purification_nfe(plain.cell) == (11, 0)
-    assert plan.purification_nfe(energy.cell) == (11, 10)
-    assert plan.nfe(energy.cell)[1] - plan.nfe(plain.cell)[1] == 2 * 3 * 10

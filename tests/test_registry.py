@@ -14,7 +14,7 @@ EVERYTHING = [(kind, name) for kind, names in registry.NAMES.items() for name in
 def conditions(kind, name):
     """Every entry of INFO that is evaluated."""
     info = registry.info(kind, name)
-    found = [info[key] for key in ("nfe", "nfe_inner", "gradient_calls", "forward_calls") if key in info]
+    found = [info[key] for key in ("gradient_calls", "forward_calls") if key in info]
     return [
         *found,
         *info.get("requires", []),
@@ -87,27 +87,6 @@ def test_a_word_that_an_entry_compares_is_one_that_the_parameter_may_have(kind, 
                 assert free or (word.value in choices and known[node.left.id] in choices), text
             if isinstance(node, ast.Name) and node.id not in ("sum", "len", "max", "min", "round", "suffix"):
                 assert node.id in known, text
-
-
-@pytest.mark.parametrize(
-    ("name", "given", "calls"),
-    [
-        ("adp", {"update": "deterministic"}, 20),
-        ("adp", {"update": "schedule"}, 10),
-        ("adp", {"update": "langevin"}, 10),
-        ("adp", {"update": "aaa"}, 10),  # before `deterministic` in the alphabet
-        ("adp", {"threshold": 25.0}, 21),
-        ("adp", {"threshold": 25.0, "sigma": 0.0}, 20),
-        ("scoreopt-o", {"objective": "mse"}, 5),
-        ("scoreopt-o", {"objective": "sr"}, 10),
-        ("scoreopt-o", {"objective": "zzz"}, 5),
-        ("scoreopt-n", {"objective": "sr", "outer": 2}, 22),
-        ("scoreopt-n", {"objective": "zzz", "outer": 2}, 12),
-    ],
-)
-def test_calls_are_counted_for_the_very_word(name, given, calls):
-    values = registry.parameters("defense", name) | given
-    assert registry.expression(registry.info("defense", name)["nfe"], values) == calls
 
 
 # --------------------------------------------------------------------------------------------------------------- versions

@@ -14,7 +14,7 @@ from purebench.scores.vp import VPScore
 
 INFO = {  # of the plug-ins below
     "my-score": {"summary": "a plug-in", "size": [1, 8, 8], "digest": "d"},
-    "my-purifier": {"summary": "a plug-in", "nfe": "0", "needs": []},
+    "my-purifier": {"summary": "a plug-in", "needs": []},
 }
 SMALL = {"dataset": "cifar10", "score": "cifar10-small"}
 

@@ -7,7 +7,7 @@ INFO = {
     "median": {
         "summary": "median filter, one pass per step",
         "formula": "x_ij <- median of the size x size pixels around x_ij, `steps` times",
-        "nfe": "0",
+        "calls": "none",
         "random": False,
         "output": "unit",
         "version": 1,

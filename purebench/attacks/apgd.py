@@ -27,6 +27,7 @@ INFO = {
     "apgd-ce": {
         "summary": "Auto-PGD on the mean cross-entropy of `eot` purifications; the point of the highest mean loss",
         "gradients": ["exact", "adjoint", "surrogate", "bpda", "detached"],
+        "draws": "eot",
         "gradient_calls": "(steps + 1) * eot",
         "version": 1,
         "requires": ["0 < rho", "rho <= 1"],
@@ -37,6 +38,7 @@ INFO = {
     "apgd-dlr": {
         "summary": "Auto-PGD on the mean difference-of-logits ratio of `eot` purifications; the point of the highest mean loss",
         "gradients": ["exact", "adjoint", "surrogate", "bpda", "detached"],
+        "draws": "eot",
         "gradient_calls": "(steps + 1) * eot",
         "version": 1,
         "requires": ["0 < rho", "rho <= 1"],

@@ -50,6 +50,8 @@ INFO = {
     "autoattack-rand": {
         "summary": "AutoAttack for random defenses: APGD on cross-entropy, then on DLR, `eot` purifications per gradient",
         "gradients": ["exact", "adjoint", "surrogate", "bpda", "detached"],
+        "unit": "batch",
+        "draws": "eot",
         "gradient_calls": "2 * (n_iter + 1) * eot",
         "forward_calls": "5",
         "version": 1,
@@ -62,6 +64,7 @@ INFO = {
     "autoattack-standard": {
         "summary": "AutoAttack for deterministic defenses: APGD, targeted APGD, targeted FAB, Square",
         "gradients": ["exact", "adjoint", "surrogate", "bpda", "detached"],
+        "unit": "batch",
         "gradient_calls": "(n_target_classes + 1) * (n_iter + 1) + n_target_classes * n_iter",
         "forward_calls": "n_queries + 11 + n_target_classes * (n_iter + 4)",
         "version": 1,

@@ -16,6 +16,7 @@ INFO = {
     "pgd-eot": {
         "summary": "PGD on the mean loss of `eot` purifications, by the gradient of your choice",
         "gradients": ["exact", "adjoint", "surrogate", "bpda", "detached"],
+        "draws": "eot",
         "gradient_calls": "steps * eot",
         "version": 1,
         "requires": ["rel_step > 0"],
@@ -24,6 +25,7 @@ INFO = {
     "bpda-eot": {
         "summary": "PGD on the loss of the mean logits of `eot` purifications, identity through the purifier",
         "gradients": ["bpda"],
+        "draws": "eot",
         "gradient_calls": "steps * eot",
         "version": 1,
         "requires": ["rel_step > 0"],

@@ -56,7 +56,7 @@ TRUST = {  # how far an asset's hashes can be relied on, as in the head of check
 }
 WIDTH = 128  # of the text
 # what the text does not say as `key: value`
-SEPARATE = {"kind", "name", "summary", "formula", "about", "parameters", "assets", "cite", "grid", "also", "nfe"}
+SEPARATE = {"kind", "name", "summary", "formula", "about", "parameters", "assets", "cite", "grid", "also"}
 
 
 def listing(kind: str | None) -> list[dict[str, str]]:
@@ -151,15 +151,6 @@ def _parameters(kind: str, name: str, info: dict[str, Any]) -> list[dict[str, An
 
 
 def _defense(kind: str, name: str, info: dict[str, Any], about: str) -> dict[str, Any]:
-    calls = f"{info.get('calls') or info.get('nfe', '?')} + 1 (classifier) forward" + (
-        f", {info['nfe_inner']} backward inside" if "nfe_inner" in info else ""
-    )
-    defaults = registry.parameters(kind, name)
-    at = {"default": defaults} | {
-        n: defaults | {k: _tuple(v) for k, v in given.items()}
-        for n in registry.names("dataset")
-        if (given := datasets.defaults(n).get(kind, {}).get(name))
-    }
     draws = re.search(r"Random: (.+?)(?:\. Source:|\.$)", about)
     random = ("yes: " + draws[1] if draws else "yes") if info.get("random", True) else "no"
     usable = [
@@ -168,15 +159,12 @@ def _defense(kind: str, name: str, info: dict[str, Any], about: str) -> dict[str
         if (g != "adjoint" or info.get("sde")) and (g != "detached" or info.get("guided"))
     ]
     return {
-        "nfe": calls,
-        "forwards": {n: round(registry.expression(info["nfe"], values)) + 1 for n, values in at.items()}
-        if "nfe" in info
-        else {},
+        "calls": info.get("calls", "?"),
         "random": random,
         "output": {"unit": "in [0,1]", "unbounded": "may leave [0,1]"}.get(info.get("output", ""), "?"),
         "needs": info.get("needs", []),
         **({"score model of the paper": info["own_score"]} if "own_score" in info else {}),
-        "gradients": usable if info.get("nfe") != "0" or info.get("random", True) else ["exact"],
+        "gradients": usable if name != "none" else ["exact"],
         "requires": [*info.get("requires", []), *registry.REQUIRES[kind]],
     }
 
@@ -308,9 +296,10 @@ def text(found: dict[str, Any]) -> str:
     for key, value in found.items():
         if key in SEPARATE:
             continue
-        if key == "forwards":
-            numbers = "; ".join(f"{', '.join(names)} {value}" for value, names in _alike(value).items())
-            lines += _wrap(f"network calls per image: {found['nfe']}, times votes (forwards: {numbers})")
+        if key == "calls":
+            lines += _wrap(
+                f"network calls per image: {value}; then 1 to classify; all times votes (`--dry-run` counts them)"
+            )
             continue
         if isinstance(value, dict):
             value = "; ".join(f"{k}: {v}" for k, v in value.items())

@@ -321,7 +321,7 @@ class _Maker:
         theirs = self.models[source.id]
         if [m.text for m in theirs] != [m.text for m in models]:
             other = Part(other.name, (*other.parameters, ("score", rotation([m.resolved for m in theirs]))))
-        usual = self.resolve("attack", Part("pgd-eot"))[0].part
+        usual = self.resolve("attack", parse(_usual(attack.name), "attack"))[0].part
         named: list[tuple[str, Value]] = [("from", other)]
         named += [("attack", source.attack.part)] if source.attack.part != usual else []
         values = {**attack.values, "from": other, "attack": source.attack.part}
@@ -399,7 +399,7 @@ class _Maker:
             return None
         given = self.defaults.get("attack", {}).get(attack.name, {}) | dict(attack.parameters)
         registry.check_parameters("attack", attack.name, dict(attack.parameters))
-        defense, other = (given.get("from"), given.get("attack", "pgd-eot"))
+        defense, other = given.get("from"), given.get("attack", _usual(attack.name))
         if "from" not in given:
             raise UserError(
                 f"`{attack}` does not say from where",
@@ -418,6 +418,11 @@ class _Maker:
         return self.cell(defense, self.gradients(other, [Part("exact")])[0], other, limit, seed)
 
 
+def _usual(transfer: str) -> str:
+    """The attack that makes a transfer's images unless it says which."""
+    return str(registry.parameters("attack", transfer)["attack"])
+
+
 def _same(source: Cell, defense: Resolved, theirs: list[Component], ours: list[Component]) -> bool:
     """Whether a transfer's images were made on the very defense that it attacks."""
     return source.defense == defense and [m.text for m in theirs] == [m.text for m in ours]
@@ -426,35 +431,3 @@ def _same(source: Cell, defense: Resolved, theirs: list[Component], ours: list[C
 def _purifier(defense: Part) -> Part:
     """A defense without what belongs to every defense."""
     return Part(defense.name, tuple((k, v) for k, v in defense.parameters if k not in registry.COMMON["defense"]))
-
-
-# ------------------------------------------------------------------------------------------------------------------- cost
-
-
-def nfe(cell: Cell) -> tuple[float, float]:
-    """Network (forward, backward) calls per image that the attack needs at most, classifier included; see docs/design.md."""
-    info, values = cell.attack.info, cell.attack.values
-    gradients = registry.expression(info.get("gradient_calls", "0"), values)
-    forwards = registry.expression(info.get("forward_calls", "0"), values)
-    bare = info.get("bare", False)
-    f, b = (1.0, 0.0) if bare else purification_nfe(cell)
-    through = f if not (bare or cell.gradient.name == "bpda") else 1.0
-    return (gradients + forwards) * f, gradients * (b + through) + forwards * b
-
-
-def purification_nfe(cell: Cell) -> tuple[float, float]:
-    """(forward, backward) calls of one purification and classification."""
-    info, values = cell.defense.info, cell.defense.values
-    votes = int(cell.defense.options.get("votes", 1))  # type: ignore[arg-type]
-    calls, inner = (
-        registry.expression(info.get(key, other), values) for key, other in (("nfe", "1"), ("nfe_inner", "0"))
-    )
-    if any(model.info.get("energy") for model in cell.scores):
-        inner += calls  # the score is a gradient itself
-    return votes * (calls + 1), votes * inner
-
-
-def work(job: Job) -> float:
-    """Network calls per image, attack and judging together: what progress counts."""
-    f, b = purification_nfe(job.cell)
-    return sum(nfe(job.cell)) + 2 * job.evals * (f + b) + 1

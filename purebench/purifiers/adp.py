@@ -19,7 +19,6 @@ INFO = {
     "adp": {
         "summary": "noise, then gradient steps along the score with adaptive step sizes",
         "formula": "x <- clip(x + sigma eps);  x <- x + alpha s(x), alpha = lam delta / (1 - <s, s'> / <s, s>), s' = s(x + delta s)",
-        "nfe": "steps * (1 + (update == 'deterministic')) + (threshold > 0 and sigma > 0)",
         "calls": "2 steps (steps without adaptive step sizes, and one more for detection)",
         "random": True,
         "output": "unbounded",

@@ -21,7 +21,7 @@ INFO = {
     "diffpure-ddpm": {
         "summary": "diffuse to t*, then ancestral sampling back",
         "formula": "x_t* = sqrt(abar) x + sqrt(1 - abar) eps;  x_{i-1} = mean q(x_{i-1} | x_i, x_0) + sd_i z, i = 1000 t* - 1 .. 0",
-        "nfe": "round(1000 * t)",
+        "calls": "1000 t",
         "random": True,
         "output": "unbounded",
         "version": 1,

@@ -23,8 +23,7 @@ INFO = {
     "coup": {
         "summary": "reverse VP-SDE from the image, guided by the classifier's confidence",
         "formula": "dx = [beta x / 2 + beta (score(x, t) + guidance grad_x log max_y p(y | (x+1)/2))] ds + sqrt(beta) dw, from t* to 1e-5",
-        "nfe": "steps * (1 + (guidance > 0))",
-        "nfe_inner": "steps * (guidance > 0)",
+        "calls": "2 steps (steps without guidance), and steps backward inside for the guidance",
         "random": True,
         "output": "unbounded",
         "version": 1,
@@ -40,7 +39,7 @@ INFO = {
     "reverse-sde": {
         "summary": "reverse VP-SDE from the image itself (COUP without guidance)",
         "formula": "dx = [beta x / 2 + beta score(x, t)] ds + sqrt(beta) dw, from t* to 1e-5",
-        "nfe": "steps",
+        "calls": "steps",
         "random": True,
         "output": "unbounded",
         "version": 1,

@@ -28,7 +28,7 @@ INFO = {
     "diffpure": {
         "summary": "diffuse to t*, then reverse VP-SDE",
         "formula": "x_t* = sqrt(abar) x + sqrt(1 - abar) eps;  dx = [beta x / 2 + beta score(x, t)] ds + sqrt(beta) dw, from t* to 1e-5",
-        "nfe": "steps",
+        "calls": "steps",
         "random": True,
         "output": "unbounded",
         "version": 1,
@@ -48,7 +48,7 @@ INFO = {
     "diffpure-ode": {
         "summary": "diffuse to t*, then the probability-flow ODE",
         "formula": "x_t* = sqrt(abar) x + sqrt(1 - abar) eps;  dx = [beta x / 2 + beta score(x, t) / 2] ds, from t* to 1e-5",
-        "nfe": "steps",
+        "calls": "steps",
         "random": True,
         "output": "unbounded",
         "version": 1,
@@ -64,7 +64,7 @@ INFO = {
     "diffpure-ld": {
         "summary": "Langevin dynamics around the image, score at one small time",
         "formula": "dx = lambda/2 [score(x, 0.01) - (x - x_0) / sigma2] ds + eta sqrt(lambda) dw, for s from 1 - t to 1 - 1e-5",
-        "nfe": "steps",
+        "calls": "steps",
         "random": True,
         "output": "unbounded",
         "version": 1,

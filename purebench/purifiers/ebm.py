@@ -14,7 +14,7 @@ INFO = {
     "ebm": {
         "summary": "long-run Langevin dynamics of an energy model, or of a score model",
         "formula": "x <- x - step grad f(x) + eps n;  on a score model x <- x + step eps^2/2 score(x; level) + eps n",
-        "nfe": "steps",
+        "calls": "steps, and on an energy as many backward inside",
         "random": True,
         "output": "unbounded",
         "version": 1,

@@ -16,7 +16,7 @@ INFO = {
     "edm": {
         "summary": "add Gaussian noise, denoise in several steps (probability flow ODE)",
         "formula": "u = 2x - 1 + sigma_start eps;  u <- u + (sigma_i - sigma_i+1) (D(u; sigma_i) - u) / sigma_i, clipped at the end",
-        "nfe": "order * (steps - start) - order + 1",
+        "calls": "steps - start (order=2: twice that, less one)",
         "random": True,
         "output": "unit",
         "version": 1,

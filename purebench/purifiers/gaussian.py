@@ -14,7 +14,7 @@ INFO = {
     "gaussian": {
         "summary": "add Gaussian noise, nothing else",
         "formula": "x + sigma / 2 eps",
-        "nfe": "0",
+        "calls": "none",
         "random": True,
         "output": "unbounded",
         "version": 1,

@@ -25,7 +25,7 @@ INFO = {
     "gdmp": {
         "summary": "a little diffusion and ancestral sampling, several times, guided by nearness to the input",
         "formula": "x_{i-1} = mean q(x_{i-1} | x_i, x_0) + beta_i s_i grad_x D(x_i, noisy input) + sqrt(beta_i) z, i = t-1 .. 0",
-        "nfe": "t * passes",
+        "calls": "t * passes",
         "random": True,
         "output": "unit",
         "version": 1,

@@ -20,7 +20,7 @@ INFO = {
         "summary": "diffuse and denoise in stages of growing depth (DDPM or DDIM)",
         "formula": "per stage: u <- sqrt(abar_T) u + sqrt(1 - abar_T) eps;  u <- sqrt(abar_j) u_0 + c eps' + sqrt(1 - abar_j - c^2) "
         "eps(u, i), u_0 = (u - sqrt(1 - abar_i) eps(u, i)) / sqrt(abar_i), c = eta sqrt((1 - abar_i / abar_j) (1 - abar_j) / (1 - abar_i))",
-        "nfe": "sum(steps or stages)",
+        "calls": "the sum of steps, or of stages where no steps are given",
         "random": True,
         "output": "unbounded",
         "version": 1,

@@ -37,8 +37,7 @@ INFO = {
     "lm": {
         "summary": "likelihood maximisation: Adam on the diffusion loss, near the input",
         "formula": "x <- project(x - lr Adam(grad_x ||D(x + sigma eps; sigma) - x||^2 / N)), sigma ~ U[low, high], `steps` times; clip",
-        "nfe": "steps * (1 + (guidance > 0))",
-        "nfe_inner": "steps * (1 + (guidance > 0))",
+        "calls": "steps (twice that with guidance), and as many backward inside",
         "random": True,
         "output": "unit",
         "version": 2,
@@ -62,8 +61,7 @@ INFO = {
     "lm-coup": {
         "summary": "likelihood maximisation guided by the classifier's confidence",
         "formula": "as lm, the loss less guidance (2 sigma^2 / N) log max_y p(y | (x+1)/2)",
-        "nfe": "steps * (1 + (guidance > 0))",
-        "nfe_inner": "steps * (1 + (guidance > 0))",
+        "calls": "2 steps (steps without guidance), and as many backward inside",
         "random": True,
         "output": "unit",
         "version": 2,

@@ -10,7 +10,7 @@ INFO = {
     "none": {
         "summary": "no purification: the bare classifier",
         "formula": "x",
-        "nfe": "0",
+        "calls": "none",
         "random": False,
         "identity": True,
         "output": "unit",

@@ -13,7 +13,7 @@ INFO = {
     "one-shot": {
         "summary": "add Gaussian noise, denoise once",
         "formula": "clip((D(2x - 1 + sigma eps; sigma) + 1) / 2)",
-        "nfe": "1",
+        "calls": "1",
         "random": True,
         "output": "unit",
         "version": 1,

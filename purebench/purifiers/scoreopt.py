@@ -29,9 +29,7 @@ INFO = {
         "summary": "Adam on the image, towards its own denoised version",
         "formula": "Adam on ||D(u + sigma eps; sigma) - u||^2 (diff), + weight ||u - u_0||^2 (mse) or "
         "+ weight ||D(u + sigma eps; sigma) - D(u_0 + sigma eps'; sigma)||^2 (sr), from u_0 = 2x - 1",
-        "nfe": "steps * (1 + (objective == 'sr'))",
-        "calls": "steps (twice that for objective=sr)",
-        "nfe_inner": "steps",
+        "calls": "steps (twice that for objective=sr), and steps backward inside",
         "random": True,
         "output": "unit",
         "version": 1,
@@ -54,9 +52,7 @@ INFO = {
         "summary": "Adam on the noisy image, then one denoising",
         "formula": "u = x_i + sigma eps; Adam on ||D(u; sigma) - x_i||^2 (diff), + weight ||D(u; sigma) - D(x_0 + sigma eps'; sigma)||^2 "
         "(sr); x_i+1 = D(u; sigma)",
-        "nfe": "outer * (1 + steps * (1 + (objective == 'sr')))",
-        "calls": "outer * (1 + steps), or outer * (1 + 2 * steps) for objective=sr",
-        "nfe_inner": "outer * steps",
+        "calls": "outer * (1 + steps), or outer * (1 + 2 * steps) for objective=sr, and outer * steps backward inside",
         "random": True,
         "output": "unit",
         "version": 1,

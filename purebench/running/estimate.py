@@ -9,13 +9,14 @@ from typing import Any
 from purebench import assets
 from purebench.plan import grid as plan
 from purebench.records import store as records
-from purebench.running import runner, tasks
+from purebench.running import cost, runner, tasks
 from purebench.running.progress import duration
 from purebench.spec import Cell
 
 
 def describe(the_plan: plan.Plan, settings: runner.Settings, as_json: bool) -> str:
-    """Cells, images done and left, network calls per image, estimated seconds, and where each parameter came from."""
+    """Cells, images done and left, network calls per image, estimated seconds, and where each parameter came from. `?` (in JSON, null) for
+    calls that cannot be counted on stand-ins, and so for their time."""
     rows: list[dict[str, Any]] = []
     speeds: dict[Any, float] = {}
     for job in the_plan.jobs:
@@ -30,8 +31,10 @@ def describe(the_plan: plan.Plan, settings: runner.Settings, as_json: bool) -> s
         key = (job.cell.defense, job.cell.gradient, job.cell.scores, size)
         if left and key not in speeds:
             speeds[key] = measure(job, settings, size, bool(the_plan.missing))
-        forward, backward = plan.nfe(job.cell)
-        seconds = left * plan.work(job) * speeds.get(key, 0.0) / settings.workers
+        calls, once = (count(job.cell, the_plan.shape) for count in (cost.attack, cost.purification))
+        forward, backward = calls or (None, None)
+        known = calls is not None and once is not None  # else a plug-in's, which works on its own networks alone
+        seconds = left * cost.work(job, the_plan.shape) * speeds.get(key, 0.0) / settings.workers if known else None
         rows.append(
             {
                 "cell": str(job.cell), "done": job.images - min(left, job.images), "left": left, "evals": job.evals, "nfe_forward": forward,
@@ -44,14 +47,14 @@ def describe(the_plan: plan.Plan, settings: runner.Settings, as_json: bool) -> s
     width = max(len(r["cell"]) for r in rows)
     lines = [f"{'cell'.ljust(width)}  done  left  NFE forward  backward  at most"]
     for r in rows:
-        took = duration(r["seconds"]) if r["left"] else "-"
-        lines.append(
-            f"{r['cell'].ljust(width)}  {r['done']:4d}  {r['left']:4d}  {r['nfe_forward']:11,.0f}  {r['nfe_backward']:8,.0f}  {took:>7}"
-        )
-    total = sum(r["seconds"] for r in rows)
+        f, b = ("?" if r[key] is None else f"{r[key]:,.0f}" for key in ("nfe_forward", "nfe_backward"))
+        took = "-" if not r["left"] else "?" if r["seconds"] is None else duration(r["seconds"])
+        lines.append(f"{r['cell'].ljust(width)}  {r['done']:4d}  {r['left']:4d}  {f:>11}  {b:>8}  {took:>7}")
+    total = sum(r["seconds"] or 0 for r in rows)
     workers = f"{settings.workers} worker{'s' * (settings.workers > 1)}"
     how = "from a measured beginning of each defense and gradient"
-    lines += ["", f"{len(rows)} cells, at most {duration(total)} with {workers} ({how})"]
+    without = "" if all(r["seconds"] is not None for r in rows) else ", without the cells that say `?`"
+    lines += ["", f"{len(rows)} cells, at most {duration(total)} with {workers} ({how}){without}"]
     if the_plan.missing:
         lines += [
             "not here yet: " + ", ".join(the_plan.missing),

@@ -1,9 +1,13 @@
 """Before anything runs: every defense of a plan is walked once, on one small image, with stand-ins for its networks. What a purifier
-refuses (parameters that do not go together, a score model that cannot serve it) is then known before the first forward pass."""
+refuses (parameters that do not go together, a score model that cannot serve it) is then known before the first forward pass, and so is
+how many network calls a purification makes (`cost`)."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
+import math
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -12,12 +16,15 @@ from torch import Tensor, nn
 
 from purebench import assets, purifiers, registry
 from purebench.assets import checkpoint
+from purebench.engine import chain
+from purebench.engine.nfe import NFE, watch
 from purebench.engine.noise import Noise
 from purebench.errors import UserError
 from purebench.plan import resolved as components
 from purebench.plan.grid import Plan
+from purebench.scores.energy import EnergyScore
 from purebench.scores.vp import VPScore
-from purebench.spec import Resolved
+from purebench.spec import Cell, Resolved
 
 SIZE = 16  # pixels of the image, at most
 
@@ -36,30 +43,67 @@ class Stub(nn.Module):
         return torch.cat([y, y], dim=1) if self.kind == "variances" else y
 
 
+class _Logits(nn.Module):
+    """Answers as a classifier does: (B,10)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, :10]
+
+
+CLASSIFIER = watch(_Logits())
+
+
+@dataclass(frozen=True)
+class Walked:
+    """What one purification of one image asked of the networks: `forward` and `backward` calls of the score models and the classifier
+    inside it, in so many `steps`, and the noise `levels` (sigma on the [-1,1] scale) of each score model, in their order."""
+
+    forward: int
+    backward: int
+    steps: int
+    levels: tuple[tuple[float, ...], ...]
+
+
 def check(the_plan: Plan) -> None:
     """Raises UserError for the first defense that could not run."""
     seen = set()
     for cell in (job.cell for job in the_plan.jobs):
-        for purifier in (cell.defense, cell.surrogate):
-            key = purifier and (purifier.name, repr(sorted(purifier.values.items())), cell.scores)
-            if purifier and key not in seen:
+        for purifier, walked in zip(_purifiers(cell), walks(cell, the_plan.shape), strict=True):
+            key = (purifier, repr(purifier.values), cell.scores)
+            if walked is not None and key not in seen:
                 seen.add(key)
-                _walk(purifier, cell.scores, the_plan.shape)
+                for part, levels in zip(cell.scores, walked.levels, strict=False):
+                    _check_levels(purifier.name, part, _model(part), levels)
 
 
-def _walk(purifier: Resolved, scores: tuple[Resolved, ...], shape: list[int]) -> None:
+def walks(cell: Cell, shape: list[int]) -> list[Walked | None]:
+    """Of a cell's purifier, and of the one that a surrogate gradient differentiates; shape: [C,H,W] of the images. None where a plug-in
+    does not work on stand-ins. Raises what making or walking the purifier raises."""
+    return [_walk(purifier, cell.scores, tuple(shape)) for purifier in _purifiers(cell)]
+
+
+def _purifiers(cell: Cell) -> list[Resolved]:
+    return [cell.defense, *([cell.surrogate] if cell.surrogate else [])]
+
+
+@cache
+def _walk(purifier: Resolved, scores: tuple[Resolved, ...], shape: tuple[int, ...]) -> Walked | None:
     name = purifier.name
-    known = scores if "score" in purifier.info.get("needs", ["score"]) else ()
-    models = [_model(model) for model in known]
-    if None in models:
-        return  # a plug-in's: only its networks can tell
-    asked: list[list[float]] = [[] for _ in models]
-    listening = [_listening(model, levels) for model, levels in zip(models, asked, strict=True)]
+    scored = "score" in purifier.info.get("needs", ["score"])
+    known = [_model(part) for part in scores] if scored else []
+    asked: list[list[float]] = [[] for _ in known]
+    foreign = None in known  # a plug-in's score model: what it refuses only its networks can tell
+    models = [
+        _ordinary(part, shape) if model is None else _listening(model, levels)
+        for part, model, levels in zip(scores, known, asked, strict=False)
+    ]
     ours = registry.names("defense")[name].startswith("purebench.")
     try:
-        score = listening if listening[1:] else next(iter(listening), None)
-        made = purifiers.make(name, score=score, classifier=_logits, **purifier.values)
+        score = models if models[1:] else next(iter(models), None)
+        made = purifiers.make(name, score=score, classifier=CLASSIFIER, **purifier.values)
     except Exception as error:
+        if foreign:
+            return None
         if ours or isinstance(error, UserError):
             raise
         raise UserError(
@@ -67,23 +111,23 @@ def _walk(purifier: Resolved, scores: tuple[Resolved, ...], shape: list[int]) ->
         ) from None
     channels, height, width = models[0].size if models else shape
     most = SIZE if ours else max(height, width)
-    image = torch.full((1, channels, min(height, most), min(width, most)), 0.5)
-    noise = Noise(0, "rehearsal", (), [0], [0])
     try:
-        with torch.no_grad():
-            state = made.start(image, noise)
-            for k in range(made.n):
-                state = made.step(k, state, noise)
-            made.finish(state)
+        calls = count(made, torch.full((1, channels, min(height, most), min(width, most)), 0.5))
     except Exception as error:
-        if ours or isinstance(error, UserError):
+        if not foreign and (ours or isinstance(error, UserError)):
             raise
-        return  # a plug-in that wants the real networks: the run will tell
-    for part, model, levels in zip(known, models, asked, strict=True):
-        _check_levels(name, part, model, levels)
+        return None  # a plug-in that wants the real networks: the run will tell
+    return Walked(calls.forward, calls.backward, made.n, () if foreign else tuple(map(tuple, asked)))
 
 
-def _check_levels(name: str, part: Resolved, model: Any, levels: list[float]) -> None:
+def count(purifier: Any, x: Tensor) -> NFE:
+    """The network calls of one purification of x (B,C,H,W) in [0,1]. They depend on no value: a purifier has a fixed number of steps."""
+    with chain.nfe() as calls:
+        chain.run(purifier, x, Noise(0, "rehearsal", (), range(len(x)), [0] * len(x)))
+    return calls
+
+
+def _check_levels(name: str, part: Resolved, model: Any, levels: tuple[float, ...]) -> None:
     """Raises UserError for a noise level that the score model was not trained on: above its largest, or another than its only one."""
     most, only = model.sigma_max, model.sigma_min == model.sigma_max
     wrong = [s for s in levels if s > most * (1 + 1e-4) or (only and s < most * (1 - 1e-4))]
@@ -99,10 +143,6 @@ def _check_levels(name: str, part: Resolved, model: Any, levels: list[float]) ->
         )
 
 
-def _logits(x: Tensor) -> Tensor:
-    return x.flatten(1)[:, :10]
-
-
 @cache
 def _model(part: Resolved) -> Any:
     """The score model as its factory makes it, a `Stub` in its network's place; a file of the user's is read, and so verified. None
@@ -112,8 +152,24 @@ def _model(part: Resolved) -> Any:
     ships = any("package" in assets.entry(asset)["sources"] for asset in components.of("score", part.part).assets)
     with contextlib.nullcontext() if part.where or ships else checkpoint.hollow():
         made = components.load("score", part.name, part.arguments)
-    kind = "variances" if getattr(made, "variances", False) else ""
-    made.network = Stub("energy" if hasattr(made, "energy") else kind)
+    return hollowed(made)
+
+
+def hollowed(model: Any) -> Any:
+    """The same score model with a counted `Stub` in its network's place."""
+    twin = copy.copy(model)
+    kind = "variances" if getattr(model, "variances", False) else ""
+    twin.network = watch(Stub("energy" if hasattr(model, "energy") else kind))
+    return twin
+
+
+def _ordinary(part: Resolved, shape: tuple[int, ...]) -> Any:
+    """In the place of a plug-in's score model, to count calls: an energy where its INFO says so, else one that serves both views; of any
+    noise, since only the plug-in knows its own levels."""
+    channels, height, width = shape
+    energy = part.info.get("energy")
+    made: Any = (EnergyScore if energy else VPScore)(Stub("energy" if energy else ""), (channels, height, width))
+    made.sigma_max = math.inf
     return made
 
 

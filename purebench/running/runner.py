@@ -18,7 +18,7 @@ from purebench.errors import UserError
 from purebench.plan import grid as plan
 from purebench.records import store as records
 from purebench.records.store import Record
-from purebench.running import pools, tasks
+from purebench.running import cost, pools, tasks
 from purebench.running.progress import Reporter
 from purebench.running.tasks import Done, Task
 from purebench.spec import Cell
@@ -69,7 +69,7 @@ def run(the_plan: plan.Plan, settings: Settings, report: Reporter, outcome: Outc
     """
     outcome = outcome or Outcome()
     check(the_plan, settings)
-    report.start(sum(plan.work(job) * job.images for job in the_plan.jobs), 0)
+    report.start(sum(cost.work(job, the_plan.shape) * job.images for job in the_plan.jobs), 0)
     pool = pools.start(settings.workers, settings.device, settings.memory, report)
     queue = _Queue(the_plan, settings, report, outcome, pool)
     try:
@@ -170,7 +170,7 @@ class _Queue:
             return True
         self.active[cell.id] = cell
         left = sum(len(task.positions) for task in cell.tasks)
-        self.report.skip(plan.work(job) * max(job.images - left, 0))  # already there
+        self.report.skip(cost.work(job, self.plan.shape) * max(job.images - left, 0))  # already there
         if source in self.outcome.failed and cell.tasks:
             cell.failed, cell.tasks = f"its source {source} failed", []
         if not cell.tasks:
@@ -183,7 +183,7 @@ class _Queue:
         self.outcome.skipped.append(job.cell.id)
         what = f"its source {source}" if source in self.outcome.skipped else "it"
         self.report.say(f"skipped: {job.cell}: another process is computing {what}")
-        self.report.skip(plan.work(job) * job.images)
+        self.report.skip(cost.work(job, self.plan.shape) * job.images)
 
     def finished(self, task: Task, result: pools.Result) -> None:
         """Records a batch that came back, and closes its cell if it was the last one."""

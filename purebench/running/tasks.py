@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from purebench import datasets
+from purebench import datasets, registry
 from purebench.plan.grid import Job
 from purebench.records import store as records
 from purebench.records.store import Json, Record
@@ -43,24 +43,26 @@ def default_rows(cell: Cell) -> int:
     """Rows of the padded shape: the dataset's, or fewer (a multiple of 16) where a batch of the attack never fills them. An attack
     in batches with one draw per image spends its time on the survivors: half a batch."""
     rows = datasets.defaults(cell.dataset.name)["rows"]
-    batch = unit_of(cell)
-    if batch is None:
+    unit = registry.unit(cell.attack.name, cell.attack.values)
+    if unit.images is None:
         return rows
-    values = cell.attack.values
-    copies = int(cell.defense.options.get("votes", 1))  # type: ignore[arg-type]
-    most = batch * copies * int(values["eot"]) if "eot" in values else batch * copies / 2  # type: ignore[arg-type]
+    most = unit.images * _votes(cell) * (unit.draws or 1 / 2)
     return min(rows, math.ceil(most / 16) * 16)
 
 
 def unit_of(cell: Cell) -> int | None:
     """The number of images that an attack must be given together, if any (AutoAttack's objects draw per batch)."""
-    return int(cell.attack.values["batch"]) if "batch" in cell.attack.values else None  # type: ignore[arg-type]
+    return registry.unit(cell.attack.name, cell.attack.values).images
 
 
 def task_size(cell: Cell, rows: int) -> int:
     """Images per task for attacks that do not care: as many as fill the rows, 1 to 64."""
-    copies = int(cell.attack.values.get("eot", 1)) * int(cell.defense.options.get("votes", 1))  # type: ignore[arg-type]
+    copies = (registry.unit(cell.attack.name, cell.attack.values).draws or 1) * _votes(cell)
     return max(1, min(64, rows // copies if copies > 1 else rows // 5))
+
+
+def _votes(cell: Cell) -> int:
+    return int(cell.defense.options.get("votes", 1))  # type: ignore[arg-type]
 
 
 def missing(job: Job, done: dict[int, Record], rows: int) -> list[Task]:
