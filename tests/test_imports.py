@@ -65,6 +65,7 @@ INSIDE = {  # room -> its modules, each importing those before it alone
     "engine": "noise nfe identity chain adjoint gradients device defense",
     "plan": "resolved grid catalogue",
     "running": "progress tasks evaluate rehearsal runner estimate",
+    "records": "store frame",
     "report": "metrics tables toy pictures",
 }
 

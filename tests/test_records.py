@@ -154,7 +154,9 @@ def test_one_writer_per_cell(folder):
     store = opened(folder)
     with pytest.raises(records.Locked):
         opened(folder)
-    code = f"from purebench import records; records.Store(records.Path({str(folder)!r}), 'the-id', {{}}, {SHAPE}, {{}})"
+    code = (
+        f"from purebench.records import store; store.Store(store.Path({str(folder)!r}), 'the-id', {{}}, {SHAPE}, {{}})"
+    )
     assert "Locked" in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr
     with pytest.raises(records.Locked):
         records.set_aside(folder)

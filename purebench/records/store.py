@@ -45,6 +45,21 @@ def lost(record: Mapping[str, Any]) -> bool:
     return str(record.get("failed") or "").startswith(LOST)
 
 
+def parts(cell: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a cell was made of, by kind (`defense`, `attack`, `score`, ...): `version` and `hash`, None where it has none,
+    and `values`, its resolved parameters."""
+    values, versions, hashes = (cell.get(key, {}) for key in ("parameters", "versions", "hashes"))
+    return {
+        kind: {"version": versions.get(kind), "hash": hashes.get(kind), "values": values.get(kind, {})}
+        for kind in sorted({*values, *versions, *hashes})
+    }
+
+
+def values_of(cell: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """The resolved parameters of a cell's part of this kind; {} where it has none."""
+    return parts(cell).get(kind, {}).get("values", {})
+
+
 class Locked(Exception):
     """Another process is writing this cell."""
 
