@@ -16,8 +16,8 @@ MODULES = {
     for path in sorted(ROOT.rglob("*.py"))
 }
 LIGHT = [
-    "cli", "registry", "spec", "errors", "atomic",
-    "plan.grid", "plan.resolved", "plan.catalogue", "records.store", "report.metrics", "report.tables",
+    ".", "cli", "registry", "spec", "errors", "atomic",
+    "plan.grid", "plan.resolved", "plan.catalogue", "records.store", "report.metrics",
     "running.tasks", "running.runner", "running.progress", "running.estimate", "datasets", "assets", "engine.gradients",
 ]  # fmt: skip
 HEAVY = {
@@ -163,5 +163,26 @@ def test_what_plans_and_records_imports_nothing_heavy(module):
 
 
 def test_what_plans_and_records_really_imports_nothing_heavy():
-    code = f"import sys, {', '.join('purebench.' + m for m in LIGHT)}; print(*sorted({HEAVY!r} & set(sys.modules)))"
+    code = f"import sys, {', '.join('purebench.' + m for m in LIGHT if m != '.')}; print(*sorted({HEAVY!r} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
+
+
+def test_pandas_costs_a_second_and_only_what_shows_records_takes_it():
+    """Neither planning nor a worker may wait for it: they import no module that imports it, in functions either."""
+    assert {m for m in MODULES if "pandas" in imports(m, True)[1]} == {"records.frame", "report.tables"}
+    assert {m for m in MODULES if "records.frame" in imports(m, True)[0]} == {".", "report.tables"}
+    assert {m for m in MODULES if "report.tables" in imports(m, True)[0]} == {"cli"}
+
+
+@pytest.mark.parametrize(
+    "command", ["--help", "list", "show coup", "status", "run digits --images 2 --dry-run", "table"]
+)
+def test_commands_without_a_table_really_import_no_pandas(command, tmp_path):
+    words = command.split() + (
+        [str(ROOT.parent / "results" / "jpeg-cifar10")] if command in ("status", "table") else []
+    )
+    code = f"import sys; sys.argv[1:] = {words}; from purebench import cli; cli.main()"
+    code = f"try:\n  {code}\nfinally: print('pandas' in sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout
+    assert done.stderr.split()[-1] == str(command == "table")

@@ -9,7 +9,7 @@ judged.groupby(["defense", "attack"])[["right", "evals"]].sum().eval("right / ev
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pandas
 
 from purebench.errors import UserError
 from purebench.records import store
-from purebench.records.store import Log
+from purebench.records.store import Line, Log
 
 NAMES = ("cell", "dataset", "subset", "classifier", "score", "defense", "attack", "threat", "grad", "seed")
 GRADIENTS = ("iterates", "zero", "not_finite", "right", "blind")  # the counts of a line's `gradients`
@@ -102,7 +102,8 @@ def cells(*paths: str | Path) -> pandas.DataFrame:
     Raises UserError as `load` does.
     """
     logs = _read(paths)
-    return described(logs).assign(folder=[log.folder for log in logs])
+    frame = described(logs).astype(dict.fromkeys(NAMES, "category"))
+    return frame.assign(folder=[log.folder for log in logs])
 
 
 def images(logs: Iterable[Log]) -> pandas.DataFrame:
@@ -114,11 +115,9 @@ def images(logs: Iterable[Log]) -> pandas.DataFrame:
 
 
 def described(logs: Iterable[Log]) -> pandas.DataFrame:
-    """The frame of `cells` without the folders, of logs that were read before."""
-    frame = pandas.DataFrame([_names(log) | _facts(log) for log in logs])
-    dtypes = dict.fromkeys(NAMES, "category") | {"wanted": "Int64", "failed": "str"}
-    dtypes |= dict.fromkeys(("nfe_forward", "nfe_backward", "seconds"), "float64")
-    return frame.astype(dtypes)
+    """The frame of `cells`, of logs that were read before: without the folders, and with names as texts."""
+    dtypes = {"wanted": "Int64", "failed": "str"} | dict.fromkeys(("nfe_forward", "nfe_backward", "seconds"), "float64")
+    return pandas.DataFrame([_names(log) | _facts(log) for log in logs]).astype(dtypes)
 
 
 def settled(logs: Iterable[Log]) -> list[Log]:
@@ -160,7 +159,7 @@ def _names(log: Log) -> dict[str, str | int]:
     return {name: cell[name] for name in NAMES}
 
 
-def _flat(line: Mapping[str, Any]) -> dict[str, Any]:
+def _flat(line: Line) -> dict[str, Any]:
     """A line of `images.jsonl` as a row."""
     lost = store.lost(line)
     drawn = {"clean": line.get("clean", []), "adversarial": [] if lost else line["adversarial"]}

@@ -31,6 +31,9 @@ SCHEMA = 1
 _ASIDE = re.compile(r"\.old\d+$")
 CELL, IMAGES, ADVERSARIAL, COST, LOCK = "cell.json", "images.jsonl", "adversarial.f32", "cost.jsonl", "lock"
 
+Line = dict[str, Any]  # a line of a file of lines; the keys of `images.jsonl` are listed in docs/design.md
+CellData = dict[str, Any]  # a cell as `cell.json` holds it
+
 LOST = "attack: "  # how `failed` begins where an attack made no image: such a line holds the clean one, and is never judged
 WHERE = {
     "clean": "clean image",
@@ -64,7 +67,7 @@ class Locked(Exception):
     """Another process is writing this cell."""
 
 
-def line(record: dict[str, Any]) -> str:
+def line(record: Line) -> str:
     """A record as one line that ends with the CRC-32 of the rest."""
     body = json.dumps(record, separators=(",", ":"))
     return f'{body[:-1]},"crc":"{crc(body.encode())}"}}\n'
@@ -74,7 +77,7 @@ def crc(data: bytes) -> str:
     return f"{zlib.crc32(data):08x}"
 
 
-def read_lines(path: Path, *, cut: bool = False) -> Iterator[dict[str, Any]]:
+def read_lines(path: Path, *, cut: bool = False) -> Iterator[Line]:
     """The records of a file of lines. A torn last line is passed over (`cut`: and removed); an edited one is a UserError."""
     if not path.exists():
         return
@@ -101,9 +104,9 @@ class Log:
     """One cell as read: `cell` (the resolved cell), `runs`, `images` (records by position), `seconds` spent, `failed`: why not."""
 
     id: str
-    cell: dict[str, Any]
+    cell: CellData
     runs: list[dict[str, Any]]
-    images: list[dict[str, Any]]
+    images: list[Line]
     seconds: float
     failed: str | None
     folder: Path = field(default_factory=Path)
@@ -130,7 +133,7 @@ def read_cell(folder: Path) -> dict[str, Any]:
     return data
 
 
-def latest(folder: Path) -> dict[int, dict[str, Any]]:
+def latest(folder: Path) -> dict[int, Line]:
     """A cell's records by position, in order; of several for one position the last."""
     found = {r["position"]: r for r in read_lines(folder / IMAGES)}
     return {p: found[p] for p in sorted(found)}
@@ -186,7 +189,7 @@ def set_aside(folder: Path) -> None:
 class Store:
     """One cell, opened for writing. `done`: position -> record. Raises Locked while another process holds it."""
 
-    def __init__(self, folder: Path, cell_id: str, cell: dict[str, Any], shape: list[int], run: dict[str, Any]):
+    def __init__(self, folder: Path, cell_id: str, cell: CellData, shape: list[int], run: dict[str, Any]):
         self.folder, self.row = folder, 4 * shape[0] * shape[1] * shape[2]
         with full_disk_is_an_error(folder):
             self._lock = lock(folder)
@@ -231,7 +234,7 @@ class Store:
         with full_disk_is_an_error(self.folder):
             replace(self.folder / CELL, json.dumps(self.data, indent=1) + "\n")
 
-    def append(self, records: list[dict[str, Any]], rows: list[bytes], cost: dict[str, Any]) -> None:
+    def append(self, records: list[Line], rows: list[bytes], cost: Line) -> None:
         """Adversarial rows first, then the lines, each synced to disk. A full disk is a UserError; what was written stays."""
         records = [record | {"adv_crc": crc(row)} for record, row in zip(records, rows, strict=True)]
         self.news = True
@@ -250,7 +253,7 @@ class Store:
         self.done.update({r["position"]: r for r in records})
         self.data["runs"][-1]["images"] = self.data["runs"][-1].get("images", 0) + len(records)
 
-    def _extend(self, name: str, records: list[dict[str, Any]]) -> None:
+    def _extend(self, name: str, records: list[Line]) -> None:
         path = self.folder / name
         end = path.stat().st_size if path.exists() else 0
         try:
@@ -282,7 +285,7 @@ class Store:
         self._lock.close()
 
 
-def _sync(file: Any) -> None:
+def _sync(file: IO[bytes]) -> None:
     file.flush()
     os.fsync(file.fileno())
 
