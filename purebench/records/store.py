@@ -35,11 +35,11 @@ Line = dict[str, Any]  # a line of a file of lines; the keys of `images.jsonl` a
 CellData = dict[str, Any]  # a cell as `cell.json` holds it
 
 LOST = "attack: "  # how `failed` begins where an attack made no image: such a line holds the clean one, and is never judged
-WHERE = {
+WHERE = {  # keys of a line's `not_finite`
     "clean": "clean image",
     "adversarial": "attacked image",
     "attack": "while attacked",
-}  # keys of a line's `not_finite`
+}
 
 
 def lost(record: Mapping[str, Any]) -> bool:
@@ -74,6 +74,7 @@ def line(record: Line) -> str:
 
 
 def crc(data: bytes) -> str:
+    """CRC-32 as eight hexadecimal digits."""
     return f"{zlib.crc32(data):08x}"
 
 
@@ -162,6 +163,7 @@ def cells(paths: Iterable[Path]) -> list[Path]:
 
 
 def load_all(paths: Iterable[Path]) -> list[Log]:
+    """The logs of every cell that `cells` finds, in its order. Raises UserError for a damaged or newer one."""
     return [load(folder) for folder in cells(paths)]
 
 
@@ -203,9 +205,8 @@ class Store:
                 "runs": [*old["runs"], run],
             }
             self.noted = False
-            self.news = (
-                not old["runs"] or "failed" in old["runs"][-1]
-            )  # whether this run has something to say in cell.json
+            # whether this run has something to say in cell.json
+            self.news = not old["runs"] or "failed" in old["runs"][-1]
             with full_disk_is_an_error(folder):
                 self.done = {r["position"]: r for r in read_lines(folder / IMAGES, cut=True)}
                 for _ in read_lines(folder / COST, cut=True):
@@ -254,6 +255,7 @@ class Store:
         self.data["runs"][-1]["images"] = self.data["runs"][-1].get("images", 0) + len(records)
 
     def _extend(self, name: str, records: list[Line]) -> None:
+        """Appends lines to a file and syncs it; where that fails, the file ends where it did before."""
         path = self.folder / name
         end = path.stat().st_size if path.exists() else 0
         try:
@@ -282,6 +284,7 @@ class Store:
                 self.note()
 
     def close(self) -> None:
+        """Gives the lock back. Nothing is written: what was appended is on disk already."""
         self._lock.close()
 
 
@@ -292,6 +295,7 @@ def _sync(file: IO[bytes]) -> None:
 
 @contextlib.contextmanager
 def full_disk_is_an_error(folder: Path) -> Iterator[None]:
+    """Makes an OSError inside (a full disk, a folder that may not be written) a UserError that names the folder."""
     try:
         yield
     except OSError as error:
