@@ -238,6 +238,7 @@ def _real(attacks: Mapping[str, Sequence[Log]]) -> dict[str, list[Log]]:
 
 
 def _size(logs: Sequence[Log]) -> int:
+    """How many images every seed of an attack has."""
     return min(len(judged(log)) for log in logs)
 
 

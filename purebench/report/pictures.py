@@ -120,11 +120,11 @@ def draw_trajectory(defense: Defense, x: Tensor, noise: Noise, title: str) -> Im
     purifier, score = defense.purifier, getattr(defense, "score", None)
     steps = {round(i * purifier.n / (FRAMES - 1)) for i in range(FRAMES)}
 
-    def look(k: int, state: Any) -> None:
+    def keep(k: int, state: Any) -> None:
         if k in steps:
             seen.append((k, purifier.finish(state)))
 
-    last = chain.run(purifier, x, noise.scaled(defense.noise), on_state=look)
+    last = chain.run(purifier, x, noise.scaled(defense.noise), on_state=keep)
     frames = [("input", x), *[(f"step {k}", image) for k, image in seen[:-1]], ("output", last)]
     side, gap, text = max(112, 112 // x.shape[-1] * x.shape[-1]), 10, 48
     sheet = Image.new("RGB", (gap + len(frames) * (side + gap), 26 + side + text + gap), "white")
