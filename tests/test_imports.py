@@ -16,8 +16,8 @@ MODULES = {
     for path in sorted(ROOT.rglob("*.py"))
 }
 LIGHT = [
-    "cli", "registry", "spec", "errors", "atomic",
-    "plan.grid", "plan.resolved", "plan.catalogue", "records.store", "report.metrics", "report.tables",
+    ".", "cli", "registry", "spec", "errors", "atomic",
+    "plan.grid", "plan.resolved", "plan.catalogue", "records.store", "report.metrics",
     "running.tasks", "running.cost", "running.pools", "running.runner", "running.progress", "running.estimate", "running.preflight",
     "datasets", "assets", "engine.gradients",
 ]  # fmt: skip
@@ -66,6 +66,7 @@ INSIDE = {  # room -> its modules, each importing those before it alone
     "engine": "noise nfe identity chain adjoint gradients device defense",
     "plan": "resolved aliases grid catalogue",
     "running": "progress tasks evaluate rehearsal cost pools runner estimate preflight",
+    "records": "schema1 store frame",
     "report": "metrics tables toy pictures",
 }
 
@@ -171,5 +172,28 @@ def test_what_plans_and_records_imports_nothing_heavy(module):
 
 
 def test_what_plans_and_records_really_imports_nothing_heavy():
-    code = f"import sys, {', '.join('purebench.' + m for m in LIGHT)}; print(*sorted({HEAVY!r} & set(sys.modules)))"
+    code = f"import sys, {', '.join('purebench.' + m for m in LIGHT if m != '.')}; print(*sorted({HEAVY!r} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
+
+
+def test_pandas_costs_a_second_and_only_what_shows_records_takes_it():
+    """Neither planning nor a worker may wait for it: they import no module that imports it, in functions either."""
+    assert {m for m in MODULES if "pandas" in imports(m, True)[1]} == {"records.frame", "report.tables"}
+    assert {m for m in MODULES if "records.frame" in imports(m, True)[0]} == {".", "report.tables"}
+    assert {m for m in MODULES if "report.tables" in imports(m, True)[0]} == {"cli"}
+
+
+@pytest.mark.parametrize("command", ["--help", "list", "show coup", "status", "table"])
+def test_what_a_command_really_imports(command):
+    """Only a table takes pandas, and none of these takes torch."""
+    words = command.split() + (
+        [str(ROOT.parent / "results" / "jpeg-cifar10")] if command in ("status", "table") else []
+    )
+    code = (
+        f"import atexit, sys; sys.argv[1:] = {words}; from purebench import cli\n"
+        "atexit.register(lambda: print(*sorted({'pandas', 'torch'} & set(sys.modules)), file=sys.stderr))\n"
+        "cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout
+    assert done.stderr.split() == ["pandas"] * (command == "table")

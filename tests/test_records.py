@@ -154,7 +154,9 @@ def test_one_writer_per_cell(folder):
     store = opened(folder)
     with pytest.raises(records.Locked):
         opened(folder)
-    code = f"from purebench.records import store as records; records.Store(records.Path({str(folder)!r}), 'the-id', {{}}, {SHAPE}, {{}})"
+    code = (
+        f"from purebench.records import store; store.Store(store.Path({str(folder)!r}), 'the-id', {{}}, {SHAPE}, {{}})"
+    )
     assert "Locked" in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr
     with pytest.raises(records.Locked):
         records.set_aside(folder)
@@ -253,7 +255,9 @@ def test_a_failure_is_noted_and_cleared_by_the_next_run(folder):
 
 def job(images, evals=2, **attack):
     cell = SimpleNamespace(
-        attack=SimpleNamespace(values=attack),
+        attack=SimpleNamespace(
+            name="autoattack-rand" if attack else "null", values=attack | {"eot": 20} if attack else {}
+        ),
         defense=SimpleNamespace(options={}),
         dataset=SimpleNamespace(name="digits"),
     )

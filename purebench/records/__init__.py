@@ -1,2 +1,2 @@
-"""What was computed: one checksummed line per image, appended and never lost. It may import `errors` alone. Begin
-reading at `store.Store`, which writes, and `store.load`, which reads."""
+"""What was computed: one checksummed line per image, appended and never lost. It may import `errors` and `atomic` alone.
+Begin reading at `store.Store`, which writes, `store.load`, which reads, and `frame.load`, the same as a DataFrame."""

@@ -31,23 +31,36 @@ from purebench.spec import identity
 
 Json = dict[str, Any]  # an object of a JSON file: what its values are is known by whoever reads the key
 Record = Json  # a line of `images.jsonl`; its keys are in docs/design.md
+CellData = Json  # a cell as `cell.json` holds it
 
 SCHEMA = 2
 _ASIDE = re.compile(r"\.old\d+$")
 CELL, IMAGES, ADVERSARIAL, COST, LOCK = "cell.json", "images.jsonl", "adversarial.f32", "cost.jsonl", "lock"
 
+
 LOST = "attack: "  # how `failed` begins where an attack made no image: such a line holds the clean one, and is never judged
-WHERE = {
+WHERE = {  # keys of a line's `not_finite`
     "clean": "clean image",
     "adversarial": "attacked image",
     "attack": "while attacked",
-}  # keys of a line's `not_finite`
+}
 
 
 def lost(record: Mapping[str, object]) -> bool:
     """Whether the attack made no image: its line is missing from every metric, and a run tries it again. Not so where the *defense*
     failed: a prediction of -1, a purification that is not finite, is a wrong answer."""
     return str(record.get("failed") or "").startswith(LOST)
+
+
+def parts(cell: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a cell was made of, by kind (`defense`, `attack`, `score`, ...): `version` and `hash`, None where it has none, and `values`, its
+    resolved parameters; of a surrogate also its `name`."""
+    return {kind: {"version": None, "hash": None, "values": {}} | part for kind, part in sorted(cell["parts"].items())}
+
+
+def values_of(cell: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """The resolved parameters of a cell's part of this kind; {} where it has none."""
+    return parts(cell).get(kind, {}).get("values", {})
 
 
 class Locked(Exception):
@@ -61,6 +74,7 @@ def line(record: Json) -> str:
 
 
 def crc(data: bytes) -> str:
+    """CRC-32 as eight hexadecimal digits."""
     return f"{zlib.crc32(data):08x}"
 
 
@@ -192,6 +206,7 @@ def cells(paths: Iterable[Path]) -> list[Path]:
 
 
 def load_all(paths: Iterable[Path]) -> list[Log]:
+    """The logs of every cell that `cells` finds, in its order. Raises UserError for a damaged or newer one."""
     return [load(folder) for folder in cells(paths)]
 
 
@@ -287,6 +302,7 @@ class Store:
         self.data["runs"][-1]["images"] = self.data["runs"][-1].get("images", 0) + len(records)
 
     def _extend(self, name: str, records: list[Json]) -> None:
+        """Appends lines to a file and syncs it; where that fails, the file ends where it did before."""
         path = self.folder / name
         end = path.stat().st_size if path.exists() else 0
         try:
@@ -317,6 +333,7 @@ class Store:
                 self.note()
 
     def close(self) -> None:
+        """Gives the lock back. Nothing is written: what was appended is on disk already."""
         self._lock.close()
 
 
@@ -327,6 +344,7 @@ def _sync(file: IO[bytes]) -> None:
 
 @contextlib.contextmanager
 def full_disk_is_an_error(folder: Path) -> Iterator[None]:
+    """Makes an OSError inside (a full disk, a folder that may not be written) a UserError that names the folder."""
     try:
         yield
     except OSError as error:

@@ -12,35 +12,20 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from math import comb, sqrt
 from operator import eq
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 from purebench.records import store as records
+from purebench.records.store import Log, Record
 
 Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 CONTROLS = ("null", "noise")  # rows that show what the protocol itself costs; never the strongest attack
 MASKED = 0.1  # share of masked images from which on an attack is masked
 LEAST = 6  # pairs: fewer cannot differ at 95 %, whatever they are (a sign test of five equal signs has p = 0.06)
-WHERE = {
-    "clean": "clean image",
-    "adversarial": "attacked image",
-    "attack": "while attacked",
-}  # keys of a line's `not_finite`
 NOTES = {  # of a line: what makes every number of its cell doubtful
     "random": "it calls itself deterministic, and answers two calls differently (a dropout, a batch norm in training mode, a generator "
     "of its own): its draws cannot be repeated",
     "probabilities": "its outputs are probabilities, not logits: cross-entropy is flat on them; take the softmax off",
 }
-
-
-class Log(Protocol):
-    """One cell's records, as `records.load` returns them; the lines of `images` are sorted by position."""
-
-    id: str
-    cell: dict[str, Any]
-    runs: list[dict[str, Any]]
-    images: list[dict[str, Any]]
-    seconds: float
-    failed: str | None
 
 
 class Value(NamedTuple):
@@ -53,9 +38,9 @@ class Value(NamedTuple):
     evals: int | None  # draws per image; None where the attack itself decided (`aa`)
 
 
-def _place(line: Mapping[str, Any]) -> int:
+def _place(line: Record) -> int:
     """What pairs the lines of two cells: the position in the subset, since an index may come twice."""
-    return line.get("position", line["index"])
+    return line["position"] if "position" in line else line["index"]
 
 
 def name(part: str) -> str:
@@ -63,7 +48,7 @@ def name(part: str) -> str:
     return part.partition(":")[0]
 
 
-def judged(log: Log) -> list[dict[str, Any]]:
+def judged(log: Log) -> list[Record]:
     """The lines that were judged: those that have an image."""
     return [line for line in log.images if not records.lost(line)]
 
@@ -84,12 +69,12 @@ def paired(differences: Sequence[float]) -> tuple[float, float]:
     return max(-1.0, mean - half), min(1.0, mean + half)
 
 
-def draws(images: Iterable[Mapping[str, Any]], field: str = "adversarial") -> int:
+def draws(images: Iterable[Record], field: str = "adversarial") -> int:
     """K: the number of evaluations that every image has."""
     return min((len(line[field]) for line in images), default=0)
 
 
-def hits(images: Sequence[Mapping[str, Any]], field: str = "adversarial", k: int | None = None) -> list[int]:
+def hits(images: Sequence[Record], field: str = "adversarial", k: int | None = None) -> list[int]:
     """Correct predictions among the first `k` (default: all common) draws, per image."""
     k = draws(images, field) if k is None else k
     return [line[field][:k].count(line["label"]) for line in images]
@@ -99,7 +84,7 @@ def _fraction(value: float, images: int, evals: int | None) -> Value:
     return Value(value, *wilson(value, images), images, evals)
 
 
-def runs(images: Sequence[Mapping[str, Any]], field: str = "adversarial") -> list[float]:
+def runs(images: Sequence[Record], field: str = "adversarial") -> list[float]:
     """Accuracy over the images of each of the K runs: run k takes draw k of every image."""
     labels, k = [line["label"] for line in images], draws(images, field)
     return [
@@ -108,13 +93,13 @@ def runs(images: Sequence[Mapping[str, Any]], field: str = "adversarial") -> lis
     ]
 
 
-def accuracy(images: Sequence[Mapping[str, Any]], field: str = "adversarial") -> Value:
+def accuracy(images: Sequence[Record], field: str = "adversarial") -> Value:
     """Mean of single runs: over images and draws. `robust` with field adversarial, `clean` with field clean."""
     k = draws(images, field)
     return _fraction(sum(hits(images, field)) / (k * len(images)), len(images), k)
 
 
-def spread(images: Sequence[Mapping[str, Any]], field: str = "adversarial") -> Value:
+def spread(images: Sequence[Record], field: str = "adversarial") -> Value:
     """Standard deviation (ddof 1, K >= 2) of the accuracy over the K runs: what reporting one run leaves to chance."""
     values = runs(images, field)
     mean = sum(values) / len(values)
@@ -122,14 +107,14 @@ def spread(images: Sequence[Mapping[str, Any]], field: str = "adversarial") -> V
     return Value(deviation, None, None, len(images), len(values))
 
 
-def worst(images: Sequence[Mapping[str, Any]], n: int, field: str = "adversarial") -> Value:
+def worst(images: Sequence[Record], n: int, field: str = "adversarial") -> Value:
     """Probability that all of n <= K fresh draws are correct, without bias: mean of C(K - m, n) / C(K, n), m failures
     of K (DiffHammer, NeurIPS 2024, eq. 15)."""
     k = draws(images, field)
     return _fraction(sum(comb(h, n) for h in hits(images, field)) / (comb(k, n) * len(images)), len(images), k)
 
 
-def vote(images: Sequence[Mapping[str, Any]], n: int, field: str = "adversarial") -> Value:
+def vote(images: Sequence[Record], n: int, field: str = "adversarial") -> Value:
     """Accuracy of the plurality of n <= K draws, averaged over the floor(K / n) disjoint groups.
     A tie is broken by a fair coin: credited 1 / (number of tied classes) when the label is one of them."""
     k, total = draws(images, field), 0.0
@@ -146,26 +131,26 @@ def vote(images: Sequence[Mapping[str, Any]], n: int, field: str = "adversarial"
     return _fraction(total / (len(images) * len(groups)), len(images), k)
 
 
-def aa(images: Sequence[Mapping[str, Any]]) -> Value | None:
+def aa(images: Sequence[Record]) -> Value | None:
     """The attack's own verdict, as AutoAttack reports it (one lucky miss counts as broken); None unless given for every
     image."""
     verdicts = [line.get("verdict") for line in images]
     return None if None in verdicts else _fraction(sum(map(bool, verdicts)) / len(verdicts), len(verdicts), None)
 
 
-def undefended(images: Sequence[Mapping[str, Any]]) -> Value:
+def undefended(images: Sequence[Record]) -> Value:
     """Clean accuracy of the bare classifier on these images."""
     return _fraction(sum(line["undefended"] == line["label"] for line in images) / len(images), len(images), 1)
 
 
-def not_finite(images: Sequence[Mapping[str, Any]], field: str = "adversarial") -> Value | None:
+def not_finite(images: Sequence[Record], field: str = "adversarial") -> Value | None:
     """Share of the predictions that are none, since the purification was not finite; they count as wrong. None where there is none."""
     k = draws(images, field)
     found = sum(line[field][:k].count(-1) for line in images)
     return _fraction(found / (k * len(images)), len(images), k) if found else None
 
 
-def masked(images: Sequence[Mapping[str, Any]]) -> Value | None:
+def masked(images: Sequence[Record]) -> Value | None:
     """Share of images whose gradient was exactly zero or not finite at every iterate that was still classified rightly (and there was
     one): the attack could not move, which says nothing about the defense. None where no gradient was recorded."""
     counts = [line["gradients"] for line in images if line.get("gradients")]
@@ -174,14 +159,14 @@ def masked(images: Sequence[Mapping[str, Any]]) -> Value | None:
     return _fraction(sum(0 < c["right"] == c["blind"] for c in counts) / len(images), len(images), None)
 
 
-def at_chance(images: Sequence[Mapping[str, Any]]) -> bool:
+def at_chance(images: Sequence[Record]) -> bool:
     """Whether clean accuracy cannot be told from guessing among the classes that these images have; from ten images on."""
     if len(images) < 10 or not draws(images, "clean"):
         return False
     return accuracy(images, "clean").low <= 1 / max(2, len({line["label"] for line in images}))  # type: ignore[operator]
 
 
-def null_difference(images: Sequence[Mapping[str, Any]], null: Sequence[Mapping[str, Any]]) -> Value | None:
+def null_difference(images: Sequence[Record], null: Sequence[Record]) -> Value | None:
     """Robust minus robust of the null control, paired by image index and by draw (the judge's draws are common to
     both); None without a common image. Never above 0 by more than chance: what the attack did, freed of what the
     protocol does."""
@@ -253,6 +238,7 @@ def _real(attacks: Mapping[str, Sequence[Log]]) -> dict[str, list[Log]]:
 
 
 def _size(logs: Sequence[Log]) -> int:
+    """How many images every seed of an attack has."""
     return min(len(judged(log)) for log in logs)
 
 
@@ -266,8 +252,9 @@ def _by_place(logs: Sequence[Log]) -> dict[int, float]:
     found: dict[int, list[float]] = {}
     for log in logs:
         images = judged(log)
-        for line, right in zip(images, hits(images), strict=True):
-            found.setdefault(_place(line), []).append(right / draws(images))
+        k = draws(images)
+        for line, right in zip(images, hits(images, k=k), strict=True):
+            found.setdefault(_place(line), []).append(right / k)
     return {place: sum(values) / len(values) for place, values in found.items()}
 
 

@@ -1,275 +1,276 @@
 """From records to tables: pure functions of the logs of cells, no torch.
 
 `tidy` and `grid` give rows (dicts of COLUMNS); `render` writes them as Markdown, CSV or JSON. A layout is an entry of
-LAYOUTS.
+LAYOUTS. What is grouped, ordered and counted is a DataFrame with one row per cell (`_cells`); numbers are `metrics`'.
 """
 
 from __future__ import annotations
 
-import copy
-import csv
-import io
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import pandas
+from pandas import DataFrame
+
 from purebench.errors import UserError, unknown
+from purebench.records import frame
 from purebench.records import store as records
+from purebench.records.store import Log, Record
 from purebench.report import metrics
-from purebench.report.metrics import Log, Value
+from purebench.report.metrics import Value
 from purebench.spec import show
 
 COLUMNS = (
     "dataset", "classifier", "score", "defense", "attack", "threat", "grad", "metric", "value", "low", "high",
     "images", "evals", "seed", "nfe_forward", "nfe_backward", "seconds", "cell",
 )  # fmt: skip
+ROUNDED = ["value", "low", "high", "nfe_forward", "nfe_backward", "seconds"]  # to six digits
 FORMATS = ("md", "csv", "json")
 MISSING = "–"
 LEADS = " of those on the most images, or one on fewer that is lower beyond chance on the images that both have"
 MARK = "†"  # behind the headline of a defense whose every gradient attack was masked
 STRONGEST = "strongest"
-SCOPE = ("dataset", "subset", "classifier", "score", "threat")  # one table each
+SCOPE = ["dataset", "subset", "classifier", "score", "threat"]  # one table each
 FIRST = ("null", "noise", "transfer-pgd", "transfer", "bpda-eot")  # the order of attack columns: controls, weak, ..
 LAST = ("apgd-ce", "apgd-dlr", "autoattack-standard", "autoattack-rand")  # .. own attacks by name, then these
+RANK = [
+    "place",
+    "name",
+    "length",
+    "attack",
+    "natural",
+    "grad",
+]  # sorts attack columns; another gradient is before exact
+ORDER = ["defended", "defense", *RANK, "seed", "cell"]  # sorts the cells of a table
 
-
-@dataclass
-class _Cell:
-    """A log with what every table needs of it: metrics by name, and the names of its row and column."""
-
-    log: Log
-    values: dict[str, Value]
-    nfe: tuple[float | None, float | None]  # forward and backward, mean per image
-    defense: str
-    attack: str
-
-    def __getitem__(self, key: str) -> Any:
-        return self.log.cell[key]
-
-    @property
-    def grad(self) -> str:
-        return self.log.cell["gradient"]
-
-    @property
-    def column(self) -> str:
-        """The attack, with its gradient where that is not the attack's natural one."""
-        bpda = metrics.name(self["attack"]) == "bpda-eot"
-        natural = ("-", "exact", "bpda") if self["defense"] == "none" else ("-", "bpda" if bpda else "exact")
-        return self.attack if self.grad in natural else f"{self.attack} @{self.grad}"
-
-    @property
-    def scope(self) -> tuple[str, ...]:
-        return tuple(self[key] for key in SCOPE)
-
-    def fits(self, scope: tuple[str, ...]) -> bool:
-        """Whether it belongs in the table of this scope. What uses no threat model, or no score model, is in all: `-`."""
-        *rest, score, threat = self.scope
-        return rest == [*scope[:3]] and score in ("-", scope[3]) and threat in ("-", scope[4])
-
-
-Table = dict[str, dict[str, list[_Cell]]]  # defense -> column -> the seeds' cells
+Row = dict[str, Any]  # of COLUMNS: text, number or None
 
 
 # ---- cells, and where they go --------------------------------------------------------------------
 
 
-def _cells(logs: Iterable[Log]) -> list[_Cell]:
-    """One entry per cell id (of copies the one with most evaluations), ordered; metrics computed."""
-    logs = list(logs)
-    sources = {log.id: {line["position"] for line in log.images if records.lost(line)} for log in logs}
-    logs = [_without(log, sources.get(log.cell.get("source", ""), set())) for log in logs]
-    unique: dict[str, Log] = {}
-    for log in logs:
-        size = [sum(len(line["adversarial"]) for line in metrics.judged(x)) for x in (log, unique.get(log.id, log))]
-        if log.id not in unique or size[0] > size[1]:
-            unique[log.id] = log
-    nulls = {_control(log): log for log in unique.values() if metrics.name(log.cell["attack"]) == "null"}
-    cells = []
-    for log in unique.values():
-        null = nulls.get(_control(log))
-        counts = [line["nfe"] for line in metrics.judged(log) if line.get("nfe")]
-        forward, backward = (_mean([c[i] for c in counts]) for i in (0, 1))
-        summary = metrics.summary(log, null)
-        cells.append(_Cell(log, summary, (forward, backward), log.cell["defense"], log.cell["attack"]))
-    _tell_apart(cells)
-    cells.sort(key=lambda c: (*c.scope, *_order(c)))
-    return cells
+def _cells(logs: Iterable[Log]) -> DataFrame:
+    """One row per cell, ordered: the columns of `frame.described`, SCOPE, RANK and ORDER, and
+
+    `log`, `numbers`: the records, and their metrics by name ({} where no image was judged);
+    `robust`, `clean`: two of these as numbers (missing where there is none);
+    `defense`, `attack`: the names to be shown, `coup [steps=5]` where `coup` alone would mean several;
+    `column`: the attack, with its gradient where that is not the attack's natural one;
+    `bare`: whether nothing defends; `control`: whether the attack is none.
+    """
+    logs = frame.settled(logs)
+    cells = frame.described(logs)
+    cells["log"] = logs
+    cells["numbers"] = _numbers(logs)
+    for metric in ("robust", "clean"):
+        cells[metric] = [numbers[metric].value if metric in numbers else None for numbers in cells.numbers]
+    cells[["robust", "clean"]] = cells[["robust", "clean"]].astype("float64")
+    cells["name"] = cells.attack.map(metrics.name)
+    cells["bare"] = cells.defense == "none"
+    cells["control"] = cells.name.isin(metrics.CONTROLS)
+    usual = cells.name.map(lambda name: "bpda" if name == "bpda-eot" else "exact")
+    cells["natural"] = cells.grad.isin(["-"]) | (cells.grad == usual) | cells.bare & cells.grad.isin(["exact", "bpda"])
+    gradient = (" @" + cells.grad).where(~cells.natural, "")
+    _tell_apart(cells, gradient)
+    cells["column"] = cells.attack + gradient
+    cells["place"] = cells.name.map(_place)
+    cells["length"] = cells.attack.str.len()
+    cells["defended"] = cells.defense != "none"
+    return cells.sort_values(SCOPE + ORDER, ignore_index=True)
 
 
-def _without(log: Log, positions: set[int]) -> Log:
-    """The log of a transfer without the images that its source never made: older versions judged clean ones in their place."""
-    if not positions:
-        return log
-    log = copy.copy(log)
-    log.images = [line for line in log.images if line["position"] not in positions]
-    return log
+def _numbers(logs: Sequence[Log]) -> list[dict[str, Value]]:
+    """The metrics of each log, against its null control."""
+    nulls = {_control(log): log for log in logs if metrics.name(log.cell["attack"]) == "null"}
+    return [metrics.summary(log, nulls.get(_control(log))) for log in logs]
 
 
-def _order(cell: _Cell) -> tuple[Any, ...]:
-    return cell.defense != "none", cell.defense, _rank(cell), cell["seed"], cell.log.id
-
-
-def values_of(cell: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """The parameters of a cell's defense, attack or surrogate."""
-    return cell["parts"].get(kind, {}).get("values", {})
-
-
-def _control(log: Log) -> tuple[Any, ...]:
+def _control(log: Log) -> tuple[str, ...]:
     """What a cell shares with its null control."""
-    cell = log.cell
-    score = cell["score"] if "score" in cell["parts"] else "-"  # a transfer names its source's
-    parameters = json.dumps(values_of(cell, "defense"), sort_keys=True)
-    return *(cell[k] for k in ("dataset", "subset", "classifier", "defense", "seed")), score, parameters
+    names = [str(log.cell[key]) for key in ("dataset", "subset", "classifier", "defense", "seed")]
+    score = (
+        log.cell["score"] if "score" in log.cell["parts"] else "-"
+    )  # a transfer onto a bare classifier names its source's
+    return *names, score, json.dumps(records.values_of(log.cell, "defense"), sort_keys=True)
 
 
-def _rank(cell: _Cell) -> tuple[Any, ...]:
-    """Sort key of attack columns; another gradient than exact comes before it."""
-    name = metrics.name(cell["attack"])
-    place = FIRST.index(name) if name in FIRST else len(FIRST) + (1 + LAST.index(name) if name in LAST else 0)
-    return place, name, len(cell.attack), cell.attack, cell.column == cell.attack, cell.grad
+def _place(name: str) -> int:
+    """The place of an attack's name among the columns."""
+    if name in FIRST:
+        return FIRST.index(name)
+    return len(FIRST) + (1 + LAST.index(name) if name in LAST else 0)
 
 
-def _flat(cell: _Cell) -> dict[str, str]:
-    parts = cell["parts"]
-    groups = {f"{kind}.": values_of(cell.log.cell, kind) for kind in parts}
-    for fact, group in (("version", "versions."), ("hash", "hashes."), ("name", "names.")):
-        groups[group] = {kind: part[fact] for kind, part in parts.items() if fact in part}
-    flat = {"gradient": cell.grad, "source": str(cell.log.cell.get("source", ""))}
-    return flat | {f"{kind}{key}": _show(value) for kind, values in groups.items() for key, value in values.items()}
-
-
-def _tell_apart(cells: list[_Cell]) -> None:
+def _tell_apart(cells: DataFrame, gradient: pandas.Series) -> None:
     """Cells that would share a place in a table although they differ (other resolved parameters, versions, weights) get
     what differs added to their names: `coup [steps=5]`. Nothing is averaged but seeds."""
-    places: dict[tuple[Any, ...], list[_Cell]] = defaultdict(list)
-    for cell in cells:
-        places[(*cell.scope, cell.defense, cell.column, cell["seed"])].append(cell)
-    differ: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for mates in places.values():
-        flats = [_flat(cell) for cell in mates]
-        keys = {k for flat in flats for k in flat if len({f.get(k) for f in flats}) > 1}
-        named = {k for k in keys if k.startswith(("defense.", "attack."))}
-        for key in named or keys or ({"id"} if len(mates) > 1 else ()):
-            owner = "attack" if key.startswith("attack.") or key in ("gradient", "source") else "defense"
-            differ[owner, mates[0][owner]].add(key)
-    for cell in cells if differ else ():
-        flat = _flat(cell) | {"id": cell.log.id}
-        for owner in ("defense", "attack"):
-            extra = [
-                f"{k.partition('.')[2] or k}={flat[k][:12]}" for k in sorted(differ[owner, cell[owner]]) if k in flat
-            ]
-            setattr(cell, owner, cell[owner] + (f" [{', '.join(extra)}]" if extra else ""))
+    made_of = [_made_of(log) for log in cells.log]
+    places = [*(cells[key] for key in SCOPE), cells.defense, cells.attack + gradient, cells.seed]
+    differ: dict[str, dict[str, set[str]]] = {"defense": {}, "attack": {}}
+    for mates in cells.groupby(places).groups.values():
+        if len(mates) > 1:
+            distinct = DataFrame([made_of[i] for i in mates]).drop(columns="id").nunique(dropna=False)
+            keys = list(distinct.index[distinct > 1])
+            named = [key for key in keys if key.startswith(("defense.", "attack."))]
+            for key in named or keys or ["id"]:
+                owner = "attack" if key.startswith("attack.") or key in ("gradient", "source") else "defense"
+                differ[owner].setdefault(cells.at[mates[0], owner], set()).add(key)
+    for owner, names in differ.items():
+        cells[owner] = [_with(name, names.get(name, ()), of) for name, of in zip(cells[owner], made_of, strict=True)]
 
 
-def _tables(cells: Sequence[_Cell]) -> dict[tuple[str, ...], Table]:
-    """The cells of each table by scope, defense and column. A cell that fits several tables is in all of them; only what
-    fits none makes one."""
-    scopes: list[tuple[str, ...]] = []
-    for cell in sorted(cells, key=lambda c: "-" in c.scope[3:]):
-        if not any(cell.fits(scope) for scope in scopes):
-            scopes.append(cell.scope)
-    tables: dict[tuple[str, ...], Table] = {}
-    for scope in sorted(scopes):
-        table = tables.setdefault(scope, {})
-        for cell in sorted((c for c in cells if c.fits(scope)), key=_order):
-            table.setdefault(cell.defense, {}).setdefault(cell.column, []).append(cell)
-    return tables
+def _made_of(log: Log) -> dict[str, str]:
+    """Everything that a cell's numbers depend on beside its names, as text."""
+    texts = {"gradient": log.cell["gradient"], "source": log.cell.get("source", ""), "id": log.id}
+    for kind, part in records.parts(log.cell).items():
+        texts |= {f"{kind}.{key}": _show(value) for key, value in part["values"].items()}
+        texts |= {f"{key}.{kind}": str(part[key]) for key in ("version", "hash", "name") if part.get(key) is not None}
+    return texts
 
 
-def _pool(cells: Sequence[_Cell], metric: str) -> Value | None:
-    values = [cell.values[metric] for cell in cells if metric in cell.values]
-    return metrics.pool(values, difference=metric == "null_difference") if values else None
+def _with(name: str, keys: Iterable[str], made_of: Mapping[str, str]) -> str:
+    """`coup` -> `coup [steps=5]`"""
+    extra = [f"{key.partition('.')[2] or key}={made_of[key][:12]}" for key in sorted(keys) if key in made_of]
+    return f"{name} [{', '.join(extra)}]" if extra else name
 
 
-def _logs(columns: dict[str, list[_Cell]]) -> dict[str, list[Log]]:
-    return {column: [cell.log for cell in cells] for column, cells in columns.items()}
+class _Table:
+    """One table: its `scope`; its `cells` in order; by defense the logs of its `attacks` by column, and the strongest of
+    these (`best`); and the metrics over the seeds (`value`)."""
+
+    def __init__(self, scope: Mapping[str, str], cells: DataFrame):
+        self.scope, self.cells = scope, cells
+        self.attacks: dict[str, dict[str, list[Log]]] = {
+            defense: {column: list(logs) for column, logs in mates.groupby("column", sort=False)["log"]}
+            for defense, mates in cells.groupby("defense", sort=False)
+        }
+        self.best = {defense: metrics.headline(attacks) for defense, attacks in self.attacks.items()}
+        self.groups = _by_metric(cells).groupby(["defense", "column", "metric"], sort=False)
+        self.values: dict[tuple[str, str, str], Value] = {
+            place: metrics.pool(list(values), difference=place[2] == "null_difference")
+            for place, values in self.groups["of"]
+        }
+
+    def value(self, defense: str, column: str, metric: str) -> Value | None:
+        """A metric of a defense under an attack, over the seeds."""
+        return self.values.get((defense, column, metric))
+
+    def strongest(self, defense: str) -> Value | None:
+        """`robust` of the strongest attack."""
+        best = self.best[defense]
+        return self.value(defense, best.attack, "robust") if best else None
+
+    def clean(self, defense: str) -> Value | None:
+        """All cells of a defense judge the same clean images with the same draws: the one with most of them speaks."""
+        values = [value for column in self.attacks[defense] if (value := self.value(defense, column, "clean"))]
+        return max(values, key=lambda v: v.images, default=None)
+
+    def per_image(self, defense: str) -> Value | None:
+        """`robust_image`, per seed over all attacks, then pooled."""
+        seeds: dict[int, list[Log]] = defaultdict(list)
+        for logs in metrics.contenders(self.attacks[defense]).values():
+            for log in logs:
+                seeds[log.cell["seed"]].append(log)
+        values = [value for logs in seeds.values() if (value := metrics.robust_image(logs))]
+        return metrics.pool(values) if values else None
 
 
-def _headline(columns: dict[str, list[_Cell]]) -> metrics.Headline | None:
-    """The strongest attack on one defense, by its column."""
-    return metrics.headline(_logs(columns))
+def _by_metric(cells: DataFrame) -> DataFrame:
+    """One row per cell and metric: `metric`, its name, and `of`, its Value."""
+    cells = cells.assign(metric=cells.numbers.map(list)).explode("metric", ignore_index=True).dropna(subset="metric")
+    return cells.assign(of=[numbers[metric] for numbers, metric in zip(cells.numbers, cells.metric, strict=True)])
 
 
-def _per_image(columns: dict[str, list[_Cell]]) -> Value | None:
-    """`robust_image`, per seed over all attacks, then pooled."""
-    seeds: dict[int, list[Log]] = defaultdict(list)
-    for logs in metrics.contenders(_logs(columns)).values():
-        for log in logs:
-            seeds[log.cell["seed"]].append(log)
-    values = [value for logs in seeds.values() if (value := metrics.robust_image(logs))]
-    return metrics.pool(values) if values else None
+def _tables(cells: DataFrame) -> list[_Table]:
+    """A cell that fits several tables is in all of them; only what fits none makes one."""
+    scopes: list[dict[str, str]] = []
+    left = cells.assign(open=(cells[["score", "threat"]] == "-").any(axis=1)).sort_values("open", kind="stable")
+    while len(left):
+        scopes.append(dict(left.iloc[0][SCOPE]))
+        left = left[~_fits(left, scopes[-1])]
+    return [
+        _Table(scope, cells[_fits(cells, scope)].sort_values(ORDER, ignore_index=True))
+        for scope in sorted(scopes, key=lambda scope: tuple(scope.values()))
+    ]
 
 
-def _clean(columns: dict[str, list[_Cell]], metric: str = "clean") -> Value | None:
-    """All cells of a defense judge the same clean images with the same draws: the one that has most of them speaks."""
-    values = [value for cells in columns.values() if (value := _pool(cells, metric))]
-    return max(values, key=lambda v: v.images, default=None)
+def _fits(cells: DataFrame, scope: Mapping[str, str]) -> pandas.Series:
+    """Which cells belong in the table of this scope. What uses no threat model, or no score model, is in all: `-`."""
+    same = cells[["dataset", "subset", "classifier"]].eq([scope[key] for key in SCOPE[:3]]).all(axis=1)
+    return same & cells.score.isin(["-", scope["score"]]) & cells.threat.isin(["-", scope["threat"]])
 
 
 # ---- rows ----------------------------------------------------------------------------------------
 
 
-def _row(cells: Sequence[_Cell], metric: str, value: Value, **other: Any) -> dict[str, Any]:
-    first, seeds = cells[0], sorted({cell["seed"] for cell in cells})
-    nfe = [[c.nfe[i] for c in cells if c.nfe[i] is not None] for i in (0, 1)]
-    row = {key: first[key] for key in ("dataset", "classifier", "score", "threat")} | {
-        "defense": first.defense, "attack": first.attack, "grad": first.grad, "metric": metric,
-        "value": _round(value.value), "low": _round(value.low), "high": _round(value.high),
-        "images": value.images, "evals": value.evals, "seed": seeds[0] if len(seeds) == 1 else _commas(seeds),
-        "nfe_forward": _round(_mean(nfe[0])), "nfe_backward": _round(_mean(nfe[1])),
-        "seconds": _round(sum(cell.log.seconds for cell in cells)), "cell": " ".join(cell.log.id for cell in cells),
-    } | other  # fmt: skip
-    return {key: row[key] for key in COLUMNS}
+def _seeds(seeds: Iterable[int]) -> int | str:
+    found = sorted(set(seeds))
+    return found[0] if len(found) == 1 else _commas(found)
 
 
-def _mean(values: Sequence[Any]) -> float | None:
-    return sum(values) / len(values) if values else None
+OVER_SEEDS = {  # column of a row -> of which column of the cells, and how, over its cells
+    "attack": ("attack", "first"),
+    "grad": ("grad", "first"),
+    "seed": ("seed", _seeds),
+    "nfe_forward": ("nfe_forward", "mean"),
+    "nfe_backward": ("nfe_backward", "mean"),
+    "seconds": ("seconds", "sum"),
+    "cell": ("cell", " ".join),
+}
 
 
-def _round(value: float | None) -> float | None:
-    return None if value is None else round(value, 6)
+def _values(values: Iterable[Value], index: pandas.Index) -> DataFrame:
+    """Value's fields as columns; integers beside what is missing stay integers."""
+    return DataFrame(list(values), index=index, columns=Value._fields, dtype=object)
 
 
-def tidy(logs: Iterable[Log]) -> list[dict[str, Any]]:
+def _rows(table: DataFrame) -> list[Row]:
+    """The COLUMNS of a frame as dicts of plain numbers, texts and None."""
+    table = table[list(COLUMNS)]
+    table[ROUNDED] = table[ROUNDED].map(lambda value: round(value, 6), na_action="ignore")
+    return table.astype(object).where(table.notna(), None).to_dict("records")
+
+
+def tidy(logs: Iterable[Log]) -> list[Row]:
     """One row per cell and metric, with exactly COLUMNS. Values in [0, 1], `null_difference` in [-1, 1]; None where
     there is none. `nfe_*`: network calls per image, mean; `seconds`: of the whole cell. A cell without a judged image
     has no row."""
-    return [
-        _row([cell], metric, value, defense=cell["defense"], attack=cell["attack"])
-        for cell in _cells(logs)
-        for metric, value in cell.values.items()
-    ]
+    rows = _by_metric(_cells(logs))
+    names = {part: [log.cell[part] for log in rows.log] for part in ("defense", "attack")}
+    rows = rows.assign(**names).drop(columns=["images", "evals"])
+    return _rows(rows.join(_values(rows.of, rows.index)))
 
 
-def grid(logs: Iterable[Log]) -> list[dict[str, Any]]:
-    """The rows of `tidy` aggregated over seeds (`seed`: "0, 1, 2", `cell`: ids), and for each defense under an attack that is no
-    control `attack` = strongest: metric `robust` of the strongest attack (`grad`, cost, images and `cell` are that attack's),
-    `robust_image`, and, where every gradient attack was masked, the smallest share of `masked` images."""
-    return _grid_rows(_cells(logs))
+def grid(logs: Iterable[Log]) -> list[Row]:
+    """The rows of `tidy` aggregated over seeds (`seed`: "0, 1, 2", `cell`: ids), and for each defense under an attack
+    that is no control `attack` = strongest: metric `robust` of the strongest attack (`grad`, cost, images and `cell` are
+    that attack's), `robust_image`, and, where every gradient attack was masked, the smallest share of `masked` images."""
+    return [row for table in _tables(_cells(logs)) for row in _grid_rows(table)]
 
 
-def _grid_rows(cells: Sequence[_Cell]) -> list[dict[str, Any]]:
-    rows = []
-    for scope, table in _tables(cells).items():
-        where = dict(zip(SCOPE, scope, strict=True))
-        for columns in table.values():
-            for mates in columns.values():
-                names = dict.fromkeys(metric for cell in mates for metric in cell.values)
-                rows += [
-                    _row([c for c in mates if m in c.values], m, v, **where) for m in names if (v := _pool(mates, m))
-                ]
-            lowest = _headline(columns)
-            if lowest and (value := _pool(columns[lowest.attack], "robust")):
-                rows.append(_row(columns[lowest.attack], "robust", value, attack=STRONGEST, **where))
-                if share := metrics.all_masked(_logs(columns)):
-                    rows.append(_row(columns[lowest.attack], "masked", share, attack=STRONGEST, **where))
-            if value := _per_image(columns):
-                mates = [c for column in metrics.contenders(_logs(columns)) for c in columns[column] if c.values]
-                free = {"grad": "-", "nfe_forward": None, "nfe_backward": None, "seconds": None}
-                rows.append(_row(mates, "robust_image", value, attack=STRONGEST, **free, **where))
-    return rows
+def _grid_rows(table: _Table) -> list[Row]:
+    found = table.groups.agg(**OVER_SEEDS)
+    found = found.join(_values(table.values.values(), found.index)).reset_index()
+    parts = []
+    for defense, rows in found.groupby("defense", sort=False):
+        parts.append(rows)
+        if best := table.best[defense]:
+            strongest = rows[(rows.column == best.attack) & (rows.metric == "robust")].assign(attack=STRONGEST)
+            parts.append(strongest)
+            if share := metrics.all_masked(table.attacks[defense]):
+                parts.append(strongest.assign(metric="masked", **share._asdict()))
+        if value := table.per_image(defense):
+            columns = metrics.contenders(table.attacks[defense])
+            mates = table.cells[
+                (table.cells.defense == defense) & table.cells.column.isin(columns) & (table.cells.evals > 0)
+            ]
+            row = mates.groupby("defense").agg(**OVER_SEEDS).reset_index()
+            free = {"grad": "-", "nfe_forward": None, "nfe_backward": None, "seconds": None}
+            parts.append(row.assign(attack=STRONGEST, metric="robust_image", **free, **value._asdict()))
+    names = {key: table.scope[key] for key in ("dataset", "classifier", "score", "threat")}
+    return _rows(pandas.concat(parts).assign(**names)) if parts else []
 
 
 # ---- Markdown ------------------------------------------------------------------------------------
@@ -343,80 +344,80 @@ def _header(column: str) -> str:
     return f"from {inner}" if len(column) - len(inner) == 16 and not set(inner) & set("(,") else column
 
 
-def _grid_table(scope: tuple[str, ...], table: Table) -> list[str]:
+def _grid_table(table: _Table) -> list[str]:
     """One Markdown table and its footnotes."""
-    by_column: dict[str, list[_Cell]] = defaultdict(list)
-    for columns in table.values():
-        for column, cells in columns.items():
-            by_column[column] += cells
-    attacks = sorted(by_column, key=lambda column: _rank(by_column[column][0]))
-    own = {column for column in attacks if any("aa" in cell.values for cell in by_column[column])}
+    cells = table.cells
+    attacks = list(cells.sort_values(RANK)["column"].unique())
+    own = {column for _, column, metric in table.values if metric == "aa"}
     header = ["defense", "clean"]
     for column in attacks:
         title = _escape(_header(column))
         header += [title, f"{title} (aa)"] if column in own else [title]
     header += [STRONGEST, "per image", "NFE/image", "time"]
 
-    best = {defense: _headline(columns) for defense, columns in table.items()}
-    strong = {d: _pool(table[d][h.attack], "robust") if h else None for d, h in best.items()}
-    per_image = {defense: _per_image(columns) for defense, columns in table.items()}
+    strong = {defense: table.strongest(defense) for defense in table.attacks}
     rows = []
-    for defense in sorted(table, key=lambda d: (d != "none", -(v.value if (v := strong[d]) else -1.0), d)):
-        columns, lowest = table[defense], best[defense]
-        row = [_escape(defense), _percent(_clean(columns))]
+    for defense in sorted(strong, key=lambda d: (d != "none", -(v.value if (v := strong[d]) else -1.0), d)):
+        best, mine = table.best[defense], cells[cells.defense == defense]
+        row = [_escape(defense), _percent(table.clean(defense))]
         for column in attacks:
-            text = _percent(_pool(columns.get(column, ()), "robust"))
-            row += [f"**{text}**" if lowest and column == lowest.attack else text]
-            row += [_percent(_pool(columns.get(column, ()), "aa"))] if column in own else []
-        row += [_percent(strong[defense]) + _marks(columns, lowest, strong[defense]), _percent(per_image[defense])]
-        cells = [cell for cells in columns.values() for cell in cells]
-        costs = [(f or 0, b or 0) for f, b in (cell.nfe for cell in cells) if f is not None]
-        row += ["+".join(map(_count, max(costs, key=sum))) if costs else MISSING]
-        row += [_time(sum(cell.log.seconds for cell in cells))]
+            text = _percent(table.value(defense, column, "robust"))
+            row += [f"**{text}**" if best and column == best.attack else text]
+            row += [_percent(table.value(defense, column, "aa"))] if column in own else []
+        row += [_percent(strong[defense]) + _marks(table, defense), _percent(table.per_image(defense))]
+        calls = mine[["nfe_forward", "nfe_backward"]].dropna()
+        row += ["+".join(map(_count, calls.loc[calls.sum(axis=1).idxmax()])) if len(calls) else MISSING]
+        row += [_time(mine.seconds.sum())]
         rows.append(row)
 
-    dataset, _, classifier, score, threat = scope
+    dataset, _, classifier, score, threat = table.scope.values()
     title = f"### {dataset}, {threat}" if threat != "-" else f"### {dataset}"
     models = f"Classifier {_code(classifier)}" + (f", score model {_code(score)}." if score != "-" else ".")
-    notes = _notes(scope, table, best) + [f"**Warning:** {text}" for text in _warnings(table)]
+    notes = _notes(table) + [f"**Warning:** {text}" for text in _warnings(table)]
     return [title, "", models, "", *_lines(header, rows), "", *(f"- {note}" for note in notes), ""]
 
 
-def _marks(columns: dict[str, list[_Cell]], lowest: metrics.Headline | None, value: Value | None) -> str:
-    """Behind a headline: how many images it stands on, where others stand on more, and the mark of a defense whose every gradient attack
-    was masked."""
-    images = f" (n = {value.images})" if lowest and lowest.instead_of and value else ""
-    return images + (f" {MARK}" if metrics.all_masked(_logs(columns)) else "")
+def _marks(table: _Table, defense: str) -> str:
+    """Behind a headline: how many images it stands on, where others stand on more, and the mark of a defense whose every
+    gradient attack was masked."""
+    best, value = table.best[defense], table.strongest(defense)
+    images = f" (n = {value.images})" if best and best.instead_of and value else ""
+    return images + (f" {MARK}" if metrics.all_masked(table.attacks[defense]) else "")
 
 
-def _gaps(best: dict[str, metrics.Headline | None], table: Table) -> list[str]:
-    """A line for each headline that stands on fewer images than other attacks, and for each that may not be the strongest."""
+def _gaps(table: _Table) -> list[str]:
+    """A line for each headline that stands on fewer images than other attacks, and for each that may not be the
+    strongest."""
     notes = []
-    for defense, found in best.items():
-        if found and found.instead_of and found.difference:
-            n = _pool(table[defense][found.attack], "robust")
-            change, low, high = (100 * (v or 0.0) for v in found.difference[:3])
+    for defense, best in table.best.items():
+        if best is None:
+            continue
+        strongest = table.strongest(defense)
+        if best.instead_of and best.difference and strongest:
+            change, low, high = (100 * (v or 0.0) for v in best.difference[:3])
             notes.append(
-                f"{defense}: strongest is {_header(found.attack)}, on {n.images if n else 0} images: on the {found.difference.images} that "
-                f"it shares with {_header(found.instead_of)} it is {-change:.1f} points lower (95 %: {-high:.1f} to {-low:.1f})."
+                f"{defense}: strongest is {_header(best.attack)}, on {strongest.images} images: on the "
+                f"{best.difference.images} that it shares with {_header(best.instead_of)} it is {-change:.1f} points lower "
+                f"(95 %: {-high:.1f} to {-low:.1f})."
             )
-        for attack in found.unsure if found else ():
+        for attack in best.unsure:
             notes.append(
-                f"{defense}: {_header(attack)} is stronger than {_header(found.instead_of or found.attack)} on the images that both have, "  # type: ignore[union-attr]
-                "which are easier than the others; run it on all."
+                f"{defense}: {_header(attack)} is stronger than {_header(best.instead_of or best.attack)} on the images "
+                "that both have, which are easier than the others; run it on all."
             )
     return notes
 
 
-def _except(facts: Sequence[tuple[_Cell, Any]], spell: Callable[[Any], str] = str) -> str:
-    """`500 (100: autoattack-rand; 37: coup under pgd-eot)`: the commonest fact, and for the others the columns,
-    defenses or single cells that they hold for."""
-    counts = Counter(fact for _, fact in facts)
+def _except(cells: DataFrame, facts: Iterable[Any], spell: Callable[[Any], str] = str) -> str:
+    """`500 (100: autoattack-rand; 37: coup under pgd-eot)`: the commonest fact about these cells, and for the others the
+    columns, defenses or single cells that they hold for."""
+    told = list(zip(cells.column.map(_header), cells.defense, facts, strict=True))
+    counts = Counter(fact for *_, fact in told)
     usual = max(counts, key=lambda fact: (counts[fact], fact))
     others = []
     for fact in sorted(set(counts) - {usual}):
-        left = {(_header(cell.column), cell.defense) for cell, value in facts if value == fact}
-        rest = {(_header(cell.column), cell.defense) for cell, value in facts if value != fact}
+        left = {(column, defense) for column, defense, other in told if other == fact}
+        rest = {(column, defense) for column, defense, other in told if other != fact}
         names = []
         for i in (0, 1):
             whole = {place[i] for place in left} - {place[i] for place in rest}
@@ -426,7 +427,8 @@ def _except(facts: Sequence[tuple[_Cell, Any]], spell: Callable[[Any], str] = st
     return spell(usual) + (f" ({'; '.join(others)})" if others else "")
 
 
-def _list(names: Sequence[str], most: int = 6) -> str:
+def _list(names: Iterable[str], most: int = 6) -> str:
+    names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
@@ -434,184 +436,162 @@ def _commas(values: Iterable[Any]) -> str:
     return ", ".join(map(str, values))
 
 
-def _places(cells: Iterable[_Cell]) -> str:
+def _places(cells: DataFrame) -> str:
     """`pgd-eot on coup, diffpure; bpda-eot on coup`."""
-    by_column: dict[str, list[str]] = defaultdict(list)
-    for cell in cells:
-        if cell.defense not in by_column[cell.column]:
-            by_column[cell.column].append(cell.defense)
-    return "; ".join(f"{_header(column)} on {_list(defenses)}" for column, defenses in by_column.items())
+    defenses = cells.groupby("column", sort=False).defense.unique()
+    return "; ".join(f"{_header(column)} on {_list(names)}" for column, names in defenses.items())
 
 
-def _parameters(cells: Sequence[_Cell], kind: str) -> list[str]:
+def _parameters(cells: DataFrame, kind: str) -> list[str]:
     """The resolved parameters of the defenses or attacks, one note for all that share theirs; without those that are
     none."""
-    facts: dict[str, list[tuple[_Cell, str]]] = defaultdict(list)
-    for cell in cells:
-        values = values_of(cell.log.cell, kind)
-        text = " ".join(f"{key}={_show(value)}" for key, value in values.items() if value is not None)
-        facts[getattr(cell, kind)].append((cell, text))
     names: dict[str, list[str]] = defaultdict(list)
-    for name, found in facts.items():
-        if any(text for _, text in found):
-            names[_except(found, lambda text: _code(text, 160))].append(_header(name))
+    for name, mates in cells.groupby(kind, sort=False):
+        values = [records.values_of(log.cell, kind) for log in mates.log]
+        texts = [" ".join(f"{key}={_show(v)}" for key, v in of.items() if v is not None) for of in values]
+        if any(texts):
+            names[_except(mates, texts, lambda text: _code(text, 160))].append(_header(name))
     return [f"{', '.join(shared)}: {text}" for text, shared in names.items()]
 
 
-def _notes(scope: tuple[str, ...], table: Table, best: dict[str, metrics.Headline | None]) -> list[str]:
+def _notes(table: _Table) -> list[str]:
     """The protocol, short: what a reader needs to believe or repeat the numbers."""
-    cells = sorted((cell for columns in table.values() for group in columns.values() for cell in group), key=_rank)
-    done = [(cell, cell.values["robust"]) for cell in cells if cell.values]
-    notes, seeds = [], defaultdict(set)
-    for cell in cells:
-        seeds[cell.defense, cell.column].add(cell["seed"])
-    if done:
-        most = {
-            row: max((c.values["robust"].images for g in columns.values() for c in g if c.values), default=0)
-            for row, columns in table.items()
-        }
-        fewer = any(v.images < most[cell.defense] for cell, v in done)
-        evals = _except([(cell, v.evals) for cell, v in done])
+    cells = table.cells.sort_values(RANK)
+    done, notes = cells[cells.evals > 0], []
+    seeds = {place: tuple(sorted(of)) for place, of in cells.groupby(["defense", "column"]).seed.unique().items()}
+    if len(done):
+        several = max(map(len, seeds.values())) > 1
+        each = _except(cells, [seeds[place] for place in zip(cells.defense, cells.column, strict=True)], _commas)
+        fewer = (done.images < done.groupby("defense").images.transform("max")).any()
         notes += [
             "Accuracy in %: mean of single runs, ± the farther end of the 95 % Wilson interval (sample size: images).",
-            f"Fresh evaluations per image: {evals}.",
-            f"Images: {_except([(cell, v.images) for cell, v in done])}; subset {_code(scope[1])}.",
-            f"{'Seed' if max(map(len, seeds.values())) == 1 else 'Mean over seeds'}: "
-            f"{_except([(cell, tuple(sorted(seeds[cell.defense, cell.column]))) for cell in cells], _commas)}; "
-            f"{len({c.log.id for c in cells})} cells.",
+            f"Fresh evaluations per image: {_except(done, done.evals)}.",
+            f"Images: {_except(done, done.images)}; subset {_code(table.scope['subset'])}.",
+            f"{'Mean over seeds' if several else 'Seed'}: {each}; {len(cells)} cells.",
             f"strongest: the attack with the lowest mean (bold){LEADS if fewer else ''}. "
             "per image: the worst of them for each image, chosen on even draws, scored on odd.",
-            *_gaps(best, table),
+            *_gaps(table),
         ]
-    grads: dict[str, list[str]] = defaultdict(list)
-    for cell in cells:
-        if cell.grad != "-" and _header(cell.column) not in grads[cell.grad] and cell["defense"] != "none":
-            grads[cell.grad].append(_header(cell.column))
-    if said := [f"{grad}: {_list(columns)}" for grad, columns in grads.items() if columns]:
-        notes.append(f"Gradient: {'; '.join(said)}.")
-    if any("aa" in cell.values for cell in cells):
+    grads = []
+    for grad, mates in cells[cells.grad != "-"].groupby("grad", sort=False):
+        if len(columns := mates[~mates.bare].column.map(_header).unique()):
+            grads.append(f"{grad}: {_list(columns)}")
+    if grads:
+        notes.append(f"Gradient: {'; '.join(grads)}.")
+    if any(metric == "aa" for *_, metric in table.values):
         notes.append(
             "(aa): AutoAttack's verdict, where one lucky miss breaks an image; beside it, its images judged afresh, where those "
             "that it did not break are clean: an upper bound."
         )
     notes.append("NFE/image: network forwards + backwards of the costliest attack; time: all attacks of the row.")
-    return notes + _parameters(sorted(cells, key=lambda c: c.defense), "defense") + _parameters(cells, "attack")
+    return notes + _parameters(cells.sort_values("defense", kind="stable"), "defense") + _parameters(cells, "attack")
 
 
-def _warnings(table: Table) -> list[str]:
+def _warnings(table: _Table) -> list[str]:
     """What makes a number of this table weaker than it looks: what happened, and what to do."""
-    cells = [cell for columns in table.values() for group in columns.values() for cell in group]
-    done = [cell for cell in cells if cell.values]
+    cells = table.cells
+    done = cells[cells.evals > 0]
     found = []
-    few = min((cell.values["robust"].images for cell in done), default=100)
-    if few < 100:
+    if len(done) and (few := done.images.min()) < 100:
         gap = 100 * metrics.Z * (0.5 / few) ** 0.5
         found.append(
             f"{few} images: a difference under about {gap:.0f} points is chance; take 500 for a claim (`--images 500`)."
         )
-    lucky = [c for c in done if metrics.name(c["attack"]) not in metrics.CONTROLS and _exceeds(c)]
-    if lucky:
+    lucky = done[~done.control & (done.robust > done.clean)]
+    if len(lucky):
         found.append(f"robust above clean: {_places(lucky)}; the attack is broken or its gradients are masked.")
-    nulls = [c for c in done if metrics.name(c["attack"]) == "null"]
-    odd = [c for c in nulls if "clean" in c.values and c.values["clean"][0] != c.values["robust"][0]]
-    if odd:
+    odd = done[(done.name == "null") & done.clean.notna() & (done.clean != done.robust)]
+    if len(odd):
         found.append(
             f"the null control differs from clean: {_places(odd)}; the records are damaged or the judge is not paired."
         )
-    once = [c for c in done if c.values["robust"].evals == 1 and c["defense"] != "none"]
-    if once:
+    once = done[(done.evals == 1) & ~done.bare]
+    if len(once):
         found.append(
             f"one evaluation of each image, so luck counts if the defense is random: {_places(once)} (`--evals 10`)."
         )
-    inexact = []
-    for defense, columns in table.items():
-        attacks = {(metrics.name(c["attack"]), c.grad) for group in columns.values() for c in group if c.values}
-        attacks = {(name, grad) for name, grad in attacks if name not in metrics.CONTROLS}
-        if defense != "none" and attacks and not any(g == "exact" and name != "transfer" for name, g in attacks):
-            inexact.append(defense)
-    if inexact:
-        found.append(f"no attack with the exact gradient on {_list(inexact)}: robustness may be overstated.")
-    stand_ins = sorted(
-        {name for cell in cells for record in (cell.log.cell, *cell.log.runs) for name in record.get("stand_in") or ()}
-    )
-    if stand_ins:
+    attacked = done[~done.control & done.defended]
+    follows = (attacked.grad == "exact") & (attacked.name != "transfer")
+    if len(inexact := set(attacked.defense) - set(attacked.defense[follows])):
+        names = (defense for defense in table.attacks if defense in inexact)
+        found.append(f"no attack with the exact gradient on {_list(names)}: robustness may be overstated.")
+    said = (name for log in cells.log for record in (log.cell, *log.runs) for name in record.get("stand_in") or ())
+    if stand_ins := sorted(set(said)):
         found.append(f"not paper-comparable, for what stands in: {'; '.join(stand_ins)}.")
-    found += _not_finite(cells) + _masked(cells, table)
-    if missing := [(cell, n) for cell in cells if (n := sum(map(records.lost, cell.log.images)))]:
-        found.append(f"missing, since the attack made no image: {_tally(missing)}; the same run tries them again.")
-    chance = {c.defense: c for c in done if metrics.at_chance(metrics.judged(c.log))}
-    if chance:
+    found += _not_finite(cells) + _masked(table)
+    if missing := _tally(cells, cells.lost):
+        found.append(f"missing, since the attack made no image: {missing}; the same run tries them again.")
+    chance = done.defense[[metrics.at_chance(metrics.judged(log)) for log in done.log]].unique()
+    if len(chance):
         found.append(
-            f"clean accuracy cannot be told from guessing: {_list(list(chance))}; do network, labels and preprocessing belong together?"
+            f"clean accuracy cannot be told from guessing: {_list(chance)}; do network, labels and preprocessing belong together?"
         )
     for note, why in metrics.NOTES.items():
-        if noted := {c.defense: c for c in cells if any(note in line.get("notes", ()) for line in c.log.images)}:
-            found.append(f"{_list(list(noted))}: {why}.")
-    found += [f"failed: {_places([cell])}: {_code(cell.log.failed)}" for cell in cells if cell.log.failed]
-    empty = [cell for cell in cells if not cell.log.images and not cell.log.failed]
-    if empty:
+        noted = [any(note in line.get("notes", ()) for line in log.images) for log in cells.log]
+        if any(noted):
+            found.append(f"{_list(cells.defense[noted].unique())}: {why}.")
+    for i, why in cells.failed.dropna().items():
+        found.append(f"failed: {_places(cells.loc[[i]])}: {_code(why)}")
+    empty = cells[(cells.images + cells.lost == 0) & cells.failed.isna()]
+    if len(empty):
         found.append(f"not judged yet: {_places(empty)}.")
     return found
 
 
-def _tally(cells: Sequence[tuple[_Cell, int]]) -> str:
-    """`pgd-eot on coup: 3 of 16 images; bpda-eot on coup: 1 of 16`."""
-    said = [
-        f"{_header(cell.column)} on {cell.defense}: {n} of {len(cell.log.images)}{' images' * (i == 0)}"
-        for i, (cell, n) in enumerate(cells)
-    ]
+def _tally(cells: DataFrame, counts: Iterable[int]) -> str:
+    """`pgd-eot on coup: 3 of 16 images; bpda-eot on coup: 1 of 16`: of the cells that have any; empty if none has."""
+    some = [(cell, n) for cell, n in zip(cells.itertuples(), counts, strict=True) if n]
+    said = [f"{_header(cell.column)} on {cell.defense}: {n} of {cell.images + cell.lost}" for cell, n in some]
+    said[:1] = [f"{first} images" for first in said[:1]]
     return "; ".join(said[:6]) + (f" and {len(said) - 6} more" if len(said) > 6 else "")
 
 
-def _not_finite(cells: Sequence[_Cell]) -> list[str]:
-    """What of a defense was not finite, and where: purifications, which count as wrong, and gradients, which stop an attack."""
+def _not_finite(cells: DataFrame) -> list[str]:
+    """What of a defense was not finite, and where: purifications, which count as wrong, and gradients, which stop an
+    attack."""
     found = []
     for field, what in (("adversarial", "attacked"), ("clean", "clean")):
-        bad = [(cell, sum(-1 in line[field] for line in metrics.judged(cell.log))) for cell in cells]
-        if bad := [(cell, n) for cell, n in bad if n]:
-            reasons = Counter(
-                where
-                for cell, _ in bad
-                for line in cell.log.images
-                if (where := (line.get("not_finite") or {}).get(field) or line.get("failed"))
-            )
+        counts = [sum(-1 in line[field] for line in metrics.judged(log)) for log in cells.log]
+        reasons = Counter(
+            where
+            for log, n in zip(cells.log, counts, strict=True)
+            for line in (log.images if n else ())
+            if (where := (line.get("not_finite") or {}).get(field) or line.get("failed"))
+        )
+        if any(counts):
             why = f" ({reasons.most_common(1)[0][0]})" if reasons else ""
-            found.append(f"purifications of {what} images that are not finite count as wrong: {_tally(bad)}{why}.")
-    stopped = [(cell, sum(map(_stopped_too_early, metrics.judged(cell.log)))) for cell in cells]
-    if stopped := [(cell, n) for cell, n in stopped if n]:
+            found.append(
+                f"purifications of {what} images that are not finite count as wrong: {_tally(cells, counts)}{why}."
+            )
+    counts = [sum(map(_stopped_too_early, metrics.judged(log))) for log in cells.log]
+    if any(counts):
         found.append(
-            f"gradients that were not finite ended the attack on images that it had not broken: {_tally(stopped)}; robustness may be "
-            "overstated."
+            f"gradients that were not finite ended the attack on images that it had not broken: {_tally(cells, counts)}; "
+            "robustness may be overstated."
         )
     return found
 
 
-def _stopped_too_early(line: Mapping[str, Any]) -> bool:
+def _stopped_too_early(line: Record) -> bool:
     """Whether a gradient was not finite, and some draw of the image is still right."""
     return (line.get("gradients") or {}).get("not_finite", 0) > 0 and line["label"] in line["adversarial"]
 
 
-def _masked(cells: Sequence[_Cell], table: Table) -> list[str]:
+def _masked(table: _Table) -> list[str]:
     """Attacks whose gradient vanished, and defenses on which all of them did."""
     found = []
-    masked = [(cell, cell.values["masked"]) for cell in cells if "masked" in cell.values]
-    masked = [(cell, share) for cell, share in masked if share.value >= metrics.MASKED]
-    if masked:
-        counts = [(cell, round(share.value * share.images)) for cell, share in masked]
+    shares = (numbers.get("masked") for numbers in table.cells.numbers)
+    counts = [round(s.value * s.images) if s and s.value >= metrics.MASKED else 0 for s in shares]
+    if any(counts):
         found.append(
-            f"masked, zero gradients (or not finite) wherever an image was still classified rightly: {_tally(counts)}; such an attack "
-            "proves little: try `bpda-eot`, `loss=margin` or a transfer."
+            "masked, zero gradients (or not finite) wherever an image was still classified rightly: "
+            f"{_tally(table.cells, counts)}; such an attack proves little: try `bpda-eot`, `loss=margin` or a transfer."
         )
-    blind = [defense for defense, columns in table.items() if metrics.all_masked(_logs(columns))]
-    if blind:
+    if blind := [defense for defense, attacks in table.attacks.items() if metrics.all_masked(attacks)]:
         found.append(
             f"{MARK} every gradient attack on {_list(blind)} was masked: the headline is no evidence of robustness."
         )
     return found
-
-
-def _exceeds(cell: _Cell) -> bool:
-    return "clean" in cell.values and cell.values["robust"].value > cell.values["clean"].value
 
 
 # ---- layouts and formats -------------------------------------------------------------------------
@@ -625,10 +605,10 @@ def _tidy_markdown(logs: Sequence[Log]) -> str:
 
 
 def _grid_markdown(logs: Sequence[Log]) -> str:
-    return "\n".join(line for scope, table in _tables(_cells(logs)).items() for line in _grid_table(scope, table))
+    return "\n".join(line for table in _tables(_cells(logs)) for line in _grid_table(table))
 
 
-LAYOUTS: dict[str, tuple[Callable[[Sequence[Log]], list[dict[str, Any]]], Callable[[Sequence[Log]], str]]] = {
+LAYOUTS: dict[str, tuple[Callable[[Sequence[Log]], list[Row]], Callable[[Sequence[Log]], str]]] = {
     "grid": (grid, _grid_markdown),  # layout: (rows, Markdown)
     "tidy": (tidy, _tidy_markdown),
 }
@@ -650,8 +630,4 @@ def render(logs: Iterable[Log], layout: str = "grid", format: str = "md") -> str
         return markdown(logs)
     if format == "json":
         return "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows(logs)) + "\n]\n"
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows(logs))
-    return text.getvalue()
+    return DataFrame(rows(logs), columns=list(COLUMNS), dtype=object).to_csv(index=False, lineterminator="\n")

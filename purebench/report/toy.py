@@ -87,6 +87,7 @@ def figure(path: str | Path, n: int = 2000, seed: int = 0) -> dict[float, list[f
 
 
 def draw(curves: dict[float, list[float]]) -> Image.Image:
+    """The curves of `figure`, {classifier noise: flip probability at each of WEIGHTS}, with axes and a legend."""
     image = Image.new("RGB", (WIDTH * SCALE, HEIGHT * SCALE), "white")
     pen = ImageDraw.Draw(image)
     highest = max(max(c) for c in curves.values())
