@@ -20,6 +20,7 @@ from purebench.engine.noise import Noise
 from purebench.networks import build
 from purebench.networks.attribute import AttributeNet
 from purebench.networks.small import SmallUNet
+from purebench.purifiers import make
 
 # ------------------------------------------------------------------------------------------------- what published code gave
 
@@ -101,6 +102,15 @@ def smooth_classifier() -> nn.Module:
 
 
 # ------------------------------------------------------------------------------------------------------------ chains taken apart
+
+
+def maker(name: str):
+    """`purifiers.make` of one name, called like the purifier's factory: what is impossible is refused as a user's is."""
+
+    def made(score=None, classifier=None, **parameters):
+        return make(name, score=score, classifier=classifier, **parameters)
+
+    return made
 
 
 def unrolled(p, x: Tensor, noise: Noise) -> Tensor:

@@ -135,14 +135,14 @@ def _component(kind: str, name: str) -> dict[str, Any]:
 
 def _parameters(kind: str, name: str, info: dict[str, Any]) -> list[dict[str, Any]]:
     """name and default of each; the words it may be, the datasets that have another, the paper's; whether all of the kind have it."""
-    paper = info.get("paper", {})
+    paper, words = info.get("paper", {}), registry.choices(kind, name)
     tables = {n: datasets.defaults(n) for n in registry.names("dataset") if kind in ("defense", "attack")}
     others = {n: table.get(kind, {}).get(name, {}) for n, table in tables.items()}
     rows = []
     for key, default in registry.parameters(kind, name).items():
         row: dict[str, Any] = {"name": key, "default": show(_tuple(default))}
-        if isinstance(default, str) and default in registry.CHOICES.get(key, ()):
-            row["choices"] = list(registry.CHOICES[key])
+        if key in words:
+            row["choices"] = list(words[key])
         row["datasets"] = {n: show(_tuple(values[key])) for n, values in others.items() if key in values}
         row["paper"] = paper.get(key, "") if isinstance(paper, dict) else ""
         row["common"] = key in registry.COMMON.get(kind, {})
@@ -174,7 +174,7 @@ def _defense(kind: str, name: str, info: dict[str, Any], about: str) -> dict[str
         else {},
         "random": random,
         "output": {"unit": "in [0,1]", "unbounded": "may leave [0,1]"}.get(info.get("output", ""), "?"),
-        "needs": info.get("needs", []),
+        "needs": registry.needs(name, defaults),
         **({"score model of the paper": info["own_score"]} if "own_score" in info else {}),
         "gradients": usable if info.get("nfe") != "0" or info.get("random", True) else ["exact"],
         "requires": [*info.get("requires", []), *registry.REQUIRES[kind]],

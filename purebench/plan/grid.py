@@ -379,8 +379,6 @@ class _Maker:
             return Part("exact")
         if gradient.name == "adjoint" and not info.get("guided"):
             return Part("adjoint")
-        if given.get("guidance", "detached") not in ("detached", "exact"):
-            raise unknown("guidance", show(given["guidance"]), ["detached", "exact"])
         return Part(gradient.name, tuple((k, v) for k, v in given.items() if v != known[k]))
 
     @staticmethod

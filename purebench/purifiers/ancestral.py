@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from purebench.engine.noise import Noise
-from purebench.errors import UserError, unknown
+from purebench.errors import UserError
 from purebench.scores.views import discrete
 
 INFO = {
@@ -26,6 +26,7 @@ INFO = {
         "output": "unbounded",
         "version": 1,
         "needs": ["score"],
+        "choices": {"variance": ["learned", "fixedsmall", "fixedlarge"]},
         "requires": ["0.001 <= t <= 1"],
         "paper": {
             "t": "0.4 and 0.5 on CelebA-HQ (its scripts: 0.5); no script runs it on ImageNet",
@@ -42,7 +43,6 @@ INFO = {
 }""",
     }
 }
-VARIANCES = ("learned", "fixedsmall", "fixedlarge")
 
 
 class Schedule:
@@ -73,7 +73,8 @@ class Schedule:
         return float(self.of_x0[i]) * (x_0.clamp(-1, 1) if clip else x_0) + float(self.of_x[i]) * x
 
     def predict(self, score: Any, x: Tensor, i: int, variance: str) -> tuple[Tensor, Tensor | float]:
-        """(eps, log variance of the step's noise: a number, or like x where it is learned) at step i. variance: of `VARIANCES`."""
+        """(eps, log variance of the step's noise: a number, or like x where it is learned) at step i. variance: as
+        `diffpure_ddpm` says."""
         small, large, beta = (float(a[i]) for a in (self.log_small, self.log_large, self.log_beta))
         if variance != "learned":
             return score.eps_index(x, int(self.index[i])), small if variance == "fixedsmall" else large
@@ -102,8 +103,6 @@ def schedule(kept: int = 1000) -> Schedule:
 
 def forward_steps(t: float) -> int:
     """1000 t. UserError unless t is one of the forward diffusion's 1000 times."""
-    if not 0 < t <= 1:
-        raise UserError(f"`t={t}` is outside (0, 1], the times of the diffusion", "DiffPure uses t=0.15 on ImageNet")
     steps = max(1, round(1000 * t))
     if abs(t - steps / 1000) > 1e-9:
         raise UserError(
@@ -118,8 +117,6 @@ class Ancestral:
 
     def __init__(self, score: Any, t: float, variance: str, clip: bool):
         self.n = forward_steps(t)
-        if variance not in VARIANCES:
-            raise unknown("variance of `diffpure-ddpm`", variance, VARIANCES)
         if variance == "learned" and not hasattr(score, "output"):
             raise no_variance()
         self.score_model, self.variance, self.clip = score, variance, clip

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from torch import Tensor
 
 from purebench.engine import chain
 from purebench.engine.noise import Noise
-from purebench.errors import UserError
 from purebench.purifiers.vpsde import ReverseVP
 
 _CITE = """@inproceedings{zhang2024coup,
@@ -28,7 +26,7 @@ INFO = {
         "random": True,
         "output": "unbounded",
         "version": 1,
-        "needs": ["score", "classifier"],
+        "needs": {"score": "", "classifier": "guidance > 0"},
         "sde": True,
         "requires": ["0 < t <= 1", "steps >= 1", "t / steps > 0.00002", "guidance >= 0"],
         "guided": True,
@@ -57,12 +55,6 @@ INFO = {
 class Coup(ReverseVP):
     def __init__(self, score: Any, classifier: Any, t: float, steps: int, guidance: float, clamp: bool):
         super().__init__(score, t, steps)
-        if not 0 <= guidance < math.inf:
-            raise UserError(
-                f"`guidance={guidance}` is no weight: expected 0 or more", "COUP uses 1; 0 is `reverse-sde`"
-            )
-        if guidance and classifier is None:
-            raise UserError(f"`guidance={guidance}` needs a classifier (got none)", "`guidance=0` needs none")
         self.classifier, self.guidance, self.clamp = classifier, guidance, clamp
 
     def start(self, x: Tensor, noise: Noise) -> Tensor:

@@ -13,7 +13,6 @@ import numpy as np
 from torch import Tensor
 
 from purebench.engine.noise import Noise
-from purebench.errors import UserError
 from purebench.purifiers.ancestral import forward_steps
 from purebench.purifiers.vpsde import BETA_MAX, BETA_MIN, END, ReverseVP, beta, solver_times
 
@@ -133,15 +132,6 @@ class DiffPureLD:
     def __init__(self, score: Any, t: float, steps: int, sigma2: float, lambda_ld: float, eta: float):
         self.score_model, self.n = score, steps
         self.times = solver_times(t, steps)
-        for name, value, good in (
-            ("sigma2", sigma2, sigma2 > 0),
-            ("lambda_ld", lambda_ld, lambda_ld > 0),
-            ("eta", eta, eta >= 0),
-        ):
-            if not good:
-                raise UserError(
-                    f"`{name}={value}` is not possible", "the official code: sigma2=0.001, lambda_ld=0.01, eta=5"
-                )
         self.sigma2, self.lambda_ld, self.eta = sigma2, lambda_ld, eta
 
     def start(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:

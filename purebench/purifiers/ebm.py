@@ -64,12 +64,6 @@ def ebm(
     step: factor of the energy's gradient; eps: standard deviation of the noise. Without `energy(x)`, Langevin dynamics on the
     score model at noise `level`; 0: its smallest, but at least eps sqrt(step), where they are stable. Random: one normal per step.
     """
-    for key, value in (("steps", steps), ("step", step)):
-        if not value > 0:
-            raise UserError(f"`{key}={value}` of `ebm` is not positive", "expected more than 0")
-    for key, value in (("eps", eps), ("level", level)):
-        if not value >= 0:
-            raise UserError(f"`{key}={value}` of `ebm` is negative", "expected 0 or more")
     if hasattr(score, "energy"):
         return Langevin(score, steps, step, eps, level)
     if not hasattr(score, "direction"):

@@ -50,15 +50,8 @@ class EDMSampler:
 
     def __init__(self, score: Any, sigma: float, steps: int, start: int, order: int):
         lowest = max(LOWEST, score.sigma_min)
-        if steps < 1 or not 0 <= start < steps:
-            raise UserError(
-                f"`steps={steps},start={start}` is not possible: expected 0 <= start < steps",
-                "steps counts the levels of the whole grid; those before `start` are left out",
-            )
-        if not sigma > (lowest if steps > 1 else 0):
+        if steps > 1 and not sigma > lowest:
             raise UserError(f"`sigma={sigma}` is not above the last level, {lowest:g}", "ScoreOpt uses 0.25 to 0.5")
-        if order not in (1, 2):
-            raise UserError(f"`order={order}` is not possible", "1 is Euler, 2 is Heun")
         self.score, self.order, self.n = score, order, steps - start
         self.sigmas = levels(sigma, steps, lowest)[start:]
         if self.sigmas[0] > score.sigma_max * (1 + 1e-6):

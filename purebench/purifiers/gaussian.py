@@ -8,7 +8,6 @@ from torch import Tensor
 
 from purebench.engine.identity import Identity
 from purebench.engine.noise import Noise
-from purebench.errors import UserError
 
 INFO = {
     "gaussian": {
@@ -44,6 +43,4 @@ class Gaussian(Identity):
 
 def gaussian(score: Any = None, classifier: Any = None, *, sigma: float = 0.5) -> Gaussian:
     """sigma: standard deviation of the noise on the [-1,1] scale, > 0, as for `one-shot`. Output not clipped. Random: one normal."""
-    if not sigma > 0:
-        raise UserError(f"`sigma={sigma}` is not positive", "Cohen et al. use 0.5, 1 and 2 on this scale")
     return Gaussian(sigma)

@@ -119,6 +119,4 @@ def gns(
                 f"{n} steps do not fit a stage of {depth}: one index in {depth // n} makes {more}",
                 f"ask for {fewer} or {more}",
             )
-    if not 0 <= eta <= 1:
-        raise UserError(f"`eta={eta}` is outside [0, 1]", "1 is DDPM, 0 is DDIM")
     return GNS(score, list(zip(stages, steps or stages, strict=True)), eta)

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from purebench.engine import chain
 from purebench.engine.noise import Noise
-from purebench.errors import UserError, unknown
 from purebench.purifiers import adam
 from purebench.scores.views import Level
 
@@ -43,8 +42,9 @@ INFO = {
         "output": "unit",
         "version": 2,
         "own_score": "EDM",
-        "needs": ["score"],  # and a classifier where guidance > 0, which the constructor asks for
+        "needs": {"score": "", "classifier": "guidance > 0"},
         "guided": True,
+        "choices": {"variant": ["paper", "code"]},
         "requires": ["steps >= 1", "lr > 0", "0 < low <= high", "eta > 0", "guidance >= 0"],
         "paper": {
             "steps": "5 (official code)",
@@ -68,8 +68,9 @@ INFO = {
         "output": "unit",
         "version": 2,
         "own_score": "EDM, as for lm",
-        "needs": ["score", "classifier"],
+        "needs": {"score": "", "classifier": "guidance > 0"},
         "guided": True,
+        "choices": {"variant": ["paper", "code"]},
         "requires": ["steps >= 1", "lr > 0", "0 < low <= high", "eta > 0", "guidance >= 0"],
         "paper": {"guidance": "not reported for CIFAR-100; 1 elsewhere"},
         "differences": "as for lm. COUP's CIFAR-100 code is not public: the factor 2 sigma^2 / N is ours, with which guidance=1 lets "
@@ -96,21 +97,6 @@ class LikelihoodMaximisation:
         guidance: float,
         variant: str,
     ):
-        if steps < 1:
-            raise UserError(f"`steps={steps}` is not possible: at least 1", "the paper uses 5")
-        for name, value in (("lr", lr), ("eta", eta)):
-            if not value > 0:
-                raise UserError(f"`{name}={value}` is not positive", "the paper uses lr=0.1 and eta=8/255")
-        if not 0 < low <= high:
-            raise UserError(
-                f"`low={low}`, `high={high}` are no noise levels", "0 < low <= high; the official code: 0.4, 0.6"
-            )
-        if not guidance >= 0:
-            raise UserError(f"`guidance={guidance}` is negative", "0 is likelihood maximisation alone; COUP uses 1")
-        if guidance and classifier is None:
-            raise UserError(f"`guidance={guidance}` needs a classifier (got none)", "`guidance=0` needs none")
-        if variant not in ("paper", "code"):
-            raise unknown("variant of `lm`", variant, ["paper", "code"])
         self.score_model, self.classifier, self.n = score, classifier, steps
         self.lr, self.guidance = lr, guidance
         self.low, self.high = low, high

@@ -7,7 +7,6 @@ from typing import Any
 from torch import Tensor
 
 from purebench.engine.noise import Noise
-from purebench.errors import UserError
 
 INFO = {
     "one-shot": {
@@ -52,6 +51,4 @@ class OneShot:
 
 def one_shot(score: Any, classifier: Any = None, *, sigma: float = 0.5) -> OneShot:
     """sigma: standard deviation of the noise on the [-1,1] scale, > 0. Output clipped to [0,1]. Random: one normal."""
-    if not sigma > 0:
-        raise UserError(f"`sigma={sigma}` is not positive", "Carlini et al. use 0.5, 1 and 2 on this scale")
     return OneShot(score, sigma)

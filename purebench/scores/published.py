@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from purebench import assets, embedded
 from purebench.assets import checkpoint
-from purebench.errors import unknown
 from purebench.scores.denoisers import DenoiserScore, NCSNScore
 from purebench.scores.vp import IndexScore, VPScore
 
@@ -52,6 +51,7 @@ INFO = {
         "summary": "EDM, CIFAR-10, unconditional, DDPM++ form, 55.7 M parameters: ScoreOpt (non-commercial licence)",
         "asset": "edm-cifar10-uncond-{precond}",
         "trained_on": "cifar10",
+        "choices": {"precond": ["vp", "ve"]},
         "moot": {"precond": ["path != ''", "an EDM pickle says itself which network it holds"]},
         "size": [3, 32, 32],
         "version": 1,
@@ -85,6 +85,7 @@ INFO = {
         "summary": "NCSNv2, CIFAR-10, 29.7 M parameters: stands in for ADP's own, which was never released",
         "asset": "ncsnv2-cifar10",
         "trained_on": "cifar10",
+        "choices": {"weights": ["ema", "raw"]},
         "moot": {
             "weights": ["suffix(path) == '.safetensors'", "such a file holds one set of weights, averaged or raw"]
         },
@@ -116,8 +117,6 @@ def score_sde(*, path: str = "", name: str = "") -> VPScore:
 
 def edm(*, precond: str = "vp", path: str = "", name: str = "") -> DenoiserScore:
     """precond: `vp` (the file of ScoreOpt, DDPM++ form) or `ve` (NCSN++ form); both are EDM-preconditioned denoisers."""
-    if precond not in ("vp", "ve"):
-        raise unknown("precond of `edm`", precond, ["vp", "ve"])
     return DenoiserScore(checkpoint.load(f"edm-cifar10-uncond-{precond}", path=path), CIFAR)
 
 
@@ -136,8 +135,6 @@ def celebahq_ddpm(*, path: str = "", name: str = "") -> IndexScore:
 
 def ncsnv2(*, weights: str = "ema", path: str = "", name: str = "") -> NCSNScore:
     """weights: `ema`, as its authors sample, or `raw`, as ADP loads it."""
-    if weights not in ("ema", "raw"):
-        raise unknown("weights of `ncsnv2`", weights, ["ema", "raw"])
     config = assets.entry("ncsnv2-cifar10")["config"]
     network = checkpoint.load("ncsnv2-cifar10", weights=weights, path=path)
     return NCSNScore(network, CIFAR, 2 * config["sigma_end"], 2 * config["sigma_begin"])
