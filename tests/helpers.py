@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from purebench import registry
 from purebench.engine import chain
 from purebench.engine.nfe import watch
 from purebench.engine.noise import Noise
@@ -21,6 +22,7 @@ from purebench.networks import build
 from purebench.networks.attribute import AttributeNet
 from purebench.networks.small import SmallUNet
 from purebench.purifiers import make
+from purebench.spec import parse
 
 # ------------------------------------------------------------------------------------------------- what published code gave
 
@@ -102,6 +104,11 @@ def smooth_classifier() -> nn.Module:
 
 
 # ------------------------------------------------------------------------------------------------------------ chains taken apart
+
+
+def first_case(name: str) -> dict:
+    """The parameters of the first case that the purifier's file names: a few quick steps."""
+    return dict(parse(next(iter(registry.cases(name)), name), "defense").parameters)
 
 
 def maker(name: str):

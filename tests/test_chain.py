@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from helpers import autograd, relative, slope_error, smooth_classifier, smooth_unet
+from helpers import autograd, first_case, relative, slope_error, smooth_classifier, smooth_unet
 from torch import nn
 
 from purebench import embedded, registry
@@ -46,7 +46,7 @@ def few(name: str, steps: int = 6) -> dict:
     }
     known = registry.parameters("defense", name)
     usual = {k: v for k, v in {"steps": steps, "t": 0.12, "guidance": 3.0}.items() if k in known}
-    return other.get(name, usual)
+    return other[name] if name in other else usual if "steps" in known else first_case(name)
 
 
 class Toy:

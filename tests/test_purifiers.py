@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import apart, asked, close, needs_golden, path, per_number, per_row, published, recorded
+from helpers import apart, asked, close, first_case, needs_golden, path, per_number, per_row, published, recorded
 from torch import nn
 
 from purebench import registry
@@ -15,6 +15,7 @@ from purebench.engine.noise import Noise, Replay
 from purebench.errors import UserError
 from purebench.purifiers import make
 from purebench.scores.vp import VPScore
+from purebench.spec import parse
 
 torch.set_num_threads(1)
 DATA_MEAN, DATA_STD = 0.3, 0.5  # of Gaussian data, on the [-1,1] scale
@@ -333,7 +334,7 @@ def test_one_shot_refuses_noise_that_is_none(sigma):
 # ---------------------------------------------------------------------------------------------------- every registered name
 
 
-FEW = {  # parameters of few steps, where `steps` and `t` have another meaning
+FEW = {  # parameters of the literals below, where `steps` and `t` have another meaning
     "diffpure-ddpm": {"t": 0.004},
     "gdmp": {"t": 3, "passes": 2, "scale": 600.0},
     "gns": {"stages": (6, 15), "steps": (2, 5)},
@@ -341,8 +342,9 @@ FEW = {  # parameters of few steps, where `steps` and `t` have another meaning
 
 
 def few(name):
+    """With the parameters of `LITERALS`, or of the first case that the purifier's own file names."""
     usual = {k: v for k, v in {"steps": 4, "t": 0.2}.items() if k in registry.parameters("defense", name)}
-    return build(name, **FEW.get(name, usual))
+    return build(name, **(FEW.get(name, usual) if name in LITERALS else first_case(name)))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -385,9 +387,21 @@ LITERALS = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_golden_literals(name):
-    """If this fails, results recorded before differ from new ones: raise the component's `version`."""
-    out = chain.run(few(name), X, NOISE)
-    assert out.flatten()[[0, 9, 23]].tolist() == pytest.approx(LITERALS[name], rel=1e-9)
+    """If this fails, results recorded before differ from new ones: raise the component's `version`.
+
+    Three numbers of the output: of `few(name)` above, and of every case of the purifier's own file that says what it `gives`."""
+
+    def gives(p):
+        return chain.run(p, X, NOISE).flatten()[[0, 9, 23]].tolist()
+
+    said = {case: known["gives"] for case, known in registry.cases(name).items() if "gives" in known}
+    for case, numbers in said.items():
+        assert gives(build(name, **dict(parse(case).parameters))) == pytest.approx(numbers, rel=1e-9), case
+    if name in LITERALS:
+        assert gives(few(name)) == pytest.approx(LITERALS[name], rel=1e-9)
+    elif not said:
+        case = next(iter(registry.cases(name)), name)
+        pytest.fail(f'no numbers of `{name}` are known; CASES of its file: "{case}": {{"gives": {gives(few(name))}}}')
 
 
 # ----------------------------------------------------------------------------------------- the published code's own numbers

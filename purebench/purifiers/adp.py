@@ -72,6 +72,12 @@ INFO = {
 }""",
     }
 }
+CASES = {  # run by every contract test, on every family of score models
+    "adp:steps=2": {},
+    "adp:steps=2,rand=binary,update=schedule": {},
+    "adp:steps=2,update=langevin,threshold=10": {},
+    "adp:steps=2,variant=code": {},
+}
 DELTA = {"paper": 1e-5, "code": 1e-3}
 ALPHA_MIN = 1e-5  # of the code
 

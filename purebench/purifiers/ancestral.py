@@ -43,6 +43,14 @@ INFO = {
 }""",
     }
 }
+_FIXED = "needs a score model that learned its variances"
+CASES = {  # run by every contract test, on every family of score models
+    "diffpure-ddpm:t=0.002": {},
+    "diffpure-ddpm:t=0.002,variance=fixedlarge,clip=false": {},
+    "diffpure-ddpm:t=0.002,variance=learned": {
+        "refused": {"vp": _FIXED, "denoiser": _FIXED, "ncsn": _FIXED, "energy": _FIXED}
+    },
+}
 
 
 class Schedule:

@@ -50,6 +50,11 @@ INFO = {
         "cite": _CITE,
     },
 }
+CASES = {  # run by every contract test, on every family of score models
+    "coup:steps=2": {},
+    "coup:steps=2,clamp=true": {},
+    "reverse-sde:steps=2": {},
+}
 
 
 class Coup(ReverseVP):

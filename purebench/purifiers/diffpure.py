@@ -76,6 +76,11 @@ INFO = {
         "cite": _CITE,
     },
 }
+CASES = {  # run by every contract test, on every family of score models
+    "diffpure:steps=2": {},
+    "diffpure-ode:steps=2": {},
+    "diffpure-ld:steps=2": {},
+}
 
 
 class DiffPure(ReverseVP):

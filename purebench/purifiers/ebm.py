@@ -32,6 +32,9 @@ INFO = {
 }""",
     }
 }
+CASES = {  # run by every contract test, on every family of score models
+    "ebm:steps=2": {},
+}
 
 
 class Langevin:

@@ -36,6 +36,11 @@ INFO = {
 }""",
     }
 }
+_REFUSED = {"refused": {"energy": "above the score model's largest"}}
+CASES = {  # run by every contract test, on every family of score models
+    "edm:steps=3": _REFUSED,
+    "edm:steps=3,order=2": _REFUSED,
+}
 RHO, LOWEST = 7, 0.002
 
 

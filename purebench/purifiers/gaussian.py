@@ -29,6 +29,9 @@ INFO = {
 }""",
     }
 }
+CASES = {  # run by every contract test, on every family of score models
+    "gaussian": {},
+}
 
 
 class Gaussian(Identity):

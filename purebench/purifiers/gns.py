@@ -40,6 +40,11 @@ INFO = {
 }""",
     }
 }
+CASES = {  # run by every contract test, on every family of score models
+    "gns:stages=[6,15],steps=[1,3]": {},
+    "gns:stages=[6],steps=[2],eta=0.5": {},
+    "gns:stages=[2],eta=0": {},
+}
 
 
 def indices(depth: int, steps: int) -> list[int]:

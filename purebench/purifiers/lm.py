@@ -78,6 +78,13 @@ INFO = {
         "cite": _ZHANG,
     },
 }
+_REFUSED = {"refused": {"energy": "takes one noise level for all images"}}
+CASES = {  # run by every contract test, on every family of score models
+    "lm:steps=2": _REFUSED,
+    "lm:steps=2,variant=code": _REFUSED,
+    "lm-coup:steps=2": _REFUSED,
+    "lm-coup:steps=2,variant=code": _REFUSED,
+}
 
 
 class LikelihoodMaximisation:

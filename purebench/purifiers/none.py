@@ -17,6 +17,9 @@ INFO = {
         "needs": [],
     }
 }
+CASES = {  # run by every contract test, on every family of score models
+    "none": {},
+}
 
 
 def none(score: Any = None, classifier: Any = None) -> Identity:

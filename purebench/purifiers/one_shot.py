@@ -30,6 +30,9 @@ INFO = {
 }""",
     }
 }
+CASES = {  # run by every contract test, on every family of score models
+    "one-shot": {},
+}
 
 
 class OneShot:

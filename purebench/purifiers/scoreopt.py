@@ -87,6 +87,15 @@ INFO = {
         "cite": _CITE,
     },
 }
+_REFUSED = {"refused": {"energy": "takes one noise level for all images"}}
+CASES = {  # run by every contract test, on every family of score models
+    "scoreopt-o:steps=2": _REFUSED,
+    "scoreopt-o:steps=2,width=0,objective=mse,weight=0.5": {},
+    "scoreopt-o:steps=2,objective=sr,variant=code": _REFUSED,
+    "scoreopt-n:steps=1,outer=2": {},
+    "scoreopt-n:steps=2,objective=sr": {},
+    "scoreopt-n:steps=2,variant=code": {},
+}
 
 
 class ScoreOptO:
