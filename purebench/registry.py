@@ -163,8 +163,11 @@ def cases(name: str) -> dict[str, dict[str, Any]]:
 def _literal(module: str, word: str) -> dict[str, Any]:
     """The module-level dictionary of that name, {} if there is none; ast.literal_eval that also follows names of literals in the
     same module."""
-    body = _source(module).body
-    values = {t.id: n.value for n in body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
+    values: dict[str, ast.expr] = {}
+    for node in _source(module).body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            values |= {target.id: node.value for target in targets if isinstance(target, ast.Name)}
 
     class Follow(ast.NodeTransformer):
         def visit_Name(self, name: ast.Name) -> ast.expr:

@@ -1,11 +1,13 @@
 """What INFO may say: arithmetic and conditions over parameters, versions that hold for some of them, and names that exist."""
 
 import ast
+from pathlib import Path
 
 import pytest
 
 from purebench import datasets, registry
 from purebench.errors import UserError
+from purebench.plan import catalogue
 from purebench.plan import grid as plan
 from purebench.plan.grid import Request
 
@@ -178,6 +180,22 @@ def test_a_conditional_version_raises(kind, name):
 
 
 # ------------------------------------------------------------------------------------------------------- names that exist
+
+
+def test_every_citation_is_one_entry_of_the_references():
+    """Said once, by its key; none is there that nothing cites."""
+    cited = [key for kind, name in EVERYTHING for key in registry.info(kind, name).get("cite", "").split()]
+    assert set(cited) == set(catalogue.references())
+    text = (Path(registry.__file__).parent / "references.bib").read_text()
+    assert text.count("\n@") + 1 == len(catalogue.references())  # no key twice
+    assert catalogue.facts("coup")["cite"].startswith("@inproceedings{zhang2024coup,\n")
+    assert catalogue.facts("coup")["cite"].endswith("\n}")
+
+
+def test_a_file_may_bring_an_entry_of_its_own(monkeypatch):
+    own = "@misc{mine,\n  title={Mine}\n}"
+    monkeypatch.setattr(registry, "info", lambda kind, name, known=registry.info: known(kind, name) | {"cite": own})
+    assert catalogue.facts("gaussian")["cite"] == own
 
 
 def test_every_network_says_what_it_was_trained_on():

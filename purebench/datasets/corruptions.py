@@ -11,13 +11,6 @@ import numpy as np
 
 from purebench.datasets.images import Images, find, missing, of_array
 
-CITE = """@inproceedings{hendrycks2019benchmarking,
-  title = {Benchmarking Neural Network Robustness to Common Corruptions and Perturbations},
-  author = {Hendrycks, Dan and Dietterich, Thomas},
-  booktitle = {International Conference on Learning Representations},
-  year = {2019}
-}"""
-
 CORRUPTIONS = (
     "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow", "frost", "fog",
     "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression",  # the 15 of the tables, in their order
@@ -36,7 +29,7 @@ INFO = {
         "training_set": "cifar10",
         "choices": {"corruption": CORRUPTIONS},
         "requires": ["1 <= severity <= 5"],
-        "cite": CITE,
+        "cite": "hendrycks2019benchmarking",
     },
     "cifar100-c": {
         "summary": "CIFAR-100-C: the 10,000 test images under one of 19 corruptions, severity 1 to 5",
@@ -50,7 +43,7 @@ INFO = {
         "training_set": "cifar100",
         "choices": {"corruption": CORRUPTIONS},
         "requires": ["1 <= severity <= 5"],
-        "cite": CITE,
+        "cite": "hendrycks2019benchmarking",
     },
 }
 TEST = 10000

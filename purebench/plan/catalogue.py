@@ -6,6 +6,8 @@ import ast
 import re
 import textwrap
 import tomllib
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from purebench import assets, datasets, registry
@@ -130,7 +132,19 @@ def _component(kind: str, name: str) -> dict[str, Any]:
     found |= {"documentation": page} if page and name in registry.NAMES[kind] else {}
     found |= {"version": info.get("version", 1), "defined in": f"{module}:{factory}"}
     found |= {"version where": info["versions"]} if "versions" in info else {}
-    return found | ({"cite": info["cite"]} if info.get("cite") else {})
+    return found | ({"cite": _bibtex(info["cite"])} if info.get("cite") else {})
+
+
+@cache
+def references() -> dict[str, str]:
+    """key -> BibTeX entry, of `references.bib`."""
+    text = (Path(registry.__file__).parent / "references.bib").read_text(encoding="utf-8")
+    return {entry[1]: entry[0] for entry in re.finditer(r"^@\w+\{([^,]+),\n.*?^\}", text, re.MULTILINE | re.DOTALL)}
+
+
+def _bibtex(cite: str) -> str:
+    """The entries of INFO's `cite`: keys of `references.bib`, or, of a file that brings its own, an entry as it stands."""
+    return cite if cite.startswith("@") else "\n".join(references().get(key, key) for key in cite.split())
 
 
 def _parameters(kind: str, name: str, info: dict[str, Any]) -> list[dict[str, Any]]:

@@ -64,15 +64,10 @@ INFO = {
         "hardly ever happens), alpha at least 1e-5, and after every step clip((x - 0.5) 256/255 + 0.5), stopped images included, until "
         "the whole batch has stopped: a contrast stretch of 4 % in 10 steps, and images depend on their batch mates. The bound "
         "alpha_max, and the stop where the curvature is negative, are the code's; the paper states neither",
-        "cite": """@inproceedings{yoon2021adversarial,
-  title={Adversarial Purification with Score-based Generative Models},
-  author={Yoon, Jongmin and Hwang, Sung Ju and Lee, Juho},
-  booktitle={International Conference on Machine Learning},
-  year={2021}
-}""",
+        "cite": "yoon2021adversarial",
     }
 }
-CASES = {  # run by every contract test, on every family of score models
+CASES: dict[str, dict[str, Any]] = {  # run by every contract test, on every family of score models
     "adp:steps=2": {},
     "adp:steps=2,rand=binary,update=schedule": {},
     "adp:steps=2,update=langevin,threshold=10": {},

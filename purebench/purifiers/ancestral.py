@@ -35,16 +35,11 @@ INFO = {
         },
         "differences": "ours is the official runners, discrete both ways, where the paper describes the continuous SDE; they have no "
         "gradient at all (no_grad: BPDA only), ours is exact, and 0 where x_0 is clipped",
-        "cite": """@inproceedings{nie2022diffpure,
-  title={Diffusion Models for Adversarial Purification},
-  author={Nie, Weili and Guo, Brandon and Huang, Yujia and Xiao, Chaowei and Vahdat, Arash and Anandkumar, Anima},
-  booktitle={International Conference on Machine Learning},
-  year={2022}
-}""",
+        "cite": "nie2022diffpure",
     }
 }
 _FIXED = "needs a score model that learned its variances"
-CASES = {  # run by every contract test, on every family of score models
+CASES: dict[str, dict[str, Any]] = {  # run by every contract test, on every family of score models
     "diffpure-ddpm:t=0.002": {},
     "diffpure-ddpm:t=0.002,variance=fixedlarge,clip=false": {},
     "diffpure-ddpm:t=0.002,variance=learned": {

@@ -10,13 +10,6 @@ from purebench.engine import chain
 from purebench.engine.noise import Noise
 from purebench.purifiers.vpsde import ReverseVP
 
-_CITE = """@inproceedings{zhang2024coup,
-  title={Classifier Guidance Enhances Diffusion-based Adversarial Purification by Preserving Predictive Information},
-  author={Zhang, Mingkun and Li, Jianing and Chen, Wei and Guo, Jiafeng and Cheng, Xueqi},
-  booktitle={European Conference on Artificial Intelligence},
-  year={2024}
-}"""
-
 INFO = {
     "coup": {
         "summary": "reverse VP-SDE from the image, guided by the classifier's confidence",
@@ -33,7 +26,7 @@ INFO = {
         "paper": {"t": "0.1 for Linf 8/255, 0.075 for L2 0.5", "steps": "1000 t", "guidance": "1"},
         "differences": "the official code clamps input and result to [-1,1] (clamp=true) and detaches the state before the guidance, "
         "so that no attack gradient flows through it (grad detached, or adjoint, which is the published evaluation)",
-        "cite": _CITE,
+        "cite": "zhang2024coup",
     },
     "reverse-sde": {
         "summary": "reverse VP-SDE from the image itself (COUP without guidance)",
@@ -47,10 +40,10 @@ INFO = {
         "requires": ["0 < t <= 1", "steps >= 1", "t / steps > 0.00002"],
         "paper": {"t": "0.1 for Linf 8/255, 0.075 for L2 0.5", "steps": "1000 t"},
         "differences": "as for coup: the official code clamps (clamp=true)",
-        "cite": _CITE,
+        "cite": "zhang2024coup",
     },
 }
-CASES = {  # run by every contract test, on every family of score models
+CASES: dict[str, dict[str, Any]] = {  # run by every contract test, on every family of score models
     "coup:steps=2": {},
     "coup:steps=2,clamp=true": {},
     "reverse-sde:steps=2": {},

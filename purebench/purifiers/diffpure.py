@@ -16,13 +16,6 @@ from purebench.engine.noise import Noise
 from purebench.purifiers.ancestral import forward_steps
 from purebench.purifiers.vpsde import BETA_MAX, BETA_MIN, END, ReverseVP, beta, solver_times
 
-_CITE = """@inproceedings{nie2022diffpure,
-  title={Diffusion Models for Adversarial Purification},
-  author={Nie, Weili and Guo, Brandon and Huang, Yujia and Xiao, Chaowei and Vahdat, Arash and Anandkumar, Anima},
-  booktitle={International Conference on Machine Learning},
-  year={2022}
-}"""
-
 INFO = {
     "diffpure": {
         "summary": "diffuse to t*, then reverse VP-SDE",
@@ -42,7 +35,7 @@ INFO = {
         "continuous one (0.89702 for 0.89628 at t* = 0.1), and whose times are added up in float32 (last call of 100 at t = 0.0010013, "
         "1e-5 of the result). The code makes one network call more, a check of torchsde's. The official gradient is torchsde's "
         "adjoint (--grad adjoint), not that of the sampled path (exact)",
-        "cite": _CITE,
+        "cite": "nie2022diffpure",
     },
     "diffpure-ode": {
         "summary": "diffuse to t*, then the probability-flow ODE",
@@ -58,7 +51,7 @@ INFO = {
         "differences": "ours is the official code, whose forward noise has the discrete abar at index 1000 t* - 1 where the paper has the "
         "continuous one, and whose times are torchdiffeq's float32 grid; its runner reads an option that no parser defines, and cannot "
         "have run as published. The official gradient is torchdiffeq's adjoint (--grad adjoint is torchsde's, with a diffusion of zero)",
-        "cite": _CITE,
+        "cite": "nie2022diffpure",
     },
     "diffpure-ld": {
         "summary": "Langevin dynamics around the image, score at one small time",
@@ -73,10 +66,10 @@ INFO = {
         "differences": "ours is the official code, whose times are added up in float32 and which makes one network call more, a check of "
         "torchsde's. The official gradient is torchsde's adjoint, which also leaves out what flows through the anchor x_0: there is none "
         "here",
-        "cite": _CITE,
+        "cite": "nie2022diffpure",
     },
 }
-CASES = {  # run by every contract test, on every family of score models
+CASES: dict[str, dict[str, Any]] = {  # run by every contract test, on every family of score models
     "diffpure:steps=2": {},
     "diffpure-ode:steps=2": {},
     "diffpure-ld:steps=2": {},

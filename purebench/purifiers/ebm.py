@@ -24,15 +24,10 @@ INFO = {
         "paper": {"steps": "1500", "step": "1", "eps": "0.01"},
         "differences": "none known on an energy model. On a score model without an energy it is Langevin dynamics on that model at one "
         "small noise level, not Hill et al.'s defense",
-        "cite": """@inproceedings{hill2021stochastic,
-  title={Stochastic Security: Adversarial Defense Using Long-Run Dynamics of Energy-Based Models},
-  author={Hill, Mitch and Mitchell, Jonathan and Zhu, Song-Chun},
-  booktitle={International Conference on Learning Representations},
-  year={2021}
-}""",
+        "cite": "hill2021stochastic",
     }
 }
-CASES = {  # run by every contract test, on every family of score models
+CASES: dict[str, dict[str, Any]] = {  # run by every contract test, on every family of score models
     "ebm:steps=2": {},
 }
 

@@ -21,15 +21,10 @@ INFO = {
         "requires": ["sigma > 0"],
         "paper": {"sigma": "0.24, 0.5, 1 and 2 (0.12, 0.25, 0.5 and 1 on the [0,1] scale)", "votes": "100 to 100000"},
         "differences": "Cohen et al. train the classifier on noisy images; take one that was, or expect little",
-        "cite": """@inproceedings{cohen2019certified,
-  title={Certified Adversarial Robustness via Randomized Smoothing},
-  author={Cohen, Jeremy and Rosenfeld, Elan and Kolter, J Zico},
-  booktitle={International Conference on Machine Learning},
-  year={2019}
-}""",
+        "cite": "cohen2019certified",
     }
 }
-CASES = {  # run by every contract test, on every family of score models
+CASES: dict[str, dict[str, Any]] = {  # run by every contract test, on every family of score models
     "gaussian": {},
 }
 

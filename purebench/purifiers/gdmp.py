@@ -56,16 +56,11 @@ INFO = {
         "differences": "D is a mean over one image; the official code takes it over the whole batch, so that its guidance is weaker by the "
         "number of images, 100 in its runs (variant=code, batch=100; the same as variant=paper with scale / 100). Kept from the code "
         "in both variants: diffusion to index t but sampling from t - 1, on CIFAR-10 only",
-        "cite": """@article{wang2022guided,
-  title={Guided Diffusion Model for Adversarial Purification},
-  author={Wang, Jinyi and Lyu, Zhaoyang and Lin, Dahua and Dai, Bo and Fu, Hongfei},
-  journal={arXiv preprint arXiv:2205.14969},
-  year={2022}
-}""",
+        "cite": "wang2022guided",
     }
 }
 _FIXED = "needs a score model that learned its variances"
-CASES = {  # run by every contract test, on every family of score models
+CASES: dict[str, dict[str, Any]] = {  # run by every contract test, on every family of score models
     "gdmp:t=2,passes=2,scale=600": {},
     "gdmp:t=2,passes=1,guidance=ssim,scale=10": {},
     "gdmp:t=2,passes=1,guidance=none": {},

@@ -19,19 +19,6 @@ from purebench.engine.noise import Noise
 from purebench.purifiers import adam
 from purebench.scores.views import Level
 
-_CHEN = """@inproceedings{chen2024robust,
-  title={Robust Classification via a Single Diffusion Model},
-  author={Chen, Huanran and Dong, Yinpeng and Wang, Zhengyi and Yang, Xiao and Duan, Chengqi and Su, Hang and Zhu, Jun},
-  booktitle={International Conference on Machine Learning},
-  year={2024}
-}"""
-_ZHANG = """@inproceedings{zhang2024coup,
-  title={Classifier Guidance Enhances Diffusion-based Adversarial Purification by Preserving Predictive Information},
-  author={Zhang, Mingkun and Li, Jianing and Chen, Wei and Guo, Jiafeng and Cheng, Xueqi},
-  booktitle={European Conference on Artificial Intelligence},
-  year={2024}
-}"""
-
 INFO = {
     "lm": {
         "summary": "likelihood maximisation: Adam on the diffusion loss, near the input",
@@ -57,7 +44,7 @@ INFO = {
         "(the paper's own update rule could not be checked). variant=code has no ball: the code's is L2 of radius 100, never reached on "
         "CIFAR-10. The code resets its generator to seed 1 at every call, so that its defense is deterministic; here sigma and eps are "
         "drawn afresh at every purification. Its gradient is BPDA",
-        "cite": _CHEN,
+        "cite": "chen2024robust",
     },
     "lm-coup": {
         "summary": "likelihood maximisation guided by the classifier's confidence",
@@ -75,11 +62,11 @@ INFO = {
         "paper": {"guidance": "not reported for CIFAR-100; 1 elsewhere"},
         "differences": "as for lm. COUP's CIFAR-100 code is not public: the factor 2 sigma^2 / N is ours, with which guidance=1 lets "
         "||eps_theta - eps||^2 / 2 and -log p(y | x) count alike, as COUP's lambda = 1 does",
-        "cite": _ZHANG,
+        "cite": "zhang2024coup",
     },
 }
 _REFUSED = {"refused": {"energy": "takes one noise level for all images"}}
-CASES = {  # run by every contract test, on every family of score models
+CASES: dict[str, dict[str, Any]] = {  # run by every contract test, on every family of score models
     "lm:steps=2": _REFUSED,
     "lm:steps=2,variant=code": _REFUSED,
     "lm-coup:steps=2": _REFUSED,

@@ -17,7 +17,7 @@ INFO = {
         "needs": [],
     }
 }
-CASES = {  # run by every contract test, on every family of score models
+CASES: dict[str, dict[str, Any]] = {  # run by every contract test, on every family of score models
     "none": {},
 }
 

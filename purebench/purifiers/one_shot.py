@@ -22,15 +22,10 @@ INFO = {
             "sigma": "Carlini et al. 0.5, 1, 2 (their 0.25, 0.5, 1 are on the [0,1] scale); ScoreOpt's baseline 0.25 to 0.5"
         },
         "differences": "none known",
-        "cite": """@inproceedings{carlini2023certified,
-  title={(Certified!!) Adversarial Robustness for Free!},
-  author={Carlini, Nicholas and Tramer, Florian and Dvijotham, Krishnamurthy Dj and Rice, Leslie and Sun, Mingjie and Kolter, J Zico},
-  booktitle={International Conference on Learning Representations},
-  year={2023}
-}""",
+        "cite": "carlini2023certified",
     }
 }
-CASES = {  # run by every contract test, on every family of score models
+CASES: dict[str, dict[str, Any]] = {  # run by every contract test, on every family of score models
     "one-shot": {},
 }
 

@@ -16,13 +16,6 @@ from purebench.engine import chain
 from purebench.engine.noise import Noise
 from purebench.purifiers import adam
 
-_CITE = """@inproceedings{zhang2023enhancing,
-  title={Enhancing Adversarial Robustness via Score-Based Optimization},
-  author={Zhang, Boya and Luo, Weijian and Zhang, Zhihua},
-  booktitle={Advances in Neural Information Processing Systems},
-  year={2023}
-}"""
-
 INFO = {
     "scoreopt-o": {
         "summary": "Adam on the image, towards its own denoised version",
@@ -48,7 +41,7 @@ INFO = {
         },
         "differences": "the code averages the loss over its whole batch and draws one sigma for it (variant=code); the published attacks "
         "differentiate a one-shot stand-in, --grad surrogate:defense=(one-shot:sigma=0.5), or nothing (bpda)",
-        "cite": _CITE,
+        "cite": "zhang2023enhancing",
     },
     "scoreopt-n": {
         "summary": "Adam on the noisy image, then one denoising",
@@ -84,11 +77,11 @@ INFO = {
         },
         "differences": "the code has no outer loop, and pulls D(u; sigma) towards u - sigma eps, which moves with u, not towards the fixed "
         "x_i (variant=code); the published PGD differentiates a one-shot stand-in, --grad surrogate:defense=(one-shot:sigma=0.25)",
-        "cite": _CITE,
+        "cite": "zhang2023enhancing",
     },
 }
 _REFUSED = {"refused": {"energy": "takes one noise level for all images"}}
-CASES = {  # run by every contract test, on every family of score models
+CASES: dict[str, dict[str, Any]] = {  # run by every contract test, on every family of score models
     "scoreopt-o:steps=2": _REFUSED,
     "scoreopt-o:steps=2,width=0,objective=mse,weight=0.5": {},
     "scoreopt-o:steps=2,objective=sr,variant=code": _REFUSED,

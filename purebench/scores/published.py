@@ -7,37 +7,6 @@ from purebench.assets import checkpoint
 from purebench.scores.denoisers import DenoiserScore, NCSNScore
 from purebench.scores.vp import IndexScore, VPScore
 
-_SONG = """@inproceedings{song2021score,
-  title={Score-Based Generative Modeling through Stochastic Differential Equations},
-  author={Song, Yang and Sohl-Dickstein, Jascha and Kingma, Diederik P and Kumar, Abhishek and Ermon, Stefano and Poole, Ben},
-  booktitle={International Conference on Learning Representations},
-  year={2021}
-}"""
-_KARRAS = """@inproceedings{karras2022elucidating,
-  title={Elucidating the Design Space of Diffusion-Based Generative Models},
-  author={Karras, Tero and Aittala, Miika and Aila, Timo and Laine, Samuli},
-  booktitle={Advances in Neural Information Processing Systems},
-  year={2022}
-}"""
-_DHARIWAL = """@inproceedings{dhariwal2021diffusion,
-  title={Diffusion Models Beat {GANs} on Image Synthesis},
-  author={Dhariwal, Prafulla and Nichol, Alexander},
-  booktitle={Advances in Neural Information Processing Systems},
-  year={2021}
-}"""
-_HO = """@inproceedings{ho2020denoising,
-  title={Denoising Diffusion Probabilistic Models},
-  author={Ho, Jonathan and Jain, Ajay and Abbeel, Pieter},
-  booktitle={Advances in Neural Information Processing Systems},
-  year={2020}
-}"""
-_ERMON = """@inproceedings{song2020improved,
-  title={Improved Techniques for Training Score-Based Generative Models},
-  author={Song, Yang and Ermon, Stefano},
-  booktitle={Advances in Neural Information Processing Systems},
-  year={2020}
-}"""
-
 INFO = {
     "score-sde": {
         "summary": "Score SDE's DDPM++ deep, VP, CIFAR-10, 106.6 M parameters: DiffPure, COUP, Lee and Kim",
@@ -45,7 +14,7 @@ INFO = {
         "trained_on": "cifar10",
         "size": [3, 32, 32],
         "version": 1,
-        "cite": _SONG,
+        "cite": "song2021score",
     },
     "edm": {
         "summary": "EDM, CIFAR-10, unconditional, DDPM++ form, 55.7 M parameters: ScoreOpt (non-commercial licence)",
@@ -55,7 +24,7 @@ INFO = {
         "moot": {"precond": ["path != ''", "an EDM pickle says itself which network it holds"]},
         "size": [3, 32, 32],
         "version": 1,
-        "cite": _KARRAS,
+        "cite": "karras2022elucidating",
     },
     "guided-diffusion": {
         "summary": "guided diffusion, ImageNet 256x256, unconditional, 552.8 M parameters: DiffPure, ScoreOpt, GDMP",
@@ -63,7 +32,7 @@ INFO = {
         "trained_on": "imagenet",
         "size": [3, 256, 256],
         "version": 1,
-        "cite": _DHARIWAL,
+        "cite": "dhariwal2021diffusion",
     },
     "ddpm": {
         "summary": "DDPM, CIFAR-10, moving average, 35.7 M parameters: GDMP",
@@ -71,7 +40,7 @@ INFO = {
         "trained_on": "cifar10",
         "size": [3, 32, 32],
         "version": 1,
-        "cite": _HO,
+        "cite": "ho2020denoising",
     },
     "celebahq-ddpm": {
         "summary": "DDPM, CelebA-HQ 256x256, 113.7 M parameters: DiffPure's CelebA-HQ table",
@@ -79,7 +48,7 @@ INFO = {
         "trained_on": "celebahq",
         "size": [3, 256, 256],
         "version": 1,
-        "cite": _HO,
+        "cite": "ho2020denoising",
     },
     "ncsnv2": {
         "summary": "NCSNv2, CIFAR-10, 29.7 M parameters: stands in for ADP's own, which was never released",
@@ -92,7 +61,7 @@ INFO = {
         "size": [3, 32, 32],
         "version": 1,
         "stand_in": "official NCSNv2 in place of ADP's own training",
-        "cite": _ERMON,
+        "cite": "song2020improved",
     },
     "cifar10-small": {
         "summary": "small VP noise predictor for 32x32, 1.4 M parameters, trained by us on JPEG CIFAR-10: no paper's network",
