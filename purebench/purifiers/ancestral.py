@@ -15,7 +15,7 @@ from torch import Tensor
 
 from purebench.engine.noise import Noise
 from purebench.errors import UserError
-from purebench.scores.views import discrete
+from purebench.scores.views import betas, discrete
 
 INFO = {
     "diffpure-ddpm": {
@@ -56,7 +56,7 @@ class Schedule:
         self.index = np.round(np.arange(kept) * (999 / max(kept - 1, 1))).astype(int)
         abar = discrete()[self.index]
         before = np.append(1.0, abar[:-1])
-        beta = np.linspace(1e-4, 0.02, 1000) if kept == 1000 else 1 - abar / before
+        beta = betas() if kept == 1000 else 1 - abar / before
         self.abar = abar
         # q(x_{i-1} | x_i, x_0) = N(of_x0 x_0 + of_x x_i, small)
         self.of_x0 = beta * np.sqrt(before) / (1 - abar)

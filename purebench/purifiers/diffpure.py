@@ -14,7 +14,8 @@ from torch import Tensor
 
 from purebench.engine.noise import Noise
 from purebench.purifiers.ancestral import forward_steps
-from purebench.purifiers.vpsde import BETA_MAX, BETA_MIN, END, ReverseVP, beta, solver_times
+from purebench.purifiers.vpsde import END, ReverseVP, solver_times
+from purebench.scores.views import beta, discrete
 
 INFO = {
     "diffpure": {
@@ -79,9 +80,7 @@ CASES: dict[str, dict[str, Any]] = {  # run by every contract test, on every fam
 class DiffPure(ReverseVP):
     def __init__(self, score: Any, t: float, steps: int):
         super().__init__(score, t, steps)
-        index = forward_steps(t)
-        betas = np.linspace(BETA_MIN / 1000, BETA_MAX / 1000, 1000)
-        self.abar = float(np.cumprod(1 - betas)[index - 1])
+        self.abar = float(discrete()[forward_steps(t) - 1])
 
     def start(self, x: Tensor, noise: Noise) -> Tensor:
         x = super().start(x, noise)

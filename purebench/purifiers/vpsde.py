@@ -18,13 +18,9 @@ from torch import Tensor
 
 from purebench.engine.noise import Noise
 from purebench.errors import UserError
+from purebench.scores.views import beta
 
-BETA_MIN, BETA_MAX = 0.1, 20.0
 END = 1 - 1e-5  # solver time at which the published runs stop
-
-
-def beta(t: float) -> float:
-    return BETA_MIN + (BETA_MAX - BETA_MIN) * t
 
 
 def solver_times(t: float, steps: int) -> list[float]:
