@@ -1,5 +1,5 @@
 """Every component by name: the one explicit table. Defaults and INFO are read from the source with ast, so that nothing heavy is
-imported before it runs. A plug-in adds names through the entry-point groups `purebench.engine.defense`, `purebench.attack`, .."""
+imported before it runs. A plug-in adds names through the entry-point groups `purebench.defense`, `purebench.attack`, .."""
 
 from __future__ import annotations
 

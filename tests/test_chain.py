@@ -132,7 +132,8 @@ def test_budgets_from_the_least_up_change_no_gradient(case):
         chain.vjp(p, X, NOISE, V, memory=1)
     assert "--rows" in error.value.hint
     least = int(re.findall(r"need ([\d,]+)", error.value.message)[0].replace(",", ""))
-    assert graph < least < 3 * graph
+    held = graph + 2 * math.ceil(math.sqrt(p.n)) * state  # what comes and goes beside it is measured
+    assert held < least < 2 * held
     with pytest.raises(UserError, match="too small"):
         chain.vjp(p, X, NOISE, V, memory=least - (1 if p.n > 1 else 2 * state + 1))
     for memory in (least, least + state, 2 * graph, 3 * graph, 5 * graph, p.n * graph, 10**12):

@@ -23,30 +23,13 @@ KINDS = {
     "classifiers": "classifier",
     "scores": "score",
 }
-PAGES = {  # where the documentation is: of a kind, and of a defense
+PAGES = {  # kind -> its documentation; a defense has a page of its own, found by its name
     "attack": "docs/attacks.md",
     "gradient": "docs/attacks.md",
     "dataset": "docs/checkpoints.md",
     "classifier": "docs/checkpoints.md",
     "score": "docs/checkpoints.md",
-    "defense": {
-        name: f"docs/defenses/{page}.md"
-        for page, names in {
-            "none": "none",
-            "diffpure": "diffpure diffpure-ode diffpure-ld diffpure-ddpm",
-            "coup": "coup reverse-sde",
-            "one-shot": "one-shot",
-            "adp": "adp",
-            "scoreopt": "scoreopt-o scoreopt-n",
-            "gdmp": "gdmp",
-            "lm": "lm lm-coup",
-            "gns": "gns",
-            "edm": "edm",
-            "ebm": "ebm",
-            "gaussian": "gaussian",
-        }.items()
-        for name in names.split()
-    },
+    "defense": "docs/defenses/{name}.md",
 }
 TRUST = {  # how far an asset's hashes can be relied on, as in the head of checkpoints.toml
     "publisher": "hash printed by whoever hosts the file",
@@ -127,9 +110,7 @@ def _component(kind: str, name: str) -> dict[str, Any]:
     }[kind](kind, name, info, about)  # fmt: skip
     if info.get("differences"):
         found["differences"] = info["differences"]
-    pages = PAGES[kind]
-    page = pages.get(name) if isinstance(pages, dict) else pages
-    found |= {"documentation": page} if page and name in registry.NAMES[kind] else {}
+    found |= {"documentation": PAGES[kind].format(name=name)} if name in registry.NAMES[kind] else {}
     found |= {"version": info.get("version", 1), "defined in": f"{module}:{factory}"}
     found |= {"version where": info["versions"]} if "versions" in info else {}
     return found | ({"cite": _bibtex(info["cite"])} if info.get("cite") else {})
