@@ -99,23 +99,11 @@ NAMES: dict[str, dict[str, str]] = {
         "autoattack-standard": "purebench.attacks.autoattack:autoattack_standard",
     },
 }
-CHOICES = {
-    "loss": ("ce", "dlr", "margin"),
-    "combine": ("logits", "softmax", "logsoftmax", "vote"),
-    "weights": ("ema", "raw"),
-    "precond": ("vp", "ve"),
-    "objective": ("diff", "mse", "sr"),
-    "variant": ("paper", "code"),
-    "rand": ("gaussian", "binary"),
-    "update": ("deterministic", "schedule", "langevin"),
-    "form": ("cifar10", "imagenet"),
-    "guidance": ("mse", "ssim", "none"),  # of gdmp; elsewhere it is a number, or another word
-    "variance": ("learned", "fixedsmall", "fixedlarge"),
-}  # the words that parameters of these names may have
 # Parameters that every component of a kind has: n purifications, how they are combined, a factor on the normal draws, and a score
 # model other than the run's, or several: [a,b].
 COMMON = {"defense": {"votes": 1, "combine": "logits", "noise": 1.0, "score": ""}}
 REQUIRES = {"defense": ["noise >= 0"]}  # what they must fulfil
+CHOICES = {"defense": {"combine": ["logits", "softmax", "logsoftmax", "vote"]}}  # the words that they may be
 
 
 @cache
@@ -160,25 +148,46 @@ def parameters(kind: str, name: str) -> dict[str, Any]:
 @cache
 def info(kind: str, name: str) -> dict[str, Any]:
     """The component's entry in its module's literal `INFO`, read without importing it."""
-    module, _ = _target(kind, name)
+    table = _literal(_target(kind, name)[0], "INFO")
+    return table.get(name, table if "summary" in table else {})
+
+
+@cache
+def cases(name: str) -> dict[str, dict[str, Any]]:
+    """PART -> what is known of it, of the defense's quick cases in its module's literal `CASES`, read without importing it.
+
+    The contract tests run each of them. `refused`: family of score models -> words of the refusal; `gives`: numbers of its output."""
+    table = _literal(_target("defense", name)[0], "CASES")
+    return {part: known for part, known in table.items() if part.partition(":")[0] == name}
+
+
+def _literal(module: str, word: str) -> dict[str, Any]:
+    """The module-level dictionary of that name, {} if there is none; ast.literal_eval that also follows names of literals in the
+    same module."""
+    values: dict[str, ast.expr] = {}
     for node in _source(module).body:
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "INFO" for t in node.targets):
-            table = _literal(node.value, _source(module))
-            return table.get(name, table if "summary" in table else {})
-    return {}
-
-
-def _literal(node: ast.expr, module: ast.Module) -> Any:
-    """ast.literal_eval that also follows names of literals in the same module."""
-    values = {
-        t.id: n.value for n in module.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)
-    }
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            values |= {target.id: node.value for target in targets if isinstance(target, ast.Name)}
 
     class Follow(ast.NodeTransformer):
         def visit_Name(self, name: ast.Name) -> ast.expr:
             return self.visit(values[name.id]) if name.id in values else name
 
-    return ast.literal_eval(Follow().visit(node))
+    return ast.literal_eval(Follow().visit(values[word])) if word in values else {}
+
+
+def choices(kind: str, name: str) -> dict[str, list[str]]:
+    """parameter -> the words that it may be; a parameter that is not named here takes any word, or none."""
+    return {**CHOICES.get(kind, {}), **info(kind, name).get("choices", {})}
+
+
+def needs(name: str, values: Mapping[str, Any]) -> list[str]:
+    """Which of `score` and `classifier` a defense cannot be made without at these parameters. INFO's `needs` is a list, or says the
+    condition under which each is needed: {"score": "", "classifier": "guidance > 0"}, "" for always."""
+    said = info("defense", name).get("needs", [])
+    conditions = said if isinstance(said, dict) else dict.fromkeys(said, "")
+    return [need for need, condition in conditions.items() if not condition or expression(condition, values)]
 
 
 def version(kind: str, name: str, values: Mapping[str, Any]) -> int:
@@ -215,7 +224,7 @@ def unit(attack: str, values: Mapping[str, Any]) -> Unit:
 
 def check_parameters(kind: str, name: str, given: dict[str, Any]) -> None:
     """Raises UserError for parameters that the component does not have, or of another type than its default."""
-    known = parameters(kind, name)
+    known, words = parameters(kind, name), choices(kind, name)
     for key, value in given.items():
         if key not in known:
             raise unknown(f"parameter of `{name}`", key, known, see=f"purebench show {name}")
@@ -239,8 +248,8 @@ def check_parameters(kind: str, name: str, given: dict[str, Any]) -> None:
             )
         if isinstance(default, int) and numeric and value < min(default, 1):  # counts: steps, eot, votes, batch, ..
             raise UserError(f"`{key}={value}` is not possible for `{name}`", f"at least 1; the default is {default}")
-        if default in CHOICES.get(key, ()) and isinstance(value, str) and value not in CHOICES[key]:
-            raise unknown(f"{key} of `{name}`", value, CHOICES[key], see=f"purebench show {name}")
+        if key in words and isinstance(value, str) and value not in words[key]:
+            raise unknown(f"{key} of `{name}`", value, words[key], see=f"purebench show {name}")
         if (
             isinstance(default, str) and default == "" and not isinstance(value, Part | tuple)
         ):  # a free word: a path, a name
@@ -266,6 +275,15 @@ def as_type(value: Any, default: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def validated(kind: str, name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Every parameter of the component, the given ones in the types of their defaults. UserError for what INFO does not allow."""
+    check_parameters(kind, name, given)
+    known = parameters(kind, name)
+    values = {key: as_type(value, known[key]) for key, value in (known | given).items()}
+    check_ranges(kind, name, values)
+    return values
+
+
 def factory(kind: str, name: str) -> Any:
     """The factory itself; this imports its module."""
     module, attribute = _target(kind, name)
@@ -276,7 +294,8 @@ def check_ranges(kind: str, name: str, values: dict[str, Any]) -> None:
     """Raises UserError where resolved values break a condition of INFO's `requires`, such as "0 < t <= 1"."""
     for condition in [*info(kind, name).get("requires", []), *REQUIRES.get(kind, [])]:
         if not expression(condition, values):
-            said = ", ".join(f"{k}={v}" for k, v in values.items() if k in condition)
+            named = {node.id for node in ast.walk(ast.parse(condition, mode="eval")) if isinstance(node, ast.Name)}
+            said = ", ".join(f"{k}={v}" for k, v in values.items() if k in named)
             raise UserError(
                 f"`{name}` with {said} is not possible: it needs {condition}", f"see `purebench show {name}`"
             )

@@ -16,12 +16,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from purebench import registry
 from purebench.engine import chain
 from purebench.engine.nfe import watch
 from purebench.engine.noise import Noise
 from purebench.networks import build
 from purebench.networks.attribute import AttributeNet
 from purebench.networks.small import SmallUNet
+from purebench.purifiers import make
+from purebench.spec import parse
 
 # ------------------------------------------------------------------------------------------------- what published code gave
 
@@ -139,6 +142,20 @@ def smooth_classifier() -> nn.Module:
 
 
 # ------------------------------------------------------------------------------------------------------------ chains taken apart
+
+
+def first_case(name: str) -> dict:
+    """The parameters of the first case that the purifier's file names: a few quick steps."""
+    return dict(parse(next(iter(registry.cases(name)), name), "defense").parameters)
+
+
+def maker(name: str):
+    """`purifiers.make` of one name, called like the purifier's factory: what is impossible is refused as a user's is."""
+
+    def made(score=None, classifier=None, **parameters):
+        return make(name, score=score, classifier=classifier, **parameters)
+
+    return made
 
 
 def unrolled(p, x: Tensor, noise: Noise) -> Tensor:

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import autograd, generated, label, path, published, recorded, relative, slope_error, smooth_unet
+from helpers import autograd, generated, label, maker, path, published, recorded, relative, slope_error, smooth_unet
 from torch import nn
 
 from purebench import registry
@@ -15,11 +15,12 @@ from purebench.engine.chain import Plan, Tape
 from purebench.engine.noise import Noise, Replay
 from purebench.errors import UserError
 from purebench.networks.ebm import EBM
-from purebench.purifiers.adp import INFO, adp, sigma_from_data
+from purebench.purifiers.adp import INFO, sigma_from_data
 from purebench.scores.energy import EnergyScore
 from purebench.scores.vp import VPScore
 
 torch.set_num_threads(1)
+adp = maker("adp")
 ROWS = 3
 NOISE = Noise(5, "attack", (), range(ROWS), [0] * ROWS)
 
@@ -474,26 +475,27 @@ def test_detection_without_noise_costs_no_call():
 
 
 def test_every_requirement_holds_for_the_defaults():
-    import inspect
-
-    defaults = {k: v.default for k, v in inspect.signature(adp).parameters.items() if v.kind == v.KEYWORD_ONLY}
+    defaults = registry.parameters("defense", "adp")
     assert all(registry.expression(condition, defaults) for condition in INFO["adp"]["requires"])
 
 
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"sigma": -0.1}, "`sigma=-0.1` of `adp` is negative"),
-        ({"sigma": math.nan}, "negative"),
-        ({"steps": 0}, "`steps=0` of `adp` is not positive"),
-        ({"lam": 0.0}, "not positive"),
-        ({"delta": -1e-5}, "negative"),
-        ({"last": 0.0}, "not positive"),
-        ({"threshold": -1.0}, "negative"),
+        ({"sigma": -0.1}, "`adp` with sigma=-0.1 is not possible: it needs sigma >= 0"),
+        ({"sigma": math.nan}, "outside its range"),
+        ({"steps": 0}, "`steps=0` is not possible for `adp`"),
+        ({"lam": 0.0}, "it needs lam > 0"),
+        ({"delta": -1e-5}, "it needs delta >= 0"),
+        ({"last": 0.0}, "it needs last > 0"),
+        ({"threshold": -1.0}, "it needs threshold >= 0"),
         ({"variant": "official"}, "unknown variant of `adp` `official`"),
         ({"rand": "uniform"}, "unknown rand"),
         ({"update": "adaptiv"}, "unknown update"),
-        ({"variant": "code", "update": "langevin"}, "adaptive steps only"),
+        (
+            {"variant": "code", "update": "langevin"},
+            "update=langevin is not possible: it needs update == 'deterministic'",
+        ),
         ({"score": None}, "was given none"),
         ({"score": []}, "was given none"),
         ({"score": [A, None]}, "was given none"),

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from helpers import autograd, relative, slope_error, smooth_classifier, smooth_unet
+from helpers import autograd, first_case, relative, slope_error, smooth_classifier, smooth_unet
 from torch import nn
 
 from purebench import embedded, registry
@@ -46,7 +46,7 @@ def few(name: str, steps: int = 6) -> dict:
     }
     known = registry.parameters("defense", name)
     usual = {k: v for k, v in {"steps": steps, "t": 0.12, "guidance": 3.0}.items() if k in known}
-    return other.get(name, usual)
+    return other[name] if name in other else usual if "steps" in known else first_case(name)
 
 
 class Toy:
@@ -142,7 +142,8 @@ def test_budgets_from_the_least_up_change_no_gradient(case):
         chain.vjp(p, X, NOISE, V, memory=1)
     assert "--rows" in error.value.hint
     least = int(re.findall(r"need ([\d,]+)", error.value.message)[0].replace(",", ""))
-    assert graph < least < 3 * graph
+    held = graph + 2 * math.ceil(math.sqrt(p.n)) * state  # what comes and goes beside it is measured
+    assert held < least < 2 * held
     with pytest.raises(UserError, match="too small"):
         chain.vjp(p, X, NOISE, V, memory=least - (1 if p.n > 1 else 2 * state + 1))
     for memory in (least, least + state, 3 * graph, p.n * graph, 10**12):

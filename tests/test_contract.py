@@ -85,55 +85,12 @@ def parts(family, dtype):
 
 # ----------------------------------------------------------------------------------------------------------- cases and pairs
 
-FEW = {  # parameters of few steps, where they are not called `steps`
-    "diffpure-ddpm": ["diffpure-ddpm:t=0.002", "diffpure-ddpm:t=0.002,variance=learned"],
-    "gdmp": ["gdmp:t=2,passes=2,scale=600", "gdmp:t=2,passes=1,guidance=ssim,scale=10"],
-    "gns": ["gns:stages=[6,15],steps=[1,3]", "gns:stages=[2],eta=0"],
-    "scoreopt-o": ["scoreopt-o:steps=2", "scoreopt-o:steps=2,objective=sr", "scoreopt-o:steps=2,width=0"],
-    "scoreopt-n": ["scoreopt-n:steps=1,outer=2", "scoreopt-n:steps=2,objective=sr"],
-    "edm": ["edm:steps=3", "edm:steps=3,order=2"],
-    "adp": ["adp:steps=2", "adp:steps=2,update=langevin", "adp:steps=2,threshold=10", "adp:steps=2,variant=code"],
-    "coup": ["coup:steps=2", "coup:steps=2,clamp=true"],
-    "lm": ["lm:steps=2", "lm:steps=2,guidance=1,variant=code"],
-}
-
-
-def usual(name):
-    return [f"{name}:steps=2" if "steps" in registry.parameters("defense", name) else name]
-
-
-CASES = [case for name in NAMES for case in FEW.get(name, usual(name))]
+CASES = {case: known for name in NAMES for case, known in registry.cases(name).items()}  # of each purifier's own file
 IMPOSSIBLE = {  # (case, family): what the refusal says
-    **{
-        ("diffpure-ddpm:t=0.002,variance=learned", family): "needs a score model that learned its variances"
-        for family in ("vp", "denoiser", "ncsn", "energy")
-    },
-    ("edm:steps=3", "energy"): "above the score model's largest",  # it knows one noise level alone
-    ("edm:steps=3,order=2", "energy"): "above the score model's largest",
-    ("scoreopt-o:steps=2", "energy"): "takes one noise level for all images",
-    ("scoreopt-o:steps=2,objective=sr", "energy"): "takes one noise level for all images",
-    ("lm:steps=2", "energy"): "takes one noise level for all images",
-    ("lm:steps=2,guidance=1,variant=code", "energy"): "takes one noise level for all images",
-    ("lm-coup:steps=2", "energy"): "takes one noise level for all images",
+    (case, family): words for case, known in CASES.items() for family, words in known.get("refused", {}).items()
 }
 TWO = ("vp", "denoiser")
-VARIANTS = [  # the other words and branches, each on two families
-    "diffpure-ddpm:t=0.002,variance=fixedlarge,clip=false",
-    "gdmp:t=2,passes=1,scale=60000,variant=code",
-    "gdmp:t=2,passes=1,guidance=none",
-    "gns:stages=[6],steps=[2],eta=0.5",
-    "scoreopt-o:steps=2,objective=mse,weight=0.5",
-    "scoreopt-o:steps=2,variant=code",
-    "scoreopt-o:steps=2,objective=sr,variant=code",
-    "scoreopt-n:steps=2,variant=code",
-    "adp:steps=2,rand=binary",
-    "adp:steps=2,update=schedule",
-    "adp:steps=2,update=langevin,threshold=10",
-    "lm:steps=2,variant=code",
-]
 PAIRS = [pair for pair in itertools.product(CASES, FAMILIES) if pair not in IMPOSSIBLE]
-PAIRS += itertools.product(VARIANTS, TWO)
-PAIRS += [("gdmp:t=2,passes=2,form=imagenet,scale=10", "index")]
 every_pair = pytest.mark.parametrize(("case", "family"), PAIRS)
 
 
@@ -171,6 +128,23 @@ def rehearsed(case, family):
 
 
 # -------------------------------------------------------------------------------------------------------------- the contract
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_purifier_names_quick_cases_with_all_its_words(name):
+    """Without cases no test below would look at it."""
+    if not registry.cases(name):
+        module = registry.names("defense")[name].partition(":")[0]
+        pytest.fail(f'`{module}` names no case of `{name}`: beside INFO, write CASES = {{"{name}:steps=2": {{}}}}')
+    used = [about(case)[1] for case in registry.cases(name)]
+    for key, words in registry.info("defense", name).get("choices", {}).items():
+        assert {"none" if values[key] is None else values[key] for values in used} == set(words), key
+
+
+def test_cases_say_what_the_tests_read():
+    for case, known in CASES.items():
+        assert known.keys() <= {"refused", "gives"}, case
+        assert known.get("refused", {}).keys() < FAMILIES.keys(), case
 
 
 @every_pair
@@ -224,7 +198,7 @@ def test_a_row_depends_not_on_the_number_of_rows(case, family):
 
 
 def test_what_couples_a_batch_says_so():
-    assert [case for case in [*CASES, *VARIANTS] if couples(case)] == ["adp:steps=2,variant=code"]
+    assert [case for case in CASES if couples(case)] == ["adp:steps=2,variant=code"]
     assert purifier("adp:steps=2,variant=code", "vp", torch.float32).couples_batch
     assert not purifier("adp:steps=2", "vp", torch.float32).couples_batch
 

@@ -23,6 +23,7 @@ from purebench import datasets, registry
 from purebench.datasets import celebahq, cifar, corruptions, folder, imagenet, mnist, parquet
 from purebench.datasets.images import of_files
 from purebench.errors import DOWNLOAD, USAGE, UserError
+from purebench.plan import resolved
 from purebench.spec import parse
 
 OWN = {  # module -> its datasets
@@ -377,8 +378,8 @@ def test_corruptions(fake_corruptions):
 
 def test_wrong_corruptions(fake_corruptions):
     make = corruptions.cifar10_c
-    refused(lambda: make(corruption="gausian_noise"), "did you mean `gaussian_noise`")
-    refused(lambda: make(severity=6), "severity=6")
+    refused(lambda: resolved.find("dataset", "cifar10-c:corruption=gausian_noise"), "did you mean `gaussian_noise`")
+    refused(lambda: resolved.find("dataset", "cifar10-c:severity=6"), "severity=6", "1 <= severity <= 5")
     refused(lambda: make(corruption="snow"), "snow.npy", "purebench fetch data-cifar10-c", code=DOWNLOAD)
     refused(lambda: make(folder=str(fake_corruptions), corruption="snow"), "snow.npy")
     np.save(fake_corruptions / "snow.npy", np.zeros((3, 32, 32, 3), np.uint8))
@@ -499,7 +500,7 @@ def test_wrong_imagenet_folders(fake_imagenet, tmp_path):
     refused(make, "PUREBENCH_IMAGENET", "val/<wnid>")
     refused(lambda: make(folder=str(tmp_path / "no")), "no folder")
     refused(lambda: make(folder=str(tmp_path / "val" / "n01440764")), "n01440764", "val/<wnid>")
-    refused(lambda: make(folder=str(fake_imagenet), ids="robustbnch"), "robustbench")
+    refused(lambda: resolved.find("dataset", "imagenet:ids=robustbnch"), "robustbench")
     (fake_imagenet / "val" / "n01484850" / "ILSVRC2012_val_0.JPEG").unlink()
     refused(lambda: make(folder=str(fake_imagenet)), "5 images in 3 folders", "expected 6")
 

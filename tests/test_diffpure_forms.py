@@ -6,18 +6,18 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from helpers import apart, filled, path, published, recorded, slope_error, smooth_unet, states
+from helpers import apart, filled, maker, path, published, recorded, slope_error, smooth_unet, states
 from torch import nn
 
 from purebench.engine import adjoint, chain
 from purebench.engine.noise import Noise, Replay
 from purebench.errors import UserError
 from purebench.networks import build
-from purebench.purifiers.ancestral import diffpure_ddpm
-from purebench.purifiers.diffpure import diffpure, diffpure_ld, diffpure_ode
 from purebench.scores.vp import IndexScore, VPScore
 
 torch.set_num_threads(1)
+diffpure_ddpm = maker("diffpure-ddpm")
+diffpure, diffpure_ld, diffpure_ode = maker("diffpure"), maker("diffpure-ld"), maker("diffpure-ode")
 DATA_MEAN, DATA_STD = 0.3, 0.5  # of Gaussian data, on the [-1,1] scale
 BETA = np.linspace(1e-4, 0.02, 1000)
 ABAR = np.cumprod(1 - BETA)
@@ -272,20 +272,20 @@ def test_the_ode_has_an_adjoint():
 @pytest.mark.parametrize(
     ("made", "message"),
     [
-        (lambda: diffpure_ode(SCORE, t=0), "outside"),
-        (lambda: diffpure_ode(SCORE, t=1.01), "outside"),
+        (lambda: diffpure_ode(SCORE, t=0), "it needs 0.001 <= t <= 1"),
+        (lambda: diffpure_ode(SCORE, t=1.01), "it needs 0.001 <= t <= 1"),
         (lambda: diffpure_ode(SCORE, steps=0), "`steps=0` is not possible"),
-        (lambda: diffpure_ode(SCORE, t=0.0004, steps=1), "not a multiple of 0.001"),
+        (lambda: diffpure_ode(SCORE, t=0.0004, steps=1), "it needs 0.001 <= t"),
         (lambda: diffpure_ode(SCORE, t=0.1004), "`t=0.1004` is not a multiple of 0.001"),
-        (lambda: diffpure_ld(SCORE, t=0), "outside"),
-        (lambda: diffpure_ld(SCORE, t=math.nan), "outside"),
+        (lambda: diffpure_ld(SCORE, t=0), "it needs 0 < t <= 1"),
+        (lambda: diffpure_ld(SCORE, t=math.nan), "outside its range"),
         (lambda: diffpure_ld(SCORE, steps=0), "`steps=0` is not possible"),
-        (lambda: diffpure_ld(SCORE, sigma2=0), "`sigma2=0` is not possible"),
-        (lambda: diffpure_ld(SCORE, lambda_ld=-1), "`lambda_ld=-1` is not possible"),
-        (lambda: diffpure_ld(SCORE, eta=-1), "`eta=-1` is not possible"),
-        (lambda: diffpure_ddpm(SCORE, t=0), "outside"),
-        (lambda: diffpure_ddpm(SCORE, t=1.5), "outside"),
-        (lambda: diffpure_ddpm(SCORE, t=0.0004), "not a multiple of 0.001"),
+        (lambda: diffpure_ld(SCORE, sigma2=0), "it needs sigma2 > 0"),
+        (lambda: diffpure_ld(SCORE, lambda_ld=-1), "it needs lambda_ld > 0"),
+        (lambda: diffpure_ld(SCORE, eta=-1), "eta=-1.0 is not possible: it needs eta >= 0"),
+        (lambda: diffpure_ddpm(SCORE, t=0), "it needs 0.001 <= t <= 1"),
+        (lambda: diffpure_ddpm(SCORE, t=1.5), "it needs 0.001 <= t <= 1"),
+        (lambda: diffpure_ddpm(SCORE, t=0.0014), "not a multiple of 0.001"),
         (lambda: diffpure_ddpm(SCORE, t=0.1 + 2e-9), "not a multiple of 0.001"),
         (lambda: diffpure_ddpm(SCORE, variance="fixedsmal"), "unknown variance of `diffpure-ddpm` `fixedsmal`"),
         (lambda: diffpure_ddpm(SCORE, variance="learned"), "needs a score model that learned its variances"),

@@ -1,18 +1,58 @@
-"""The worked example of docs/adding-a-purifier.md, run as a user would run it: one file, one registry line."""
+"""The pages of the defenses, and the worked example of docs/adding-a-purifier.md: one file, one registry line, one page."""
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+import purebench
 from purebench import registry
 from purebench.plan import grid as plan
 from purebench.records import store as records
 from purebench.report import tables
 from purebench.running import progress, runner
+from purebench.spec import parse
 
 DOCS = Path(__file__).parents[1] / "docs"
+
+
+# ------------------------------------------------------------------------------------------------------- pages of defenses
+
+PAGES = {page.stem: page.read_text(encoding="utf-8") for page in (DOCS / "defenses").glob("*.md")}
+
+
+def test_every_registered_defense_has_its_page_and_every_page_its_defense():
+    assert PAGES.keys() == registry.NAMES["defense"].keys()
+
+
+@pytest.mark.parametrize("name", registry.NAMES["defense"])
+def test_a_page_names_its_parameters_and_no_others(name):
+    """`key=value` on a page is a parameter of its defense, `other:key=value` of the other, with values that these may have."""
+    known = registry.parameters("defense", name)
+    own = known.keys() - registry.COMMON["defense"]
+    assert own == {key for key in own if re.search(rf"`{key}\b|\b{key}=", PAGES[name])}
+    for said in re.findall(r"`([^`\n]+)`", PAGES[name]):
+        of, colon, parameters = said.rpartition(":")
+        if not re.match(r"[\w-]+=", parameters) or (colon and of not in registry.names("defense")):
+            continue
+        part = parse(f"{of or name}:{parameters}")
+        given = {k: v for k, v in part.parameters if not re.fullmatch("[A-Za-z]", str(v))}  # `steps=k`: any number
+        registry.check_parameters("defense", part.name, given)
+        assert {k for k, _ in part.parameters} <= registry.parameters("defense", part.name).keys(), said
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: str(page.relative_to(DOCS)))
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+# ----------------------------------------------------------------------------------------------------- a purifier of your own
 
 
 @pytest.fixture
@@ -45,4 +85,42 @@ def test_the_median_filter_filters(median):
     x[0, 0, 3, 3] = 1.0  # one broken pixel
     purified = chain.run(purifiers.make("median"), x, Noise(0, "test", (), [0], [0]))
     assert torch.equal(purified, torch.full_like(x, 0.25))
-    assert len((DOCS / "examples" / "median.py").read_text().splitlines()) < 80
+
+
+CONTRACT = {  # in whose ids a new purifier has to appear by itself: every test over registered names
+    "test_contract.py": "every_purifier_names_quick_cases shape_dtype_range_and_finiteness a_function_of_image_seed "
+    "neither_on_its_mates not_on_the_number_of_rows network_calls_are_those_declared autograd_through_the_unrolled asks_for_a_value",
+    "test_chain.py": "under_every_plan central_difference budgets_from_the_least",
+    "test_purifiers.py": "draws_noise_of_its_own golden_literals",
+    "test_registry.py": "compares_is_one hold_its_default conditional_version",
+    "test_cli.py": "shown_with_its_essentials every_value_of_every_dataset",
+    "test_docs.py": "names_its_parameters_and_no_others",
+}
+
+
+def test_a_purifier_that_belongs_is_one_file_one_line_and_one_page(tmp_path):
+    """The example moved into a copy of the package: nothing else changes, and every contract test runs on it."""
+    root = Path(purebench.__file__).parents[1]
+    for name in ("purebench", "tests", "docs"):
+        shutil.copytree(root / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "checkpoints.toml"):
+        shutil.copy(root / name, tmp_path)
+    line = re.search(r'"median": ".*",', (DOCS / "adding-a-purifier.md").read_text())[0]
+    registered = tmp_path / "purebench" / "registry.py"
+    table = '    "defense": {\n'
+    before = registered.read_text()
+    registered.write_text(before.replace(table, f"{table}        {line}\n", 1))
+    assert len(registered.read_text().splitlines()) == len(before.splitlines()) + 1
+    shutil.copy(DOCS / "examples" / "median.py", tmp_path / "purebench" / "purifiers")
+    shutil.copy(DOCS / "examples" / "median.md", tmp_path / "docs" / "defenses")
+
+    asked = [str(tmp_path / "tests" / name) for name in CONTRACT]
+    chosen = "(median and not filter and not one_file) or every_registered_defense_has_its_page"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-vv", "-p", "no:cacheprovider", "-k", chosen, *asked],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    for name, tests in CONTRACT.items():
+        for test in tests.split():
+            assert re.search(rf"{name}::\w*{test}\w*\[.*median", done.stdout), f"{name}: {test}"

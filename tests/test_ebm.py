@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import autograd, filled, generated, label, recorded, relative, slope_error, states
+from helpers import autograd, filled, generated, label, maker, recorded, relative, slope_error, states
 from torch import nn
 
 from purebench.assets import checkpoint
@@ -14,11 +14,11 @@ from purebench.engine.chain import Plan, Tape
 from purebench.engine.noise import Noise, Replay
 from purebench.errors import UserError
 from purebench.networks import build
-from purebench.purifiers.ebm import ebm
 from purebench.scores import energy
 from purebench.scores.energy import EnergyScore
 
 torch.set_num_threads(1)
+ebm = maker("ebm")
 ROWS = 3
 NOISE = Noise(5, "attack", (), range(ROWS), [0] * ROWS)
 X = torch.rand(ROWS, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
@@ -268,12 +268,13 @@ def test_hills_checkpoint_is_named_and_built():
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"steps": 0}, "`steps=0` of `ebm` is not positive"),
-        ({"step": 0.0}, "not positive"),
-        ({"step": math.nan}, "not positive"),
-        ({"eps": -0.01}, "negative"),
-        ({"level": -1.0}, "negative"),
-        ({"score": None}, "neither"),
+        ({"steps": 0}, "`steps=0` is not possible for `ebm`"),
+        ({"step": 0.0}, "it needs step > 0"),
+        ({"step": math.nan}, "outside its range"),
+        ({"eps": -0.01}, "it needs eps >= 0"),
+        ({"level": -1.0}, "it needs level >= 0"),
+        ({"score": None}, "needs a score, and was given none"),
+        ({"score": object()}, "neither"),
         ({"score": Gaussian(), "level": 0.0049}, "overshoot and diverge"),
     ],
     ids=label,

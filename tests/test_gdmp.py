@@ -5,19 +5,19 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import path, recorded, relative, slope_error, smooth_classifier, smooth_unet
+from helpers import maker, path, recorded, relative, slope_error, smooth_classifier, smooth_unet
 from torch import nn
 
 from purebench.engine import chain
 from purebench.engine.noise import Noise, Replay
 from purebench.errors import UserError
-from purebench.purifiers.gdmp import gdmp
-from purebench.purifiers.lm import lm, lm_coup
 from purebench.purifiers.ssim import ssim
 from purebench.scores.denoisers import DenoiserScore
 from purebench.scores.vp import IndexScore, VPScore
 
 torch.set_num_threads(1)
+gdmp = maker("gdmp")
+lm, lm_coup = maker("lm"), maker("lm-coup")
 BETA = np.linspace(1e-4, 0.02, 1000)
 ABAR = np.cumprod(1 - BETA)
 ROWS = 4
@@ -260,22 +260,22 @@ def test_detached_holds_the_inner_gradient_constant(case):
 @pytest.mark.parametrize(
     ("made", "message"),
     [
-        (lambda: gdmp(SCORE, t=0), r"`t=0` is outside 1\.\.999"),
-        (lambda: gdmp(SCORE, t=1000), "outside"),
+        (lambda: gdmp(SCORE, t=0), "`t=0` is not possible for `gdmp`"),
+        (lambda: gdmp(SCORE, t=1000), "it needs 1 <= t <= 999"),
         (lambda: gdmp(SCORE, passes=0), "`passes=0` is not possible"),
         (lambda: gdmp(SCORE, guidance="msx"), "unknown guidance"),
         (lambda: gdmp(SCORE, guidance="constant"), "unknown guidance of `gdmp` `constant`"),
         (lambda: gdmp(SCORE, variant="codes"), "unknown variant"),
-        (lambda: gdmp(SCORE, scale=-1), "`scale=-1` of `gdmp` is not possible"),
-        (lambda: gdmp(SCORE, ptb=-8), "`ptb=-8` of `gdmp` is not possible"),
-        (lambda: gdmp(SCORE, batch=0), "`batch=0` of `gdmp` is not possible"),
+        (lambda: gdmp(SCORE, scale=-1), "it needs scale >= 0"),
+        (lambda: gdmp(SCORE, ptb=-8), "it needs ptb > 0"),
+        (lambda: gdmp(SCORE, batch=0), "`batch=0` is not possible for `gdmp`"),
         (lambda: lm(SCORE, steps=0), "`steps=0` is not possible"),
-        (lambda: lm(SCORE, lr=0), "`lr=0` is not positive"),
-        (lambda: lm(SCORE, eta=math.nan), "`eta=nan` is not positive"),
-        (lambda: lm(SCORE, low=0), "no noise levels"),
-        (lambda: lm(SCORE, low=0.7), "no noise levels"),
+        (lambda: lm(SCORE, lr=0), "it needs lr > 0"),
+        (lambda: lm(SCORE, eta=math.nan), "`eta=nan` of `lm` is outside its range"),
+        (lambda: lm(SCORE, low=0), "it needs 0 < low <= high"),
+        (lambda: lm(SCORE, low=0.7), "low=0.7, high=0.6 is not possible"),
         (lambda: lm(SCORE, guidance=1.0), "needs a classifier"),
-        (lambda: lm(SCORE, CLASSIFIER, guidance=-1.0), "negative"),
+        (lambda: lm(SCORE, CLASSIFIER, guidance=-1.0), "it needs guidance >= 0"),
         (lambda: lm(SCORE, variant="adam"), "unknown variant"),
         (lambda: lm_coup(SCORE, None), "needs a classifier"),
     ],

@@ -5,16 +5,17 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers import maker
 
 from purebench.engine import chain
 from purebench.engine.noise import Noise
 from purebench.errors import UserError
 from purebench.purifiers.ancestral import schedule
-from purebench.purifiers.gdmp import gdmp
 from purebench.scores.views import discrete
 from purebench.scores.vp import IndexScore, VPScore
 
 torch.set_num_threads(1)
+gdmp = maker("gdmp")
 X = torch.rand(3, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 NOISE = Noise(3, "judge", (), range(3), [0] * 3)
 
@@ -106,7 +107,7 @@ def test_the_gradient_is_autograd_and_the_central_difference(guidance):
 def test_what_it_cannot_run_on_is_refused():
     with pytest.raises(UserError, match="learned its variances"):
         gdmp(VPScore(Network(), (3, 16, 16)), form="imagenet")
-    with pytest.raises(UserError, match=r"`t=251` is outside 1..250"):
+    with pytest.raises(UserError, match="t=251, form=imagenet is not possible: it needs t <= 250"):
         gdmp(model(), t=251, form="imagenet")
 
 

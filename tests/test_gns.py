@@ -8,23 +8,25 @@ import re
 import numpy as np
 import pytest
 import torch
-from helpers import asked, close, filled, label, published, recorded, relative, slope_error
+from helpers import asked, close, filled, label, maker, published, recorded, relative, slope_error
 from torch import nn
 
 from purebench.engine import chain
 from purebench.engine.noise import Noise, Replay
 from purebench.errors import UserError
 from purebench.networks import build
-from purebench.purifiers.edm import edm, levels
-from purebench.purifiers.gaussian import gaussian
-from purebench.purifiers.gns import gns, indices
-from purebench.purifiers.one_shot import one_shot
+from purebench.purifiers.edm import levels
+from purebench.purifiers.gns import indices
 from purebench.scores.denoisers import DenoiserScore
 from purebench.scores.views import Score, discrete
 from purebench.scores.vp import IndexScore, VPScore
 from purebench.spec import parse, show
 
 torch.set_num_threads(1)
+edm = maker("edm")
+gaussian = maker("gaussian")
+gns = maker("gns")
+one_shot = maker("one-shot")
 DATA_MEAN, DATA_STD = 0.3, 0.5  # of Gaussian data, on the [-1,1] scale
 SHAPE = (4, 3, 8, 8)
 NOISE = Noise(3, "judge", (), range(4), [0] * 4)
@@ -331,31 +333,31 @@ def test_lists_are_written_on_the_command_line_as_they_are_meant():
     ("factory", "parameters", "message"),
     [
         (gns, {"stages": ()}, "not possible"),
-        (gns, {"stages": 200}, "expected a list"),
+        (gns, {"stages": 200}, "is no list"),
         (gns, {"stages": (0, 30)}, "expected a list of whole numbers from 1"),
         (gns, {"stages": (30, -5)}, "from 1"),
         (gns, {"stages": (30, 2.5)}, "whole numbers"),
         (gns, {"stages": (30, 1001)}, "not possible"),
-        (gns, {"steps": 5}, "expected a list"),
+        (gns, {"steps": 5}, "is no list"),
         (gns, {"stages": (30, 50), "steps": (1, 0)}, "from 1"),
         (gns, {"stages": (30, 50), "steps": (1, 1, 5)}, "`steps` is for 3 stages, `stages` names 2"),
         (gns, {"stages": (30, 50), "steps": (31, 5)}, "31 steps are too many for a stage of 30"),
         (gns, {"stages": (100,), "steps": (40,)}, "40 steps do not fit a stage of 100: one index in 2 makes 50"),
-        (gns, {"eta": 1.5}, r"outside \[0, 1\]"),
-        (gns, {"eta": -0.1}, "outside"),
+        (gns, {"eta": 1.5}, "it needs 0 <= eta <= 1"),
+        (gns, {"eta": -0.1}, "it needs 0 <= eta <= 1"),
         (gns, {"eta": math.nan}, "outside"),
         (edm, {"steps": 0}, "not possible"),
         (edm, {"start": -1}, "not possible"),
         (edm, {"steps": 5, "start": 5}, "not possible"),
-        (edm, {"sigma": 0.0}, "not above the last level"),
-        (edm, {"sigma": 0.0, "steps": 1}, "not above"),
-        (edm, {"sigma": 0.001}, "not above"),
-        (edm, {"sigma": math.nan}, "not above"),
-        (edm, {"order": 3}, "`order=3`"),
+        (edm, {"sigma": 0.0}, "it needs sigma > 0.002"),
+        (edm, {"sigma": 0.0, "steps": 1}, "it needs sigma > 0.002"),
+        (edm, {"sigma": 0.001}, "it needs sigma > 0.002"),
+        (edm, {"sigma": math.nan}, "outside its range"),
+        (edm, {"order": 3}, "order=3 is not possible: it needs 1 <= order <= 2"),
         (edm, {"sigma": 200.0}, "above the score model's largest"),
-        (gaussian, {"sigma": 0.0}, "not positive"),
-        (gaussian, {"sigma": -1.0}, "not positive"),
-        (gaussian, {"sigma": math.nan}, "not positive"),
+        (gaussian, {"sigma": 0.0}, "it needs sigma > 0"),
+        (gaussian, {"sigma": -1.0}, "it needs sigma > 0"),
+        (gaussian, {"sigma": math.nan}, "outside its range"),
     ],
     ids=label,
 )

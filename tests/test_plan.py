@@ -312,8 +312,8 @@ def test_the_words_that_the_planner_takes_are_those_that_the_defense_knows():
     from purebench import registry
     from purebench.engine import defense
 
-    assert set(registry.CHOICES["loss"]) == set(defense.LOSSES)
-    for how in registry.CHOICES["combine"]:
+    assert set(registry.choices("attack", "pgd-eot")["loss"]) == set(defense.LOSSES)
+    for how in registry.choices("defense", "coup")["combine"]:
         assert defense.combine(torch.zeros(2, 3, 4), how, 1).shape == (2, 4)
 
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import apart, asked, close, path, per_number, per_row, published, recorded
+from helpers import apart, asked, close, first_case, path, per_number, per_row, published, recorded
 from torch import nn
 
 from purebench import registry
@@ -14,8 +14,8 @@ from purebench.engine.defense import Defense
 from purebench.engine.noise import Noise, Replay
 from purebench.errors import UserError
 from purebench.purifiers import make
-from purebench.purifiers.coup import coup
 from purebench.scores.vp import VPScore
+from purebench.spec import parse
 
 torch.set_num_threads(1)
 DATA_MEAN, DATA_STD = 0.3, 0.5  # of Gaussian data, on the [-1,1] scale
@@ -246,13 +246,13 @@ def test_the_grid_is_the_solvers(t, steps):
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"t": 0}, r"`t=0` is outside \(0, 1\]"),
-        ({"t": -0.1}, "outside"),
-        ({"t": 1.001}, "outside"),
-        ({"t": math.nan}, "outside"),
+        ({"t": 0}, "t=0.0 is not possible: it needs"),
+        ({"t": -0.1}, "t <= 1"),
+        ({"t": 1.001}, "t <= 1"),
+        ({"t": math.nan}, "outside its range"),
         ({"steps": 0}, "`steps=0` is not possible"),
         ({"steps": -3}, "not possible"),
-        ({"t": 0.001, "steps": 60}, "steps of more than 2e-5"),
+        ({"t": 0.001, "steps": 60}, "it needs t / steps > 0.00002"),
         ({"t": 0.1, "steps": 1754}, "float32 times pass the end"),
         ({"t": 0.02, "steps": 817}, "float32 times pass the end"),  # the last step would have no length
         ({"stepz": 5}, "unknown parameter"),
@@ -281,7 +281,7 @@ def test_the_finest_grids_are_accepted():
     assert build("reverse-sde", t=0.001, steps=40).n == 40  # steps of 2.5e-5
 
 
-@pytest.mark.parametrize(("t", "nearest"), [(0.0004, "t=0.001"), (0.0999, "t=0.1"), (0.1234, "t=0.123")])
+@pytest.mark.parametrize(("t", "nearest"), [(0.0014, "t=0.001"), (0.0999, "t=0.1"), (0.1234, "t=0.123")])
 @pytest.mark.parametrize("name", ["diffpure", "diffpure-ode", "diffpure-ddpm"])
 def test_times_between_the_discrete_forward_steps_are_refused(name, t, nearest):
     steps = {} if name == "diffpure-ddpm" else {"steps": 1}
@@ -304,35 +304,35 @@ def test_every_discrete_time_is_accepted_and_any_time_where_there_is_no_forward_
 @pytest.mark.parametrize(
     ("classifier", "guidance", "message"),
     [
-        (None, 1.0, "`guidance=1.0` needs a classifier"),
-        (CLASSIFIER, math.nan, "`guidance=nan` is no weight"),
-        (CLASSIFIER, -1.0, "`guidance=-1.0` is no weight"),
+        (None, 1.0, "`coup` needs a classifier"),
+        (CLASSIFIER, math.nan, "`guidance=nan` of `coup` is outside its range"),
+        (CLASSIFIER, -1.0, "it needs guidance >= 0"),
     ],
 )
 def test_coup_refuses_guidance_that_cannot_be(classifier, guidance, message):
     with pytest.raises(UserError, match=message) as error:
-        coup(SCORE, classifier, guidance=guidance)
+        make("coup", score=SCORE, classifier=classifier, guidance=guidance)
     assert error.value.hint
 
 
 @pytest.mark.parametrize("name", ["coup", "lm"])
 def test_without_guidance_no_classifier_is_called_and_none_is_needed(name):
-    p = registry.factory("defense", name)(SCORE, None, guidance=0.0, steps=2)
+    p = make(name, score=SCORE, guidance=0.0, steps=2)
     with chain.nfe() as calls:
         chain.run(p, X, NOISE)
     assert (calls.forward, calls.backward) == (2, 0 if name == "coup" else 2)
 
 
-@pytest.mark.parametrize("sigma", [0, -0.5, math.nan])
+@pytest.mark.parametrize("sigma", [0.0, -0.5, math.nan])
 def test_one_shot_refuses_noise_that_is_none(sigma):
-    with pytest.raises(UserError, match=f"`sigma={sigma}`"):
+    with pytest.raises(UserError, match=f"sigma={sigma}"):
         build("one-shot", sigma=sigma)
 
 
 # ---------------------------------------------------------------------------------------------------- every registered name
 
 
-FEW = {  # parameters of few steps, where `steps` and `t` have another meaning; and a ball that no image reaches
+FEW = {  # parameters of the literals below, where `steps` and `t` have another meaning; and a ball that no image reaches
     "diffpure-ddpm": {"t": 0.004},
     "gdmp": {"t": 3, "passes": 2, "scale": 600.0},
     "gns": {"stages": (6, 15), "steps": (2, 5)},
@@ -342,8 +342,9 @@ FEW = {  # parameters of few steps, where `steps` and `t` have another meaning; 
 
 
 def few(name):
+    """With the parameters of `LITERALS`, or of the first case that the purifier's own file names."""
     usual = {k: v for k, v in {"steps": 4, "t": 0.2}.items() if k in registry.parameters("defense", name)}
-    return build(name, **FEW.get(name, usual))
+    return build(name, **(FEW.get(name, usual) if name in LITERALS else first_case(name)))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -386,9 +387,21 @@ LITERALS = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_golden_literals(name):
-    """If this fails, results recorded before differ from new ones: raise the component's `version`."""
-    out = chain.run(few(name), X, NOISE)
-    assert out.flatten()[[0, 9, 23]].tolist() == pytest.approx(LITERALS[name], rel=1e-9)
+    """If this fails, results recorded before differ from new ones: raise the component's `version`.
+
+    Three numbers of the output: of `few(name)` above, and of every case of the purifier's own file that says what it `gives`."""
+
+    def gives(p):
+        return chain.run(p, X, NOISE).flatten()[[0, 9, 23]].tolist()
+
+    said = {case: known["gives"] for case, known in registry.cases(name).items() if "gives" in known}
+    for case, numbers in said.items():
+        assert gives(build(name, **dict(parse(case).parameters))) == pytest.approx(numbers, rel=1e-9), case
+    if name in LITERALS:
+        assert gives(few(name)) == pytest.approx(LITERALS[name], rel=1e-9)
+    elif not said:
+        case = next(iter(registry.cases(name)), name)
+        pytest.fail(f'no numbers of `{name}` are known; CASES of its file: "{case}": {{"gives": {gives(few(name))}}}')
 
 
 def test_no_two_defenses_have_one_literal():

@@ -1,10 +1,13 @@
 """What INFO may say: arithmetic and conditions over parameters, versions that hold for some of them, and names that exist."""
 
 import ast
+from pathlib import Path
 
 import pytest
 
 from purebench import datasets, registry
+from purebench.errors import UserError
+from purebench.plan import catalogue
 from purebench.plan import grid as plan
 from purebench.plan.grid import Request
 
@@ -82,11 +85,35 @@ def test_a_word_that_an_entry_compares_is_one_that_the_parameter_may_have(kind, 
                 if isinstance(node.left, ast.Call):
                     assert word.value.startswith(".")  # suffix(path)
                     continue
-                choices = registry.CHOICES.get(node.left.id, ())
                 free = known[node.left.id] == ""  # `path`, `network`
-                assert free or (word.value in choices and known[node.left.id] in choices), text
+                assert free or word.value in registry.choices(kind, name).get(node.left.id, ()), text
             if isinstance(node, ast.Name) and node.id not in ("sum", "len", "max", "min", "round", "suffix"):
                 assert node.id in known, text
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERYTHING)
+def test_the_words_that_a_parameter_may_be_hold_its_default(kind, name):
+    known = registry.parameters(kind, name)
+    for key, words in registry.choices(kind, name).items():
+        assert known[key] in words, key
+        registry.check_parameters(kind, name, {key: words[-1]})
+        with pytest.raises(UserError, match=f"unknown {key} of `{name}` `{words[0]}x`") as error:
+            registry.check_parameters(kind, name, {key: f"{words[0]}x"})
+        assert words[0] in error.value.hint  # did you mean
+
+
+def test_parameters_of_one_name_have_words_of_their_own():
+    """Of the component alone: `guidance` is a word of gdmp, a number of coup, another word of the adjoint."""
+    assert "mse" in registry.choices("defense", "scoreopt-o")["objective"]
+    assert "mse" not in registry.choices("defense", "scoreopt-n")["objective"]
+    assert registry.choices("defense", "gdmp")["guidance"] != registry.choices("gradient", "adjoint")["guidance"]
+    assert "guidance" not in registry.choices("defense", "coup")
+
+
+@pytest.mark.parametrize(("guidance", "needs"), [(1.0, ["score", "classifier"]), (0.0, ["score"])])
+@pytest.mark.parametrize("name", ["coup", "lm", "lm-coup"])
+def test_what_is_needed_may_depend_on_the_parameters(name, guidance, needs):
+    assert registry.needs(name, {"guidance": guidance}) == needs
 
 
 # --------------------------------------------------------------------------------------------------------------- versions
@@ -132,6 +159,22 @@ def test_a_conditional_version_raises(kind, name):
 
 
 # ------------------------------------------------------------------------------------------------------- names that exist
+
+
+def test_every_citation_is_one_entry_of_the_references():
+    """Said once, by its key; none is there that nothing cites."""
+    cited = [key for kind, name in EVERYTHING for key in registry.info(kind, name).get("cite", "").split()]
+    assert set(cited) == set(catalogue.references())
+    text = (Path(registry.__file__).parent / "references.bib").read_text()
+    assert text.count("\n@") + 1 == len(catalogue.references())  # no key twice
+    assert catalogue.facts("coup")["cite"].startswith("@inproceedings{zhang2024coup,\n")
+    assert catalogue.facts("coup")["cite"].endswith("\n}")
+
+
+def test_a_file_may_bring_an_entry_of_its_own(monkeypatch):
+    own = "@misc{mine,\n  title={Mine}\n}"
+    monkeypatch.setattr(registry, "info", lambda kind, name, known=registry.info: known(kind, name) | {"cite": own})
+    assert catalogue.facts("gaussian")["cite"] == own
 
 
 def test_every_network_says_what_it_was_trained_on():

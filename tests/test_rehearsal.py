@@ -35,12 +35,12 @@ def empty_cache(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("defense", "words"),
     [
-        ("scoreopt-n:objective=mse", "unknown objective `mse`"),
-        ("scoreopt-n:variant=code,objective=sr", "variant=code has no objective `sr`"),
-        ("adp:variant=code,update=langevin", "adaptive steps only"),
+        ("scoreopt-n:objective=mse", "unknown objective of `scoreopt-n` `mse`"),
+        ("scoreopt-n:variant=code,objective=sr", "objective=sr, variant=code is not possible"),
+        ("adp:variant=code,update=langevin", "it needs update == 'deterministic'"),
         ("diffpure-ddpm:variance=learned", "learned its variances"),
         ("gdmp:form=imagenet", "learned its variances"),
-        ("gdmp:form=imagenet,t=300", r"outside 1\.\.250"),
+        ("gdmp:form=imagenet,t=300", "it needs t <= 250"),
         ("gdmp:guidance=foo", "unknown guidance of `gdmp` `foo`"),
         ("gns:stages=[]", "stages"),
         ("gns:stages=30", "is no list"),

@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 import torch
-from helpers import apart, asked, filled, published, recorded, relative, slope_error, states
+from helpers import apart, asked, filled, maker, published, recorded, relative, slope_error, states
 from torch import nn
 
 from purebench import registry
@@ -15,12 +15,13 @@ from purebench.engine.noise import Noise, Replay
 from purebench.errors import UserError
 from purebench.networks import build
 from purebench.purifiers.adam import root
-from purebench.purifiers.one_shot import one_shot
-from purebench.purifiers.scoreopt import ScoreOptN, scoreopt_n, scoreopt_o
+from purebench.purifiers.scoreopt import ScoreOptN
 from purebench.scores.denoisers import DenoiserScore, NCSNScore
 from purebench.scores.vp import IndexScore, VPScore
 
 torch.set_num_threads(1)
+one_shot = maker("one-shot")
+scoreopt_n, scoreopt_o = maker("scoreopt-n"), maker("scoreopt-o")
 SONG = {"img_resolution": 8, "img_channels": 3, "model_channels": 16, "channel_mult": [1, 2], "num_blocks": 1}
 ROWS = 3
 NOISE = Noise(5, "attack", (), range(ROWS), [0] * ROWS)
@@ -416,17 +417,17 @@ def test_every_draw_is_its_own(case):
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"sigma": 0}, "no range of noise levels"),
-        ({"sigma": -0.5}, "no range"),
-        ({"sigma": math.nan}, "no range"),
-        ({"width": -0.1}, "no range"),
-        ({"sigma": 0.1, "width": 0.1}, "no range"),
+        ({"sigma": 0}, "it needs sigma > width"),
+        ({"sigma": -0.5}, "it needs sigma > width"),
+        ({"sigma": math.nan}, "outside its range"),
+        ({"width": -0.1}, "it needs width >= 0"),
+        ({"sigma": 0.1, "width": 0.1}, "it needs sigma > width"),
         ({"steps": 0}, "`steps=0` is not possible"),
-        ({"lr": 0}, "not possible"),
-        ({"weight": -1.0}, "not possible"),
+        ({"lr": 0}, "it needs lr > 0"),
+        ({"weight": -1.0}, "it needs weight >= 0"),
         ({"batch": 0}, "not possible"),
-        ({"objective": "diffs"}, "unknown objective `diffs`"),
-        ({"variant": "papper"}, "unknown variant `papper`"),
+        ({"objective": "diffs"}, "unknown objective of `scoreopt-[on]` `diffs`"),
+        ({"variant": "papper"}, "unknown variant of `scoreopt-[on]` `papper`"),
     ],
     ids=str,
 )
@@ -442,7 +443,7 @@ def test_impossible_parameters_are_refused(factory, parameters, message):
     [
         ({"outer": 0}, "`outer=0`"),
         ({"objective": "mse"}, "unknown objective"),
-        ({"objective": "sr", "variant": "code"}, "variant=code has no objective `sr`"),
+        ({"objective": "sr", "variant": "code"}, "objective=sr, variant=code is not possible"),
     ],
     ids=str,
 )

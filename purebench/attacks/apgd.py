@@ -16,13 +16,6 @@ from purebench.engine.noise import Noise
 from purebench.errors import UserError
 from purebench.spec import ThreatModel, representable
 
-_CITE = """@inproceedings{croce2020reliable,
-  title = {Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks},
-  author = {Croce, Francesco and Hein, Matthias},
-  booktitle = {ICML},
-  year = {2020}
-}"""
-
 INFO = {
     "apgd-ce": {
         "summary": "Auto-PGD on the mean cross-entropy of `eot` purifications; the point of the highest mean loss",
@@ -33,7 +26,7 @@ INFO = {
         "requires": ["0 < rho", "rho <= 1"],
         "paper": {"Croce and Hein 2020": "steps=100,eot=1,rho=0.75", "AutoAttack rand": "steps=100,eot=20"},
         "differences": "best point and step size by the mean loss over the draws (upstream: the last draw's)",
-        "cite": _CITE,
+        "cite": "croce2020reliable",
     },
     "apgd-dlr": {
         "summary": "Auto-PGD on the mean difference-of-logits ratio of `eot` purifications; the point of the highest mean loss",
@@ -44,7 +37,7 @@ INFO = {
         "requires": ["0 < rho", "rho <= 1"],
         "paper": {"Croce and Hein 2020": "steps=100,eot=1,rho=0.75", "AutoAttack rand": "steps=100,eot=20"},
         "differences": "best point and step size by the mean loss over the draws (upstream: the last draw's)",
-        "cite": _CITE,
+        "cite": "croce2020reliable",
     },
 }
 

@@ -39,13 +39,6 @@ from purebench.engine.noise import Noise
 from purebench.errors import UserError
 from purebench.spec import ThreatModel, representable
 
-_CITE = """@inproceedings{croce2020reliable,
-  title = {Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks},
-  author = {Croce, Francesco and Hein, Matthias},
-  booktitle = {ICML},
-  year = {2020}
-}"""
-
 INFO = {
     "autoattack-rand": {
         "summary": "AutoAttack for random defenses: APGD on cross-entropy, then on DLR, `eot` purifications per gradient",
@@ -59,7 +52,7 @@ INFO = {
         "differences": "none in the result, but that logits that are not finite are wrong, and that L2 gradients below 1e-11 keep their "
         "direction: the `eot` purifications of a gradient run as rows of one batch instead of one after another. "
         "As upstream: loss and success are the last draw's, one lucky miss breaks an image, and a robust image comes back clean",
-        "cite": _CITE,
+        "cite": "croce2020reliable",
     },
     "autoattack-standard": {
         "summary": "AutoAttack for deterministic defenses: APGD, targeted APGD, targeted FAB, Square",
@@ -71,7 +64,7 @@ INFO = {
         "paper": {"Croce and Hein 2020": "n_iter=100,n_queries=5000,n_target_classes=9"},
         "differences": "none in the result, but for values that are not finite and tiny L2 gradients, as for rand. "
         "As upstream: one forward decides, and a robust image comes back clean",
-        "cite": _CITE,
+        "cite": "croce2020reliable",
     },
 }
 

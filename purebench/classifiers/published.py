@@ -17,18 +17,6 @@ from purebench import assets, embedded, networks
 from purebench.assets import checkpoint
 from purebench.errors import DOWNLOAD, UserError, unknown
 
-_ROBUSTBENCH = """@inproceedings{croce2021robustbench,
-  title={RobustBench: a standardized adversarial robustness benchmark},
-  author={Croce, Francesco and Andriushchenko, Maksym and Sehwag, Vikash and Debenedetti, Edoardo and Flammarion, Nicolas and Chiang, Mung and Mittal, Prateek and Hein, Matthias},
-  booktitle={NeurIPS Datasets and Benchmarks Track},
-  year={2021}
-}"""  # noqa: E501
-_DIFFPURE = """@inproceedings{nie2022diffpure,
-  title={Diffusion Models for Adversarial Purification},
-  author={Nie, Weili and Guo, Brandon and Huang, Yujia and Xiao, Chaowei and Vahdat, Arash and Anandkumar, Anima},
-  booktitle={International Conference on Machine Learning},
-  year={2022}
-}"""
 _WIDE = ["network != 'wideresnet' and network != 'wideresnet_hill'", "only a WideResNet has one"]
 
 INFO = {
@@ -46,7 +34,7 @@ INFO = {
         "size": {"cifar10": [3, 32, 32], "cifar100": [3, 32, 32], "imagenet": [3, 224, 224]},
         "classes": {"cifar10": 10, "cifar100": 100, "imagenet": 1000},
         "version": 1,
-        "cite": _ROBUSTBENCH,
+        "cite": "croce2021robustbench",
     },
     "torchvision": {
         "summary": "an ImageNet classifier of torchvision, weights IMAGENET1K_V1 (never DEFAULT): torchvision:id=resnet50",
@@ -71,7 +59,7 @@ INFO = {
         "size": [3, 32, 32],
         "classes": 10,
         "version": 1,
-        "cite": _DIFFPURE,
+        "cite": "nie2022diffpure",
     },
     "wideresnet-70-16": {
         "summary": "DiffPure's WRN-70-16 with Swish (RobustBench's DMWideResNet), CIFAR-10",
@@ -80,7 +68,7 @@ INFO = {
         "size": [3, 32, 32],
         "classes": 10,
         "version": 1,
-        "cite": _DIFFPURE,
+        "cite": "nie2022diffpure",
     },
     "cifar-resnet50": {
         "summary": "DiffPure's CIFAR-10 ResNet-50 (unseen threats)",
@@ -89,7 +77,7 @@ INFO = {
         "size": [3, 32, 32],
         "classes": 10,
         "version": 1,
-        "cite": _DIFFPURE,
+        "cite": "nie2022diffpure",
     },
     "hill-wrn-28-10": {
         "summary": "Hill et al.'s WRN-28-10, CIFAR-10",
@@ -106,7 +94,7 @@ INFO = {
         "size": [3, 256, 256],
         "classes": 2,
         "version": 1,
-        "cite": _DIFFPURE,
+        "cite": "nie2022diffpure",
     },
     "autoattack-resnet18": {
         "summary": "the ResNet-18 that pyautoattack ships as its example: CIFAR-10, not robust, no paper's classifier",

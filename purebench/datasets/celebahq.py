@@ -20,18 +20,7 @@ INFO = {
         "source": "https://github.com/tkarras/progressive_growing_of_gans",
         "licence": "CelebA agreement: non-commercial research",
         "assets": [],
-        "cite": """@inproceedings{karras2018progressive,
-  title = {Progressive Growing of {GANs} for Improved Quality, Stability, and Variation},
-  author = {Karras, Tero and Aila, Timo and Laine, Samuli and Lehtinen, Jaakko},
-  booktitle = {International Conference on Learning Representations},
-  year = {2018}
-}
-@inproceedings{liu2015deep,
-  title = {Deep Learning Face Attributes in the Wild},
-  author = {Liu, Ziwei and Luo, Ping and Wang, Xiaogang and Tang, Xiaoou},
-  booktitle = {International Conference on Computer Vision},
-  year = {2015}
-}""",
+        "cite": "karras2018progressive liu2015deep",
     }
 }
 LAYOUT = "`images/`, `list_attr_celeba.txt` and `list_eval_partition.txt`"

@@ -8,13 +8,6 @@ from typing import Any
 
 from purebench.datasets.images import Images, find, missing, of_array
 
-CITE = """@techreport{krizhevsky2009learning,
-  title = {Learning Multiple Layers of Features from Tiny Images},
-  author = {Krizhevsky, Alex},
-  institution = {University of Toronto},
-  year = {2009}
-}"""
-
 INFO = {
     "cifar10": {
         "summary": "CIFAR-10, 10,000 test images of 10 classes, 32x32",
@@ -26,7 +19,7 @@ INFO = {
         "source": "https://www.cs.toronto.edu/~kriz/cifar.html",
         "licence": "not stated by its authors",
         "assets": ["data-cifar10"],
-        "cite": CITE,
+        "cite": "krizhevsky2009learning",
     },
     "cifar100": {
         "summary": "CIFAR-100, 10,000 test images of 100 classes, 32x32",
@@ -38,7 +31,7 @@ INFO = {
         "source": "https://www.cs.toronto.edu/~kriz/cifar.html",
         "licence": "not stated by its authors",
         "assets": ["data-cifar100"],
-        "cite": CITE,
+        "cite": "krizhevsky2009learning",
     },
 }
 

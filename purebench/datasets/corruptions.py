@@ -10,15 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from purebench.datasets.images import Images, find, missing, of_array
-from purebench.errors import UserError, unknown
 
-CITE = """@inproceedings{hendrycks2019benchmarking,
-  title = {Benchmarking Neural Network Robustness to Common Corruptions and Perturbations},
-  author = {Hendrycks, Dan and Dietterich, Thomas},
-  booktitle = {International Conference on Learning Representations},
-  year = {2019}
-}"""
-
+CORRUPTIONS = (
+    "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow", "frost", "fog",
+    "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression",  # the 15 of the tables, in their order
+    "speckle_noise", "gaussian_blur", "spatter", "saturate",  # the 4 meant for validation
+)  # fmt: skip
 INFO = {
     "cifar10-c": {
         "summary": "CIFAR-10-C: the 10,000 test images under one of 19 corruptions, severity 1 to 5",
@@ -30,8 +27,9 @@ INFO = {
         "licence": "CC BY 4.0",
         "assets": ["data-cifar10-c"],
         "training_set": "cifar10",
+        "choices": {"corruption": CORRUPTIONS},
         "requires": ["1 <= severity <= 5"],
-        "cite": CITE,
+        "cite": "hendrycks2019benchmarking",
     },
     "cifar100-c": {
         "summary": "CIFAR-100-C: the 10,000 test images under one of 19 corruptions, severity 1 to 5",
@@ -43,15 +41,11 @@ INFO = {
         "licence": "CC BY 4.0",
         "assets": ["data-cifar100-c"],
         "training_set": "cifar100",
+        "choices": {"corruption": CORRUPTIONS},
         "requires": ["1 <= severity <= 5"],
-        "cite": CITE,
+        "cite": "hendrycks2019benchmarking",
     },
 }
-CORRUPTIONS = (
-    "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow", "frost", "fog",
-    "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression",  # the 15 of the tables, in their order
-    "speckle_noise", "gaussian_blur", "spatter", "saturate",  # the 4 meant for validation
-)  # fmt: skip
 TEST = 10000
 
 
@@ -66,10 +60,6 @@ def cifar100_c(*, corruption: str = "gaussian_noise", severity: int = 5, folder:
 
 
 def _slice(name: str, base: str, classes: int, corruption: str, severity: int, folder: str) -> Images:
-    if corruption not in CORRUPTIONS:
-        raise unknown("corruption", corruption, CORRUPTIONS)
-    if severity not in range(1, 6):
-        raise UserError(f"`severity={severity}` of `{name}` is not possible", "a severity is 1, 2, 3, 4 or 5")
     place = find(name, folder, base, "labels.npy")
     rows = slice((severity - 1) * TEST, severity * TEST)
     pixels = np.array(_array(name, folder, place / f"{corruption}.npy", (5 * TEST, 32, 32, 3))[rows])

@@ -27,13 +27,7 @@ INFO = {
     "version": 1,
     "source": "https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits",
     "licence": "CC BY 4.0",
-    "cite": """@misc{alpaydin1998optical,
-  title = {Optical Recognition of Handwritten Digits},
-  author = {Alpaydin, E. and Kaynak, C.},
-  year = {1998},
-  howpublished = {UCI Machine Learning Repository},
-  doi = {10.24432/C50P49}
-}""",
+    "cite": "alpaydin1998optical",
 }
 
 

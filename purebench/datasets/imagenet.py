@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from purebench.datasets.images import Images, image_folder, of_files, own_folder
-from purebench.errors import DOWNLOAD, UserError, unknown
+from purebench.errors import DOWNLOAD, UserError
 
 INFO = {
     "imagenet": {
@@ -22,16 +22,8 @@ INFO = {
         "source": "https://image-net.org/download.php",
         "licence": "ImageNet terms of access: non-commercial research",
         "assets": [],
-        "cite": """@article{russakovsky2015imagenet,
-  title = {{ImageNet} Large Scale Visual Recognition Challenge},
-  author = {Russakovsky, Olga and Deng, Jia and Su, Hao and Krause, Jonathan and Satheesh, Sanjeev and Ma, Sean and Huang, Zhiheng
-    and Karpathy, Andrej and Khosla, Aditya and Bernstein, Michael and Berg, Alexander C. and Fei-Fei, Li},
-  journal = {International Journal of Computer Vision},
-  volume = {115},
-  number = {3},
-  pages = {211--252},
-  year = {2015}
-}""",
+        "choices": {"ids": ["all", "robustbench"]},
+        "cite": "russakovsky2015imagenet",
     }
 }
 IMAGES = 50000
@@ -42,8 +34,6 @@ CLASSES = "imagenet_class_to_id_map.json"
 
 def imagenet(*, folder: str = "", resize: int = 256, crop: int = 224, ids: str = "all") -> Images:
     """folder: see LAYOUT; PUREBENCH_IMAGENET if empty. ids: all, or robustbench for its list of 5,000, in its order."""
-    if ids not in ("all", "robustbench"):
-        raise unknown("ids of `imagenet`", ids, ["all", "robustbench"])
     root = own_folder("imagenet", folder, "PUREBENCH_IMAGENET", "data-imagenet-val", LAYOUT)
     root = root / "val" if (root / "val").is_dir() else root
     number = {wnid: i for i, wnid in enumerate(_wnids())}

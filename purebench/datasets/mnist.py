@@ -24,15 +24,7 @@ INFO = {
         "source": "http://yann.lecun.com/exdb/mnist/",
         "licence": "CC BY-SA 3.0",
         "assets": ["data-mnist"],
-        "cite": """@article{lecun1998gradient,
-  title = {Gradient-Based Learning Applied to Document Recognition},
-  author = {LeCun, Yann and Bottou, L{\\'e}on and Bengio, Yoshua and Haffner, Patrick},
-  journal = {Proceedings of the IEEE},
-  volume = {86},
-  number = {11},
-  pages = {2278--2324},
-  year = {1998}
-}""",
+        "cite": "lecun1998gradient",
     },
     "fashionmnist": {
         "summary": "Fashion-MNIST, 10,000 test pictures of clothes, 28x28 grey",
@@ -44,12 +36,7 @@ INFO = {
         "source": "https://github.com/zalandoresearch/fashion-mnist",
         "licence": "MIT",
         "assets": ["data-fashionmnist"],
-        "cite": """@article{xiao2017fashion,
-  title = {{Fashion-MNIST}: a Novel Image Dataset for Benchmarking Machine Learning Algorithms},
-  author = {Xiao, Han and Rasul, Kashif and Vollgraf, Roland},
-  journal = {arXiv preprint arXiv:1708.07747},
-  year = {2017}
-}""",
+        "cite": "xiao2017fashion",
     },
 }
 FILES = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")

@@ -157,8 +157,8 @@ class Tape:
         grads = self._pull(self._tail, (cotangent,))
         del self._tail  # before the next graph is built: the budget holds no second one beside it
         end = self._cut
-        for k, state in sorted(self._kept.items(), reverse=True):
-            del self._kept[k]
+        for k in sorted(self._kept, reverse=True):
+            state = self._kept.pop(k)  # a list of all of them would keep alive what is done
             if self._plan.level == 1:
                 grads = self._again(k, end, state, grads)
             else:

@@ -30,6 +30,7 @@ INFO = {
         "summary": "torchsde's sdeint_adjoint on the chain's own Brownian path, as DiffPure and COUP used it; "
         "not the gradient of the sampled path",
         "version": 1,
+        "choices": {"guidance": ["detached", "exact"]},
     },
     "bpda": {
         "summary": "identity through the purifier, evaluated at the purified image (Athalye et al. 2018)",

@@ -6,6 +6,8 @@ import ast
 import re
 import textwrap
 import tomllib
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from purebench import assets, datasets, registry
@@ -21,30 +23,13 @@ KINDS = {
     "classifiers": "classifier",
     "scores": "score",
 }
-PAGES = {  # where the documentation is: of a kind, and of a defense
+PAGES = {  # kind -> its documentation; a defense has a page of its own, found by its name
     "attack": "docs/attacks.md",
     "gradient": "docs/attacks.md",
     "dataset": "docs/checkpoints.md",
     "classifier": "docs/checkpoints.md",
     "score": "docs/checkpoints.md",
-    "defense": {
-        name: f"docs/defenses/{page}.md"
-        for page, names in {
-            "none": "none",
-            "diffpure": "diffpure diffpure-ode diffpure-ld diffpure-ddpm",
-            "coup": "coup reverse-sde",
-            "one-shot": "one-shot",
-            "adp": "adp",
-            "scoreopt": "scoreopt-o scoreopt-n",
-            "gdmp": "gdmp",
-            "lm": "lm lm-coup",
-            "gns": "gns",
-            "edm": "edm",
-            "ebm": "ebm",
-            "gaussian": "gaussian",
-        }.items()
-        for name in names.split()
-    },
+    "defense": "docs/defenses/{name}.md",
 }
 TRUST = {  # how far an asset's hashes can be relied on, as in the head of checkpoints.toml
     "publisher": "hash printed by whoever hosts the file",
@@ -125,24 +110,34 @@ def _component(kind: str, name: str) -> dict[str, Any]:
     }[kind](kind, name, info, about)  # fmt: skip
     if info.get("differences"):
         found["differences"] = info["differences"]
-    pages = PAGES[kind]
-    page = pages.get(name) if isinstance(pages, dict) else pages
-    found |= {"documentation": page} if page and name in registry.NAMES[kind] else {}
+    found |= {"documentation": PAGES[kind].format(name=name)} if name in registry.NAMES[kind] else {}
     found |= {"version": info.get("version", 1), "defined in": f"{module}:{factory}"}
     found |= {"version where": info["versions"]} if "versions" in info else {}
-    return found | ({"cite": info["cite"]} if info.get("cite") else {})
+    return found | ({"cite": _bibtex(info["cite"])} if info.get("cite") else {})
+
+
+@cache
+def references() -> dict[str, str]:
+    """key -> BibTeX entry, of `references.bib`."""
+    text = (Path(registry.__file__).parent / "references.bib").read_text(encoding="utf-8")
+    return {entry[1]: entry[0] for entry in re.finditer(r"^@\w+\{([^,]+),\n.*?^\}", text, re.MULTILINE | re.DOTALL)}
+
+
+def _bibtex(cite: str) -> str:
+    """The entries of INFO's `cite`: keys of `references.bib`, or, of a file that brings its own, an entry as it stands."""
+    return cite if cite.startswith("@") else "\n".join(references().get(key, key) for key in cite.split())
 
 
 def _parameters(kind: str, name: str, info: dict[str, Any]) -> list[dict[str, Any]]:
     """name and default of each; the words it may be, the datasets that have another, the paper's; whether all of the kind have it."""
-    paper = info.get("paper", {})
+    paper, words = info.get("paper", {}), registry.choices(kind, name)
     tables = {n: datasets.defaults(n) for n in registry.names("dataset") if kind in ("defense", "attack")}
     others = {n: table.get(kind, {}).get(name, {}) for n, table in tables.items()}
     rows = []
     for key, default in registry.parameters(kind, name).items():
         row: dict[str, Any] = {"name": key, "default": show(_tuple(default))}
-        if isinstance(default, str) and default in registry.CHOICES.get(key, ()):
-            row["choices"] = list(registry.CHOICES[key])
+        if key in words:
+            row["choices"] = list(words[key])
         row["datasets"] = {n: show(_tuple(values[key])) for n, values in others.items() if key in values}
         row["paper"] = paper.get(key, "") if isinstance(paper, dict) else ""
         row["common"] = key in registry.COMMON.get(kind, {})
@@ -162,7 +157,7 @@ def _defense(kind: str, name: str, info: dict[str, Any], about: str) -> dict[str
         "calls": info.get("calls", "?"),
         "random": random,
         "output": {"unit": "in [0,1]", "unbounded": "may leave [0,1]"}.get(info.get("output", ""), "?"),
-        "needs": info.get("needs", []),
+        "needs": registry.needs(name, registry.parameters(kind, name)),
         **({"score model of the paper": info["own_score"]} if "own_score" in info else {}),
         "gradients": usable if name != "none" else ["exact"],
         "requires": [*info.get("requires", []), *registry.REQUIRES[kind]],

@@ -165,8 +165,7 @@ def of(kind: str, part: Part) -> Component:
     """The same for a part that is already read."""
     given = dict(part.parameters)
     known = registry.parameters(kind, part.name)
-    registry.check_parameters(kind, part.name, given)
-    values = {k: registry.as_type(v, known[k]) for k, v in (known | given).items()}
+    values = registry.validated(kind, part.name, given)
     where: dict[str, Value] = {k: v for k, v in values.items() if k in PLACES and v}
     if "path" in where and known.get("name") == "" and not values["name"]:
         given["name"] = values["name"] = Path(str(where["path"])).stem

@@ -10,20 +10,20 @@ from purebench.errors import UserError
 
 
 def make(name: str, *, score: Any = None, classifier: Any = None, **parameters: Any) -> Any:
-    """The purifier `name`, bound to its score model and classifier. Unknown names and parameters raise UserError."""
-    registry.check_parameters("defense", name, parameters)
+    """The purifier `name`, bound to its score model and classifier.
+
+    Every parameter is checked here, against the types of the factory's defaults and INFO's `choices`, `requires` and `needs`, and
+    nowhere else; a constructor checks what INFO cannot say. UserError for what is unknown, impossible or missing."""
     common = [key for key in parameters if key in registry.COMMON["defense"]]
     if common:
         raise UserError(
             f"`{common[0]}` belongs to a defense, not to a purifier", "give it to `purebench.engine.defense.Defense`"
         )
-    for need, given in (("score", score), ("classifier", classifier)):
-        if given is None and need in registry.info("defense", name).get("needs", []):
+    values = registry.validated("defense", name, parameters)
+    for need in registry.needs(name, values):
+        if {"score": score, "classifier": classifier}[need] is None:
             raise UserError(
                 f"`{name}` needs a {need}, and was given none", f"`purebench.purifiers.make(.., {need}=..)`"
             )
-    known = registry.parameters("defense", name)
-    words = {
-        k: "none" for k, v in parameters.items() if v is None and isinstance(known[k], str)
-    }  # `none` is read as None
-    return registry.factory("defense", name)(score, classifier, **parameters | words)
+    own = {key: value for key, value in values.items() if key not in registry.COMMON["defense"]}
+    return registry.factory("defense", name)(score, classifier, **own)

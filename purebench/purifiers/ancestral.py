@@ -14,8 +14,8 @@ import numpy as np
 from torch import Tensor
 
 from purebench.engine.noise import Noise
-from purebench.errors import UserError, unknown
-from purebench.scores.views import discrete
+from purebench.errors import UserError
+from purebench.scores.views import betas, discrete
 
 INFO = {
     "diffpure-ddpm": {
@@ -26,6 +26,7 @@ INFO = {
         "output": "unbounded",
         "version": 1,
         "needs": ["score"],
+        "choices": {"variance": ["learned", "fixedsmall", "fixedlarge"]},
         "requires": ["0.001 <= t <= 1"],
         "paper": {
             "t": "0.4 and 0.5 on CelebA-HQ (its scripts: 0.5); no script runs it on ImageNet",
@@ -34,15 +35,17 @@ INFO = {
         },
         "differences": "ours is the official runners, discrete both ways, where the paper describes the continuous SDE; they have no "
         "gradient at all (no_grad: BPDA only), ours is exact, and 0 where x_0 is clipped",
-        "cite": """@inproceedings{nie2022diffpure,
-  title={Diffusion Models for Adversarial Purification},
-  author={Nie, Weili and Guo, Brandon and Huang, Yujia and Xiao, Chaowei and Vahdat, Arash and Anandkumar, Anima},
-  booktitle={International Conference on Machine Learning},
-  year={2022}
-}""",
+        "cite": "nie2022diffpure",
     }
 }
-VARIANCES = ("learned", "fixedsmall", "fixedlarge")
+_FIXED = "needs a score model that learned its variances"
+CASES: dict[str, dict[str, Any]] = {  # run by every contract test, on every family of score models
+    "diffpure-ddpm:t=0.002": {},
+    "diffpure-ddpm:t=0.002,variance=fixedlarge,clip=false": {},
+    "diffpure-ddpm:t=0.002,variance=learned": {
+        "refused": {"vp": _FIXED, "denoiser": _FIXED, "ncsn": _FIXED, "energy": _FIXED}
+    },
+}
 
 
 class Schedule:
@@ -53,7 +56,7 @@ class Schedule:
         self.index = np.round(np.arange(kept) * (999 / max(kept - 1, 1))).astype(int)
         abar = discrete()[self.index]
         before = np.append(1.0, abar[:-1])
-        beta = np.linspace(1e-4, 0.02, 1000) if kept == 1000 else 1 - abar / before
+        beta = betas() if kept == 1000 else 1 - abar / before
         self.abar = abar
         # q(x_{i-1} | x_i, x_0) = N(of_x0 x_0 + of_x x_i, small)
         self.of_x0 = beta * np.sqrt(before) / (1 - abar)
@@ -73,7 +76,8 @@ class Schedule:
         return float(self.of_x0[i]) * (x_0.clamp(-1, 1) if clip else x_0) + float(self.of_x[i]) * x
 
     def predict(self, score: Any, x: Tensor, i: int, variance: str) -> tuple[Tensor, Tensor | float]:
-        """(eps, log variance of the step's noise: a number, or like x where it is learned) at step i. variance: of `VARIANCES`."""
+        """(eps, log variance of the step's noise: a number, or like x where it is learned) at step i. variance: as
+        `diffpure_ddpm` says."""
         small, large, beta = (float(a[i]) for a in (self.log_small, self.log_large, self.log_beta))
         if variance != "learned":
             return score.eps_index(x, int(self.index[i])), small if variance == "fixedsmall" else large
@@ -102,8 +106,6 @@ def schedule(kept: int = 1000) -> Schedule:
 
 def forward_steps(t: float) -> int:
     """1000 t. UserError unless t is one of the forward diffusion's 1000 times."""
-    if not 0 < t <= 1:
-        raise UserError(f"`t={t}` is outside (0, 1], the times of the diffusion", "DiffPure uses t=0.15 on ImageNet")
     steps = max(1, round(1000 * t))
     if abs(t - steps / 1000) > 1e-9:
         raise UserError(
@@ -118,8 +120,6 @@ class Ancestral:
 
     def __init__(self, score: Any, t: float, variance: str, clip: bool):
         self.n = forward_steps(t)
-        if variance not in VARIANCES:
-            raise unknown("variance of `diffpure-ddpm`", variance, VARIANCES)
         if variance == "learned" and not hasattr(score, "output"):
             raise no_variance()
         self.score_model, self.variance, self.clip = score, variance, clip

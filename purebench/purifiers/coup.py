@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from torch import Tensor
 
 from purebench.engine import chain
 from purebench.engine.noise import Noise
-from purebench.errors import UserError
 from purebench.purifiers.vpsde import ReverseVP
-
-_CITE = """@inproceedings{zhang2024coup,
-  title={Classifier Guidance Enhances Diffusion-based Adversarial Purification by Preserving Predictive Information},
-  author={Zhang, Mingkun and Li, Jianing and Chen, Wei and Guo, Jiafeng and Cheng, Xueqi},
-  booktitle={European Conference on Artificial Intelligence},
-  year={2024}
-}"""
 
 INFO = {
     "coup": {
@@ -27,14 +18,14 @@ INFO = {
         "random": True,
         "output": "unbounded",
         "version": 1,
-        "needs": ["score", "classifier"],
+        "needs": {"score": "", "classifier": "guidance > 0"},
         "sde": True,
         "requires": ["0 < t <= 1", "steps >= 1", "t / steps > 0.00002", "guidance >= 0"],
         "guided": True,
         "paper": {"t": "0.1 for Linf 8/255, 0.075 for L2 0.5", "steps": "1000 t", "guidance": "1"},
         "differences": "the official code clamps input and result to [-1,1] (clamp=true) and detaches the state before the guidance, "
         "so that no attack gradient flows through it (grad detached, or adjoint, which is the published evaluation)",
-        "cite": _CITE,
+        "cite": "zhang2024coup",
     },
     "reverse-sde": {
         "summary": "reverse VP-SDE from the image itself (COUP without guidance)",
@@ -48,20 +39,19 @@ INFO = {
         "requires": ["0 < t <= 1", "steps >= 1", "t / steps > 0.00002"],
         "paper": {"t": "0.1 for Linf 8/255, 0.075 for L2 0.5", "steps": "1000 t"},
         "differences": "as for coup: the official code clamps (clamp=true)",
-        "cite": _CITE,
+        "cite": "zhang2024coup",
     },
+}
+CASES: dict[str, dict[str, Any]] = {  # run by every contract test, on every family of score models
+    "coup:steps=2": {},
+    "coup:steps=2,clamp=true": {},
+    "reverse-sde:steps=2": {},
 }
 
 
 class Coup(ReverseVP):
     def __init__(self, score: Any, classifier: Any, t: float, steps: int, guidance: float, clamp: bool):
         super().__init__(score, t, steps)
-        if not 0 <= guidance < math.inf:
-            raise UserError(
-                f"`guidance={guidance}` is no weight: expected 0 or more", "COUP uses 1; 0 is `reverse-sde`"
-            )
-        if guidance and classifier is None:
-            raise UserError(f"`guidance={guidance}` needs a classifier (got none)", "`guidance=0` needs none")
         self.classifier, self.guidance, self.clamp = classifier, guidance, clamp
 
     def start(self, x: Tensor, noise: Noise) -> Tensor:

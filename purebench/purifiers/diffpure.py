@@ -13,16 +13,9 @@ import numpy as np
 from torch import Tensor
 
 from purebench.engine.noise import Noise
-from purebench.errors import UserError
 from purebench.purifiers.ancestral import forward_steps
-from purebench.purifiers.vpsde import BETA_MAX, BETA_MIN, END, ReverseVP, beta, solver_times
-
-_CITE = """@inproceedings{nie2022diffpure,
-  title={Diffusion Models for Adversarial Purification},
-  author={Nie, Weili and Guo, Brandon and Huang, Yujia and Xiao, Chaowei and Vahdat, Arash and Anandkumar, Anima},
-  booktitle={International Conference on Machine Learning},
-  year={2022}
-}"""
+from purebench.purifiers.vpsde import END, ReverseVP, solver_times
+from purebench.scores.views import beta, discrete
 
 INFO = {
     "diffpure": {
@@ -43,7 +36,7 @@ INFO = {
         "continuous one (0.89702 for 0.89628 at t* = 0.1), and whose times are added up in float32 (last call of 100 at t = 0.0010013, "
         "1e-5 of the result). The code makes one network call more, a check of torchsde's. The official gradient is torchsde's "
         "adjoint (--grad adjoint), not that of the sampled path (exact)",
-        "cite": _CITE,
+        "cite": "nie2022diffpure",
     },
     "diffpure-ode": {
         "summary": "diffuse to t*, then the probability-flow ODE",
@@ -59,7 +52,7 @@ INFO = {
         "differences": "ours is the official code, whose forward noise has the discrete abar at index 1000 t* - 1 where the paper has the "
         "continuous one, and whose times are torchdiffeq's float32 grid; its runner reads an option that no parser defines, and cannot "
         "have run as published. The official gradient is torchdiffeq's adjoint (--grad adjoint is torchsde's, with a diffusion of zero)",
-        "cite": _CITE,
+        "cite": "nie2022diffpure",
     },
     "diffpure-ld": {
         "summary": "Langevin dynamics around the image, score at one small time",
@@ -74,17 +67,20 @@ INFO = {
         "differences": "ours is the official code, whose times are added up in float32 and which makes one network call more, a check of "
         "torchsde's. The official gradient is torchsde's adjoint, which also leaves out what flows through the anchor x_0: there is none "
         "here",
-        "cite": _CITE,
+        "cite": "nie2022diffpure",
     },
+}
+CASES: dict[str, dict[str, Any]] = {  # run by every contract test, on every family of score models
+    "diffpure:steps=2": {},
+    "diffpure-ode:steps=2": {},
+    "diffpure-ld:steps=2": {},
 }
 
 
 class DiffPure(ReverseVP):
     def __init__(self, score: Any, t: float, steps: int):
         super().__init__(score, t, steps)
-        index = forward_steps(t)
-        betas = np.linspace(BETA_MIN / 1000, BETA_MAX / 1000, 1000)
-        self.abar = float(np.cumprod(1 - betas)[index - 1])
+        self.abar = float(discrete()[forward_steps(t) - 1])
 
     def start(self, x: Tensor, noise: Noise) -> Tensor:
         x = super().start(x, noise)
@@ -133,15 +129,6 @@ class DiffPureLD:
     def __init__(self, score: Any, t: float, steps: int, sigma2: float, lambda_ld: float, eta: float):
         self.score_model, self.n = score, steps
         self.times = solver_times(t, steps)
-        for name, value, good in (
-            ("sigma2", sigma2, sigma2 > 0),
-            ("lambda_ld", lambda_ld, lambda_ld > 0),
-            ("eta", eta, eta >= 0),
-        ):
-            if not good:
-                raise UserError(
-                    f"`{name}={value}` is not possible", "the official code: sigma2=0.001, lambda_ld=0.01, eta=5"
-                )
         self.sigma2, self.lambda_ld, self.eta = sigma2, lambda_ld, eta
 
     def start(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:

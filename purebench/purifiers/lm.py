@@ -16,22 +16,8 @@ from torch import Tensor
 
 from purebench.engine import chain
 from purebench.engine.noise import Noise
-from purebench.errors import UserError, unknown
 from purebench.purifiers import adam
 from purebench.scores.views import Level
-
-_CHEN = """@inproceedings{chen2024robust,
-  title={Robust Classification via a Single Diffusion Model},
-  author={Chen, Huanran and Dong, Yinpeng and Wang, Zhengyi and Yang, Xiao and Duan, Chengqi and Su, Hang and Zhu, Jun},
-  booktitle={International Conference on Machine Learning},
-  year={2024}
-}"""
-_ZHANG = """@inproceedings{zhang2024coup,
-  title={Classifier Guidance Enhances Diffusion-based Adversarial Purification by Preserving Predictive Information},
-  author={Zhang, Mingkun and Li, Jianing and Chen, Wei and Guo, Jiafeng and Cheng, Xueqi},
-  booktitle={European Conference on Artificial Intelligence},
-  year={2024}
-}"""
 
 INFO = {
     "lm": {
@@ -42,8 +28,9 @@ INFO = {
         "output": "unit",
         "version": 2,
         "own_score": "EDM",
-        "needs": ["score"],  # and a classifier where guidance > 0, which the constructor asks for
+        "needs": {"score": "", "classifier": "guidance > 0"},
         "guided": True,
+        "choices": {"variant": ["paper", "code"]},
         "requires": ["steps >= 1", "lr > 0", "0 < low <= high", "eta > 0", "guidance >= 0"],
         "paper": {
             "steps": "5 (official code)",
@@ -56,7 +43,7 @@ INFO = {
         "(the paper's own update rule could not be checked). variant=code has no ball: the code's is L2 of radius 100, never reached on "
         "CIFAR-10. The code resets its generator to seed 1 at every call, so that its defense is deterministic; here sigma and eps are "
         "drawn afresh at every purification. Its gradient is BPDA",
-        "cite": _CHEN,
+        "cite": "chen2024robust",
     },
     "lm-coup": {
         "summary": "likelihood maximisation guided by the classifier's confidence",
@@ -66,14 +53,22 @@ INFO = {
         "output": "unit",
         "version": 2,
         "own_score": "EDM, as for lm",
-        "needs": ["score", "classifier"],
+        "needs": {"score": "", "classifier": "guidance > 0"},
         "guided": True,
+        "choices": {"variant": ["paper", "code"]},
         "requires": ["steps >= 1", "lr > 0", "0 < low <= high", "eta > 0", "guidance >= 0"],
         "paper": {"guidance": "not reported for CIFAR-100; 1 elsewhere"},
         "differences": "as for lm. COUP's CIFAR-100 code is not public: the factor 2 sigma^2 / N is ours, with which guidance=1 lets "
         "||eps_theta - eps||^2 / 2 and -log p(y | x) count alike, as COUP's lambda = 1 does",
-        "cite": _ZHANG,
+        "cite": "zhang2024coup",
     },
+}
+_REFUSED = {"refused": {"energy": "takes one noise level for all images"}}
+CASES: dict[str, dict[str, Any]] = {  # run by every contract test, on every family of score models
+    "lm:steps=2": _REFUSED,
+    "lm:steps=2,variant=code": _REFUSED,
+    "lm-coup:steps=2": _REFUSED,
+    "lm-coup:steps=2,variant=code": _REFUSED,
 }
 
 
@@ -94,21 +89,6 @@ class LikelihoodMaximisation:
         guidance: float,
         variant: str,
     ):
-        if steps < 1:
-            raise UserError(f"`steps={steps}` is not possible: at least 1", "the paper uses 5")
-        for name, value in (("lr", lr), ("eta", eta)):
-            if not value > 0:
-                raise UserError(f"`{name}={value}` is not positive", "the paper uses lr=0.1 and eta=8/255")
-        if not 0 < low <= high:
-            raise UserError(
-                f"`low={low}`, `high={high}` are no noise levels", "0 < low <= high; the official code: 0.4, 0.6"
-            )
-        if not guidance >= 0:
-            raise UserError(f"`guidance={guidance}` is negative", "0 is likelihood maximisation alone; COUP uses 1")
-        if guidance and classifier is None:
-            raise UserError(f"`guidance={guidance}` needs a classifier (got none)", "`guidance=0` needs none")
-        if variant not in ("paper", "code"):
-            raise unknown("variant of `lm`", variant, ["paper", "code"])
         self.score_model, self.classifier, self.n = score, classifier, steps
         self.lr, self.guidance = lr, guidance
         self.low, self.high = low, high

@@ -18,6 +18,9 @@ INFO = {
         "needs": [],
     }
 }
+CASES: dict[str, dict[str, Any]] = {  # run by every contract test, on every family of score models
+    "none": {},
+}
 
 
 def none(score: Any = None, classifier: Any = None) -> Identity:

@@ -7,7 +7,6 @@ from typing import Any
 from torch import Tensor
 
 from purebench.engine.noise import Noise
-from purebench.errors import UserError
 
 INFO = {
     "one-shot": {
@@ -23,13 +22,11 @@ INFO = {
             "sigma": "Carlini et al. 0.5, 1, 2 (their 0.25, 0.5, 1 are on the [0,1] scale); ScoreOpt's baseline 0.25 to 0.5"
         },
         "differences": "none known",
-        "cite": """@inproceedings{carlini2023certified,
-  title={(Certified!!) Adversarial Robustness for Free!},
-  author={Carlini, Nicholas and Tramer, Florian and Dvijotham, Krishnamurthy Dj and Rice, Leslie and Sun, Mingjie and Kolter, J Zico},
-  booktitle={International Conference on Learning Representations},
-  year={2023}
-}""",
+        "cite": "carlini2023certified",
     }
+}
+CASES: dict[str, dict[str, Any]] = {  # run by every contract test, on every family of score models
+    "one-shot": {},
 }
 
 
@@ -52,6 +49,4 @@ class OneShot:
 
 def one_shot(score: Any, classifier: Any = None, *, sigma: float = 0.5) -> OneShot:
     """sigma: standard deviation of the noise on the [-1,1] scale, > 0. Output clipped to [0,1]. Random: one normal."""
-    if not sigma > 0:
-        raise UserError(f"`sigma={sigma}` is not positive", "Carlini et al. use 0.5, 1 and 2 on this scale")
     return OneShot(score, sigma)

@@ -14,15 +14,7 @@ from torch import Tensor
 
 from purebench.engine import chain
 from purebench.engine.noise import Noise
-from purebench.errors import UserError, unknown
 from purebench.purifiers import adam
-
-_CITE = """@inproceedings{zhang2023enhancing,
-  title={Enhancing Adversarial Robustness via Score-Based Optimization},
-  author={Zhang, Boya and Luo, Weijian and Zhang, Zhihua},
-  booktitle={Advances in Neural Information Processing Systems},
-  year={2023}
-}"""
 
 INFO = {
     "scoreopt-o": {
@@ -36,6 +28,7 @@ INFO = {
         "needs": ["score"],
         "own_score": "EDM; on ImageNet, guided diffusion",
         "guided": True,
+        "choices": {"objective": ["diff", "mse", "sr"], "variant": ["paper", "code"]},
         "requires": ["steps >= 1", "lr > 0", "width >= 0", "sigma > width", "weight >= 0", "batch >= 1"],
         "paper": {
             "steps": "CIFAR-10 BPDA 5, transfer 20; CIFAR-100 BPDA 3",
@@ -46,7 +39,7 @@ INFO = {
         },
         "differences": "the code averages the loss over its whole batch and draws one sigma for it (variant=code); the published attacks "
         "differentiate a one-shot stand-in, --grad surrogate:defense=(one-shot:sigma=0.5), or nothing (bpda)",
-        "cite": _CITE,
+        "cite": "zhang2023enhancing",
     },
     "scoreopt-n": {
         "summary": "Adam on the noisy image, then one denoising",
@@ -60,7 +53,17 @@ INFO = {
         "needs": ["score"],
         "own_score": "EDM; on ImageNet, guided diffusion",
         "guided": True,
-        "requires": ["steps >= 1", "outer >= 1", "lr > 0", "width >= 0", "sigma > width", "weight >= 0", "batch >= 1"],
+        "choices": {"objective": ["diff", "sr"], "variant": ["paper", "code"]},
+        "requires": [
+            "steps >= 1",
+            "outer >= 1",
+            "lr > 0",
+            "width >= 0",
+            "sigma > width",
+            "weight >= 0",
+            "batch >= 1",
+            "objective == 'diff' or variant == 'paper'",  # the released ScoreOpt-N has `diff` alone
+        ],
         "paper": {
             "steps": "CIFAR-10 BPDA and transfer 5, PGD 20; CIFAR-100 BPDA 3",
             "outer": "its split of the steps into outer and inner ones is not said",
@@ -70,15 +73,22 @@ INFO = {
         },
         "differences": "the code has no outer loop, and pulls D(u; sigma) towards u - sigma eps, which moves with u, not towards the fixed "
         "x_i (variant=code); the published PGD differentiates a one-shot stand-in, --grad surrogate:defense=(one-shot:sigma=0.25)",
-        "cite": _CITE,
+        "cite": "zhang2023enhancing",
     },
+}
+_REFUSED = {"refused": {"energy": "takes one noise level for all images"}}
+CASES: dict[str, dict[str, Any]] = {  # run by every contract test, on every family of score models
+    "scoreopt-o:steps=2": _REFUSED,
+    "scoreopt-o:steps=2,width=0,objective=mse,weight=0.5": {},
+    "scoreopt-o:steps=2,objective=sr,variant=code": _REFUSED,
+    "scoreopt-n:steps=1,outer=2": {},
+    "scoreopt-n:steps=2,objective=sr": {},
+    "scoreopt-n:steps=2,variant=code": {},
 }
 
 
 class ScoreOptO:
     """State: (u, m, v, u_0), each (B,C,H,W): the image on the [-1,1] scale, Adam's moments, the input."""
-
-    objectives: tuple[str, ...] = ("diff", "mse", "sr")
 
     def __init__(
         self,
@@ -92,22 +102,6 @@ class ScoreOptO:
         variant: str,
         batch: int,
     ):
-        if not 0 <= width < sigma:
-            raise UserError(
-                f"`sigma={sigma},width={width}` is no range of noise levels: expected 0 <= width < sigma",
-                "the paper's [0.4, 0.6] is sigma=0.5,width=0.1",
-            )
-        if steps < 1:
-            raise UserError(f"`steps={steps}` is not possible: Adam takes at least 1", "the paper takes 3 to 20")
-        if not lr > 0 or weight < 0 or batch < 1:
-            raise UserError(
-                f"`lr={lr},weight={weight},batch={batch}` is not possible: expected lr > 0, weight >= 0, batch >= 1",
-                "the paper has lr=0.1 or 0.01",
-            )
-        if objective not in self.objectives:
-            raise unknown("objective", objective, self.objectives)
-        if variant not in ("paper", "code"):
-            raise unknown("variant", variant, ("paper", "code"))
         self.score, self.sigma, self.width, self.lr, self.n = score, sigma, width, lr, steps
         self.objective, self.weight, self.code, self.batch = objective, weight, variant == "code", batch
 
@@ -158,14 +152,8 @@ class ScoreOptN(ScoreOptO):
     A round is `steps` updates and the denoising that ends it; its noise is drawn where it begins, at k = -1 or in the last
     step of the round before."""
 
-    objectives = ("diff", "sr")
-
     def __init__(self, score: Any, outer: int, variant: str, objective: str, **parameters: Any):
         super().__init__(score, variant=variant, objective=objective, **parameters)
-        if outer < 1:
-            raise UserError(f"`outer={outer}` is not possible: at least 1 round", "the released code has 1")
-        if self.code and objective != "diff":
-            raise UserError(f"variant=code has no objective `{objective}`", "the released ScoreOpt-N has `diff` alone")
         self.steps, self.outer, self.n = self.n, outer, outer * (self.n + 1)
 
     def start(self, x: Tensor, noise: Noise) -> tuple[Tensor, ...]:

@@ -18,26 +18,14 @@ from torch import Tensor
 
 from purebench.engine.noise import Noise
 from purebench.errors import UserError
+from purebench.scores.views import beta
 
-BETA_MIN, BETA_MAX = 0.1, 20.0
 END = 1 - 1e-5  # solver time at which the published runs stop
 
 
-def beta(t: float) -> float:
-    return BETA_MIN + (BETA_MAX - BETA_MIN) * t
-
-
 def solver_times(t: float, steps: int) -> list[float]:
-    """s_0 .. s_steps: from 1 - t in steps of t / steps, accumulated in float32, the last one cut at 1 - 1e-5."""
-    if not 0 < t <= 1:
-        raise UserError(
-            f"`t={t}` is outside (0, 1], the times of the VP-SDE", "DiffPure and COUP use t=0.1 for Linf 8/255"
-        )
-    if steps < 1 or t / steps <= 2 * (1 - END):
-        raise UserError(
-            f"`steps={steps}` is not possible for t={t}: at least 1, and steps of more than 2e-5",
-            "the papers use steps of 0.001",
-        )
+    """s_0 .. s_steps: from 1 - t in steps of t / steps, accumulated in float32, the last one cut at 1 - 1e-5. UserError for so many
+    steps that their float32 sum passes the end."""
     s, dt = np.float32(1 - t), np.float32(t / steps)
     times = [s]
     for _ in range(steps - 1):

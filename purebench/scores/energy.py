@@ -18,12 +18,7 @@ INFO = {
         "size": [3, 32, 32],
         "energy": True,
         "version": 1,
-        "cite": """@inproceedings{hill2021stochastic,
-  title={Stochastic Security: Adversarial Defense Using Long-Run Dynamics of Energy-Based Models},
-  author={Hill, Mitch and Mitchell, Jonathan and Zhu, Song-Chun},
-  booktitle={International Conference on Learning Representations},
-  year={2021}
-}""",
+        "cite": "hill2021stochastic",
     }
 }
 

@@ -4,40 +4,8 @@ from __future__ import annotations
 
 from purebench import assets, embedded
 from purebench.assets import checkpoint
-from purebench.errors import unknown
 from purebench.scores.denoisers import DenoiserScore, NCSNScore
 from purebench.scores.vp import IndexScore, VPScore
-
-_SONG = """@inproceedings{song2021score,
-  title={Score-Based Generative Modeling through Stochastic Differential Equations},
-  author={Song, Yang and Sohl-Dickstein, Jascha and Kingma, Diederik P and Kumar, Abhishek and Ermon, Stefano and Poole, Ben},
-  booktitle={International Conference on Learning Representations},
-  year={2021}
-}"""
-_KARRAS = """@inproceedings{karras2022elucidating,
-  title={Elucidating the Design Space of Diffusion-Based Generative Models},
-  author={Karras, Tero and Aittala, Miika and Aila, Timo and Laine, Samuli},
-  booktitle={Advances in Neural Information Processing Systems},
-  year={2022}
-}"""
-_DHARIWAL = """@inproceedings{dhariwal2021diffusion,
-  title={Diffusion Models Beat {GANs} on Image Synthesis},
-  author={Dhariwal, Prafulla and Nichol, Alexander},
-  booktitle={Advances in Neural Information Processing Systems},
-  year={2021}
-}"""
-_HO = """@inproceedings{ho2020denoising,
-  title={Denoising Diffusion Probabilistic Models},
-  author={Ho, Jonathan and Jain, Ajay and Abbeel, Pieter},
-  booktitle={Advances in Neural Information Processing Systems},
-  year={2020}
-}"""
-_ERMON = """@inproceedings{song2020improved,
-  title={Improved Techniques for Training Score-Based Generative Models},
-  author={Song, Yang and Ermon, Stefano},
-  booktitle={Advances in Neural Information Processing Systems},
-  year={2020}
-}"""
 
 INFO = {
     "score-sde": {
@@ -46,16 +14,17 @@ INFO = {
         "trained_on": "cifar10",
         "size": [3, 32, 32],
         "version": 1,
-        "cite": _SONG,
+        "cite": "song2021score",
     },
     "edm": {
         "summary": "EDM, CIFAR-10, unconditional, DDPM++ form, 55.7 M parameters: ScoreOpt (non-commercial licence)",
         "asset": "edm-cifar10-uncond-{precond}",
         "trained_on": "cifar10",
+        "choices": {"precond": ["vp", "ve"]},
         "moot": {"precond": ["path != ''", "an EDM pickle says itself which network it holds"]},
         "size": [3, 32, 32],
         "version": 1,
-        "cite": _KARRAS,
+        "cite": "karras2022elucidating",
     },
     "guided-diffusion": {
         "summary": "guided diffusion, ImageNet 256x256, unconditional, 552.8 M parameters: DiffPure, ScoreOpt, GDMP",
@@ -63,7 +32,7 @@ INFO = {
         "trained_on": "imagenet",
         "size": [3, 256, 256],
         "version": 1,
-        "cite": _DHARIWAL,
+        "cite": "dhariwal2021diffusion",
     },
     "ddpm": {
         "summary": "DDPM, CIFAR-10, moving average, 35.7 M parameters: GDMP",
@@ -71,7 +40,7 @@ INFO = {
         "trained_on": "cifar10",
         "size": [3, 32, 32],
         "version": 1,
-        "cite": _HO,
+        "cite": "ho2020denoising",
     },
     "celebahq-ddpm": {
         "summary": "DDPM, CelebA-HQ 256x256, 113.7 M parameters: DiffPure's CelebA-HQ table",
@@ -79,19 +48,20 @@ INFO = {
         "trained_on": "celebahq",
         "size": [3, 256, 256],
         "version": 1,
-        "cite": _HO,
+        "cite": "ho2020denoising",
     },
     "ncsnv2": {
         "summary": "NCSNv2, CIFAR-10, 29.7 M parameters: stands in for ADP's own, which was never released",
         "asset": "ncsnv2-cifar10",
         "trained_on": "cifar10",
+        "choices": {"weights": ["ema", "raw"]},
         "moot": {
             "weights": ["suffix(path) == '.safetensors'", "such a file holds one set of weights, averaged or raw"]
         },
         "size": [3, 32, 32],
         "version": 1,
         "stand_in": "official NCSNv2 in place of ADP's own training",
-        "cite": _ERMON,
+        "cite": "song2020improved",
     },
     "cifar10-small": {
         "summary": "small VP noise predictor for 32x32, 1.4 M parameters, trained by us on JPEG CIFAR-10: no paper's network",
@@ -116,8 +86,6 @@ def score_sde(*, path: str = "", name: str = "") -> VPScore:
 
 def edm(*, precond: str = "vp", path: str = "", name: str = "") -> DenoiserScore:
     """precond: `vp` (the file of ScoreOpt, DDPM++ form) or `ve` (NCSN++ form); both are EDM-preconditioned denoisers."""
-    if precond not in ("vp", "ve"):
-        raise unknown("precond of `edm`", precond, ["vp", "ve"])
     return DenoiserScore(checkpoint.load(f"edm-cifar10-uncond-{precond}", path=path), CIFAR)
 
 
@@ -136,8 +104,6 @@ def celebahq_ddpm(*, path: str = "", name: str = "") -> IndexScore:
 
 def ncsnv2(*, weights: str = "ema", path: str = "", name: str = "") -> NCSNScore:
     """weights: `ema`, as its authors sample, or `raw`, as ADP loads it."""
-    if weights not in ("ema", "raw"):
-        raise unknown("weights of `ncsnv2`", weights, ["ema", "raw"])
     config = assets.entry("ncsnv2-cifar10")["config"]
     network = checkpoint.load("ncsnv2-cifar10", weights=weights, path=path)
     return NCSNScore(network, CIFAR, 2 * config["sigma_end"], 2 * config["sigma_begin"])

@@ -9,24 +9,36 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-BETA_MIN, BETA_MAX = 0.1, 20.0
+BETA_MIN, BETA_MAX = 0.1, 20.0  # of the continuous schedule; the discrete one has a thousandth of them, over 1000 steps
 Level = float | Tensor  # a noise level sigma > 0 in [-1,1] units: one for all rows, or (B,1,1,1)
 
 
-def integral(t: float) -> float:
-    """B(t)."""
+def beta(t: float) -> float:
+    """beta(t) = 0.1 + 19.9 t, t in [0,1]."""
+    return BETA_MIN + (BETA_MAX - BETA_MIN) * t
+
+
+def integral(t: Any) -> Any:
+    """B(t), of a number or a tensor."""
     return (BETA_MAX - BETA_MIN) / 2 * t**2 + BETA_MIN * t
 
 
 @cache
+def betas() -> np.ndarray:
+    """beta[i], i = 0..999, of the discrete schedule (Ho et al. 2020, section 4): from 1e-4 to 0.02; float64."""
+    return np.linspace(BETA_MIN / 1000, BETA_MAX / 1000, 1000)
+
+
+@cache
 def discrete() -> np.ndarray:
-    """abar[i], i = 0..999, of the discrete schedule (Ho et al. 2020, section 4): betas from 1e-4 to 0.02; float64."""
-    return np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    """abar[i], i = 0..999, of the discrete schedule; float64."""
+    return np.cumprod(1 - betas())
 
 
 class Score:

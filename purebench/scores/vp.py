@@ -11,9 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from purebench.engine.nfe import watch
-from purebench.scores.views import BETA_MAX, BETA_MIN, Level, Score, discrete, rows, shrink
-
-__all__ = ["BETA_MAX", "BETA_MIN", "IndexScore", "VPScore"]
+from purebench.scores.views import Level, Score, discrete, rows, shrink
 
 
 @cache

@@ -31,10 +31,11 @@ from purebench.datasets.images import Images
 from purebench.errors import UserError, unknown
 from purebench.networks.small import NETWORKS
 from purebench.plan import resolved as components
+from purebench.scores.views import integral
 
 Progress = Callable[[float, str], None]  # fraction done in [0,1], a line to show
 
-BETA_MIN, BETA_MAX, T_MIN = 0.1, 20.0, 1e-3
+T_MIN = 1e-3
 HELD = 1000  # images of a training set that are kept from training
 
 
@@ -145,7 +146,7 @@ def fit_score(
 
 def _eps_loss(network: nn.Module, x: Tensor, t: Tensor, generator: torch.Generator) -> Tensor:
     """Mean squared error of eps for x (B,C,H,W) in [-1,1] diffused to times t (B,)."""
-    B = BETA_MIN * t + (BETA_MAX - BETA_MIN) * t**2 / 2
+    B = integral(t)
     a, s = torch.exp(-B / 2)[:, None, None, None], torch.sqrt(-torch.expm1(-B))[:, None, None, None]
     eps = torch.randn(x.shape, generator=generator)
     return F.mse_loss(network(a * x + s * eps, 999 * t), eps)
