@@ -152,6 +152,32 @@ def test_a_headline_is_marked_where_every_attack_by_gradient_was_masked():
     assert metrics.all_masked({"pgd-eot": [blind], "bpda-eot": [seeing]}) is None
     assert metrics.all_masked({"transfer-pgd": [bare]}) is None  # none that asked the defense
     assert metrics.all_masked({"pgd-eot": [blind, seeing]}) is None  # two seeds
+    old = log([line(i, [1]) for i in range(10)])  # of before gradients were counted
+    old.cell["gradient"] = "exact"
+    assert metrics.all_masked({"pgd-eot": [blind], "apgd-ce": [old]}).value == 1  # it does not speak for the defense
+    assert metrics.all_masked({"apgd-ce": [old], "pgd-eot": [blind]}) is None  # unless the headline is its own
+
+
+@pytest.mark.parametrize(
+    ("attack", "control"),
+    [
+        ("null", True), ("noise", True), ("pgd-eot:eot=2", False), ("transfer:from=(coup)", False),
+        ("transfer:attack=(null),from=(coup)", True), ("transfer:attack=(noise),from=(coup)", True),
+        ("transfer:attack=(pgd-eot:steps=2),from=(coup)", False),
+    ],
+)  # fmt: skip
+def test_a_transfer_of_what_no_attack_made_is_a_control(attack, control):
+    assert metrics.control(attack) == control
+
+
+def test_a_seed_on_fewer_images_neither_lifts_nor_deposes():
+    """Of seeds those on the most images count: one easy image of a second seed weighed as much as 32 of the first."""
+    first = log([line(i, [int(i < 10)]) for i in range(32)])
+    easy = log([line(0, [1])])
+    found = metrics.headline(
+        {"pgd-eot": [first, easy], "transfer-pgd": [log([line(i, [int(i < 20)]) for i in range(32)])]}
+    )
+    assert found == metrics.Headline("pgd-eot")
 
 
 def test_clean_accuracy_at_chance():
@@ -250,7 +276,9 @@ def test_a_gap_does_not_depose_the_strongest_attack():
     assert metrics.headline({"apgd-ce": [few]}) == metrics.Headline("apgd-ce")
 
     handful = log([line(i, [0, 0]) for i in range(1, 10, 2)], attack="apgd-ce")  # five that the other left whole
-    assert metrics.strongest({"pgd-eot": [many], "apgd-ce": [handful]}) == "pgd-eot"  # five signs prove nothing
+    assert metrics.strongest({"pgd-eot": [many], "apgd-ce": [handful]}) == "apgd-ce"  # with its own n
+    one = log([line(1, [0, 0])], attack="apgd-ce")
+    assert metrics.strongest({"pgd-eot": [many], "apgd-ce": [one]}) == "pgd-eot"  # one image has no interval
     like = log([line(i, [i % 2] * 2) for i in range(20)], attack="apgd-ce")
     assert metrics.strongest({"pgd-eot": [many], "apgd-ce": [like]}) == "pgd-eot"  # no lower where both were
 

@@ -170,6 +170,15 @@ def test_seeds_are_averaged_and_nothing_else():
     assert "Mean over seeds: 0, 1, 2 (0: bpda-eot); 4 cells." in tables.render(logs)
 
 
+def test_an_unfinished_seed_is_left_out_of_the_mean_and_said():
+    logs = [log("coup", "pgd-eot", 30), log("coup", "pgd-eot", 1, n=1, seed=1)]
+    text = tables.render(logs)
+    assert words(text)[1][2] == "**30.0 ±9.6**"
+    assert "left out of the mean over seeds, which have more images: pgd-eot on coup, seed 1" in text
+    [row] = [r for r in tables.grid(logs) if (r["attack"], r["metric"]) == ("pgd-eot", "robust")]
+    assert (row["value"], row["images"], row["seed"]) == (0.3, 100, 0)
+
+
 def test_cells_that_differ_in_a_parameter_keep_apart():
     """Same canonical names, other resolved parameters, versions or weights: never one number."""
     five = {"parameters": {"defense": {"steps": 5}, "attack": {"eps": 8 / 255}}}
@@ -354,11 +363,11 @@ def test_masked_gradients_are_told_and_a_headline_without_others_is_marked():
 
 def test_gradients_that_are_not_finite_are_told():
     [said] = warnings([counted(log("coup", "pgd-eot", 50), 0, not_finite=1)])
-    assert "ended the attack on images that it had not broken: pgd-eot on coup: 50 of 100 images" in said
+    assert "stopped the attack on images that it had not broken: pgd-eot on coup: 50 of 100 images" in said
 
 
 @pytest.mark.parametrize(
-    ("note", "said"), [("random", "answers two calls differently"), ("probabilities", "not logits")]
+    ("note", "said"), [("random", "asked twice, got two answers"), ("probabilities", "not logits")]
 )
 def test_what_makes_every_number_doubtful_is_told(note, said):
     odd = log("coup", "pgd-eot", 50)

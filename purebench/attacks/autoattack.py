@@ -192,6 +192,16 @@ class _Batch:
         """(N,) which image each row of x (N,C,H,W) is of: the nearest, since upstream's objects pass rows without saying which."""
         return torch.cdist(x.flatten(1), self.x.flatten(1), p=self.p).argmin(1)
 
+    def find(self, x: Tensor) -> Tensor:
+        """(N,) the same of clean images, some of ours in our order."""
+        found, at = [], 0
+        for row in x:
+            while not torch.equal(self.x[at], row):
+                at += 1
+            found.append(at)
+            at += 1
+        return torch.tensor(found, device=x.device)
+
 
 class _Model:
     """The defense as pyautoattack sees it: `model(x)` -> logits (B,K). Call c draws from `noise.fork(c)`, row i as image i.
@@ -200,6 +210,10 @@ class _Model:
 
     def __init__(self, defense: Defense, noise: Noise, batch: _Batch):
         self.defense, self.noise, self.batch, self.calls = defense, noise, batch, 0
+        self.of: Tensor | None = None  # which images the rows of a call are of, where that is known
+
+    def positions(self, x: Tensor) -> Tensor:
+        return self.of if self.of is not None and len(self.of) == len(x) else self.batch.positions(x)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._checked(self.defense.logits(x, self._draws(x)), x, 1)
@@ -207,7 +221,7 @@ class _Model:
     def gradient(self, x: Tensor, y: Tensor, loss: Loss, eot: int) -> Gradient:
         """Of the mean `loss` of `eot` purifications, as one call; y: labels, or pairs of label and target."""
         found = self.defense.loss_grad(x, y, loss, self._draws(x), eot=eot, observe=False)
-        self.defense.observed.add(self.batch.ids[self.batch.positions(x).cpu()], y % _PAIR, found)
+        self.defense.observed.add(self.batch.ids[self.positions(x).cpu()], y % _PAIR, found, stops=False)
         logits = self._checked(found.logits.flatten(0, 1), x, eot).unflatten(0, (eot, len(x)))
         return replace(found, loss=found.loss.nan_to_num(), logits=logits)
 
@@ -225,7 +239,7 @@ class _Model:
         why = self.defense.not_finite  # by row of this call
         if finite.all() and not why:
             return logits
-        position = self.batch.positions(x)
+        position = self.positions(x)
         for row in {row % len(x) for row in (~finite).nonzero()[:, 0].tolist()} | {row for row in why if row < len(x)}:
             said = why.get(row, "the defense gave values that are not finite")
             self.batch.not_finite.setdefault(int(position[row]), f"{said} ({where})")
@@ -282,11 +296,12 @@ class _APGD(_Billed, APGDAttack):
 
     def attack_single_run(self, x: Tensor, y: Tensor, *rest: Any, **options: Any) -> Any:
         model, (loss, labels) = self.model, self.objective(y)
+        model.of = model.batch.find(x)  # APGD keeps its rows in order
         self.model = lambda x_adv: _LastDraw.apply(x_adv, lambda at: model.gradient(at, labels, loss, self.eot))
         try:
             return super().attack_single_run(x, y, *rest, **options)
         finally:
-            self.model = model
+            self.model, model.of = model, None
 
 
 class _TargetedAPGD(_APGD, APGDAttack_targeted):

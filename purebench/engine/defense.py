@@ -69,8 +69,9 @@ def combine(logits: Tensor, how: str, dim: int) -> Tensor:
 @dataclass(frozen=True)
 class Gradient:
     """Of one batch: `loss` (B,), averaged over the draws; `grad` like x; `logits` (eot,B,K), in sample order; `finite` (B,) bool:
-    whether every draw's gradient was finite. Where one was not, `grad` is zero, so that no attack is carried away by it. Where it
-    would be too small for float32, an image's `grad` is times a power of two."""
+    whether some draw's gradient was finite. A draw whose logits or gradient are not takes no part in `grad`, and in `loss` counts as
+    the worst that is finite: a few bad draws shall not hide an image from an attack. Where all are bad, `grad` is zero, and `loss`
+    infinite if the logits are. Where it would be too small for float32, an image's `grad` is times a power of two."""
 
     loss: Tensor
     grad: Tensor
@@ -90,15 +91,17 @@ class Observed:
     def __init__(self) -> None:
         self._counts: dict[int, list[int]] = {}
 
-    def add(self, ids: Tensor, y: Tensor, found: Gradient) -> None:
-        """One gradient of the images `ids` (B,) with labels y (B,)."""
+    def add(self, ids: Tensor, y: Tensor, found: Gradient, *, stops: bool = True) -> None:
+        """One gradient of the images `ids` (B,) with labels y (B,). `stops`: whether one that is not finite ends the attack on its image;
+        what is asked for afterwards is then no iterate."""
         zero = (found.grad == 0).flatten(1).all(1) & found.finite
         right = (predicted(found.logits) == y).to(torch.float32).mean(0) >= 0.5
         blind = right & (zero | ~found.finite)
         rows = torch.stack([torch.ones_like(zero), zero, ~found.finite, right, blind]).long().T.tolist()
         for image, row in zip(ids.tolist(), rows, strict=True):
             known = self._counts.setdefault(image, [0] * len(self.FIELDS))
-            self._counts[image] = [a + b for a, b in zip(known, row, strict=True)]
+            if not (stops and known[self.FIELDS.index("not_finite")]):
+                self._counts[image] = [a + b for a, b in zip(known, row, strict=True)]
 
     def close(self, ids: list[int]) -> list[dict[str, int] | None]:
         """The counts of each image of a batch since the last close; None where no gradient was asked for. An image that the batch
@@ -117,6 +120,23 @@ def predicted(logits: Tensor) -> Tensor:
     return logits.argmax(-1).where(logits.isfinite().all(-1), -1)
 
 
+def _worst_for_bad(losses: Tensor, finite: Tensor) -> Tensor:
+    """(B,eot) losses; those of draws that are not finite are the image's largest among the others, and infinite where there is none."""
+    if finite.all():
+        return losses
+    worst = losses.detach().where(finite, -torch.inf).amax(1, keepdim=True)
+    return losses.where(finite, worst.where(finite.any(1, keepdim=True), torch.inf))
+
+
+def _mean_for_bad(draws: Tensor, finite: Tensor) -> Tensor:
+    """(B,eot,K) logits; those of draws that are not finite are the mean of the image's others, where there are any."""
+    if finite.all():
+        return draws
+    zeroed = draws.where(finite[..., None], 0)
+    mean = zeroed.sum(1, keepdim=True) / finite.sum(1)[:, None, None]
+    return draws.where(finite[..., None] | ~finite.any(1)[:, None, None], mean)
+
+
 FAINT = 1e-20  # a derivative by the logits below this would be lost on its way through the networks, in float32
 
 
@@ -126,11 +146,11 @@ def _lifted(d: Tensor, exact: Callable[[], Tensor], images: int) -> Tensor:
 
     Scaled by a power of two, under which every bit of a gradient stays; of `exact()`, the same in float64, which reaches down to
     e^-745. What is zero even there stays zero."""
-    faint = d.unflatten(0, (images, -1)).flatten(1).abs().amax(1) < FAINT
+    faint = d.unflatten(0, (images, -1)).flatten(1).nan_to_num().abs().amax(1) < FAINT
     if not faint.any():
         return d
     precise = exact().unflatten(0, (images, -1))
-    largest = precise.flatten(1).abs().amax(1)
+    largest = precise.flatten(1).nan_to_num().abs().amax(1)
     scale = torch.exp2((-largest.log2().floor()).clamp(max=1000)).where(faint & (largest > 0) & largest.isfinite(), 1)
     lifted = (precise * scale.view(-1, 1, 1)).to(d.dtype).flatten(0, 1)
     return lifted.where(faint.repeat_interleave(len(d) // images)[:, None], d)
@@ -216,6 +236,8 @@ class Defense:
 
     def logits(self, x: Tensor, noise: Noise) -> Tensor:
         """(B,K) logits of x (B,C,H,W); differentiable in x by the defense's gradient. Random unless the purifier is not."""
+        if not len(x):  # AutoAttack's Square asks for the logits of no image
+            return self.classifier(x.new_full((self.rows, *x.shape[1:]), 0.5))[:0]
         parts = []
         for chunk in self._chunks(x, noise, self.votes):
             with chain.nfe() as calls:
@@ -223,7 +245,7 @@ class Defense:
                 purified = (
                     _Purified.apply(chunk.x, self, chunk.noise) if differentiate else self._run(chunk, count=False)
                 )
-                parts.append(self.classifier(purified)[: chunk.real])
+                parts.append(self._answers(purified)[: chunk.real])
             self._count(calls, chunk.real)
             self._check(chunk, parts[-1], "the classifier")
         logits = torch.cat(parts)
@@ -263,11 +285,15 @@ class Defense:
                 if self.votes > 1
                 else logits[:, :, 0]
             )
+            finite = draws.isfinite().all(2)
             if average == "loss":
                 rows = loss(draws.flatten(0, 1), y.repeat_interleave(eot)).unflatten(0, (-1, eot))
-                return rows.sum(1), draws  # the sum; divided by eot below, in the order of AutoAttack's own loop
-            return loss(combine(draws, average, 1), y), draws
+                return _worst_for_bad(rows, finite).sum(
+                    1
+                ), draws  # divided by eot below, in the order of AutoAttack's own loop
+            return loss(combine(_mean_for_bad(draws, finite), average, 1), y), draws
 
+        flat = loss is cross_entropy
         whole = copies <= self.rows  # chunks of whole images: the objective is known as soon as a chunk's logits are
         losses: list[Tensor] = []
         draws: list[Tensor] = []
@@ -276,34 +302,44 @@ class Defense:
         if not whole:  # an image's draws span several chunks: all logits first, then the gradients
             with torch.no_grad():
                 all_logits = torch.cat([self._classify(c) for c in self._chunks(x, noise, copies)])
-            ahead = self._derivative(lambda leaf: objective(leaf, y), all_logits, losses, draws)
+            ahead = self._derivative(lambda leaf: objective(leaf, y), all_logits, losses, draws, flat)
         for chunk in self._chunks(x, noise, copies, aligned=whole):
 
             def derivative(logits: Tensor, chunk: _Chunk = chunk) -> Tensor:
                 if ahead is not None:
                     return ahead[chunk.first : chunk.first + chunk.real]
                 labels = y[chunk.first // copies : (chunk.first + chunk.real) // copies]
-                return self._derivative(lambda leaf: objective(leaf, labels), logits, losses, draws)
+                return self._derivative(lambda leaf: objective(leaf, labels), logits, losses, draws, flat)
 
             grads.append(self._pull(chunk, derivative))
         scale = eot if average == "loss" else 1
         grad = torch.cat(grads).unflatten(0, (images, copies))
+        seen = torch.cat(draws)  # (images,eot,K)
+        good = grad.isfinite().flatten(2).all(2) & seen.isfinite().all(2).repeat_interleave(self.votes, 1)
+        grad = grad.where(good.view(*good.shape, *[1] * (x.dim() - 1)), 0)
         # One after the other: `sum` adds in an order that depends on the shape, and with it the last bits.
         total = grad[:, 0]
         for i in range(1, copies):
             total = total + grad[:, i]
         total = total / scale
-        finite = total.isfinite().flatten(1).all(1)
+        finite = good.any(1) & total.isfinite().flatten(1).all(1)  # the sum of huge ones may not be
         total = torch.where(finite.view(-1, *[1] * (x.dim() - 1)), total, 0)
-        found = Gradient(torch.cat(losses) / scale, total, torch.cat(draws).transpose(0, 1), finite)
+        found = Gradient(torch.cat(losses) / scale, total, seen.transpose(0, 1), finite)
         if observe:
             self.observed.add(noise.ids, y, found)
         return found
 
     @staticmethod
     def _derivative(
-        objective: Callable[[Tensor], tuple[Tensor, Tensor]], logits: Tensor, losses: list[Tensor], draws: list[Tensor]
+        objective: Callable[[Tensor], tuple[Tensor, Tensor]],
+        logits: Tensor,
+        losses: list[Tensor],
+        draws: list[Tensor],
+        flat: bool,
     ) -> Tensor:
+        """The objective's derivative by the logits; its losses and draws are appended. `flat`: whether it fades where a classifier is
+        sure, as cross-entropy does. Of other losses a derivative near zero is rounding."""
+
         def derive(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             with torch.enable_grad():
                 leaf = logits.detach().requires_grad_()
@@ -313,7 +349,7 @@ class Defense:
         d, loss, seen = derive(logits)
         losses.append(loss)
         draws.append(seen)
-        return _lifted(d, lambda: derive(logits.double())[0], len(loss))
+        return _lifted(d, lambda: derive(logits.double())[0], len(loss)) if flat else d
 
     def _pull(self, chunk: _Chunk, derivative: Callable[[Tensor], Tensor]) -> Tensor:
         """The chunk's gradient rows, from the derivative of the objective by its logits."""
@@ -321,8 +357,10 @@ class Defense:
         def cotangent(purified: Tensor) -> Tensor:
             with torch.enable_grad():
                 purified = purified.detach().requires_grad_()
-                logits = self.classifier(purified)
+                logits = self._answers(purified)
                 d = derivative(logits[: chunk.real])
+                if not logits.requires_grad:  # an answer that does not depend on the image
+                    return torch.zeros_like(purified)
                 return torch.autograd.grad((logits[: chunk.real] * d).sum(), purified)[0]
 
         with chain.nfe() as calls:
@@ -376,9 +414,15 @@ class Defense:
 
     def _classify(self, chunk: _Chunk) -> Tensor:
         with chain.nfe() as calls, recomputing():  # done again, with a graph, by the pass that takes the gradient
-            logits = self.classifier(chain.run(self.way.walked(self), chunk.x, chunk.noise))[: chunk.real]
+            logits = self._answers(chain.run(self.way.walked(self), chunk.x, chunk.noise))[: chunk.real]
         self._count(calls, chunk.real)
         return logits
+
+    def _answers(self, purified: Tensor) -> Tensor:
+        """Logits of purified images; none that are finite of an image that is not, whatever a classifier makes of it."""
+        logits = self.classifier(purified)
+        finite = purified.detach().isfinite().flatten(1).all(1)
+        return logits.where(finite.view(-1, *[1] * (logits.dim() - 1)), torch.nan)
 
     def _count(self, calls: NFE, rows: int) -> None:
         self.spent.add(calls, rows)

@@ -8,6 +8,7 @@ other images.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from math import comb, sqrt
@@ -20,10 +21,9 @@ from purebench.records.store import Log, Record
 Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 CONTROLS = ("null", "noise")  # rows that show what the protocol itself costs; never the strongest attack
 MASKED = 0.1  # share of masked images from which on an attack is masked
-LEAST = 6  # pairs: fewer cannot differ at 95 %, whatever they are (a sign test of five equal signs has p = 0.06)
 NOTES = {  # of a line: what makes every number of its cell doubtful
-    "random": "it calls itself deterministic, and answers two calls differently (a dropout, a batch norm in training mode, a generator "
-    "of its own): its draws cannot be repeated",
+    "random": "the same draw, asked twice, got two answers, or it calls itself deterministic and is not (a dropout, a batch norm in "
+    "training mode, a generator of its own): its numbers cannot be repeated",
     "probabilities": "its outputs are probabilities, not logits: cross-entropy is flat on them; take the softmax off",
 }
 
@@ -46,6 +46,12 @@ def _place(line: Record) -> int:
 def name(part: str) -> str:
     """`pgd-eot:eot=20` -> `pgd-eot`."""
     return part.partition(":")[0]
+
+
+def control(attack: str) -> bool:
+    """Whether an attack is none: a control, or a transfer of the images that one made."""
+    made = re.search(r"\battack=\(?([\w-]+)", attack) if name(attack) == "transfer" else None
+    return (made[1] if made else name(attack)) in CONTROLS
 
 
 def judged(log: Log) -> list[Record]:
@@ -159,6 +165,12 @@ def masked(images: Sequence[Record]) -> Value | None:
     return _fraction(sum(0 < c["right"] == c["blind"] for c in counts) / len(images), len(images), None)
 
 
+def stopped(images: Sequence[Record]) -> Value | None:
+    """Share of images on which a gradient that was not finite stopped the attack. None where it stopped on none."""
+    found = sum("stopped" in line for line in images)
+    return _fraction(found / len(images), len(images), None) if found else None
+
+
 def at_chance(images: Sequence[Record]) -> bool:
     """Whether clean accuracy cannot be told from guessing among the classes that these images have; from ten images on."""
     if len(images) < 10 or not draws(images, "clean"):
@@ -196,7 +208,9 @@ def summary(log: Log, null: Log | None = None, n: int = 10) -> dict[str, Value]:
     if draws(images, "clean"):
         found["clean"] = accuracy(images, "clean")
     found["undefended"] = undefended(images)
-    found |= {"masked": masked(images), "not_finite": not_finite(images)}
+    found |= {"masked": masked(images), "stopped": stopped(images), "not_finite": not_finite(images)}
+    if missing := len(log.images) - len(images):
+        found["lost"] = _fraction(missing / len(log.images), len(log.images), None)
     if draws(images, "clean"):
         found["clean_not_finite"] = not_finite(images, "clean")
     if null is not None:
@@ -232,9 +246,15 @@ class Headline(NamedTuple):
 
 
 def _real(attacks: Mapping[str, Sequence[Log]]) -> dict[str, list[Log]]:
-    """The attacks that are none of the controls, with the logs that have images; controls are never the strongest."""
+    """The attacks that are none of the controls, with the logs that have images, of several seeds those that have the most: one on fewer
+    would weigh its few as much. Controls are never the strongest."""
     real = {key: [log for log in logs if draws(judged(log))] for key, logs in attacks.items()}
-    return {key: logs for key, logs in real.items() if logs and name(logs[0].cell["attack"]) not in CONTROLS}
+    whole = {key: [log for log in logs if len(judged(log)) == max(map(_judged, logs))] for key, logs in real.items()}
+    return {key: logs for key, logs in whole.items() if logs and not control(logs[0].cell["attack"])}
+
+
+def _judged(log: Log) -> int:
+    return len(judged(log))
 
 
 def _size(logs: Sequence[Log]) -> int:
@@ -272,7 +292,7 @@ def headline(attacks: Mapping[str, Sequence[Log]]) -> Headline | None:
     base, unsure, better = _by_place(real[first]), [], {}
     for key, logs in real.items():
         shared = [(value - base[place]) for place, value in _by_place(logs).items() if place in base]
-        if _size(logs) == most or len(shared) < LEAST:
+        if _size(logs) == most or not shared:
             continue
         low, high = paired(shared)
         if high < 0 and _mean(logs) < _mean(real[first]):
@@ -299,14 +319,18 @@ def contenders(attacks: Mapping[str, Sequence[Log]]) -> dict[str, list[Log]]:
 
 
 def all_masked(attacks: Mapping[str, Sequence[Log]]) -> Value | None:
-    """The smallest share of masked images over the attacks that follow the defense's gradient, if every one of them is masked."""
+    """The smallest share of masked images over the attacks that follow the defense's gradient, if every one of them is masked. What an
+    older version recorded says nothing of its gradients, and does not speak for a defense, unless it is the strongest."""
     found: list[Value] = []
-    for logs in _real(attacks).values():
+    for key, logs in _real(attacks).items():
         if logs[0].cell["gradient"] != "-":
             shares = [masked(judged(log)) for log in logs]
-            if not all(share is not None and share.value >= MASKED for share in shares):
+            if None in shares and key == strongest(attacks):
                 return None
-            found += [share for share in shares if share is not None]
+            known = [share for share in shares if share is not None]
+            if any(share.value < MASKED for share in known):
+                return None
+            found += known
     return min(found, key=lambda share: share.value, default=None)
 
 

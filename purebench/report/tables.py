@@ -69,7 +69,7 @@ def _cells(logs: Iterable[Log]) -> DataFrame:
     cells[["robust", "clean"]] = cells[["robust", "clean"]].astype("float64")
     cells["name"] = cells.attack.map(metrics.name)
     cells["bare"] = cells.defense == "none"
-    cells["control"] = cells.name.isin(metrics.CONTROLS)
+    cells["control"] = cells.attack.map(metrics.control)
     usual = cells.name.map(lambda name: "bpda" if name == "bpda-eot" else "exact")
     cells["natural"] = cells.grad.isin(["-"]) | (cells.grad == usual) | cells.bare & cells.grad.isin(["exact", "bpda"])
     gradient = (" @" + cells.grad).where(~cells.natural, "")
@@ -138,10 +138,15 @@ def _with(name: str, keys: Iterable[str], made_of: Mapping[str, str]) -> str:
 
 class _Table:
     """One table: its `scope`; its `cells` in order; by defense the logs of its `attacks` by column, and the strongest of
-    these (`best`); and the metrics over the seeds (`value`)."""
+    these (`best`); and the metrics over the seeds (`value`). Of seeds that differ in their images, those on the most are
+    the `whole` ones, and count; the others are `partial`."""
 
     def __init__(self, scope: Mapping[str, str], cells: DataFrame):
         self.scope, self.cells = scope, cells
+        # A seed on fewer images than another of the same attack would weigh its few images as much as all of the other's.
+        whole = cells.images == cells.groupby(["defense", "column"]).images.transform("max")
+        self.whole, self.partial = cells[whole], cells[~whole & (cells.images > 0)]
+        cells = self.whole
         self.attacks: dict[str, dict[str, list[Log]]] = {
             defense: {column: list(logs) for column, logs in mates.groupby("column", sort=False)["log"]}
             for defense, mates in cells.groupby("defense", sort=False)
@@ -263,8 +268,8 @@ def _grid_rows(table: _Table) -> list[Row]:
                 parts.append(strongest.assign(metric="masked", **share._asdict()))
         if value := table.per_image(defense):
             columns = metrics.contenders(table.attacks[defense])
-            mates = table.cells[
-                (table.cells.defense == defense) & table.cells.column.isin(columns) & (table.cells.evals > 0)
+            mates = table.whole[
+                (table.whole.defense == defense) & table.whole.column.isin(columns) & (table.whole.evals > 0)
             ]
             row = mates.groupby("defense").agg(**OVER_SEEDS).reset_index()
             free = {"grad": "-", "nfe_forward": None, "nfe_backward": None, "seconds": None}
@@ -519,6 +524,11 @@ def _warnings(table: _Table) -> list[str]:
     if stand_ins := sorted(set(said)):
         found.append(f"not paper-comparable, for what stands in: {'; '.join(stand_ins)}.")
     found += _not_finite(cells) + _masked(table)
+    if len(table.partial):
+        short = [f"{_places(table.partial.loc[[i]])}, seed {seed}" for i, seed in table.partial.seed.items()]
+        found.append(
+            f"left out of the mean over seeds, which have more images: {_list(short)}; the same run goes on with it."
+        )
     if missing := _tally(cells, cells.lost):
         found.append(f"missing, since the attack made no image: {missing}; the same run tries them again.")
     chance = done.defense[[metrics.at_chance(metrics.judged(log)) for log in done.log]].unique()
@@ -555,7 +565,7 @@ def _not_finite(cells: DataFrame) -> list[str]:
         reasons = Counter(
             where
             for log, n in zip(cells.log, counts, strict=True)
-            for line in (log.images if n else ())
+            for line in (metrics.judged(log) if n else ())
             if (where := (line.get("not_finite") or {}).get(field) or line.get("failed"))
         )
         if any(counts):
@@ -566,7 +576,7 @@ def _not_finite(cells: DataFrame) -> list[str]:
     counts = [sum(map(_stopped_too_early, metrics.judged(log))) for log in cells.log]
     if any(counts):
         found.append(
-            f"gradients that were not finite ended the attack on images that it had not broken: {_tally(cells, counts)}; "
+            f"gradients that were not finite stopped the attack on images that it had not broken: {_tally(cells, counts)}; "
             "robustness may be overstated."
         )
     return found

@@ -108,6 +108,8 @@ def execute(
     began = time.perf_counter()
     made = _stored(task, x) if task.judge else _attack(task, defense, x, y, index)
     attack_seconds, spent = time.perf_counter() - began, defense.spent.close()
+    # Made anew: whatever an attack did to the defense that it was given, the judge asks the cell's own.
+    defense = build_defense(task.cell, device, rows=rows, memory=memory, on_work=on_work)
     judged = _judge(task, defense, x, made.rows, index)
     cost = {
         "positions": list(task.positions), "seconds": round(time.perf_counter() - began, 4), "attack_seconds": round(attack_seconds, 4),
@@ -121,6 +123,11 @@ def execute(
 
 
 # ------------------------------------------------------------------------------------------------------------------ attack
+
+# Keys of a line that no attack may write; `nfe`, `stopped`, `not_finite` and its own words it may.
+RESERVED = {
+    "position", "index", "label", "undefended", "clean", "adversarial", "verdict", "linf", "l2", "batch", "gradients", "notes", "failed",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -162,8 +169,13 @@ def _attack(task: Task, defense: Defense, x: Tensor, y: Tensor, index: Tensor) -
     source = [stored] if cell.source else []
     attack = registry.factory("attack", cell.attack.name)(*source, **cell.attack.arguments)
     path = (cell.attack.name, task.positions[0]) if task.batch else (cell.attack.name,)
-    attacked = attack(defense, x, y, cell.threat, Noise(cell.seed, "attack", path, index, torch.zeros_like(index)))
+    # Of clones: an attack that writes into what it is given must not move the centre of its own ball, or the labels.
+    attacked = attack(
+        defense, x.clone(), y.clone(), cell.threat, Noise(cell.seed, "attack", path, index, torch.zeros_like(index))
+    )
     x_adv, log = attacked.x_adv.detach(), dict(attacked.log)
+    if taken := RESERVED & log.keys():
+        raise RuntimeError(f"`{cell.attack}` logs {', '.join(sorted(taken))}, which the harness records itself")
     log["gradients"] = defense.observed.close(index.tolist())
     log.setdefault("not_finite", [defense.not_finite.get(i) for i in index.tolist()])
     defense.not_finite.clear()
@@ -232,9 +244,10 @@ def _judge(task: Task, defense: Defense, x: Tensor, rows: list[bytes], index: Te
     bare = defense.undefended().draws(x, judge, 0, 1)[:, 0]
     defense.not_finite.clear()  # a bare classifier that fails is told by its prediction, -1
     notes: list[list[str]] = [[] for _ in ids]
-    if not _random(cell):
+    if not _random(cell) or 0 in task.positions:  # of a random defense, once: it costs a purification of every image
         again = defense.draws(x_adv, judge, before, before + 1)
-        for note, differs in zip(notes, _differ(torch.cat([logits, again], 1)), strict=True):
+        same = torch.cat([logits[:, :1] if _random(cell) else logits, again], 1)
+        for note, differs in zip(notes, _differ(same), strict=True):
             note += ["random"] * differs
     for note, sums in zip(notes, _probabilities(bare), strict=True):
         note += ["probabilities"] * sums
