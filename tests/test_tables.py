@@ -363,7 +363,10 @@ def test_masked_gradients_are_told_and_a_headline_without_others_is_marked():
 
 def test_gradients_that_are_not_finite_are_told():
     [said] = warnings([counted(log("coup", "pgd-eot", 50), 0, not_finite=1)])
-    assert "stopped the attack on images that it had not broken: pgd-eot on coup: 50 of 100 images" in said
+    assert (
+        "stopped the attack (AutoAttack takes them for zero) on images that it had not broken: pgd-eot on coup: 50 of 100 images"
+        in said
+    )
 
 
 @pytest.mark.parametrize(

@@ -576,8 +576,8 @@ def _not_finite(cells: DataFrame) -> list[str]:
     counts = [sum(map(_stopped_too_early, metrics.judged(log))) for log in cells.log]
     if any(counts):
         found.append(
-            f"gradients that were not finite stopped the attack on images that it had not broken: {_tally(cells, counts)}; "
-            "robustness may be overstated."
+            f"gradients that were not finite stopped the attack (AutoAttack takes them for zero) on images that it had not "
+            f"broken: {_tally(cells, counts)}; robustness may be overstated."
         )
     return found
 
@@ -595,7 +595,8 @@ def _masked(table: _Table) -> list[str]:
     if any(counts):
         found.append(
             "masked, zero gradients (or not finite) wherever an image was still classified rightly: "
-            f"{_tally(table.cells, counts)}; such an attack proves little: try `bpda-eot`, `loss=margin` or a transfer."
+            f"{_tally(table.cells, counts)}; such an attack proves little: try another gradient (`bpda-eot`), "
+            "another loss (`loss=margin`) or a transfer."
         )
     if blind := [defense for defense, attacks in table.attacks.items() if metrics.all_masked(attacks)]:
         found.append(

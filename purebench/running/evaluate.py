@@ -245,6 +245,7 @@ def _judge(task: Task, defense: Defense, x: Tensor, rows: list[bytes], index: Te
     defense.not_finite.clear()  # a bare classifier that fails is told by its prediction, -1
     notes: list[list[str]] = [[] for _ in ids]
     if not _random(cell) or 0 in task.positions:  # of a random defense, once: it costs a purification of every image
+        defense.on_work = None  # no part of the work that was announced
         again = defense.draws(x_adv, judge, before, before + 1)
         same = torch.cat([logits[:, :1] if _random(cell) else logits, again], 1)
         for note, differs in zip(notes, _differ(same), strict=True):
