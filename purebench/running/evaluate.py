@@ -244,7 +244,8 @@ def _judge(task: Task, defense: Defense, x: Tensor, rows: list[bytes], index: Te
     bare = defense.undefended().draws(x, judge, 0, 1)[:, 0]
     defense.not_finite.clear()  # a bare classifier that fails is told by its prediction, -1
     notes: list[list[str]] = [[] for _ in ids]
-    if not _random(cell) or 0 in task.positions:  # of a random defense, once: it costs a purification of every image
+    # Of a random defense once, since it costs a purification; of one that couples a batch never, since it depends on the mates.
+    if not _coupled(cell) and (not _random(cell) or 0 in task.positions):
         defense.on_work = None  # no part of the work that was announced
         again = defense.draws(x_adv, judge, before, before + 1)
         same = torch.cat([logits[:, :1] if _random(cell) else logits, again], 1)
@@ -258,6 +259,11 @@ def _judge(task: Task, defense: Defense, x: Tensor, rows: list[bytes], index: Te
 def _random(cell: Cell) -> bool:
     """Whether two purifications of an image may differ, as the defense says."""
     return bool(cell.defense.info.get("random", True) and cell.defense.options.get("noise", 1.0))
+
+
+def _coupled(cell: Cell) -> bool:
+    """Whether an image depends on its batch mates, as the defense says."""
+    return any(cell.defense.values.get(key) == value for key, value in cell.defense.info.get("couples", {}).items())
 
 
 def _differ(logits: Tensor) -> list[bool]:
