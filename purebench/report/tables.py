@@ -463,7 +463,8 @@ def _notes(table: _Table) -> list[str]:
     """The protocol, short: what a reader needs to believe or repeat the numbers."""
     cells = table.cells.sort_values(RANK)
     done, notes = cells[cells.evals > 0], []
-    seeds = {place: tuple(sorted(of)) for place, of in cells.groupby(["defense", "column"]).seed.unique().items()}
+    whole = table.whole.groupby(["defense", "column"]).seed.unique()
+    seeds = {place: tuple(sorted(of)) for place, of in whole.items()}
     if len(done):
         several = max(map(len, seeds.values())) > 1
         each = _except(cells, [seeds[place] for place in zip(cells.defense, cells.column, strict=True)], _commas)
@@ -497,7 +498,8 @@ def _warnings(table: _Table) -> list[str]:
     cells = table.cells
     done = cells[cells.evals > 0]
     found = []
-    if len(done) and (few := done.images.min()) < 100:
+    counted = table.whole[table.whole.evals > 0]
+    if len(counted) and (few := counted.images.min()) < 100:
         gap = 100 * metrics.Z * (0.5 / few) ** 0.5
         found.append(
             f"{few} images: a difference under about {gap:.0f} points is chance; take 500 for a claim (`--images 500`)."
