@@ -101,7 +101,7 @@ def mutants(kind: str, only: str) -> list[Mutant]:
     def change(shown: str, name: str, file: Path, key: str, node: ast.expr) -> None:
         source, default = file.read_text(), ast.literal_eval(node)
         names = [n for n in registry.NAMES.get(key, ()) if n != default][:1]
-        words = registry.CHOICES[key] if default in registry.CHOICES.get(key, ()) else tuple(names)
+        words = tuple(registry.choices(kind, name).get(key, names))
         count = len(found)
         for group in others(default, words):
             for value in group:

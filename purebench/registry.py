@@ -182,6 +182,11 @@ def choices(kind: str, name: str) -> dict[str, list[str]]:
     return {**CHOICES.get(kind, {}), **info(kind, name).get("choices", {})}
 
 
+def uses_score(known: Mapping[str, Any]) -> bool:
+    """Whether a defense of this INFO may use a score model; one that does not say may."""
+    return "score" in known.get("needs", ["score"])
+
+
 def needs(name: str, values: Mapping[str, Any]) -> list[str]:
     """Which of `score` and `classifier` a defense cannot be made without at these parameters. INFO's `needs` is a list, or says the
     condition under which each is needed: {"score": "", "classifier": "guidance > 0"}, "" for always."""

@@ -137,6 +137,19 @@ def _mean_for_bad(draws: Tensor, finite: Tensor) -> Tensor:
     return draws.where(finite[..., None] | ~finite.any(1)[:, None, None], mean)
 
 
+def _summed(grads: Tensor, finite: Tensor) -> tuple[Tensor, Tensor]:
+    """(B,..) the sum of the rows of grads (B,copies,..), and (B,) whether it is one: those that are not finite, or whose draw's logits are
+    not (`finite` (B,eot)), take no part."""
+    copies = grads.shape[1]
+    good = grads.isfinite().flatten(2).all(2) & finite.repeat_interleave(copies // finite.shape[1], 1)
+    grads = grads.where(good.view(*good.shape, *[1] * (grads.dim() - 2)), 0)
+    # One after the other: `sum` adds in an order that depends on the shape, and with it the last bits.
+    total = grads[:, 0]
+    for i in range(1, copies):
+        total = total + grads[:, i]
+    return total, good.any(1)
+
+
 FAINT = 1e-20  # a derivative by the logits below this would be lost on its way through the networks, in float32
 
 
@@ -288,9 +301,8 @@ class Defense:
             finite = draws.isfinite().all(2)
             if average == "loss":
                 rows = loss(draws.flatten(0, 1), y.repeat_interleave(eot)).unflatten(0, (-1, eot))
-                return _worst_for_bad(rows, finite).sum(
-                    1
-                ), draws  # divided by eot below, in the order of AutoAttack's own loop
+                # The sum, divided by eot below: the order of AutoAttack's own loop.
+                return _worst_for_bad(rows, finite).sum(1), draws
             return loss(combine(_mean_for_bad(draws, finite), average, 1), y), draws
 
         flat = loss is cross_entropy
@@ -313,16 +325,10 @@ class Defense:
 
             grads.append(self._pull(chunk, derivative))
         scale = eot if average == "loss" else 1
-        grad = torch.cat(grads).unflatten(0, (images, copies))
         seen = torch.cat(draws)  # (images,eot,K)
-        good = grad.isfinite().flatten(2).all(2) & seen.isfinite().all(2).repeat_interleave(self.votes, 1)
-        grad = grad.where(good.view(*good.shape, *[1] * (x.dim() - 1)), 0)
-        # One after the other: `sum` adds in an order that depends on the shape, and with it the last bits.
-        total = grad[:, 0]
-        for i in range(1, copies):
-            total = total + grad[:, i]
+        total, some = _summed(torch.cat(grads).unflatten(0, (images, copies)), seen.isfinite().all(2))
         total = total / scale
-        finite = good.any(1) & total.isfinite().flatten(1).all(1)  # the sum of huge ones may not be
+        finite = some & total.isfinite().flatten(1).all(1)  # the sum of huge ones may not be
         total = torch.where(finite.view(-1, *[1] * (x.dim() - 1)), total, 0)
         found = Gradient(torch.cat(losses) / scale, total, seen.transpose(0, 1), finite)
         if observe:

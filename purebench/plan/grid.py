@@ -293,7 +293,7 @@ class _Maker:
         surrogate = self.surrogate(defended.defense, taken) if taken.name == "surrogate" else None
         if surrogate:
             components.check_rotation(defended.models, surrogate.name)
-        used = [p for p in (defended.defense, surrogate) if p and "score" in p.info.get("needs", ["score"])]
+        used = [p for p in (defended.defense, surrogate) if p and registry.uses_score(p.info)]
         cell = Cell(
             self.dataset.resolved, self.subset, self.classifier.resolved,
             tuple(model.resolved for model in defended.models) if used else (), defended.defense, taken, surrogate, made,

@@ -89,8 +89,7 @@ def _purifiers(cell: Cell) -> list[Resolved]:
 @cache
 def _walk(purifier: Resolved, scores: tuple[Resolved, ...], shape: tuple[int, ...]) -> Walked | None:
     name = purifier.name
-    scored = "score" in purifier.info.get("needs", ["score"])
-    known = [_model(part) for part in scores] if scored else []
+    known = [_model(part) for part in scores] if registry.uses_score(purifier.info) else []
     asked: list[list[float]] = [[] for _ in known]
     foreign = None in known  # a plug-in's score model: what it refuses only its networks can tell
     models = [
