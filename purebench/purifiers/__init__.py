@@ -4,7 +4,7 @@ engine, `scores` and the names. Begin reading at `one_shot`, the shortest, then 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from purebench import registry
 from purebench.errors import UserError
@@ -38,4 +38,4 @@ def make(
                 f"`{name}` needs a {need}, and was given none", f"`purebench.purifiers.make(.., {need}=..)`"
             )
     own = {key: value for key, value in values.items() if key not in registry.COMMON["defense"]}
-    return cast("Purifier", registry.factory("defense", name)(score, classifier, **own))
+    return registry.factory("defense", name)(score, classifier, **own)
