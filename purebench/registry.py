@@ -236,6 +236,7 @@ def check_parameters(kind: str, name: str, given: Mapping[str, Any]) -> None:
             value = "none"  # the word, which is also the value
         if isinstance(default, list | tuple) and not isinstance(value, list | tuple):
             raise UserError(f"`{key}={value}` of `{name}` is no list", f"write {key}=[{value}]")
+        # To Python `true` is a number, 1; to whoever writes steps=true it was a mistake.
         numeric = isinstance(default, int | float) and not isinstance(default, bool)
         if numeric and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise UserError(

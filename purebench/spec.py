@@ -181,6 +181,7 @@ class ThreatModel:
         """The nearest point of the Linf ball, or the radial projection onto the L2 ball; then clipped to [0,1]."""
         if self.norm == "Linf":
             return x_adv.clamp(x - self.eps, x + self.eps).clamp(0, 1)
+        # The clip cannot leave the ball: x is in [0,1], so whatever it moves, it moves towards x.
         delta = x_adv - x
         return (x + delta * (self.eps / _rows(delta.flatten(1).norm(dim=1), x).clamp(min=self.eps))).clamp(0, 1)
 
@@ -196,6 +197,7 @@ class ThreatModel:
         if self.norm == "Linf":
             return (x + self.eps * (2 * noise.uniform(0, x) - 1)).clamp(0, 1)
         direction = noise.normal(0, x)
+        # The root, since the volume within a radius r grows as r to the number of pixels.
         radius = noise.uniform(0, x.flatten(1)[:, :1], draw=1) ** (1 / x[0].numel())
         return (x + self.eps * _rows(radius.flatten(), x) * self.ascend(direction)).clamp(0, 1)
 
@@ -360,6 +362,7 @@ class Cell:
 
 def identity(data: Mapping[str, object]) -> str:
     """A readable, unique folder name of a cell's data: the names, and 10 hex digits of the hash of everything."""
+    # Sorted: the order in which a cell was put together is no part of it.
     digest = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:10]
     words = [str(data[kind]).partition(":")[0] for kind in ("dataset", "defense", "attack", "gradient")]
     return "-".join([w for w in words if w.strip("-")] + [digest])

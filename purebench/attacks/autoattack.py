@@ -297,6 +297,7 @@ class _APGD(_Billed, APGDAttack):
     def attack_single_run(self, x: Tensor, y: Tensor, *rest: object, **options: object) -> Any:
         model, (loss, labels) = self.model, self.objective(y)
         model.of = model.batch.find(x)  # APGD keeps its rows in order
+        # Upstream reaches the defense through `self.model` alone. Its own `eot_iter` stays 1: the draws are the rows of one call.
         self.model = lambda x_adv: _LastDraw.apply(x_adv, lambda at: model.gradient(at, labels, loss, self.eot))
         try:
             return super().attack_single_run(x, y, *rest, **options)

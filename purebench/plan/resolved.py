@@ -181,6 +181,7 @@ def of(kind: str, part: Part) -> Component:
     kept = tuple(
         (k, v)
         for k, v in values.items()
+        # The default in its own type too: a list in a factory's signature is a tuple here.
         if k not in PLACES and k in given and v != registry.as_type(known[k], known[k])
     )
     found = Component(kind, part.name, values, str(Part(part.name, kept)), where, info)

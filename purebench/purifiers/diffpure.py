@@ -80,6 +80,7 @@ CASES: Cases = {  # run by every contract test, on every family of score models
 class DiffPure(ReverseVP):
     def __init__(self, score: Score, t: float, steps: int):
         super().__init__(score, t, steps)
+        # As the official runner: forward by the discrete schedule, though the way back is the continuous SDE.
         self.abar = float(discrete()[forward_steps(t) - 1])
 
     def start(self, x: Tensor, noise: Noise) -> Tensor:

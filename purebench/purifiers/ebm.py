@@ -45,6 +45,7 @@ class Langevin:
         """- grad f, or eps^2/2 times the score."""
         if hasattr(self.score, "energy"):
             return -chain.inner_grad(self.score.energy, x)
+        # `direction` is the level times the score.
         return self.eps**2 / (2 * self.level) * self.score.direction(x, self.level)
 
     def step(self, k: int, x: Tensor, noise: Noise) -> Tensor:

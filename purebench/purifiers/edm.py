@@ -54,6 +54,7 @@ class EDMSampler:
             raise UserError(f"`sigma={sigma}` is not above the last level, {lowest:g}", "ScoreOpt uses 0.25 to 0.5")
         self.score, self.order, self.n = score, order, steps - start
         self.sigmas = levels(sigma, steps, lowest)[start:]
+        # The seventh root and its power round, so that the first level can be a little above `sigma` itself.
         if self.sigmas[0] > score.sigma_max * (1 + 1e-6):
             raise UserError(
                 f"the first level, {self.sigmas[0]:g}, is above the score model's largest, {score.sigma_max:g}",

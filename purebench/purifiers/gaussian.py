@@ -36,6 +36,7 @@ class Gaussian(Identity):
         self.sigma = sigma
 
     def start(self, x: Tensor, noise: Noise) -> Tensor:
+        # Halved: sigma is of the [-1,1] scale, and x in [0,1].
         return x + self.sigma / 2 * noise.normal(-1, x)
 
 

@@ -74,6 +74,7 @@ class GNS:
 
     def step(self, k: int, u: Tensor, noise: Noise) -> Tensor:
         i, j, depth = self.steps[k]
+        # The first stage's noise was added by `start`.
         if depth and k:
             u = self.diffuse(depth, u, noise.normal(k, u, draw=1))
         a, b = self.abar(i), self.abar(j)

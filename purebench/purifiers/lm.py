@@ -91,6 +91,7 @@ class LikelihoodMaximisation:
         self.score_model, self.classifier, self.n = score, classifier, steps
         self.lr, self.guidance = lr, guidance
         self.low, self.high = low, high
+        # Doubled: eta is of the [0,1] scale, the state on [-1,1]. The code projects nothing.
         self.radius = 2 * eta if variant == "paper" else None
 
     def start(self, x: Tensor, noise: Noise) -> tuple[Tensor, ...]:

@@ -129,6 +129,7 @@ class ScoreOptO:
         """sigma (B,1,1,1), uniform in [sigma - width, sigma + width]; a number where width is 0."""
         if self.width == 0:
             return self.sigma
+        # Draws 0 and 1 of a step are the normals of the image and of the regulariser.
         uniform = noise.uniform(k, u[:, :1, :1, :1], draw=2, shared=self.code)
         return self.sigma + self.width * (2 * uniform - 1)
 
@@ -181,6 +182,7 @@ class ScoreOptN(ScoreOptO):
         u, m, v, x, *x0 = state
         i, j = divmod(k, self.steps + 1)
         begun = i * (self.steps + 1) - 1
+        # Drawn again, not kept in the state: a draw is a function of its step.
         sigma = self.level(begun, u, noise)
         if j == self.steps:
             x = self.score.denoise(u, sigma)

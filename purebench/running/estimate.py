@@ -92,7 +92,7 @@ class Beginning:
     def __init__(self, purifier: Purifier, n: int):
         self.purifier, self.n = purifier, min(n, purifier.n)
         if hasattr(purifier, "times"):
-            self.times = purifier.times[: self.n + 1]
+            self.times = purifier.times[: self.n + 1]  # n steps lie between n + 1 times
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["purifier"], name)
