@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import PathFinder
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from purebench.errors import UserError, unknown
-from purebench.spec import Part
+from purebench.spec import Part, Value
 
 NAMES: dict[str, dict[str, str]] = {
     "dataset": {
@@ -134,7 +134,7 @@ def _source(module: str) -> ast.Module:
 
 
 @cache
-def parameters(kind: str, name: str) -> dict[str, Any]:
+def parameters(kind: str, name: str) -> dict[str, Value]:
     """The factory's keyword-only parameters and defaults, read without importing it. A trailing `_` in a name is dropped."""
     module, factory = _target(kind, name)
     for node in _source(module).body:
@@ -153,7 +153,7 @@ def info(kind: str, name: str) -> dict[str, Any]:
 
 
 @cache
-def cases(name: str) -> dict[str, dict[str, Any]]:
+def cases(name: str) -> dict[str, dict[str, object]]:
     """PART -> what is known of it, of the defense's quick cases in its module's literal `CASES`, read without importing it.
 
     The contract tests run each of them. `refused`: family of score models -> words of the refusal; `gives`: numbers of its output."""
@@ -187,7 +187,7 @@ def uses_score(known: Mapping[str, Any]) -> bool:
     return "score" in known.get("needs", ["score"])
 
 
-def needs(name: str, values: Mapping[str, Any]) -> list[str]:
+def needs(name: str, values: Mapping[str, object]) -> list[str]:
     """Which of `score` and `classifier` a defense cannot be made without at these parameters. INFO's `needs` is a list, or says the
     condition under which each is needed: {"score": "", "classifier": "guidance > 0"}, "" for always."""
     said = info("defense", name).get("needs", [])
@@ -195,7 +195,7 @@ def needs(name: str, values: Mapping[str, Any]) -> list[str]:
     return [need for need, condition in conditions.items() if not condition or expression(condition, values)]
 
 
-def version(kind: str, name: str, values: Mapping[str, Any]) -> int:
+def version(kind: str, name: str, values: Mapping[str, object]) -> int:
     """The component's version at these parameters: raised whenever its numbers change. INFO's `versions`, condition -> version, raises it
     where they changed for some parameters only, so that records of the others stay good."""
     known = info(kind, name)
@@ -213,21 +213,24 @@ class Unit:
     draws: int | None
 
 
-def unit(attack: str, values: Mapping[str, Any]) -> Unit:
+def unit(attack: str, values: Mapping[str, object]) -> Unit:
     """An attack's unit of work at these values, from the parameters that its INFO names as `unit` and `draws`. Raises UserError where it
     names one that is no whole number from 1 on."""
     known = info("attack", attack)
-    found = {key: values.get(known[key]) for key in ("unit", "draws") if key in known}
-    for key, value in found.items():
+    found: dict[str, int] = {}
+    for key in [key for key in ("unit", "draws") if key in known]:
+        value = values.get(known[key])
+        # `True` is a whole number to Python, and none to whoever reads a grid.
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UserError(
                 f"the INFO of `{attack}` has `{key} = {known[key]!r}`, and that is no parameter that counts (got {value!r})",
                 "name a parameter whose value is a whole number from 1 on, or leave it out",
             )
+        found[key] = value
     return Unit(found.get("unit"), found.get("draws"))
 
 
-def check_parameters(kind: str, name: str, given: dict[str, Any]) -> None:
+def check_parameters(kind: str, name: str, given: Mapping[str, Any]) -> None:
     """Raises UserError for parameters that the component does not have, or of another type than its default."""
     known, words = parameters(kind, name), choices(kind, name)
     for key, value in given.items():
@@ -238,6 +241,7 @@ def check_parameters(kind: str, name: str, given: dict[str, Any]) -> None:
             value = "none"  # the word, which is also the value
         if isinstance(default, list | tuple) and not isinstance(value, list | tuple):
             raise UserError(f"`{key}={value}` of `{name}` is no list", f"write {key}=[{value}]")
+        # To Python `true` is a number, 1; to whoever writes steps=true it was a mistake.
         numeric = isinstance(default, int | float) and not isinstance(default, bool)
         if numeric and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise UserError(
@@ -269,7 +273,7 @@ def check_parameters(kind: str, name: str, given: dict[str, Any]) -> None:
             )
 
 
-def as_type(value: Any, default: Any) -> Any:
+def as_type(value: Any, default: Value) -> Value:
     """A number in the type of its default, so that `1` and `1.0` are one cell; a list as a tuple."""
     if isinstance(default, str) and default and value is None:
         return "none"
@@ -280,22 +284,22 @@ def as_type(value: Any, default: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def validated(kind: str, name: str, given: dict[str, Any]) -> dict[str, Any]:
+def validated(kind: str, name: str, given: Mapping[str, Any]) -> dict[str, Value]:
     """Every parameter of the component, the given ones in the types of their defaults. UserError for what INFO does not allow."""
     check_parameters(kind, name, given)
     known = parameters(kind, name)
-    values = {key: as_type(value, known[key]) for key, value in (known | given).items()}
+    values = {key: as_type(value, known[key]) for key, value in {**known, **given}.items()}
     check_ranges(kind, name, values)
     return values
 
 
-def factory(kind: str, name: str) -> Any:
+def factory(kind: str, name: str) -> Callable[..., Any]:
     """The factory itself; this imports its module."""
     module, attribute = _target(kind, name)
     return getattr(importlib.import_module(module), attribute)
 
 
-def check_ranges(kind: str, name: str, values: dict[str, Any]) -> None:
+def check_ranges(kind: str, name: str, values: Mapping[str, object]) -> None:
     """Raises UserError where resolved values break a condition of INFO's `requires`, such as "0 < t <= 1"."""
     for condition in [*info(kind, name).get("requires", []), *REQUIRES.get(kind, [])]:
         if not expression(condition, values):
@@ -308,20 +312,32 @@ def check_ranges(kind: str, name: str, values: dict[str, Any]) -> None:
         unit(name, values)  # said wrongly, it is known before anything runs
 
 
-def _suffix(path: Any) -> str:
+def _suffix(path: object) -> str:
     return Path(str(path)).suffix
 
 
-def expression(text: str, values: Mapping[str, Any]) -> Any:
+def expression(text: str, values: Mapping[str, object]) -> Any:
     """Evaluates an INFO entry over the parameters: arithmetic such as "2 * steps" or "sum(stages)", comparisons such as "0 < t <= 1" or
     "update == 'schedule'", and `and` and `or` of them; suffix(path) is the ending of a file's name. Raises ValueError for anything
     else, and for a word that is ordered: words are equal or not."""
     arithmetic = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
-    functions: dict[str, Any] = {"sum": sum, "len": len, "max": max, "min": min, "round": round, "suffix": _suffix}
-    equal: dict[type, Any] = {ast.Eq: operator.eq, ast.NotEq: operator.ne}
-    order: dict[type, Any] = {ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge}
+    functions: dict[str, Callable[..., object]] = {
+        "sum": sum,
+        "len": len,
+        "max": max,
+        "min": min,
+        "round": round,
+        "suffix": _suffix,
+    }
+    equal: dict[type, Callable[[object, object], bool]] = {ast.Eq: operator.eq, ast.NotEq: operator.ne}
+    order: dict[type, Callable[..., bool]] = {
+        ast.Lt: operator.lt,
+        ast.LtE: operator.le,
+        ast.Gt: operator.gt,
+        ast.GtE: operator.ge,
+    }
 
-    def holds(op: ast.cmpop, a: Any, b: Any) -> bool:
+    def holds(op: ast.cmpop, a: object, b: object) -> bool:
         if type(op) in equal:
             return equal[type(op)](a, b)
         words = isinstance(a, str) or isinstance(b, str)  # that "langevin" > "deterministic" means nothing
@@ -338,7 +354,7 @@ def expression(text: str, values: Mapping[str, Any]) -> Any:
             return arithmetic[type(node.op)](value(node.left), value(node.right))
         if isinstance(node, ast.BoolOp):
             found = value(node.values[0])
-            for side in node.values[1:]:
+            for side in node.values[1:]:  # as Python: what is after the deciding side may have no value
                 if bool(found) == isinstance(node.op, ast.Or):
                     break
                 found = value(side)

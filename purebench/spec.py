@@ -8,11 +8,16 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Union
+from typing import TYPE_CHECKING, Any, Protocol, Union
 
 from purebench.errors import UserError
 
+if TYPE_CHECKING:  # planning reads this file, and needs no torch
+    from torch import Tensor
+
+# Not with `|`, which cannot take the name of a class that is yet to come. A tuple holds values again.
 Value = Union[int, float, str, bool, None, tuple, "Part"]
+Json = int | float | str | bool | None | list  # what `plain` makes of a value
 
 
 @dataclass(frozen=True)
@@ -23,9 +28,10 @@ class Part:
     parameters: tuple[tuple[str, Value], ...] = ()
 
     def __post_init__(self) -> None:
+        # Sorted, so that two ways to write the same are equal, with one hash; the class is frozen to everybody else.
         object.__setattr__(self, "parameters", tuple(sorted(self.parameters)))
 
-    def get(self, key: str, default: Any = None) -> Any:
+    def get(self, key: str, default: Value = None) -> Value:
         return dict(self.parameters).get(key, default)
 
     def __str__(self) -> str:
@@ -41,7 +47,7 @@ def show(value: Value) -> str:
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     if isinstance(value, float):
-        over = round(value * 255)
+        over = round(value * 255)  # of short decimals the decimal stays: 0.2 is 51/255 too
         if 0 < over < 255 and over / 255 == value and len(repr(value)) > 5:
             return f"{over}/255"
         return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(value)
@@ -144,6 +150,13 @@ def parts(text: str, what: str = "part") -> list[Part]:
     ]
 
 
+class Draws(Protocol):
+    """What `engine.noise.Noise` is to this file, which lies below the engine and may not import it."""
+
+    def normal(self, k: int, like: Tensor, draw: int = 0) -> Tensor: ...
+    def uniform(self, k: int, like: Tensor, draw: int = 0) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class ThreatModel:
     """What an attacker may do to x (B,C,H,W) in [0,1]: stay in a ball of radius eps around it, and in [0,1]."""
@@ -154,35 +167,37 @@ class ThreatModel:
     def __str__(self) -> str:
         return "-" if self.norm == "-" else f"{self.norm}:{show(float(self.eps))}"
 
-    def distance(self, x_adv: Any, x: Any) -> Any:
+    def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """(B,) distance in this norm."""
         return norms(x_adv, x)["Linf" if self.norm == "-" else self.norm]
 
-    def holds(self, x_adv: Any, x: Any) -> Any:
+    def holds(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """(B,) bool: finite, in [0,1] and within eps up to rounding (1e-6 relative, 2e-7 absolute)."""
         delta = (x_adv - x).flatten(1)
         inside = ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(1) & delta.isfinite().all(1)
         return inside & (self.distance(x_adv, x) <= self.eps * (1 + 1e-6) + 2e-7)
 
-    def project(self, x_adv: Any, x: Any) -> Any:
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """The nearest point of the Linf ball, or the radial projection onto the L2 ball; then clipped to [0,1]."""
         if self.norm == "Linf":
             return x_adv.clamp(x - self.eps, x + self.eps).clamp(0, 1)
+        # The clip cannot leave the ball: x is in [0,1], so whatever it moves, it moves towards x.
         delta = x_adv - x
         return (x + delta * (self.eps / _rows(delta.flatten(1).norm(dim=1), x).clamp(min=self.eps))).clamp(0, 1)
 
-    def ascend(self, grad: Any) -> Any:
+    def ascend(self, grad: Tensor) -> Tensor:
         """The steepest ascent direction of unit size: sign, or grad / ||grad||_2, however small; exact zeros stay zero."""
         if self.norm == "Linf":
             return grad.sign()
         grad = representable(grad)
         return grad / _rows(grad.flatten(1).norm(dim=1), grad).clamp(min=1e-12)
 
-    def random(self, noise: Any, x: Any) -> Any:
+    def random(self, noise: Draws, x: Tensor) -> Tensor:
         """A random point of the ball around x, clipped to [0,1]: uniform in the cube, or uniform in the L2 ball."""
         if self.norm == "Linf":
             return (x + self.eps * (2 * noise.uniform(0, x) - 1)).clamp(0, 1)
         direction = noise.normal(0, x)
+        # The root, since the volume within a radius r grows as r to the number of pixels.
         radius = noise.uniform(0, x.flatten(1)[:, :1], draw=1) ** (1 / x[0].numel())
         return (x + self.eps * _rows(radius.flatten(), x) * self.ascend(direction)).clamp(0, 1)
 
@@ -194,7 +209,7 @@ SMALLEST_NORM = (
 )
 
 
-def representable(v: Any) -> Any:
+def representable(v: Tensor) -> Tensor:
     """v (B,..), rows divided by their largest entry where the L2 norm is below SMALLEST_NORM or overflows: squares of float32
     numbers below 1e-19 or above 1e19 do not exist, and a saturated classifier's gradients are smaller. All others keep their bits;
     exact zeros stay zero."""
@@ -204,13 +219,13 @@ def representable(v: Any) -> Any:
     return v / _rows(largest.where(lost, 1), v)
 
 
-def norms(x_adv: Any, x: Any) -> dict[str, Any]:
+def norms(x_adv: Tensor, x: Tensor) -> dict[str, Tensor]:
     """(B,) Linf and L2 norms of x_adv - x."""
     delta = (x_adv - x).flatten(1)
     return {"Linf": delta.abs().amax(1), "L2": delta.norm(dim=1)}
 
 
-def _rows(values: Any, like: Any) -> Any:
+def _rows(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *[1] * (like.dim() - 1))
 
 
@@ -345,8 +360,9 @@ class Cell:
         return f"{self.defense} x {self.attack}{grad} ({self.threat}, seed {self.seed})"
 
 
-def identity(data: Mapping[str, Any]) -> str:
+def identity(data: Mapping[str, object]) -> str:
     """A readable, unique folder name of a cell's data: the names, and 10 hex digits of the hash of everything."""
+    # Sorted: the order in which a cell was put together is no part of it.
     digest = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:10]
     words = [str(data[kind]).partition(":")[0] for kind in ("dataset", "defense", "attack", "gradient")]
     return "-".join([w for w in words if w.strip("-")] + [digest])
@@ -358,7 +374,7 @@ def rotation(models: Iterable[Resolved]) -> Value:
     return values if len(values) > 1 else values[0]
 
 
-def plain(value: Value) -> Any:
+def plain(value: Value) -> Json:
     """A value as a JSON type."""
     if isinstance(value, Part):
         return str(value)

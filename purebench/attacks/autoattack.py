@@ -19,7 +19,7 @@ import hashlib
 import logging
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -259,7 +259,7 @@ class _LastDraw(torch.autograd.Function):
         return found.logits[-1].clone()
 
     @staticmethod
-    def backward(ctx: Any, *_cotangent: Tensor) -> Any:
+    def backward(ctx: Any, *_cotangent: Tensor) -> tuple[Tensor, None]:
         return ctx.grad, None
 
 
@@ -271,13 +271,13 @@ class _Billed:
 
     bill: _Share
 
-    def attack_single_run(self, x: Tensor, y: Tensor, *rest: Any, **options: Any) -> Any:
+    def attack_single_run(self, x: Tensor, y: Tensor, *rest: object, **options: object) -> Any:
         self.bill.charge()
         result = super().attack_single_run(x, y, *rest, **options)  # type: ignore[misc]
         self.bill.charge(x, self.shares(result))
         return result
 
-    def shares(self, result: Any) -> Tensor | None:
+    def shares(self, result: Sequence[Tensor]) -> Tensor | None:
         """The images' shares of a run's calls; None: all the same."""
         return None
 
@@ -287,16 +287,17 @@ class _APGD(_Billed, APGDAttack):
 
     model: Any
 
-    def __init__(self, model: _Model, *, eot: int = 1, **settings: Any):
+    def __init__(self, model: _Model, *, eot: int = 1, **settings: object):
         super().__init__(model, logger=_SILENT, **settings)
         self.eot = eot
 
     def objective(self, y: Tensor) -> tuple[Loss, Tensor]:
         return (cross_entropy if self.loss == "ce" else self.dlr_loss), y
 
-    def attack_single_run(self, x: Tensor, y: Tensor, *rest: Any, **options: Any) -> Any:
+    def attack_single_run(self, x: Tensor, y: Tensor, *rest: object, **options: object) -> Any:
         model, (loss, labels) = self.model, self.objective(y)
         model.of = model.batch.find(x)  # APGD keeps its rows in order
+        # Upstream reaches the defense through `self.model` alone. Its own `eot_iter` stays 1: the draws are the rows of one call.
         self.model = lambda x_adv: _LastDraw.apply(x_adv, lambda at: model.gradient(at, labels, loss, self.eot))
         try:
             return super().attack_single_run(x, y, *rest, **options)
@@ -326,7 +327,7 @@ class _FAB(_Billed, FABAttack_PT):
 
 
 class _Square(_Billed, SquareAttack):
-    def shares(self, result: Any) -> Tensor | None:
+    def shares(self, result: Sequence[Tensor]) -> Tensor | None:
         return result[0]  # queries per image
 
 

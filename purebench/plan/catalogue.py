@@ -8,12 +8,12 @@ import textwrap
 import tomllib
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from purebench import assets, datasets, registry
 from purebench.errors import unknown
 from purebench.plan import grid as plan
-from purebench.spec import Part, show
+from purebench.spec import Part, Value, show
 
 KINDS = {
     "defenses": "defense",
@@ -42,6 +42,17 @@ TRUST = {  # how far an asset's hashes can be relied on, as in the head of check
 WIDTH = 128  # of the text
 # what the text does not say as `key: value`
 SEPARATE = {"kind", "name", "summary", "formula", "about", "parameters", "assets", "cite", "grid", "also"}
+
+
+class Parameter(TypedDict, total=False):
+    """A parameter as `_parameters` tells of it; `choices` only of those that are words."""
+
+    name: str
+    default: str
+    choices: list[str]
+    datasets: dict[str, str]  # those that have a default of their own
+    paper: str
+    common: bool
 
 
 def listing(kind: str | None) -> list[dict[str, str]]:
@@ -128,14 +139,14 @@ def _bibtex(cite: str) -> str:
     return cite if cite.startswith("@") else "\n".join(references().get(key, key) for key in cite.split())
 
 
-def _parameters(kind: str, name: str, info: dict[str, Any]) -> list[dict[str, Any]]:
+def _parameters(kind: str, name: str, info: dict[str, Any]) -> list[Parameter]:
     """name and default of each; the words it may be, the datasets that have another, the paper's; whether all of the kind have it."""
     paper, words = info.get("paper", {}), registry.choices(kind, name)
     tables = {n: datasets.defaults(n) for n in registry.names("dataset") if kind in ("defense", "attack")}
     others = {n: table.get(kind, {}).get(name, {}) for n, table in tables.items()}
     rows = []
     for key, default in registry.parameters(kind, name).items():
-        row: dict[str, Any] = {"name": key, "default": show(_tuple(default))}
+        row: Parameter = {"name": key, "default": show(_tuple(default))}
         if key in words:
             row["choices"] = list(words[key])
         row["datasets"] = {n: show(_tuple(values[key])) for n, values in others.items() if key in values}
@@ -145,7 +156,7 @@ def _parameters(kind: str, name: str, info: dict[str, Any]) -> list[dict[str, An
     return rows
 
 
-def _defense(kind: str, name: str, info: dict[str, Any], about: str) -> dict[str, Any]:
+def _defense(kind: str, name: str, info: dict[str, Any], about: str) -> dict[str, object]:
     draws = re.search(r"Random: (.+?)(?:\. Source:|\.$)", about)
     random = ("yes: " + draws[1] if draws else "yes") if info.get("random", True) else "no"
     usable = [
@@ -164,16 +175,16 @@ def _defense(kind: str, name: str, info: dict[str, Any], about: str) -> dict[str
     }
 
 
-def _attack(kind: str, name: str, info: dict[str, Any], about: str) -> dict[str, Any]:
+def _attack(kind: str, name: str, info: dict[str, Any], about: str) -> dict[str, object]:
     cost = f"{info.get('gradient_calls', '0')} gradients, {info.get('forward_calls', '0')} forwards per image"
-    found = {"gradients": info.get("gradients", []) or ["none"], "cost": cost}
+    found: dict[str, object] = {"gradients": info.get("gradients", []) or ["none"], "cost": cost}
     return found | ({"paper": info["paper"]} if isinstance(info.get("paper"), dict) else {})
 
 
-def _dataset(kind: str, name: str, info: dict[str, Any], about: str) -> dict[str, Any]:
+def _dataset(kind: str, name: str, info: dict[str, Any], about: str) -> dict[str, object]:
     defaults = datasets.defaults(name)
     shape = info.get("shape", [])
-    found: dict[str, Any] = {
+    found: dict[str, object] = {
         "images": info.get("size") or "known when read",
         "shape": _size(shape) if shape and all(shape) else "known when read",
         "classes": info.get("classes") or "known when read",
@@ -195,9 +206,9 @@ def _dataset(kind: str, name: str, info: dict[str, Any], about: str) -> dict[str
     return found | {"assets": [_asset(n) for n in info.get("assets", [])]}
 
 
-def _network(kind: str, name: str, info: dict[str, Any], about: str) -> dict[str, Any]:
+def _network(kind: str, name: str, info: dict[str, Any], about: str) -> dict[str, object]:
     """Of a classifier or score model."""
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     if "size" in info:
         takes = info["size"]
         found["takes"] = (
@@ -258,7 +269,7 @@ def _docstring(module: str, factory: str) -> str:
     return ""
 
 
-def _tuple(value: Any) -> Any:
+def _tuple(value: Value | list[Value]) -> Value:
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -322,7 +333,7 @@ def _option(found: dict[str, Any]) -> str:
     return f"{option} {part}{':steps=5' if found['name'] == 'surrogate' else needs}".strip()
 
 
-def _table(parameters: list[dict[str, Any]]) -> list[str]:
+def _table(parameters: list[Parameter]) -> list[str]:
     """A line each, or several where they are long."""
     width = max(len(p["name"]) for p in parameters)
     lines = []
@@ -340,9 +351,9 @@ def _table(parameters: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _alike(values: dict[str, Any]) -> dict[Any, list[str]]:
+def _alike(values: dict[str, str]) -> dict[str, list[str]]:
     """value -> the names that have it."""
-    found: dict[Any, list[str]] = {}
+    found: dict[str, list[str]] = {}
     for name, value in values.items():
         found.setdefault(value, []).append(name)
     return found

@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from purebench import assets, registry
 from purebench.errors import DOWNLOAD, UserError, unknown
 from purebench.spec import Part, Resolved, Value, parse, show
+
+if TYPE_CHECKING:
+    from purebench.datasets.images import Images
 
 PLACES = ("path", "folder")  # parameters that say where content lies, not what it is: no part of a cell
 
@@ -103,7 +106,7 @@ class Component:
         return next((str(assets.entry(name).get("sha256", "")) for name in self.assets), "")
 
     @cached_property
-    def images(self) -> Any:
+    def images(self) -> Images:
         """The dataset itself: read now, since only reading tells how large a user's own is."""
         return load(self.kind, self.name, self.values)
 
@@ -178,6 +181,7 @@ def of(kind: str, part: Part) -> Component:
     kept = tuple(
         (k, v)
         for k, v in values.items()
+        # The default in its own type too: a list in a factory's signature is a tuple here.
         if k not in PLACES and k in given and v != registry.as_type(known[k], known[k])
     )
     found = Component(kind, part.name, values, str(Part(part.name, kept)), where, info)
@@ -189,7 +193,7 @@ def of(kind: str, part: Part) -> Component:
     return found
 
 
-def load(kind: str, name: str, values: Mapping[str, Any]) -> Any:
+def load(kind: str, name: str, values: Mapping[str, object]) -> Any:
     """The dataset, network or score model itself. A plug-in's dataset may be two tensors: images in [0,1], labels."""
     made = registry.factory(kind, name)(**values)
     if isinstance(made, tuple):

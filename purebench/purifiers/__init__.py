@@ -3,13 +3,25 @@ engine, `scores` and the names. Begin reading at `one_shot`, the shortest, then 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from purebench import registry
 from purebench.errors import UserError
 
+if TYPE_CHECKING:  # a name is all that is needed before a purifier is made
+    from purebench.engine.chain import Purifier
+    from purebench.purifiers.contract import Classifier
+    from purebench.scores.views import Score
 
-def make(name: str, *, score: Any = None, classifier: Any = None, **parameters: Any) -> Any:
+
+def make(
+    name: str,
+    *,
+    score: Score | Sequence[Score] | None = None,
+    classifier: Classifier | None = None,
+    **parameters: object,
+) -> Purifier:
     """The purifier `name`, bound to its score model and classifier.
 
     Every parameter is checked here, against the types of the factory's defaults and INFO's `choices`, `requires` and `needs`, and

@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,8 @@ from torch import Tensor
 
 from purebench.engine.noise import Noise
 from purebench.errors import UserError
+from purebench.purifiers.contract import Cases, Classifier
+from purebench.scores.views import Score
 
 INFO = {
     "adp": {
@@ -66,7 +67,7 @@ INFO = {
         "cite": "yoon2021adversarial",
     }
 }
-CASES: dict[str, dict[str, Any]] = {  # run by every contract test, on every family of score models
+CASES: Cases = {  # run by every contract test, on every family of score models
     "adp:steps=2": {},
     "adp:steps=2,rand=binary,update=schedule": {},
     "adp:steps=2,update=langevin,threshold=10": {},
@@ -95,7 +96,7 @@ def mates(alive: Tensor, noise: Noise) -> Tensor:
 class ADP:
     """State: x (B,C,H,W) on the [0,1] scale, and alive (B,1,1,1), False once an image has stopped. Fields as `adp` says."""
 
-    scores: Sequence[Any]
+    scores: Sequence[Score]
     sigma: float
     rand: str
     n: int
@@ -167,7 +168,8 @@ class ADP:
 
 
 def adp(
-    score: Any, classifier: Any = None, *, sigma: float = 0.25, rand: str = "gaussian", steps: int = 10, variant: str = "paper",
+    score: Score | list[Score] | tuple[Score, ...], classifier: Classifier | None = None, *,
+    sigma: float = 0.25, rand: str = "gaussian", steps: int = 10, variant: str = "paper",
     update: str = "deterministic", lam: float = 0.05, delta: float = 0.0, tau: float = 0.001, alpha_max: float = 0.1, first: float = 0.08,
     last: float = 8e-4, threshold: float = 0.0, beta: float = 0.2, level: float = 0.0,
 ) -> ADP:  # fmt: skip

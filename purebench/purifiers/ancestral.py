@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from purebench.engine.noise import Noise
 from purebench.errors import UserError
-from purebench.scores.views import betas, discrete
+from purebench.purifiers.contract import Cases, Classifier
+from purebench.scores.views import Score, betas, discrete
 
 INFO = {
     "diffpure-ddpm": {
@@ -39,7 +39,7 @@ INFO = {
     }
 }
 _FIXED = "needs a score model that learned its variances"
-CASES: dict[str, dict[str, Any]] = {  # run by every contract test, on every family of score models
+CASES: Cases = {  # run by every contract test, on every family of score models
     "diffpure-ddpm:t=0.002": {},
     "diffpure-ddpm:t=0.002,variance=fixedlarge,clip=false": {},
     "diffpure-ddpm:t=0.002,variance=learned": {
@@ -75,12 +75,14 @@ class Schedule:
         x_0 = (x - math.sqrt(1 - self.abar[i]) * eps) / math.sqrt(self.abar[i])
         return float(self.of_x0[i]) * (x_0.clamp(-1, 1) if clip else x_0) + float(self.of_x[i]) * x
 
-    def predict(self, score: Any, x: Tensor, i: int, variance: str) -> tuple[Tensor, Tensor | float]:
+    def predict(self, score: Score, x: Tensor, i: int, variance: str) -> tuple[Tensor, Tensor | float]:
         """(eps, log variance of the step's noise: a number, or like x where it is learned) at step i. variance: as
         `diffpure_ddpm` says."""
         small, large, beta = (float(a[i]) for a in (self.log_small, self.log_large, self.log_beta))
         if variance != "learned":
             return score.eps_index(x, int(self.index[i])), small if variance == "fixedsmall" else large
+        # Not of the class `Score`: only networks trained at indices have it. The constructors turn away every other with a UserError.
+        assert hasattr(score, "output")
         output = score.output(x, int(self.index[i]))
         if output.shape[1] != 2 * x.shape[1]:
             raise no_variance()
@@ -118,7 +120,7 @@ def forward_steps(t: float) -> int:
 class Ancestral:
     """State: x (B,C,H,W) on the [-1,1] scale. Randomness: the forward noise and a standard normal per step but the last."""
 
-    def __init__(self, score: Any, t: float, variance: str, clip: bool):
+    def __init__(self, score: Score, t: float, variance: str, clip: bool):
         self.n = forward_steps(t)
         if variance == "learned" and not hasattr(score, "output"):
             raise no_variance()
@@ -139,7 +141,12 @@ class Ancestral:
 
 
 def diffpure_ddpm(
-    score: Any, classifier: Any = None, *, t: float = 0.1, variance: str = "fixedsmall", clip: bool = True
+    score: Score,
+    classifier: Classifier | None = None,
+    *,
+    t: float = 0.1,
+    variance: str = "fixedsmall",
+    clip: bool = True,
 ) -> Ancestral:
     """DiffPure by ancestral sampling. t: diffusion time t* in (0,1], a multiple of 0.001: round(1000 t) steps; variance: `learned`
     (guided diffusion's range, networks with 2C channels only), `fixedsmall` (of the posterior) or `fixedlarge` (beta); clip: x_0 to

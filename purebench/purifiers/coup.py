@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from purebench.engine import chain
 from purebench.engine.noise import Noise
+from purebench.purifiers.contract import Cases, Classifier
 from purebench.purifiers.vpsde import ReverseVP
+from purebench.scores.views import Score
 
 INFO = {
     "coup": {
@@ -42,7 +42,7 @@ INFO = {
         "cite": "zhang2024coup",
     },
 }
-CASES: dict[str, dict[str, Any]] = {  # run by every contract test, on every family of score models
+CASES: Cases = {  # run by every contract test, on every family of score models
     "coup:steps=2": {},
     "coup:steps=2,clamp=true": {},
     "reverse-sde:steps=2": {},
@@ -50,7 +50,7 @@ CASES: dict[str, dict[str, Any]] = {  # run by every contract test, on every fam
 
 
 class Coup(ReverseVP):
-    def __init__(self, score: Any, classifier: Any, t: float, steps: int, guidance: float, clamp: bool):
+    def __init__(self, score: Score, classifier: Classifier | None, t: float, steps: int, guidance: float, clamp: bool):
         super().__init__(score, t, steps)
         self.classifier, self.guidance, self.clamp = classifier, guidance, clamp
 
@@ -66,6 +66,7 @@ class Coup(ReverseVP):
 
     def log_confidence(self, x: Tensor) -> Tensor:
         """(B,): log max_y p(y | (x+1)/2) of states on the [-1,1] scale; the class is taken anew at every step."""
+        assert self.classifier is not None  # not asked with guidance 0, and `reverse_sde` has none
         return self.classifier((x + 1) / 2).log_softmax(dim=1).amax(dim=1)
 
     def finish(self, x: Tensor) -> Tensor:
@@ -73,14 +74,22 @@ class Coup(ReverseVP):
 
 
 def coup(
-    score: Any, classifier: Any, *, t: float = 0.1, steps: int = 100, guidance: float = 1.0, clamp: bool = False
+    score: Score,
+    classifier: Classifier | None,
+    *,
+    t: float = 0.1,
+    steps: int = 100,
+    guidance: float = 1.0,
+    clamp: bool = False,
 ) -> Coup:
     """COUP, Algorithm 1. t: starting time t* in (0,1]; steps: Euler steps of t/steps; guidance: lambda, of the gradient with
     respect to the [-1,1] state; clamp: input and result to [-1,1] as in the official code. Random: one normal per step."""
     return Coup(score, classifier, t, steps, guidance, clamp)
 
 
-def reverse_sde(score: Any, classifier: Any = None, *, t: float = 0.1, steps: int = 100, clamp: bool = False) -> Coup:
+def reverse_sde(
+    score: Score, classifier: Classifier | None = None, *, t: float = 0.1, steps: int = 100, clamp: bool = False
+) -> Coup:
     """COUP's "w/o guidance" row: `coup` with lambda = 0, no classifier called; t, steps, clamp as there. Random: one normal per
     step."""
     return Coup(score, None, t, steps, 0.0, clamp)

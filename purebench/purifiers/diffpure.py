@@ -7,15 +7,15 @@ The forms that sample by the 1000 discrete steps are in `ancestral.py`.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from purebench.engine.noise import Noise
 from purebench.purifiers.ancestral import forward_steps
+from purebench.purifiers.contract import Cases, Classifier
 from purebench.purifiers.vpsde import END, ReverseVP, solver_times
-from purebench.scores.views import beta, discrete
+from purebench.scores.views import Score, beta, discrete
 
 INFO = {
     "diffpure": {
@@ -70,7 +70,7 @@ INFO = {
         "cite": "nie2022diffpure",
     },
 }
-CASES: dict[str, dict[str, Any]] = {  # run by every contract test, on every family of score models
+CASES: Cases = {  # run by every contract test, on every family of score models
     "diffpure:steps=2": {},
     "diffpure-ode:steps=2": {},
     "diffpure-ld:steps=2": {},
@@ -78,8 +78,9 @@ CASES: dict[str, dict[str, Any]] = {  # run by every contract test, on every fam
 
 
 class DiffPure(ReverseVP):
-    def __init__(self, score: Any, t: float, steps: int):
+    def __init__(self, score: Score, t: float, steps: int):
         super().__init__(score, t, steps)
+        # As the official runner: forward by the discrete schedule, though the way back is the continuous SDE.
         self.abar = float(discrete()[forward_steps(t) - 1])
 
     def start(self, x: Tensor, noise: Noise) -> Tensor:
@@ -87,7 +88,7 @@ class DiffPure(ReverseVP):
         return math.sqrt(self.abar) * x + math.sqrt(1 - self.abar) * noise.normal(-1, x)
 
 
-def diffpure(score: Any, classifier: Any = None, *, t: float = 0.1, steps: int = 100) -> DiffPure:
+def diffpure(score: Score, classifier: Classifier | None = None, *, t: float = 0.1, steps: int = 100) -> DiffPure:
     """DiffPure's `sde` runner. t: diffusion time t* in (0,1], a multiple of 0.001; steps: Euler steps of t/steps each.
 
     Output (B,C,H,W), not clipped. Random: the forward noise and one normal per step. Source: runners/diffpure_sde.py."""
@@ -98,7 +99,7 @@ class DiffPureODE(DiffPure):
     """Randomness: the forward noise alone. `times`: solver times s = 1 - t, exact; the t are torchdiffeq's fixed grid in float32,
     t - k (t / steps), whose last network call is at 0.001 for t = 0.1 in 100 steps, where the SDE's accumulated one is at 0.0010013."""
 
-    def __init__(self, score: Any, t: float, steps: int):
+    def __init__(self, score: Score, t: float, steps: int):
         super().__init__(score, t, steps)
         down = np.arange(steps, dtype=np.float32) * np.float32(t / steps) - np.float32(t)  # minus t, ascending
         self.times = [*(1 + down.astype(float)).tolist(), END]
@@ -115,7 +116,9 @@ class DiffPureODE(DiffPure):
         return x + h * self.drift(s, x)
 
 
-def diffpure_ode(score: Any, classifier: Any = None, *, t: float = 0.1, steps: int = 100) -> DiffPureODE:
+def diffpure_ode(
+    score: Score, classifier: Classifier | None = None, *, t: float = 0.1, steps: int = 100
+) -> DiffPureODE:
     """DiffPure's `ode` runner: parameters as for `diffpure`. Output (B,C,H,W), not clipped. Random: the forward noise.
     Source: runners/diffpure_ode.py."""
     return DiffPureODE(score, t, steps)
@@ -126,7 +129,7 @@ class DiffPureLD:
 
     TIME = 0.01  # at which the score is asked for, at every step
 
-    def __init__(self, score: Any, t: float, steps: int, sigma2: float, lambda_ld: float, eta: float):
+    def __init__(self, score: Score, t: float, steps: int, sigma2: float, lambda_ld: float, eta: float):
         self.score_model, self.n = score, steps
         self.times = solver_times(t, steps)
         self.sigma2, self.lambda_ld, self.eta = sigma2, lambda_ld, eta
@@ -146,8 +149,8 @@ class DiffPureLD:
 
 
 def diffpure_ld(
-    score: Any,
-    classifier: Any = None,
+    score: Score,
+    classifier: Classifier | None = None,
     *,
     t: float = 0.1,
     steps: int = 10,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from purebench.engine import chain
 from purebench.engine.noise import Noise
 from purebench.errors import UserError
+from purebench.purifiers.contract import Cases, Classifier
+from purebench.scores.views import Score
 
 INFO = {
     "ebm": {
@@ -27,7 +27,7 @@ INFO = {
         "cite": "hill2021stochastic",
     }
 }
-CASES: dict[str, dict[str, Any]] = {  # run by every contract test, on every family of score models
+CASES: Cases = {  # run by every contract test, on every family of score models
     "ebm:steps=2": {},
 }
 
@@ -35,7 +35,7 @@ CASES: dict[str, dict[str, Any]] = {  # run by every contract test, on every fam
 class Langevin:
     """State: x (B,C,H,W) on the [-1,1] scale, never clipped. Random: one standard normal per step."""
 
-    def __init__(self, score: Any, steps: int, rate: float, eps: float, level: float):
+    def __init__(self, score: Score, steps: int, rate: float, eps: float, level: float):
         self.score, self.n, self.rate, self.eps, self.level = score, steps, rate, eps, level
 
     def start(self, x: Tensor, noise: Noise) -> Tensor:
@@ -45,6 +45,7 @@ class Langevin:
         """- grad f, or eps^2/2 times the score."""
         if hasattr(self.score, "energy"):
             return -chain.inner_grad(self.score.energy, x)
+        # `direction` is the level times the score.
         return self.eps**2 / (2 * self.level) * self.score.direction(x, self.level)
 
     def step(self, k: int, x: Tensor, noise: Noise) -> Tensor:
@@ -55,7 +56,13 @@ class Langevin:
 
 
 def ebm(
-    score: Any, classifier: Any = None, *, steps: int = 1500, step: float = 1.0, eps: float = 0.01, level: float = 0.0
+    score: Score,
+    classifier: Classifier | None = None,
+    *,
+    steps: int = 1500,
+    step: float = 1.0,
+    eps: float = 0.01,
+    level: float = 0.0,
 ) -> Langevin:
     """Hill et al.'s purification. Output not clipped; scales are those of [-1,1].
 

@@ -5,12 +5,12 @@ ScoreOpt (Zhang et al. 2023) compares itself with it, at 1 to 100 steps, as "dif
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from purebench.engine.noise import Noise
 from purebench.errors import UserError
+from purebench.purifiers.contract import Cases, Classifier
+from purebench.scores.views import Score
 
 INFO = {
     "edm": {
@@ -32,7 +32,7 @@ INFO = {
     }
 }
 _REFUSED = {"refused": {"energy": "above the score model's largest"}}
-CASES: dict[str, dict[str, Any]] = {  # run by every contract test, on every family of score models
+CASES: Cases = {  # run by every contract test, on every family of score models
     "edm:steps=3": _REFUSED,
     "edm:steps=3,order=2": _REFUSED,
 }
@@ -48,12 +48,13 @@ def levels(sigma: float, steps: int, lowest: float = LOWEST) -> list[float]:
 class EDMSampler:
     """State: u (B,C,H,W) on the [-1,1] scale, with noise of deviation sigma_i."""
 
-    def __init__(self, score: Any, sigma: float, steps: int, start: int, order: int):
+    def __init__(self, score: Score, sigma: float, steps: int, start: int, order: int):
         lowest = max(LOWEST, score.sigma_min)
         if steps > 1 and not sigma > lowest:
             raise UserError(f"`sigma={sigma}` is not above the last level, {lowest:g}", "ScoreOpt uses 0.25 to 0.5")
         self.score, self.order, self.n = score, order, steps - start
         self.sigmas = levels(sigma, steps, lowest)[start:]
+        # The seventh root and its power round, so that the first level can be a little above `sigma` itself.
         if self.sigmas[0] > score.sigma_max * (1 + 1e-6):
             raise UserError(
                 f"the first level, {self.sigmas[0]:g}, is above the score model's largest, {score.sigma_max:g}",
@@ -77,7 +78,13 @@ class EDMSampler:
 
 
 def edm(
-    score: Any, classifier: Any = None, *, sigma: float = 0.5, steps: int = 20, start: int = 0, order: int = 1
+    score: Score,
+    classifier: Classifier | None = None,
+    *,
+    sigma: float = 0.5,
+    steps: int = 20,
+    start: int = 0,
+    order: int = 1,
 ) -> EDMSampler:
     """A grid of `steps` noise levels from sigma to 0.002 (or the score model's least) on the [-1,1] scale, entered at index `start`;
     order: 1 Euler, 2 Heun. `sigma=0.5,steps=k` is k steps from 0.5, `sigma=80,steps=18,start=13` EDM's own grid from its level 13.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from purebench.engine.identity import Identity
 from purebench.engine.noise import Noise
+from purebench.purifiers.contract import Cases, Classifier
+from purebench.scores.views import Score
 
 INFO = {
     "gaussian": {
@@ -24,7 +24,7 @@ INFO = {
         "cite": "cohen2019certified",
     }
 }
-CASES: dict[str, dict[str, Any]] = {  # run by every contract test, on every family of score models
+CASES: Cases = {  # run by every contract test, on every family of score models
     "gaussian": {},
 }
 
@@ -36,9 +36,10 @@ class Gaussian(Identity):
         self.sigma = sigma
 
     def start(self, x: Tensor, noise: Noise) -> Tensor:
+        # Halved: sigma is of the [-1,1] scale, and x in [0,1].
         return x + self.sigma / 2 * noise.normal(-1, x)
 
 
-def gaussian(score: Any = None, classifier: Any = None, *, sigma: float = 0.5) -> Gaussian:
+def gaussian(score: Score | None = None, classifier: Classifier | None = None, *, sigma: float = 0.5) -> Gaussian:
     """sigma: standard deviation of the noise on the [-1,1] scale, > 0, as for `one-shot`. Output not clipped. Random: one normal."""
     return Gaussian(sigma)

@@ -11,14 +11,15 @@ learned, in place of beta_i, and a_i = a.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from torch import Tensor
 
 from purebench.engine import chain
 from purebench.engine.noise import Noise
 from purebench.purifiers.ancestral import exp, no_variance, schedule
+from purebench.purifiers.contract import Cases, Classifier
 from purebench.purifiers.ssim import ssim
+from purebench.scores.views import Score
 
 INFO = {
     "gdmp": {
@@ -60,7 +61,7 @@ INFO = {
     }
 }
 _FIXED = "needs a score model that learned its variances"
-CASES: dict[str, dict[str, Any]] = {  # run by every contract test, on every family of score models
+CASES: Cases = {  # run by every contract test, on every family of score models
     "gdmp:t=2,passes=2,scale=600": {},
     "gdmp:t=2,passes=1,guidance=ssim,scale=10": {},
     "gdmp:t=2,passes=1,guidance=none": {},
@@ -87,7 +88,7 @@ class GDMP:
 
     def __init__(
         self,
-        score: Any,
+        score: Score,
         t: int,
         passes: int,
         guidance: str,
@@ -135,8 +136,8 @@ class GDMP:
 
 
 def gdmp(
-    score: Any,
-    classifier: Any = None,
+    score: Score,
+    classifier: Classifier | None = None,
     *,
     t: int = 36,
     passes: int = 4,

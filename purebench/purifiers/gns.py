@@ -7,13 +7,13 @@ every (T // n)-th. One stage alone is the discrete form of DiffPure that the sam
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from torch import Tensor
 
 from purebench.engine.noise import Noise
 from purebench.errors import UserError
-from purebench.scores.views import discrete
+from purebench.purifiers.contract import Cases, Classifier
+from purebench.scores.views import Score, discrete
 
 INFO = {
     "gns": {
@@ -35,7 +35,7 @@ INFO = {
         "cite": "lee2023robust",
     }
 }
-CASES: dict[str, dict[str, Any]] = {  # run by every contract test, on every family of score models
+CASES: Cases = {  # run by every contract test, on every family of score models
     "gns:stages=[6,15],steps=[1,3]": {},
     "gns:stages=[6],steps=[2],eta=0.5": {},
     "gns:stages=[2],eta=0": {},
@@ -52,7 +52,7 @@ def indices(depth: int, steps: int) -> list[int]:
 class GNS:
     """State: u (B,C,H,W) on the [-1,1] scale, unclipped. A step is one update; the first of a stage adds the stage's noise before."""
 
-    def __init__(self, score: Any, stages: list[tuple[int, int]], eta: float):
+    def __init__(self, score: Score, stages: list[tuple[int, int]], eta: float):
         self.score, self.eta = score, eta
         self.steps: list[tuple[int, int, int]] = []  # (index, next index or -1 for the end, the stage's depth or 0)
         for depth, steps in stages:
@@ -74,6 +74,7 @@ class GNS:
 
     def step(self, k: int, u: Tensor, noise: Noise) -> Tensor:
         i, j, depth = self.steps[k]
+        # The first stage's noise was added by `start`.
         if depth and k:
             u = self.diffuse(depth, u, noise.normal(k, u, draw=1))
         a, b = self.abar(i), self.abar(j)
@@ -88,8 +89,8 @@ class GNS:
 
 
 def gns(
-    score: Any,
-    classifier: Any = None,
+    score: Score,
+    classifier: Classifier | None = None,
     *,
     stages: tuple[int, ...] = (30, 30, 30, 30, 50, 50, 125, 125),
     steps: tuple[int, ...] = (),

@@ -9,15 +9,14 @@ diffusion loss: ||D - x||^2 = sigma^2 ||eps_theta - eps||^2.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from purebench.engine import chain
 from purebench.engine.noise import Noise
 from purebench.purifiers import adam
-from purebench.scores.views import Level
+from purebench.purifiers.contract import Cases, Classifier
+from purebench.scores.views import Level, Score
 
 INFO = {
     "lm": {
@@ -64,7 +63,7 @@ INFO = {
     },
 }
 _REFUSED = {"refused": {"energy": "takes one noise level for all images"}}
-CASES: dict[str, dict[str, Any]] = {  # run by every contract test, on every family of score models
+CASES: Cases = {  # run by every contract test, on every family of score models
     "lm:steps=2": _REFUSED,
     "lm:steps=2,variant=code": _REFUSED,
     "lm-coup:steps=2": _REFUSED,
@@ -79,8 +78,8 @@ class LikelihoodMaximisation:
 
     def __init__(
         self,
-        score: Any,
-        classifier: Any,
+        score: Score,
+        classifier: Classifier | None,
         steps: int,
         lr: float,
         low: float,
@@ -92,6 +91,7 @@ class LikelihoodMaximisation:
         self.score_model, self.classifier, self.n = score, classifier, steps
         self.lr, self.guidance = lr, guidance
         self.low, self.high = low, high
+        # Doubled: eta is of the [0,1] scale, the state on [-1,1]. The code projects nothing.
         self.radius = 2 * eta if variant == "paper" else None
 
     def start(self, x: Tensor, noise: Noise) -> tuple[Tensor, ...]:
@@ -117,6 +117,7 @@ class LikelihoodMaximisation:
         """(B,), to be minimised in x."""
         loss = (self.score_model.denoise(x + sigma * eps, sigma) - x).square().flatten(1).mean(1)
         if self.guidance:
+            assert self.classifier is not None  # INFO's `needs` asks for one where guidance > 0
             confidence = self.classifier((x + 1) / 2).log_softmax(dim=1).amax(dim=1)
             square = sigma.flatten() ** 2 if isinstance(sigma, Tensor) else sigma**2
             loss = loss - self.guidance * 2 * square / x[0].numel() * confidence
@@ -127,8 +128,8 @@ class LikelihoodMaximisation:
 
 
 def lm(
-    score: Any,
-    classifier: Any = None,
+    score: Score,
+    classifier: Classifier | None = None,
     *,
     steps: int = 5,
     lr: float = 0.1,
@@ -146,8 +147,8 @@ def lm(
 
 
 def lm_coup(
-    score: Any,
-    classifier: Any,
+    score: Score,
+    classifier: Classifier | None,
     *,
     steps: int = 5,
     lr: float = 0.1,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from purebench.engine.identity import Identity
+from purebench.purifiers.contract import Cases, Classifier
+from purebench.scores.views import Score
 
 INFO = {
     "none": {
@@ -18,11 +18,11 @@ INFO = {
         "needs": [],
     }
 }
-CASES: dict[str, dict[str, Any]] = {  # run by every contract test, on every family of score models
+CASES: Cases = {  # run by every contract test, on every family of score models
     "none": {},
 }
 
 
-def none(score: Any = None, classifier: Any = None) -> Identity:
+def none(score: Score | None = None, classifier: Classifier | None = None) -> Identity:
     """The input, unchanged: (B,C,H,W) in [0,1]."""
     return Identity()

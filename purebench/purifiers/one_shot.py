@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from purebench.engine.noise import Noise
+from purebench.purifiers.contract import Cases, Classifier
+from purebench.scores.views import Score
 
 INFO = {
     "one-shot": {
@@ -25,7 +25,7 @@ INFO = {
         "cite": "carlini2023certified",
     }
 }
-CASES: dict[str, dict[str, Any]] = {  # run by every contract test, on every family of score models
+CASES: Cases = {  # run by every contract test, on every family of score models
     "one-shot": {},
 }
 
@@ -33,7 +33,7 @@ CASES: dict[str, dict[str, Any]] = {  # run by every contract test, on every fam
 class OneShot:
     n = 1
 
-    def __init__(self, score: Any, sigma: float):
+    def __init__(self, score: Score, sigma: float):
         self.score, self.sigma = score, sigma
 
     def start(self, x: Tensor, noise: Noise) -> Tensor:
@@ -47,6 +47,6 @@ class OneShot:
         return ((x + 1) / 2).clamp(0, 1)
 
 
-def one_shot(score: Any, classifier: Any = None, *, sigma: float = 0.5) -> OneShot:
+def one_shot(score: Score, classifier: Classifier | None = None, *, sigma: float = 0.5) -> OneShot:
     """sigma: standard deviation of the noise on the [-1,1] scale, > 0. Output clipped to [0,1]. Random: one normal."""
     return OneShot(score, sigma)

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch.nn.functional as F
 from torch import Tensor
+
+from purebench.engine.chain import Purifier, State
+from purebench.engine.noise import Noise
 
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -17,17 +18,18 @@ def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
 class Resized:
     """`purifier` on images of `inner` pixels, seen from outside as one on images of `outer` pixels."""
 
-    def __init__(self, purifier: Any, outer: tuple[int, int], inner: tuple[int, int]):
+    def __init__(self, purifier: Purifier, outer: tuple[int, int], inner: tuple[int, int]):
         self.purifier, self.outer, self.inner, self.n = purifier, outer, inner, purifier.n
 
-    def __getattr__(self, name: str) -> Any:  # times, drift, diffusion: what the adjoint gradient needs
+    def __getattr__(self, name: str) -> object:  # times, drift, diffusion: what the adjoint gradient needs
+        # Not `self.purifier`: on an object that has none yet, such as a copy in the making, that would come here again, for ever.
         return getattr(self.__dict__["purifier"], name)
 
-    def start(self, x: Tensor, noise: Any) -> Any:
+    def start(self, x: Tensor, noise: Noise) -> State:
         return self.purifier.start(resize(x, self.inner), noise)
 
-    def step(self, k: int, state: Any, noise: Any) -> Any:
+    def step(self, k: int, state: State, noise: Noise) -> State:
         return self.purifier.step(k, state, noise)
 
-    def finish(self, state: Any) -> Tensor:
+    def finish(self, state: State) -> Tensor:
         return resize(self.purifier.finish(state), self.outer)

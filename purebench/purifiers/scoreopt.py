@@ -7,7 +7,6 @@ part of the state; its gradient is an inner one, through the denoiser's Jacobian
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +14,8 @@ from torch import Tensor
 from purebench.engine import chain
 from purebench.engine.noise import Noise
 from purebench.purifiers import adam
+from purebench.purifiers.contract import Cases, Classifier
+from purebench.scores.views import Score
 
 INFO = {
     "scoreopt-o": {
@@ -77,7 +78,7 @@ INFO = {
     },
 }
 _REFUSED = {"refused": {"energy": "takes one noise level for all images"}}
-CASES: dict[str, dict[str, Any]] = {  # run by every contract test, on every family of score models
+CASES: Cases = {  # run by every contract test, on every family of score models
     "scoreopt-o:steps=2": _REFUSED,
     "scoreopt-o:steps=2,width=0,objective=mse,weight=0.5": {},
     "scoreopt-o:steps=2,objective=sr,variant=code": _REFUSED,
@@ -92,7 +93,7 @@ class ScoreOptO:
 
     def __init__(
         self,
-        score: Any,
+        score: Score,
         sigma: float,
         width: float,
         lr: float,
@@ -128,6 +129,7 @@ class ScoreOptO:
         """sigma (B,1,1,1), uniform in [sigma - width, sigma + width]; a number where width is 0."""
         if self.width == 0:
             return self.sigma
+        # Draws 0 and 1 of a step are the normals of the image and of the regulariser.
         uniform = noise.uniform(k, u[:, :1, :1, :1], draw=2, shared=self.code)
         return self.sigma + self.width * (2 * uniform - 1)
 
@@ -152,8 +154,20 @@ class ScoreOptN(ScoreOptO):
     A round is `steps` updates and the denoising that ends it; its noise is drawn where it begins, at k = -1 or in the last
     step of the round before."""
 
-    def __init__(self, score: Any, outer: int, variant: str, objective: str, **parameters: Any):
-        super().__init__(score, variant=variant, objective=objective, **parameters)
+    def __init__(
+        self,
+        score: Score,
+        outer: int,
+        sigma: float,
+        width: float,
+        lr: float,
+        steps: int,
+        objective: str,
+        weight: float,
+        variant: str,
+        batch: int,
+    ):
+        super().__init__(score, sigma, width, lr, steps, objective, weight, variant, batch)
         self.steps, self.outer, self.n = self.n, outer, outer * (self.n + 1)
 
     def start(self, x: Tensor, noise: Noise) -> tuple[Tensor, ...]:
@@ -168,6 +182,7 @@ class ScoreOptN(ScoreOptO):
         u, m, v, x, *x0 = state
         i, j = divmod(k, self.steps + 1)
         begun = i * (self.steps + 1) - 1
+        # Drawn again, not kept in the state: a draw is a function of its step.
         sigma = self.level(begun, u, noise)
         if j == self.steps:
             x = self.score.denoise(u, sigma)
@@ -183,8 +198,8 @@ class ScoreOptN(ScoreOptO):
 
 
 def scoreopt_o(
-    score: Any,
-    classifier: Any = None,
+    score: Score,
+    classifier: Classifier | None = None,
     *,
     sigma: float = 0.5,
     width: float = 0.1,
@@ -203,8 +218,8 @@ def scoreopt_o(
 
 
 def scoreopt_n(
-    score: Any,
-    classifier: Any = None,
+    score: Score,
+    classifier: Classifier | None = None,
     *,
     sigma: float = 0.5,
     width: float = 0.0,
@@ -220,6 +235,4 @@ def scoreopt_n(
     D(u; sigma) towards the round's fixed image; code towards u - sigma eps, with the loss over sigma^2 and `batch`. objective: diff or
     sr, whose second D is of the input in every round. The rest as for `scoreopt_o`. Random: per round one normal (and one uniform), for
     sr one more per update."""
-    return ScoreOptN(
-        score, outer, variant, objective, sigma=sigma, width=width, lr=lr, steps=steps, weight=weight, batch=batch
-    )
+    return ScoreOptN(score, outer, sigma, width, lr, steps, objective, weight, variant, batch)

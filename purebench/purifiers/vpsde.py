@@ -11,14 +11,13 @@ call of 100 steps happens at t = 0.0010013, not at 0.001, and that matters at 1e
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from purebench.engine.noise import Noise
 from purebench.errors import UserError
-from purebench.scores.views import beta
+from purebench.scores.views import Score, beta
 
 END = 1 - 1e-5  # solver time at which the published runs stop
 
@@ -43,7 +42,7 @@ class ReverseVP:
     Randomness: one standard normal per step. `score`: any ScoreModel with a VP view.
     """
 
-    def __init__(self, score: Any, t: float, steps: int):
+    def __init__(self, score: Score, t: float, steps: int):
         self.score_model, self.t, self.n = score, t, steps
         self.times = solver_times(t, steps)
 

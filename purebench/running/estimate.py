@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from purebench import assets
 from purebench.plan import grid as plan
@@ -13,12 +13,15 @@ from purebench.running import cost, runner, tasks
 from purebench.running.progress import duration
 from purebench.spec import Cell
 
+if TYPE_CHECKING:
+    from purebench.engine.chain import Purifier
+
 
 def describe(the_plan: plan.Plan, settings: runner.Settings, as_json: bool) -> str:
     """Cells, images done and left, network calls per image, estimated seconds, and where each parameter came from. `?` (in JSON, null) for
     calls that cannot be counted on stand-ins, and so for their time."""
     rows: list[dict[str, Any]] = []
-    speeds: dict[Any, float] = {}
+    speeds: dict[tuple[object, ...], float] = {}
     for job in the_plan.jobs:
         folder = runner.place(settings.out, job.cell)
         done = (
@@ -74,7 +77,7 @@ def describe(the_plan: plan.Plan, settings: runner.Settings, as_json: bool) -> s
     return "\n".join(lines + list(seen))
 
 
-def _parameters(cell: Cell) -> dict[str, Any]:
+def _parameters(cell: Cell) -> dict[str, object]:
     """Every parameter of defense, attack and surrogate, as JSON types."""
     data = {kind: part.data() for kind, part in cell.parts().items()}
     return {kind: part["values"] for kind, part in data.items() if "values" in part}
@@ -86,10 +89,10 @@ SLOW = 0.25  # seconds per network call and row from which one row is measured i
 class Beginning:
     """The first `n` steps of a purifier: what a step costs is soon known."""
 
-    def __init__(self, purifier: Any, n: int):
+    def __init__(self, purifier: Purifier, n: int):
         self.purifier, self.n = purifier, min(n, purifier.n)
         if hasattr(purifier, "times"):
-            self.times = purifier.times[: self.n + 1]
+            self.times = purifier.times[: self.n + 1]  # n steps lie between n + 1 times
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["purifier"], name)

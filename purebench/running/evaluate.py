@@ -18,6 +18,7 @@ from torch import Tensor
 
 from purebench import datasets, purifiers, registry
 from purebench.datasets.images import Images
+from purebench.engine.chain import Purifier
 from purebench.engine.defense import Defense, predicted
 from purebench.engine.identity import Identity
 from purebench.engine.nfe import watch
@@ -78,7 +79,7 @@ def build_defense(
     def guide(x: Tensor) -> Tensor:
         return classifier(resize(x, outer))
 
-    def make(purifier: Resolved) -> Any:
+    def make(purifier: Resolved) -> Purifier:
         seen = classifier if inner == outer else guide
         made = purifiers.make(purifier.name, score=score, classifier=seen, **purifier.arguments)
         return made if inner == outer or isinstance(made, Identity) else Resized(made, outer, inner)

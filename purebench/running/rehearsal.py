@@ -9,7 +9,6 @@ import copy
 import math
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +22,7 @@ from purebench.errors import UserError
 from purebench.plan import resolved as components
 from purebench.plan.grid import Plan
 from purebench.scores.energy import EnergyScore
+from purebench.scores.views import Level, Score
 from purebench.scores.vp import VPScore
 from purebench.spec import Cell, Resolved
 
@@ -73,7 +73,9 @@ def check(the_plan: Plan) -> None:
             if walked is not None and key not in seen:
                 seen.add(key)
                 for part, levels in zip(cell.scores, walked.levels, strict=False):
-                    _check_levels(purifier.name, part, _model(part), levels)
+                    model = _model(part)
+                    assert model is not None  # a walk on a plug-in's score model knows no levels: none to check
+                    _check_levels(purifier.name, part, model, levels)
 
 
 def walks(cell: Cell, shape: list[int]) -> list[Walked | None]:
@@ -119,14 +121,14 @@ def _walk(purifier: Resolved, scores: tuple[Resolved, ...], shape: tuple[int, ..
     return Walked(calls.forward, calls.backward, made.n, () if foreign else tuple(map(tuple, asked)))
 
 
-def count(purifier: Any, x: Tensor) -> NFE:
+def count(purifier: chain.Purifier, x: Tensor) -> NFE:
     """The network calls of one purification of x (B,C,H,W) in [0,1]. They depend on no value: a purifier has a fixed number of steps."""
     with chain.nfe() as calls:
         chain.run(purifier, x, Noise(0, "rehearsal", (), range(len(x)), [0] * len(x)))
     return calls
 
 
-def _check_levels(name: str, part: Resolved, model: Any, levels: tuple[float, ...]) -> None:
+def _check_levels(name: str, part: Resolved, model: Score, levels: tuple[float, ...]) -> None:
     """Raises UserError for a noise level that the score model was not trained on: above its largest, or another than its only one."""
     most, only = model.sigma_max, model.sigma_min == model.sigma_max
     wrong = [s for s in levels if s > most * (1 + 1e-4) or (only and s < most * (1 - 1e-4))]
@@ -143,7 +145,7 @@ def _check_levels(name: str, part: Resolved, model: Any, levels: tuple[float, ..
 
 
 @cache
-def _model(part: Resolved) -> Any:
+def _model(part: Resolved) -> Score | None:
     """The score model as its factory makes it, a `Stub` in its network's place; a file of the user's is read, and so verified. None
     for a plug-in's."""
     if not registry.names("score")[part.name].startswith("purebench."):
@@ -154,7 +156,7 @@ def _model(part: Resolved) -> Any:
     return hollowed(made)
 
 
-def hollowed(model: Any) -> Any:
+def hollowed(model: Score) -> Score:
     """The same score model with a counted `Stub` in its network's place."""
     twin = copy.copy(model)
     kind = "variances" if getattr(model, "variances", False) else ""
@@ -162,17 +164,17 @@ def hollowed(model: Any) -> Any:
     return twin
 
 
-def _ordinary(part: Resolved, shape: tuple[int, ...]) -> Any:
+def _ordinary(part: Resolved, shape: tuple[int, ...]) -> Score:
     """In the place of a plug-in's score model, to count calls: an energy where its INFO says so, else one that serves both views; of any
     noise, since only the plug-in knows its own levels."""
     channels, height, width = shape
     energy = part.info.get("energy")
-    made: Any = (EnergyScore if energy else VPScore)(Stub("energy" if energy else ""), (channels, height, width))
+    made: Score = (EnergyScore if energy else VPScore)(Stub("energy" if energy else ""), (channels, height, width))
     made.sigma_max = math.inf
     return made
 
 
-def _listening(model: Any, asked: list[float]) -> Any:
+def _listening(model: Score, asked: list[float]) -> Score:
     """The model, remembering the noise levels that it is asked for."""
 
     class Listening(type(model)):  # type: ignore[misc]
@@ -185,14 +187,15 @@ def _listening(model: Any, asked: list[float]) -> Any:
             asked.append(seen)
             return super().eps_index(x, i)
 
-        def direction(self, x: Tensor, sigma: Any) -> Tensor:
+        def direction(self, x: Tensor, sigma: Level) -> Tensor:
             asked.append(float(sigma))  # of the one image
             return super().direction(x, sigma)
 
-        def denoise(self, x: Tensor, sigma: Any) -> Tensor:
+        def denoise(self, x: Tensor, sigma: Level) -> Tensor:
             asked.append(float(sigma))
             return super().denoise(x, sigma)
 
+    # Past the constructor, which would want a network to watch: this one is made already, and keeps counting.
     twin = object.__new__(Listening)
     twin.__dict__ |= model.__dict__
     return twin
