@@ -182,6 +182,11 @@ def choices(kind: str, name: str) -> dict[str, list[str]]:
     return {**CHOICES.get(kind, {}), **info(kind, name).get("choices", {})}
 
 
+def options(given: Mapping[str, Value]) -> dict[str, Any]:
+    """What every defense has (votes, combine, noise), of which a cell keeps only what is not at its default."""
+    return {k: given.get(k, default) for k, default in COMMON["defense"].items() if k != "score"}
+
+
 def uses_score(known: Mapping[str, Any]) -> bool:
     """Whether a defense of this INFO may use a score model; one that does not say may."""
     return "score" in known.get("needs", ["score"])

@@ -66,4 +66,4 @@ def _walk(cell: Cell, shape: list[int], *, surrogate: bool = False) -> Walked | 
 
 
 def _votes(cell: Cell) -> int:
-    return int(cell.defense.options.get("votes", 1))  # type: ignore[arg-type]
+    return int(registry.options(cell.defense.options)["votes"])

@@ -85,7 +85,7 @@ def build_defense(
         return made if inner == outer or isinstance(made, Identity) else Resized(made, outer, inner)
 
     made = Defense(
-        make(cell.defense), classifier, **cell.defense.options, gradient=cell.gradient.part,  # type: ignore[arg-type]
+        make(cell.defense), classifier, **registry.options(cell.defense.options), gradient=cell.gradient.part,
         surrogate=make(cell.surrogate) if cell.surrogate else None, rows=rows, memory=memory, on_work=on_work,
     )  # fmt: skip
     made.score = next(iter(scores), None)
@@ -259,7 +259,7 @@ def _judge(task: Task, defense: Defense, x: Tensor, rows: list[bytes], index: Te
 
 def _random(cell: Cell) -> bool:
     """Whether two purifications of an image may differ, as the defense says."""
-    return bool(cell.defense.info.get("random", True) and cell.defense.options.get("noise", 1.0))
+    return bool(cell.defense.info.get("random", True) and registry.options(cell.defense.options)["noise"])
 
 
 def _coupled(cell: Cell) -> bool:

@@ -62,7 +62,7 @@ def task_size(cell: Cell, rows: int) -> int:
 
 
 def _votes(cell: Cell) -> int:
-    return int(cell.defense.options.get("votes", 1))  # type: ignore[arg-type]
+    return int(registry.options(cell.defense.options)["votes"])
 
 
 def missing(job: Job, done: dict[int, Record], rows: int) -> list[Task]:
