@@ -206,6 +206,32 @@ def test_an_attack_cannot_move_its_ball_its_labels_or_its_judge(tmp_path, monkey
     assert after["null"].images == before["null"].images
 
 
+@pytest.mark.parametrize("how", ["weights", "hook", "mode"])
+def test_an_attack_that_changes_a_network_fails_and_leaves_no_trace(tmp_path, monkeypatch, how):
+    """The networks are shared with the cells to come: a hook that was left there made their attacks weak."""
+
+    def meddles():
+        def attack(defense, x, y, threat, noise):
+            if how == "weights":
+                next(defense.classifier.parameters()).zero_()
+            elif how == "hook":
+                defense.classifier.register_forward_pre_hook(lambda module, inputs: None)
+            else:
+                defense.classifier.train()
+            return Attacked(x)
+
+        return attack
+
+    before, _ = run(tmp_path / "1", "none", ["null"], images=8)
+    with monkeypatch.context() as patch:
+        patch.setattr("purebench.attacks.null.noise", meddles)
+        request = plan.Request(defenses=("none",), attacks=("noise", "null"), images=8, evals=1, dataset="digits")
+        outcome = runner.run(plan.build(request), runner.Settings(tmp_path / "2", device="cpu"), Silent())
+    assert ["changed a network" in why for why in outcome.failed.values()] == [True]
+    [log] = [log for log in records.load_all([tmp_path / "2"]) if log.cell["attack"] == "null"]
+    assert log.images == before["null"].images
+
+
 def test_gradients_that_are_not_finite_stop_their_image_alone(tmp_path, purifier):
     class Falls(torch.autograd.Function):
         @staticmethod

@@ -135,9 +135,9 @@ def test_an_image_is_masked_where_its_gradient_vanished_as_long_as_it_mattered()
         line(3, [0], gradients=counted(right=0, blind=0)),  # never right: nothing was left to do
         line(4, [0]),  # of before this was counted
     ]
-    assert metrics.masked(images)[::3] == (0.4, 5)
+    assert metrics.masked(images)[::3] == (0.5, 4)  # of those that were counted
     assert metrics.masked([line(0, [1])]) is None
-    assert metrics.summary(log(images))["masked"].value == 0.4
+    assert metrics.summary(log(images))["masked"].value == 0.5
 
 
 def graded(right, blind, gradient="exact", **cell):
@@ -156,6 +156,12 @@ def test_a_headline_is_marked_where_every_attack_by_gradient_was_masked():
     old.cell["gradient"] = "exact"
     assert metrics.all_masked({"pgd-eot": [blind], "apgd-ce": [old]}).value == 1  # it does not speak for the defense
     assert metrics.all_masked({"apgd-ce": [old], "pgd-eot": [blind]}) is None  # unless the headline is its own
+
+
+def test_an_attack_on_a_few_images_takes_no_mark_away():
+    blind, toy = graded(5, 5), log([line(0, [1], gradients=counted(5, 0))], attack="bpda-eot")
+    toy.cell["gradient"] = "bpda"
+    assert metrics.all_masked({"pgd-eot": [blind], "bpda-eot": [toy]}).value == 1
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 import purebench
 images = purebench.load("results")
 judged = images[~images.lost]
-judged.groupby(["defense", "attack"])[["right", "evals"]].sum().eval("right / evals")   # accuracy of single runs
+cells = judged.groupby(["defense", "attack", "grad", "threat", "seed"], observed=True)
+cells[["right", "evals"]].sum().eval("right / evals")   # accuracy of single runs
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def load(*paths: str | Path) -> pandas.DataFrame:
     """One row per image and cell of the records in `paths`: cell folders, or folders of them (default: `results`).
 
     The rows are ordered by path, cell folder and position, under a plain index 0, 1, ... A cell that is found several
-    times counts once: the copy with the most evaluations. Nothing is left out: an image that the attack failed to
+    times counts once: the copy with the most images, then evaluations. Nothing is left out: an image that the attack failed to
     make has a row, marked `lost`, that is in no mean of a table. Images that a run has not come to have no row;
     `cells` says how many were `wanted`.
 
@@ -121,10 +122,10 @@ def described(logs: Iterable[Log]) -> pandas.DataFrame:
 
 
 def settled(logs: Iterable[Log]) -> list[Log]:
-    """Each cell once, of copies the one with the most evaluations, of equals the first; and an image that a transfer
+    """Each cell once, of copies the one with the most images, then evaluations, of equals the first; and an image that a transfer
     took over although its source never made it is marked as lost (older versions judged the clean one in its place)."""
     logs, best = list(logs), dict[str, Log]()
-    for log in sorted(logs, key=_evaluations, reverse=True):
+    for log in sorted(logs, key=_extent, reverse=True):
         best.setdefault(log.id, log)
     lost = {log.id: {line["position"] for line in log.images if store.lost(line)} for log in best.values()}
     return [_marked(log, lost.get(log.cell.get("source", ""), set())) for log in logs if best[log.id] is log]
@@ -141,8 +142,9 @@ def _read(paths: Sequence[str | Path]) -> list[Log]:
     return logs
 
 
-def _evaluations(log: Log) -> int:
-    return sum(len(line["adversarial"]) for line in log.images if not store.lost(line))
+def _extent(log: Log) -> tuple[int, int]:
+    judged = [line for line in log.images if not store.lost(line)]
+    return len(judged), sum(len(line["adversarial"]) for line in judged)
 
 
 def _marked(log: Log, positions: set[int]) -> Log:

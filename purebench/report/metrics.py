@@ -158,11 +158,11 @@ def not_finite(images: Sequence[Record], field: str = "adversarial") -> Value | 
 
 def masked(images: Sequence[Record]) -> Value | None:
     """Share of images whose gradient was exactly zero or not finite at every iterate that was still classified rightly (and there was
-    one): the attack could not move, which says nothing about the defense. None where no gradient was recorded."""
+    one): the attack could not move, which says nothing about the defense. Of the images whose gradients were recorded; None without."""
     counts = [line["gradients"] for line in images if line.get("gradients")]
     if not counts:
         return None
-    return _fraction(sum(0 < c["right"] == c["blind"] for c in counts) / len(images), len(images), None)
+    return _fraction(sum(0 < c["right"] == c["blind"] for c in counts) / len(counts), len(counts), None)
 
 
 def stopped(images: Sequence[Record]) -> Value | None:
@@ -319,10 +319,12 @@ def contenders(attacks: Mapping[str, Sequence[Log]]) -> dict[str, list[Log]]:
 
 
 def all_masked(attacks: Mapping[str, Sequence[Log]]) -> Value | None:
-    """The smallest share of masked images over the attacks that follow the defense's gradient, if every one of them is masked. What an
+    """The smallest share of masked images over the contenders that follow the defense's gradient, if every one of them is masked. What an
     older version recorded says nothing of its gradients, and does not speak for a defense, unless it is the strongest."""
     found: list[Value] = []
-    for key, logs in _real(attacks).items():
+    for key, logs in contenders(
+        attacks
+    ).items():  # one on a few images proves no more about gradients than about robustness
         if logs[0].cell["gradient"] != "-":
             shares = [masked(judged(log)) for log in logs]
             if None in shares and key == strongest(attacks):

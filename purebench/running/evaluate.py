@@ -55,6 +55,15 @@ def _network(of: Resolved, device: torch.device) -> Any:
     return watch(made) if of.kind == "classifier" else made
 
 
+def _fingerprint(cell: Cell, device: torch.device) -> list[Any]:
+    """What an attack must leave alone of the cell's networks: how often each weight was written to, and every module's hooks and mode."""
+    made = [_network(of, device) for of in (cell.classifier, *cell.scores)]
+    modules = [m for m in (getattr(one, "network", one) for one in made) if isinstance(m, torch.nn.Module)]
+    weights = [(id(p), p._version, p.requires_grad) for m in modules for p in m.parameters()]
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return weights + [(part.training, *(len(getattr(part, h)) for h in hooks)) for m in modules for part in m.modules()]
+
+
 def forget() -> None:
     """Drops the networks of this process."""
     _network.cache_clear()
@@ -107,7 +116,11 @@ def execute(
     x, y = (part.to(device) for part in images.take(index.tolist()))
     defense = build_defense(task.cell, device, rows=rows, memory=memory, on_work=on_work)
     began = time.perf_counter()
+    before = _fingerprint(task.cell, device)
     made = _stored(task, x) if task.judge else _attack(task, defense, x, y, index)
+    if _fingerprint(task.cell, device) != before:
+        forget()  # the networks are shared with the cells to come
+        raise RuntimeError(f"`{task.cell.attack}` changed a network: its weights, its hooks or its mode")
     attack_seconds, spent = time.perf_counter() - began, defense.spent.close()
     # Made anew: whatever an attack did to the defense that it was given, the judge asks the cell's own.
     defense = build_defense(task.cell, device, rows=rows, memory=memory, on_work=on_work)
