@@ -364,10 +364,14 @@ def test_ctrl_c_while_a_batch_is_written_loses_and_miscounts_nothing(tmp_path, m
     outcome = runner.Outcome()
     the_plan = plan.build(plan.Request(defenses=("one-shot",), attacks=("null",), images=40, evals=2, dataset="digits"))
     settings = runner.Settings(tmp_path, device="cpu", rows=8)
-    monkeypatch.setattr(os, "fsync", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        runner.run(the_plan, settings, progress.Silent(), outcome)
-    monkeypatch.undo()
+    heeded = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests begun in the background ignore it
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                runner.run(the_plan, settings, progress.Silent(), outcome)
+    finally:
+        signal.signal(signal.SIGINT, heeded)
     [log] = records.load_all([tmp_path])
     assert 0 < len(log.images) < 40
     assert len(log.images) == outcome.images == log.runs[-1]["images"]
