@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from purebench.records.frame import load as load
 
-_LATER = {
-    "load": "purebench.records.frame"
-}  # name of the Python API -> its module, imported when the name is first used
+# Name of the Python API -> its module, imported when the name is first used.
+_LATER = {"load": "purebench.records.frame"}
 
 
 def __getattr__(name: str) -> object:

@@ -196,6 +196,7 @@ def test_an_attack_cannot_move_its_ball_its_labels_or_its_judge(tmp_path, monkey
             y.fill_(0)
             defense.classifier = torch.nn.Flatten()
             defense.votes = 3
+            object.__setattr__(threat, "norm", "L2")
             return Attacked(clean)
 
         return attack

@@ -179,6 +179,14 @@ def test_an_unfinished_seed_is_left_out_of_the_mean_and_said():
     assert (row["value"], row["images"], row["seed"]) == (0.3, 100, 0)
 
 
+def test_a_run_that_was_killed_is_told():
+    short = log("coup", "pgd-eot", 30)
+    short.runs = [{"wanted": 500}]
+    assert any("unfinished: pgd-eot on coup: 100 of 500 images" in line for line in warnings([short]))
+    short.runs = [{"wanted": 100}]
+    assert not warnings([short])
+
+
 def test_cells_that_differ_in_a_parameter_keep_apart():
     """Same canonical names, other resolved parameters, versions or weights: never one number."""
     five = {"parameters": {"defense": {"steps": 5}, "attack": {"eps": 8 / 255}}}

@@ -4,9 +4,10 @@ The semantics are upstream's, since the number is only worth something if it is 
 decides; each attack runs on the survivors of the one before; an image that withstands all of them comes back clean. On a
 deterministic defense every bit is upstream's (for images <= batch). None of its checks and none of its state are used.
 
-Two things upstream leaves to chance are decided against the defense. Logits that are not finite are a wrong answer. A gradient whose
-L2 norm is below 1e-11 has its direction (upstream divides by norm + 1e-12, so that a saturated classifier looks robust); one that is
-not finite counts as zero. Upstream's warning about zero gradients is silent: `Defense.observed` counts them, and the table warns.
+What upstream leaves to chance is decided against the defense. Logits that are not finite are a wrong answer. A gradient
+whose L2 norm is below 1e-11 has its direction (upstream divides by norm + 1e-12, so that a saturated classifier looks
+robust), and so has a derivative of cross-entropy that float32 loses; one that is not finite counts as zero. Upstream's
+warning about zero gradients is silent: `Defense.observed` counts them, and the table warns.
 
 Randomness. The unit is a batch, and `noise` is the batch's: its path is (attack, first position). The global generators (torch,
 CUDA, numpy, random) are seeded with `seed_of(noise)`, as upstream would be with that `seed`, and restored afterwards.
@@ -49,8 +50,8 @@ INFO = {
         "forward_calls": "5",
         "version": 1,
         "paper": {"Croce and Hein 2020": "n_iter=100,eot=20", "DiffPure, COUP": "the same"},
-        "differences": "none in the result, but that logits that are not finite are wrong, and that L2 gradients below 1e-11 keep their "
-        "direction: the `eot` purifications of a gradient run as rows of one batch instead of one after another. "
+        "differences": "none in the result, but that logits that are not finite are wrong, and that gradients too small for float32 keep "
+        "their direction: the `eot` purifications of a gradient run as rows of one batch instead of one after another. "
         "As upstream: loss and success are the last draw's, one lucky miss breaks an image, and a robust image comes back clean",
         "cite": "croce2020reliable",
     },
@@ -62,7 +63,7 @@ INFO = {
         "forward_calls": "n_queries + 11 + n_target_classes * (n_iter + 4)",
         "version": 1,
         "paper": {"Croce and Hein 2020": "n_iter=100,n_queries=5000,n_target_classes=9"},
-        "differences": "none in the result, but for values that are not finite and tiny L2 gradients, as for rand. "
+        "differences": "none in the result, but for values that are not finite and gradients too small for float32, as for rand. "
         "As upstream: one forward decides, and a robust image comes back clean",
         "cite": "croce2020reliable",
     },

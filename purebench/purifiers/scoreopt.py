@@ -7,6 +7,7 @@ part of the state; its gradient is an inner one, through the denoiser's Jacobian
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -88,23 +89,27 @@ CASES: Cases = {  # run by every contract test, on every family of score models
 }
 
 
+@dataclass(eq=False)  # objects are told apart, and keys
 class ScoreOptO:
     """State: (u, m, v, u_0), each (B,C,H,W): the image on the [-1,1] scale, Adam's moments, the input."""
 
-    def __init__(
-        self,
-        score: Score,
-        sigma: float,
-        width: float,
-        lr: float,
-        steps: int,
-        objective: str,
-        weight: float,
-        variant: str,
-        batch: int,
-    ):
-        self.score, self.sigma, self.width, self.lr, self.n = score, sigma, width, lr, steps
-        self.objective, self.weight, self.code, self.batch = objective, weight, variant == "code", batch
+    score: Score
+    sigma: float
+    width: float
+    lr: float
+    steps: int
+    objective: str
+    weight: float
+    variant: str
+    batch: int
+
+    @property
+    def n(self) -> int:
+        return self.steps
+
+    @property
+    def code(self) -> bool:
+        return self.variant == "code"
 
     def start(self, x: Tensor, noise: Noise) -> tuple[Tensor, ...]:
         u, u0 = 2 * x - 1, 2 * x - 1  # two tensors: the inner gradient is of u with u_0 held
@@ -147,6 +152,7 @@ class ScoreOptO:
         return adam.update(j, chain.inner_grad(lambda u: share * loss(u).flatten(1).mean(1), u), u, m, v, self.lr)
 
 
+@dataclass(eq=False)
 class ScoreOptN(ScoreOptO):
     """State: (u, m, v, x_i): the noisy image, its moments, and the image that it was made of; with SR in several rounds also x_0, the
     input, which the regulariser holds in all of them.
@@ -154,21 +160,11 @@ class ScoreOptN(ScoreOptO):
     A round is `steps` updates and the denoising that ends it; its noise is drawn where it begins, at k = -1 or in the last
     step of the round before."""
 
-    def __init__(
-        self,
-        score: Score,
-        outer: int,
-        sigma: float,
-        width: float,
-        lr: float,
-        steps: int,
-        objective: str,
-        weight: float,
-        variant: str,
-        batch: int,
-    ):
-        super().__init__(score, sigma, width, lr, steps, objective, weight, variant, batch)
-        self.steps, self.outer, self.n = self.n, outer, outer * (self.n + 1)
+    outer: int
+
+    @property
+    def n(self) -> int:
+        return self.outer * (self.steps + 1)
 
     def start(self, x: Tensor, noise: Noise) -> tuple[Tensor, ...]:
         apart = self.outer > 1 and self.objective == "sr"  # in a single round x_i is the input
@@ -235,4 +231,4 @@ def scoreopt_n(
     D(u; sigma) towards the round's fixed image; code towards u - sigma eps, with the loss over sigma^2 and `batch`. objective: diff or
     sr, whose second D is of the input in every round. The rest as for `scoreopt_o`. Random: per round one normal (and one uniform), for
     sr one more per update."""
-    return ScoreOptN(score, outer, sigma, width, lr, steps, objective, weight, variant, batch)
+    return ScoreOptN(score, sigma, width, lr, steps, objective, weight, variant, batch, outer)

@@ -150,7 +150,7 @@ def _extent(log: Log) -> tuple[int, int]:
 def _marked(log: Log, positions: set[int]) -> Log:
     if not positions:
         return log
-    log, why = copy.copy(log), {"failed": f"{store.LOST}its source has no image"}
+    log, why = copy.copy(log), {"failed": store.NO_SOURCE}
     log.images = [line if store.lost(line) or line["position"] not in positions else line | why for line in log.images]
     return log
 

@@ -39,6 +39,7 @@ CELL, IMAGES, ADVERSARIAL, COST, LOCK = "cell.json", "images.jsonl", "adversaria
 
 
 LOST = "attack: "  # how `failed` begins where an attack made no image: such a line holds the clean one, and is never judged
+NO_SOURCE = f"{LOST}its source has no image"
 WHERE = {  # keys of a line's `not_finite`
     "clean": "clean image",
     "adversarial": "attacked image",

@@ -322,17 +322,16 @@ def all_masked(attacks: Mapping[str, Sequence[Log]]) -> Value | None:
     """The smallest share of masked images over the contenders that follow the defense's gradient, if every one of them is masked. What an
     older version recorded says nothing of its gradients, and does not speak for a defense, unless it is the strongest."""
     found: list[Value] = []
-    for key, logs in contenders(
-        attacks
-    ).items():  # one on a few images proves no more about gradients than about robustness
-        if logs[0].cell["gradient"] != "-":
-            shares = [masked(judged(log)) for log in logs]
-            if None in shares and key == strongest(attacks):
-                return None
-            known = [share for share in shares if share is not None]
-            if any(share.value < MASKED for share in known):
-                return None
-            found += known
+    best = strongest(attacks)
+    # Contenders alone: an attack on a few images proves no more about gradients than about robustness.
+    for key, logs in contenders(attacks).items():
+        if logs[0].cell["gradient"] == "-":
+            continue
+        shares = [masked(judged(log)) for log in logs]
+        known = [share for share in shares if share is not None]
+        if (len(known) < len(shares) and key == best) or any(share.value < MASKED for share in known):
+            return None
+        found += known
     return min(found, key=lambda share: share.value, default=None)
 
 

@@ -533,6 +533,10 @@ def _warnings(table: _Table) -> list[str]:
         )
     if missing := _tally(cells, cells.lost):
         found.append(f"missing, since the attack made no image: {missing}; the same run tries them again.")
+    unfinished = cells[(cells.images > 0) & (cells.images + cells.lost < cells.wanted.fillna(0))]
+    if len(unfinished):
+        counts = _tally(unfinished, unfinished.images, unfinished.wanted)
+        found.append(f"unfinished: {counts}; the same run goes on with it.")
     chance = done.defense[[metrics.at_chance(metrics.judged(log)) for log in done.log]].unique()
     if len(chance):
         found.append(
@@ -550,10 +554,12 @@ def _warnings(table: _Table) -> list[str]:
     return found
 
 
-def _tally(cells: DataFrame, counts: Iterable[int]) -> str:
-    """`pgd-eot on coup: 3 of 16 images; bpda-eot on coup: 1 of 16`: of the cells that have any; empty if none has."""
-    some = [(cell, n) for cell, n in zip(cells.itertuples(), counts, strict=True) if n]
-    said = [f"{_header(cell.column)} on {cell.defense}: {n} of {cell.images + cell.lost}" for cell, n in some]
+def _tally(cells: DataFrame, counts: Iterable[int], totals: Iterable[int] | None = None) -> str:
+    """`pgd-eot on coup: 3 of 16 images; bpda-eot on coup: 1 of 16`: of the cells that have any; empty if none has. `totals`: of how many;
+    left out: of the images that there are."""
+    totals = cells.images + cells.lost if totals is None else totals
+    some = [(cell, n, total) for cell, n, total in zip(cells.itertuples(), counts, totals, strict=True) if n]
+    said = [f"{_header(cell.column)} on {cell.defense}: {n} of {total}" for cell, n, total in some]
     said[:1] = [f"{first} images" for first in said[:1]]
     return "; ".join(said[:6]) + (f" and {len(said) - 6} more" if len(said) > 6 else "")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -114,26 +114,32 @@ def execute(
     order = _order(len(images), task.cell.subset)
     index = torch.tensor([order[p] for p in task.positions])
     x, y = (part.to(device) for part in images.take(index.tolist()))
-    defense = build_defense(task.cell, device, rows=rows, memory=memory, on_work=on_work)
-    began = time.perf_counter()
-    before = _fingerprint(task.cell, device)
-    made = _stored(task, x) if task.judge else _attack(task, defense, x, y, index)
-    if _fingerprint(task.cell, device) != before:
-        forget()  # the networks are shared with the cells to come
-        raise RuntimeError(f"`{task.cell.attack}` changed a network: its weights, its hooks or its mode")
-    attack_seconds, spent = time.perf_counter() - began, defense.spent.close()
+
+    def build() -> Defense:
+        return build_defense(task.cell, device, rows=rows, memory=memory, on_work=on_work)
+
+    began, attacked, spent = time.perf_counter(), None, (0, 0, 0)
+    if not task.judge:
+        attacker = build()
+        attacked = _attack(task, attacker, x, y, index)
+        spent = attacker.spent.close()
+    attack_seconds = time.perf_counter() - began
+    frozen = attacked.rows if attacked else [task.stored[p] for p in task.positions]
     # Made anew: whatever an attack did to the defense that it was given, the judge asks the cell's own.
-    defense = build_defense(task.cell, device, rows=rows, memory=memory, on_work=on_work)
-    judged = _judge(task, defense, x, made.rows, index)
+    judge = build()
+    judged = _judge(task, judge, x, frozen, index)
     cost = {
         "positions": list(task.positions), "seconds": round(time.perf_counter() - began, 4), "attack_seconds": round(attack_seconds, 4),
-        "forward": spent[0], "backward": spent[1], "recomputed": spent[2], "judge_forward": defense.spent.close()[0], "rows": rows,
+        "forward": spent[0], "backward": spent[1], "recomputed": spent[2], "judge_forward": judge.spent.close()[0], "rows": rows,
     }  # fmt: skip
-    if task.judge:
-        return Done([_with_more_draws(task, judged, i) for i in range(len(x))], made.rows, cost)
     share = [spent[0] // len(x), spent[1] // len(x)]
-    lines = [_record(task, made, judged, i, int(index[i]), int(y[i]), share) for i in range(len(x))]
-    return Done(lines, made.rows, cost)
+    lines = [
+        _record(task, attacked, judged, i, int(index[i]), int(y[i]), share)
+        if attacked
+        else _with_more_draws(task, judged, i)
+        for i in range(len(x))
+    ]
+    return Done(lines, frozen, cost)
 
 
 # ------------------------------------------------------------------------------------------------------------------ attack
@@ -145,14 +151,19 @@ RESERVED = {
 
 
 @dataclass(frozen=True)
-class _Made:
-    """Adversarial images as they are stored, and what the attack says of each: lists in the order of the task's positions."""
+class _Attacked:
+    """Adversarial images as they are stored, and what is known of each: lists in the order of the task's positions."""
 
     rows: list[bytes]
-    verdict: list[bool] | None
-    distance: dict[str, list[float]]
-    log: dict[str, list[Any]]
+    verdict: list[bool | None]
+    linf: list[float]
+    l2: list[float]
     lost: list[str | None]  # why the attack made no image
+    gradients: list[dict[str, int] | None]
+    stopped: list[int | None]
+    not_finite: list[str | None]
+    nfe: list[Any] | None  # (forward, backward); None where all images cost the same
+    words: dict[str, list[Any]]  # of the attack's own
 
 
 def _freeze(images: Tensor) -> list[bytes]:
@@ -161,20 +172,14 @@ def _freeze(images: Tensor) -> list[bytes]:
 
 def _thaw(rows: list[bytes], like: Tensor) -> Tensor:
     """The stored images as they will be read, like the images `like` (B,C,H,W)."""
-    return torch.stack([torch.frombuffer(bytearray(row), dtype=torch.float32).view(like.shape[1:]) for row in rows]).to(
-        like
-    )
+    images = [torch.frombuffer(bytearray(row), dtype=torch.float32).view(like.shape[1:]) for row in rows]
+    return torch.stack(images).to(like)
 
 
-def _stored(task: Task, x: Tensor) -> _Made:
-    """Images that exist, of which more draws are wanted."""
-    return _Made([task.stored[p] for p in task.positions], None, {}, {}, [None] * len(x))
-
-
-def _attack(task: Task, defense: Defense, x: Tensor, y: Tensor, index: Tensor) -> _Made:
+def _attack(task: Task, defense: Defense, x: Tensor, y: Tensor, index: Tensor) -> _Attacked:
     """What the cell's attack makes of x (B,C,H,W) with labels y; index: the images' ids. Where it made nothing, the clean image is stored
     and never judged."""
-    cell = task.cell
+    cell, ids, n = task.cell, index.tolist(), len(x)
 
     def stored(_ids: Tensor) -> Tensor:
         nothing = np.full(tuple(x.shape[1:]), np.nan, dtype="<f4").tobytes()  # where the source made no image
@@ -183,16 +188,16 @@ def _attack(task: Task, defense: Defense, x: Tensor, y: Tensor, index: Tensor) -
     source = [stored] if cell.source else []
     attack = registry.factory("attack", cell.attack.name)(*source, **cell.attack.arguments)
     path = (cell.attack.name, task.positions[0]) if task.batch else (cell.attack.name,)
-    # Of clones: an attack that writes into what it is given must not move the centre of its own ball, or the labels.
-    attacked = attack(
-        defense, x.clone(), y.clone(), cell.threat, Noise(cell.seed, "attack", path, index, torch.zeros_like(index))
-    )
+    noise = Noise(cell.seed, "attack", path, index, torch.zeros_like(index))
+    before = _fingerprint(cell, x.device)
+    # Of copies: an attack that writes into what it is given must not move its ball, the centre of it, or the labels.
+    attacked = attack(defense, x.clone(), y.clone(), replace(cell.threat), noise)
+    if _fingerprint(cell, x.device) != before:
+        forget()  # the networks are shared with the cells to come
+        raise RuntimeError(f"`{cell.attack}` changed a network: its weights, its hooks or its mode")
     x_adv, log = attacked.x_adv.detach(), dict(attacked.log)
     if taken := RESERVED & log.keys():
         raise RuntimeError(f"`{cell.attack}` logs {', '.join(sorted(taken))}, which the harness records itself")
-    log["gradients"] = defense.observed.close(index.tolist())
-    log.setdefault("not_finite", [defense.not_finite.get(i) for i in index.tolist()])
-    defense.not_finite.clear()
 
     finite = x_adv.isfinite().flatten(1).all(1)
     x_adv = torch.where(finite.view(-1, *[1] * (x.dim() - 1)), x_adv, x)
@@ -202,13 +207,19 @@ def _attack(task: Task, defense: Defense, x: Tensor, y: Tensor, index: Tensor) -
         raise RuntimeError(
             f"{int(broken.sum())} images of `{cell.attack}` are outside {cell.threat} or [0,1], first position {place}"
         )
-    why = records.LOST + ("its source has no image" if cell.source else "it returned values that are not finite")
-    return _Made(
-        _freeze(x_adv),
-        None if attacked.verdict is None else [bool(v) for v in attacked.verdict.tolist()],
-        {name.lower(): values.tolist() for name, values in norms(x_adv, x).items()},
-        log,
-        [None if ok else why for ok in finite.tolist()],
+    why = records.NO_SOURCE if cell.source else f"{records.LOST}it returned values that are not finite"
+    distance = norms(x_adv, x)
+    return _Attacked(
+        rows=_freeze(x_adv),
+        verdict=[None] * n if attacked.verdict is None else [bool(v) for v in attacked.verdict.tolist()],
+        linf=distance["Linf"].tolist(),
+        l2=distance["L2"].tolist(),
+        lost=[None if ok else why for ok in finite.tolist()],
+        gradients=defense.observed.close(ids),
+        stopped=log.pop("stopped", [None] * n),
+        not_finite=log.pop("not_finite", [defense.not_finite.get(i) for i in ids]),
+        nfe=log.pop("nfe", None),
+        words=log,
     )
 
 
@@ -296,24 +307,34 @@ def _probabilities(logits: Tensor) -> list[bool]:
 
 
 def _record(
-    task: Task, made: _Made, judged: _Judged, i: int, index: int, label: int, share: list[int]
+    task: Task, attacked: _Attacked, judged: _Judged, i: int, index: int, label: int, share: list[int]
 ) -> dict[str, Any]:
-    """The line of the i-th image; its keys are listed in docs/design.md."""
-    log = dict(made.log)
-    not_finite = judged.not_finite[i] | ({"attack": made.log["not_finite"][i]} if made.log["not_finite"][i] else {})
-    record = {
-        "position": task.positions[i], "index": index, "label": label, "undefended": judged.undefended[i], "clean": judged.clean[i],
-        "adversarial": [] if made.lost[i] else judged.adversarial[i], "verdict": None if made.verdict is None else made.verdict[i],
-        "linf": made.distance["linf"][i], "l2": made.distance["l2"][i], "nfe": list(log.pop("nfe")[i]) if "nfe" in log else share,
-    }  # fmt: skip
-    if task.batch:
-        record["batch"] = list(task.batch)
+    """The line of the i-th image; its keys are listed in docs/design.md. share: network calls of the attack per image."""
+    why = attacked.not_finite[i]
     optional = {
-        "gradients": log.pop("gradients")[i], "stopped": log.pop("stopped", [None] * (i + 1))[i], "not_finite": not_finite,
-        "notes": judged.notes[i], "failed": made.lost[i],
-    }  # fmt: skip
-    log.pop("not_finite")
-    return record | {k: v[i] for k, v in log.items()} | {k: v for k, v in optional.items() if v not in (None, {}, [])}
+        "gradients": attacked.gradients[i],
+        "stopped": attacked.stopped[i],
+        "not_finite": judged.not_finite[i] | ({"attack": why} if why else {}),
+        "notes": judged.notes[i],
+        "failed": attacked.lost[i],
+    }
+    return (
+        {
+            "position": task.positions[i],
+            "index": index,
+            "label": label,
+            "undefended": judged.undefended[i],
+            "clean": judged.clean[i],
+            "adversarial": [] if attacked.lost[i] else judged.adversarial[i],
+            "verdict": attacked.verdict[i],
+            "linf": attacked.linf[i],
+            "l2": attacked.l2[i],
+            "nfe": list(attacked.nfe[i]) if attacked.nfe else share,
+        }
+        | ({"batch": list(task.batch)} if task.batch else {})
+        | {word: values[i] for word, values in attacked.words.items()}
+        | {key: value for key, value in optional.items() if value not in (None, {}, [])}
+    )
 
 
 def _with_more_draws(task: Task, judged: _Judged, i: int) -> dict[str, Any]:
