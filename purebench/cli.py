@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -35,22 +36,22 @@ def main() -> None:
     except UserError as error:
         _complain(error)
         raise SystemExit(error.code) from None
-    except SystemExit as stop:  # Typer makes this of Ctrl-C, and says nothing
+    except SystemExit as stop:
+        # Typer makes this of Ctrl-C, and says nothing.
         if stop.code == errors.INTERRUPTED:
-            _say("purebench: interrupted")
+            _note("interrupted")
         raise
-    except BrokenPipeError:  # `| head` closed the pipe
+    except BrokenPipeError:
+        # `| head` closed the pipe. Python flushes stdout once more at its end, and that must not fail too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(errors.OK) from None
-    except OSError as error:  # no space, no permission, a folder where a file should be
+    except OSError as error:
+        # No space, no permission, a folder where a file should be. Without file and number it is no such thing, but our bug.
         if error.filename is None and error.errno is None:
             raise
         where = f"`{error.filename}`: " if error.filename else ""
-        _complain(
-            UserError(
-                f"{where}{error.strerror or error}", "free some space or mend the path, and give the command again"
-            )
-        )
+        hint = "free some space or mend the path, and give the command again"
+        _complain(UserError(f"{where}{error.strerror or error}", hint))
         raise SystemExit(errors.FAILED) from None
 
 
@@ -61,10 +62,31 @@ def _complain(error: UserError) -> None:
 
 
 def _say(line: str) -> None:
+    """A line for people, on stderr: stdout has the data alone, so that it can be piped."""
     print(line, file=sys.stderr, flush=True)
 
 
+def _note(line: str) -> None:
+    _say(f"purebench: {line}")
+
+
+def _print(data: Any, as_json: bool, text: Callable[[Any], str] | None = None) -> None:
+    """Data on stdout, as JSON or as text; without a `text` of its own, rows in aligned columns."""
+    print(json.dumps(data, indent=1) if as_json else (text or _columns)(data))
+
+
+def _columns(rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows as aligned plain text."""
+    if not rows:
+        return "nothing yet"
+    lines = [list(rows[0]), *[[str(value) for value in row.values()] for row in rows]]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    # Nothing behind the last word of a line: whoever compares or pastes the text stumbles over blanks that nobody sees.
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
 def _examples(*lines: str) -> str:
+    # \b is Click's word for a paragraph that is not to be wrapped.
     return "Examples:\n\n\b\n" + "\n".join(f"  {line}" for line in lines)
 
 
@@ -82,12 +104,9 @@ Preset = Annotated[
     str | None,
     typer.Argument(metavar="[PRESET|GRID.toml]", help="a preset or a grid file; `quick` if nothing else is said"),
 ]
-Defenses = Annotated[
-    list[str] | None, typer.Option("-d", "--defense", metavar="PART", help="name[:k=v,..]; repeat for several")
-]
-Attacks = Annotated[
-    list[str] | None, typer.Option("-a", "--attack", metavar="PART", help="name[:k=v,..]; repeat for several")
-]
+_PARTS = "name[:k=v,..]; repeat for several"
+Defenses = Annotated[list[str] | None, typer.Option("-d", "--defense", metavar="PART", help=_PARTS)]
+Attacks = Annotated[list[str] | None, typer.Option("-a", "--attack", metavar="PART", help=_PARTS)]
 Threats = Annotated[list[str] | None, typer.Option("-t", "--threat", metavar="NORM:EPS", help="Linf:8/255, L2:0.5")]
 Gradients = Annotated[
     list[str] | None, typer.Option("--grad", metavar="PART", help="exact, detached, adjoint, bpda, surrogate:k=v")
@@ -189,26 +208,20 @@ def run(
     _show_outcome(plan, settings, outcome, as_json, quiet)
 
 
-def _note(line: str) -> None:
-    _say(f"purebench: {line}")
-
-
 def _work_off(plan: Plan, settings: Settings, quiet: bool) -> Outcome:
     """Runs the plan. Ctrl-C ends the command with its own exit code, after a line that says what is kept."""
     from purebench.running import progress, runner
 
     reporter = progress.reporter(quiet)
-    interrupted = False
-    outcome = runner.Outcome()  # ours, so that it can be read after Ctrl-C
+    # Made here, so that it can be read after Ctrl-C.
+    outcome = runner.Outcome()
     try:
-        runner.run(plan, settings, reporter, outcome)
+        with contextlib.closing(reporter):
+            runner.run(plan, settings, reporter, outcome)
     except KeyboardInterrupt:
-        interrupted = True
-    finally:
-        reporter.stop()
-    if interrupted:
+        # Not left to Typer, which would swallow it and know nothing of what is kept.
         _note(f"{outcome.images} new images are kept; the same command goes on from there")
-        raise typer.Exit(errors.INTERRUPTED)
+        raise typer.Exit(errors.INTERRUPTED) from None
     return outcome
 
 
@@ -218,9 +231,11 @@ def _show_outcome(plan: Plan, settings: Settings, outcome: Outcome, as_json: boo
     from purebench.report import tables
     from purebench.running import runner
 
+    # First, so that what is missing is known before the table without it is read.
     for cell, why in outcome.failed.items():
         _say(f"error: cell {cell} failed: {why}")
     places = [runner.place(settings.out, job.cell) for job in plan.jobs]
+    # A cell has no folder where another process holds its source: it was skipped before it was opened.
     folders = [folder for folder in places if (folder / records.CELL).exists()]
     if folders and not quiet:
         print(tables.render(records.load_all(folders), format="json" if as_json else "md"))
@@ -278,16 +293,7 @@ def status(results: Results = None, as_json: AsJson = False) -> None:
                 "seconds": round(log.seconds, 1), "state": f"failed: {log.failed}" if log.failed else state,
             }
         )  # fmt: skip
-    print(json.dumps(rows, indent=1) if as_json else _columns(rows))
-
-
-def _columns(rows: Sequence[Mapping[str, object]]) -> str:
-    """Rows as aligned plain text."""
-    if not rows:
-        return "nothing yet"
-    lines = [list(rows[0]), *[[str(v) for v in row.values()] for row in rows]]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join("  ".join(v.ljust(w) for v, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+    _print(rows, as_json)
 
 
 @app.command(epilog=_examples("purebench convert results"))
@@ -299,7 +305,10 @@ def convert(
     from purebench.records import store
 
     rows = store.convert(results)
-    print(json.dumps(rows, indent=1) if as_json else _columns(rows) if rows else "nothing to convert")
+    if rows or as_json:
+        _print(rows, as_json)
+    else:
+        print("nothing to convert")
 
 
 # ------------------------------------------------------------------------------------------------------------- list, show
@@ -316,8 +325,7 @@ def list_(
     """Name what there is."""
     from purebench.plan import catalogue
 
-    rows = catalogue.listing(kind)
-    print(json.dumps(rows, indent=1) if as_json else catalogue.listing_text(rows))
+    _print(catalogue.listing(kind), as_json, catalogue.listing_text)
 
 
 @app.command(epilog=_examples("purebench show coup", "purebench show pgd-eot --json", "purebench show quick"))
@@ -334,8 +342,10 @@ def where(as_json: AsJson = False) -> None:
     """Where purebench keeps its files."""
     from purebench import assets
 
-    rows = assets.places()
-    print(json.dumps(rows, indent=1) if as_json else _columns([{"what": k, "path": v} for k, v in rows.items()]))
+    def columns(places: dict[str, str]) -> str:
+        return _columns([{"what": what, "path": path} for what, path in places.items()])
+
+    _print(assets.places(), as_json, columns)
 
 
 # ------------------------------------------------------------------------------------------------------------------ fetch
@@ -372,25 +382,27 @@ def fetch(
         raise UserError("nothing to fetch", "name assets, datasets or papers; `purebench fetch --list` lists them")
     plan = fetching.plan(what or assets.table())
     if list_:
-        print(json.dumps({"sets": assets.sets(), "assets": plan}, indent=1) if as_json else _columns(plan))
-        if not as_json:
-            print("\n" + "\n".join(f"{name}: {' '.join(names)}" for name, names in assets.sets().items()))
+        sets = assets.sets()
+        listing = "\n".join([_columns(plan), "", *[f"{name}: {' '.join(names)}" for name, names in sets.items()]])
+        _print({"sets": sets, "assets": plan}, as_json, lambda _: listing)
         return
     if dry_run:
-        print(json.dumps(plan, indent=1) if as_json else _columns(plan))
+        _print(plan, as_json)
     elif not quiet:
+        # On stderr: on stdout are the rows of what was brought.
         _say(_columns(plan))
         _say(fetching.download_text(what or []))
     for row in plan:
+        # Said with every plan, not once: whoever reads a log sees under what terms the weights came.
         if assets.entry(row["asset"]).get("non_commercial") and not quiet:
             _say(f"note: `{row['asset']}` is for non-commercial use only ({row['licence']})")
     if dry_run:
         return
-    rows, wrong = fetching.fetch(what or [], offline=offline, given=given, show=bars.reporter(quiet))
-    print(json.dumps(rows, indent=1) if as_json else _columns([row | {"sha256": row["sha256"][:12]} for row in rows]))
-    for error in wrong:
-        _complain(error)
-    if wrong:
+    rows, failures = fetching.fetch(what or [], offline=offline, given=given, show=bars.reporter(quiet))
+    _print(rows, as_json, lambda rows: _columns([row | {"sha256": row["sha256"][:12]} for row in rows]))
+    for failure in failures:
+        _complain(failure)
+    if failures:
         raise typer.Exit(errors.DOWNLOAD)
     if not quiet:
         _say("next: purebench run")
@@ -427,17 +439,16 @@ def train(
     from purebench.train import small as training
 
     device.setup("cpu")
-    with progress.training() as tell:
-        facts = training.train(name, out, seed, tell, dataset)
-    print(
-        json.dumps(facts, indent=1)
-        if as_json
-        else _columns([{"file": f, **{k: _short(v) for k, v in d.items()}} for f, d in facts.items()])
-    )
+    with progress.training() as show_progress:
+        facts = training.train(name, out, seed, show_progress, dataset)
+    _print(facts, as_json, _training_columns)
 
 
-def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _training_columns(facts: dict[str, dict[str, object]]) -> str:
+    def short(value: object) -> object:
+        return f"{value:.4g}" if isinstance(value, float) else value
+
+    return _columns([{"file": file} | {key: short(value) for key, value in of.items()} for file, of in facts.items()])
 
 
 @app.command(
@@ -467,7 +478,8 @@ def purify(
     from purebench.report import pictures
 
     rows = pictures.purify(images, defense, out, dataset, seed, device, trajectory, classifier, score)
-    print(json.dumps(rows, indent=1) if as_json else _columns(rows))
+    _print(rows, as_json)
+    # Only now, when the rows of the images that worked are printed, an error for those that did not.
     _say(f"next: look at {out / 'side-by-side.png'}")
     pictures.check(rows)
 

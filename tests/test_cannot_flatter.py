@@ -14,7 +14,7 @@ from purebench.plan import grid as plan
 from purebench.records import store as records
 from purebench.report import metrics, tables
 from purebench.running import evaluate, runner
-from purebench.running.progress import Silent
+from purebench.running.progress import Reporter
 from purebench.spec import ThreatModel, representable
 
 IMAGES = 32
@@ -74,7 +74,7 @@ def run(out, defense, attacks, *, ball="Linf:0.2", images=IMAGES, evals=1, grads
     request = plan.Request(
         defenses=(defense,), attacks=tuple(attacks), threats=(ball,), grads=grads, images=images, evals=evals, dataset="digits"
     )  # fmt: skip
-    outcome = runner.run(plan.build(request), runner.Settings(out, device="cpu"), Silent())
+    outcome = runner.run(plan.build(request), runner.Settings(out, device="cpu"), Reporter())
     assert outcome.failed == {}
     logs = records.load_all([out])
     return {log.cell["attack"].partition(":")[0]: log for log in logs}, tables.render(logs)
@@ -227,7 +227,7 @@ def test_an_attack_that_changes_a_network_fails_and_leaves_no_trace(tmp_path, mo
     with monkeypatch.context() as patch:
         patch.setattr("purebench.attacks.null.noise", meddles)
         request = plan.Request(defenses=("none",), attacks=("noise", "null"), images=8, evals=1, dataset="digits")
-        outcome = runner.run(plan.build(request), runner.Settings(tmp_path / "2", device="cpu"), Silent())
+        outcome = runner.run(plan.build(request), runner.Settings(tmp_path / "2", device="cpu"), Reporter())
     assert ["changed a network" in why for why in outcome.failed.values()] == [True]
     [log] = [log for log in records.load_all([tmp_path / "2"]) if log.cell["attack"] == "null"]
     assert log.images == before["null"].images

@@ -596,15 +596,15 @@ def test_elsewhere_than_on_a_terminal_progress_is_a_line_a_minute(monkeypatch, c
 def test_the_eta_counts_only_what_was_done_now(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    silent = progress.Silent()
-    silent.start(100, 0)
-    silent.skip(50)
+    reporter = progress.Reporter()
+    reporter.start(100, 0)
+    reporter.skip(50)
     now[0] = 100.0  # the start-up is not counted
-    silent.work(20)
-    assert silent.eta() == "ETA in a moment"
+    reporter.work(20)
+    assert reporter.eta() == "ETA in a moment"
     now[0] = 110.0
-    silent.work(10)
-    assert silent.eta() == "at most 20s left"
+    reporter.work(10)
+    assert reporter.eta() == "at most 20s left"
 
 
 def test_a_trajectory_is_drawn(tmp_path):

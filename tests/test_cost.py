@@ -49,7 +49,7 @@ def measured(defense, gradient):
     """(job, shape of its images, calls of one gradient, calls of one judgement), counted on the real networks."""
     [[job], shape] = jobs(defense, grads=(gradient,))
     made = evaluate.build_defense(job.cell, CPU, rows=4)
-    x = evaluate.probe(shape, 1, CPU)
+    x = torch.full((1, *shape), 0.5)
     made.loss_grad(x, torch.zeros(1).long(), "ce", Noise(0, "attack", (), [0], [0]))
     spent = made.spent.close()[:2]
     made.predict(x, Noise(0, "judge", (), [0], [0]))
@@ -182,7 +182,7 @@ def test_what_cannot_be_counted_is_a_question_mark_and_no_number(plugins, tmp_pa
 def test_a_plan_that_nobody_rehearsed_runs_and_its_progress_is_the_work_done(tmp_path):
     """The bar ends where it was said to end."""
 
-    class Counted(progress.Silent):
+    class Counted(progress.Reporter):
         def start(self, total, done):
             super().start(total, done)
             self.counted = 0.0
@@ -206,6 +206,6 @@ def test_a_purifier_that_cannot_be_made_fails_its_own_cell_alone(tmp_path):
     the_plan = plan.build(
         Request(defenses=("gns:stages=[2000]", "one-shot"), attacks=("null",), dataset="digits", images=2, evals=1)
     )
-    outcome = runner.run(the_plan, runner.Settings(tmp_path, device="cpu", rows=16), progress.Silent())
+    outcome = runner.run(the_plan, runner.Settings(tmp_path, device="cpu", rows=16), progress.Reporter())
     assert (len(outcome.done), len(outcome.failed)) == (1, 1)
     assert "stages" in next(iter(outcome.failed.values()))

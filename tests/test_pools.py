@@ -17,7 +17,7 @@ def run(out, defenses=("none", "one-shot")):
     request = plan.Request(
         defenses=defenses, attacks=attacks, threats=("Linf:0.2",), dataset="digits", images=30, evals=1
     )
-    outcome = runner.run(plan.build(request), runner.Settings(out, device="cpu", rows=40), progress.Silent())
+    outcome = runner.run(plan.build(request), runner.Settings(out, device="cpu", rows=40), progress.Reporter())
     files = {
         f"{path.parent.name}/{path.name}": path.read_bytes()
         for name in (records.IMAGES, records.ADVERSARIAL)

@@ -29,7 +29,7 @@ ATTACKS = (
 )
 
 
-class Told(progress.Silent):
+class Told(progress.Reporter):
     """A reporter that remembers."""
 
     def __init__(self):
@@ -369,13 +369,13 @@ def test_ctrl_c_while_a_batch_is_written_loses_and_miscounts_nothing(tmp_path, m
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", interrupted)
             with pytest.raises(KeyboardInterrupt):
-                runner.run(the_plan, settings, progress.Silent(), outcome)
+                runner.run(the_plan, settings, progress.Reporter(), outcome)
     finally:
         signal.signal(signal.SIGINT, heeded)
     [log] = records.load_all([tmp_path])
     assert 0 < len(log.images) < 40
     assert len(log.images) == outcome.images == log.runs[-1]["images"]
-    assert runner.run(the_plan, settings, progress.Silent()).images == 40 - outcome.images
+    assert runner.run(the_plan, settings, progress.Reporter()).images == 40 - outcome.images
 
 
 def test_damage_is_refused_before_anything_is_computed(tmp_path):

@@ -58,7 +58,7 @@ def sizes(attack, defense="one-shot"):
     """(rows of the padded shape, images that must be together, images per task of as many rows)"""
     [job] = planned(attack, defense).jobs
     rows = tasks.default_rows(job.cell)
-    return rows, tasks.unit_of(job.cell), tasks.task_size(job.cell, rows)
+    return rows, tasks.unit(job.cell).images, tasks.task_size(job.cell, rows)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_rows_and_batches_follow_what_the_attack_says(attack, defense, expected)
 @pytest.mark.parametrize(("attack", "batches"), [("schedule", [12]), ("together", [5, 5, 2])])
 def test_an_attack_is_given_its_unit(attack, batches, tmp_path):
     settings = runner.Settings(tmp_path, device="cpu", rows=64)
-    outcome = runner.run(planned(attack), settings, progress.Silent())
+    outcome = runner.run(planned(attack), settings, progress.Reporter())
     [log] = records.load_all([tmp_path])
     assert (len(outcome.done), outcome.failed) == (1, {})
     assert batches == SEEN

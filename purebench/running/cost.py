@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from purebench import registry
 from purebench.plan.grid import Job
+from purebench.running import tasks
 from purebench.spec import Cell
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ def attack(cell: Cell, shape: list[int]) -> Calls | None:
     info, values = cell.attack.info, cell.attack.values
     gradients = registry.expression(info.get("gradient_calls", "0"), values)
     forwards = registry.expression(info.get("forward_calls", "0"), values)
-    if info.get("bare"):  # the classifier alone
+    # An attack on the bare classifier passes no purifier.
+    if info.get("bare"):
         return gradients + forwards, gradients
     once, gradient = purification(cell, shape), _gradient(cell, shape)
     if once is None or gradient is None:
@@ -32,14 +34,15 @@ def attack(cell: Cell, shape: list[int]) -> Calls | None:
 def purification(cell: Cell, shape: list[int]) -> Calls | None:
     """The calls of one purification and classification, with all its votes; None where they cannot be counted on stand-ins."""
     walked = _walk(cell, shape)
-    return (_votes(cell) * (walked.forward + 1), _votes(cell) * walked.backward) if walked else None
+    return (tasks.votes(cell) * (walked.forward + 1), tasks.votes(cell) * walked.backward) if walked else None
 
 
 def work(job: Job, shape: list[int]) -> float:
     """Network calls per image, attack and judging together: what progress counts. A purification that cannot be counted is taken for one
     call of a network: progress then runs ahead."""
-    f, b = purification(job.cell, shape) or (2, 0)
-    return sum(attack(job.cell, shape) or (0, 0)) + 2 * job.evals * (f + b) + 1
+    calls = sum(purification(job.cell, shape) or (2, 0))
+    # Twice: the clean image is judged beside the attacked one. And once more, bare.
+    return sum(attack(job.cell, shape) or (0, 0)) + 2 * job.evals * calls + 1
 
 
 def _gradient(cell: Cell, shape: list[int]) -> Calls | None:
@@ -53,17 +56,15 @@ def _gradient(cell: Cell, shape: list[int]) -> Calls | None:
     if cell.gradient.name == "adjoint" and walked.steps:
         again = (walked.steps + 1) / walked.steps
         forward, backward = forward + round(again * walked.forward), backward + round(again * walked.backward)
-    return _votes(cell) * forward, _votes(cell) * backward
+    return tasks.votes(cell) * forward, tasks.votes(cell) * backward
 
 
 def _walk(cell: Cell, shape: list[int], *, surrogate: bool = False) -> Walked | None:
-    from purebench.running import rehearsal  # and with it torch, which whoever plans has no need of
+    # Imported here: with it comes torch, which whoever only plans has no need of.
+    from purebench.running import rehearsal
 
     try:
         return rehearsal.walks(cell, shape)[surrogate]
-    except Exception:  # of a plan that nobody rehearsed: the cell will fail with it, and say so
+    except Exception:
+        # Of a plan that nobody rehearsed. The cell will fail with it, and say so.
         return None
-
-
-def _votes(cell: Cell) -> int:
-    return int(registry.options(cell.defense.options)["votes"])

@@ -2,88 +2,105 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from typing import TYPE_CHECKING, Any
 
 from purebench import assets
-from purebench.plan import grid as plan
-from purebench.records import store as records
+from purebench.plan.grid import Job, Plan, show
 from purebench.running import cost, runner, tasks
 from purebench.running.progress import duration
-from purebench.spec import Cell
 
 if TYPE_CHECKING:
     from purebench.engine.chain import Purifier
 
-
-def describe(the_plan: plan.Plan, settings: runner.Settings, as_json: bool) -> str:
-    """Cells, images done and left, network calls per image, estimated seconds, and where each parameter came from. `?` (in JSON, null) for
-    calls that cannot be counted on stand-ins, and so for their time."""
-    rows: list[dict[str, Any]] = []
-    speeds: dict[tuple[object, ...], float] = {}
-    for job in the_plan.jobs:
-        folder = runner.place(settings.out, job.cell)
-        done = (
-            {r["position"]: r for r in records.load(folder).images}
-            if (folder / records.CELL).exists() and not settings.fresh
-            else {}
-        )
-        size = settings.rows or tasks.default_rows(job.cell)
-        left = sum(len(t.positions) for t in tasks.missing(job, done, size))
-        key = (job.cell.defense, job.cell.gradient, job.cell.scores, size)
-        if left and key not in speeds:
-            speeds[key] = measure(job, settings, size, bool(the_plan.missing))
-        calls, once = (count(job.cell, the_plan.shape) for count in (cost.attack, cost.purification))
-        forward, backward = calls or (None, None)
-        known = calls is not None and once is not None  # else a plug-in's, which works on its own networks alone
-        seconds = left * cost.work(job, the_plan.shape) * speeds.get(key, 0.0) / settings.workers if known else None
-        rows.append(
-            {
-                "cell": str(job.cell), "done": job.images - min(left, job.images), "left": left, "evals": job.evals, "nfe_forward": forward,
-                "nfe_backward": backward, "seconds": seconds, "id": job.cell.id,
-                "parameters": _parameters(job.cell), "origin": job.origin, "stand_in": list(job.stand_in),
-            }
-        )  # fmt: skip
-    if as_json:
-        return json.dumps(rows, indent=1)
-    width = max(len(r["cell"]) for r in rows)
-    lines = [f"{'cell'.ljust(width)}  done  left  NFE forward  backward  at most"]
-    for r in rows:
-        f, b = ("?" if r[key] is None else f"{r[key]:,.0f}" for key in ("nfe_forward", "nfe_backward"))
-        took = "-" if not r["left"] else "?" if r["seconds"] is None else duration(r["seconds"])
-        lines.append(f"{r['cell'].ljust(width)}  {r['done']:4d}  {r['left']:4d}  {f:>11}  {b:>8}  {took:>7}")
-    total = sum(r["seconds"] or 0 for r in rows)
-    workers = f"{settings.workers} worker{'s' * (settings.workers > 1)}"
-    how = "from a measured beginning of each defense and gradient"
-    without = "" if all(r["seconds"] is not None for r in rows) else ", without the cells that say `?`"
-    lines += ["", f"{len(rows)} cells, at most {duration(total)} with {workers} ({how}){without}"]
-    if the_plan.missing:
-        lines += [
-            "not here yet: " + ", ".join(the_plan.missing),
-            f"bring them with: {assets.bring(the_plan.missing)}",
-        ]
-    lines += ["", "parameters and where they come from:"]
-    seen: dict[str, None] = {}
-    for job in the_plan.jobs:
-        for kind, part in (("defense", job.cell.defense), ("attack", job.cell.attack)):
-            values = {**part.values, **part.options}
-            words = [
-                f"{k}={plan.show(v)}"
-                + (f" ({job.origin[f'{kind}.{k}']})" if job.origin.get(f"{kind}.{k}", "default") != "default" else "")
-                for k, v in values.items()
-            ]
-            seen[f"  {part}: {', '.join(words) or 'none'}"] = None
-    return "\n".join(lines + list(seen))
-
-
-def _parameters(cell: Cell) -> dict[str, object]:
-    """Every parameter of defense, attack and surrogate, as JSON types."""
-    data = {kind: part.data() for kind, part in cell.parts().items()}
-    return {kind: part["values"] for kind, part in data.items() if "values" in part}
-
+Row = dict[str, Any]  # one cell of the plan; the keys are those of `--dry-run --json`
 
 SLOW = 0.25  # seconds per network call and row from which one row is measured instead of all
+
+
+def describe(plan: Plan, settings: runner.Settings, as_json: bool) -> str:
+    """Cells, images done and left, network calls per image, estimated seconds, and where each parameter came from. `?` (in JSON, null) for
+    calls that cannot be counted on stand-ins, and so for their time."""
+    rows = _rows(plan, settings)
+    if as_json:
+        return json.dumps(rows, indent=1)
+    lines = [*_table(rows), "", _total(rows, settings.workers)]
+    if plan.missing:
+        lines += [f"not here yet: {', '.join(plan.missing)}", f"bring them with: {assets.bring(plan.missing)}"]
+    return "\n".join([*lines, "", "parameters and where they come from:", *_parameters(plan)])
+
+
+def _rows(plan: Plan, settings: runner.Settings) -> list[Row]:
+    """What is known of each cell before it runs. Raises UserError for records that cannot be read."""
+    rows: list[Row] = []
+    speeds: dict[tuple[object, ...], float] = {}
+    for job in plan.jobs:
+        cell, size = job.cell, settings.rows_of(job.cell)
+        log = runner.recorded(settings, cell)
+        done = {record["position"]: record for record in log.images} if log else {}
+        left = sum(len(task.positions) for task in tasks.missing(job, done, size))
+        # Measured once for all attacks on a defense: what a network call takes does not depend on who asks for it.
+        key = (cell.defense, cell.gradient, cell.scores, size)
+        if left and key not in speeds:
+            speeds[key] = measure(job, settings, size, bool(plan.missing))
+        calls = cost.attack(cell, plan.shape)
+        # Not a guess where the calls are unknown: a plug-in's own networks may be called any number of times.
+        known = calls is not None and cost.purification(cell, plan.shape) is not None
+        seconds = left * cost.work(job, plan.shape) * speeds.get(key, 0.0) / settings.workers if known else None
+        forward, backward = calls or (None, None)
+        parts = {kind: part.data() for kind, part in cell.parts().items()}
+        parameters = {kind: part["values"] for kind, part in parts.items() if "values" in part}
+        rows.append(
+            {
+                "cell": str(cell), "done": job.images - left, "left": left, "evals": job.evals, "nfe_forward": forward,
+                "nfe_backward": backward, "seconds": seconds, "id": cell.id,
+                "parameters": parameters, "origin": job.origin, "stand_in": list(job.stand_in),
+            }
+        )  # fmt: skip
+    return rows
+
+
+def _table(rows: list[Row]) -> list[str]:
+    """The rows as aligned text, under a header."""
+    width = max(len(row["cell"]) for row in rows)
+    lines = [f"{'cell'.ljust(width)}  done  left  NFE forward  backward  at most"]
+    for row in rows:
+        forward, backward = ("?" if n is None else f"{n:,.0f}" for n in (row["nfe_forward"], row["nfe_backward"]))
+        seconds = "-" if not row["left"] else "?" if row["seconds"] is None else duration(row["seconds"])
+        progress = f"{row['done']:4d}  {row['left']:4d}"
+        lines.append(f"{row['cell'].ljust(width)}  {progress}  {forward:>11}  {backward:>8}  {seconds:>7}")
+    return lines
+
+
+def _total(rows: list[Row], workers: int) -> str:
+    """One line: the cells and the time of all."""
+    seconds = duration(sum(row["seconds"] or 0 for row in rows))
+    processes = f"{workers} worker{'s' * (workers > 1)}"
+    uncounted = any(row["seconds"] is None for row in rows)
+    without = ", without the cells that say `?`" if uncounted else ""
+    return (
+        f"{len(rows)} cells, at most {seconds} with {processes}"
+        f" (from a measured beginning of each defense and gradient){without}"
+    )
+
+
+def _parameters(plan: Plan) -> list[str]:
+    """One line per defense and attack of the plan: its parameters, and where those came from that are not at the factory's defaults."""
+
+    def told(kind: str, job: Job, name: str, value: Any) -> str:
+        origin = job.origin.get(f"{kind}.{name}", "default")
+        return f"{name}={show(value)}" + (f" ({origin})" if origin != "default" else "")
+
+    lines: dict[str, None] = {}
+    for job in plan.jobs:
+        for kind, part in (("defense", job.cell.defense), ("attack", job.cell.attack)):
+            values = {**part.values, **part.options}
+            words = ", ".join(told(kind, job, name, value) for name, value in values.items())
+            # A dictionary for its order: a part of many cells is told once, where it comes first.
+            lines[f"  {part}: {words or 'none'}"] = None
+    return list(lines)
 
 
 class Beginning:
@@ -95,48 +112,53 @@ class Beginning:
             self.times = purifier.times[: self.n + 1]  # n steps lie between n + 1 times
 
     def __getattr__(self, name: str) -> Any:
+        # Not `self.purifier`: on an object that has none yet, such as a copy in the making, that would come here again, for ever.
         return getattr(self.__dict__["purifier"], name)
 
 
-def measure(job: plan.Job, settings: runner.Settings, rows: int, untrained: bool) -> float:
+def measure(job: Job, settings: runner.Settings, rows: int, untrained: bool) -> float:
     """Seconds per network call and row of this defense and gradient: the gradient through two steps, of one row, and where that is
     quick of a full batch; after a warm-up. `untrained`: with fresh weights, since files are missing; the time is the same."""
-    import contextlib
-
+    # Imported here: torch takes seconds, and a plan with nothing left to do needs none of it.
     import torch
 
     from purebench.assets import checkpoint
-    from purebench.engine import device as device_module
+    from purebench.engine import device as devices
     from purebench.engine.noise import Noise
     from purebench.running import evaluate
 
-    device = device_module.setup(settings.device)
-    memory = settings.memory or device_module.free_memory(device, settings.workers)
+    device = devices.setup(settings.device)
+    memory = settings.memory or devices.free_memory(device, settings.workers)
 
-    def once(rows: int) -> float:
+    def seconds_per_call(rows: int) -> float:
         defense = evaluate.build_defense(job.cell, device, rows=rows, memory=memory)
         defense.purifier = Beginning(defense.purifier, 2)
         if defense.surrogate is not None:
             defense.surrogate = Beginning(defense.surrogate, 2)
-        x = evaluate.probe(evaluate.shape(job.cell), rows, device)
+        x = torch.full((rows, *evaluate.shape(job.cell)), 0.5, device=device)
         best = float("inf")
+        # Twice, and the quicker counts: the first pass also pays for what is set up once.
         for _ in range(2):
             defense.spent.close()
             began = time.perf_counter()
             defense.loss_grad(x, x.new_zeros(rows).long(), "ce", Noise(0, "estimate", (), range(rows), [0] * rows))
             if device.type == "cuda":
+                # A GPU's calls return before they are done.
                 torch.cuda.synchronize(device)
-            took = time.perf_counter() - began
+            seconds = time.perf_counter() - began
             forward, backward, _ = defense.spent.close()
-            best = min(best, took / (forward + backward))
+            best = min(best, seconds / (forward + backward))
+            # So slow that the warm-up is a small part of it, and nobody should wait for a second pass.
             if best > 4 * SLOW:
                 break
         return best
 
     with checkpoint.untrained() if untrained else contextlib.nullcontext():
         try:
-            single = once(1)
-            return single if single > SLOW and device.type == "cpu" else once(rows)
+            one_row = seconds_per_call(1)
+            # One row of a slow network keeps a CPU busy, and says as much as many; a GPU it leaves idle.
+            return one_row if one_row > SLOW and device.type == "cpu" else seconds_per_call(rows)
         finally:
             if untrained:
+                # Else a run in this process would attack networks that know nothing.
                 evaluate.forget()

@@ -7,12 +7,11 @@ The judge verifies the threat model, then purifies the frozen images K times wit
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,17 +25,19 @@ from purebench.engine.noise import Noise
 from purebench.plan import resolved as components
 from purebench.purifiers.resized import Resized, resize
 from purebench.records import store as records
+from purebench.records.store import Record
 from purebench.running.tasks import Done, Task
-from purebench.spec import Cell, Part, Resolved, norms
+from purebench.scores.views import Score
+from purebench.spec import Cell, Resolved, norms
 
-# Where the clean prediction is another cell's, which alone knows the step:
+# Said where the clean prediction is taken from another cell, which alone knows the step.
 NOT_FINITE = "the purification of the clean image gave values that are not finite"
 
 
 @cache
-def dataset(of: Resolved) -> Images:
+def dataset(part: Resolved) -> Images:
     """The images of a cell's dataset; shared between the cells of a process."""
-    return components.of("dataset", Part(of.name, tuple({**of.values, **of.where}.items()))).images
+    return components.load(part.kind, part.name, part.arguments)
 
 
 @cache
@@ -50,23 +51,32 @@ def shape(cell: Cell) -> list[int]:
 
 
 @cache
-def _network(of: Resolved, device: torch.device) -> Any:
-    made = components.load(of.kind, of.name, of.arguments).to(device)
-    return watch(made) if of.kind == "classifier" else made
+def _network(part: Resolved, device: torch.device) -> Any:
+    network = components.load(part.kind, part.name, part.arguments).to(device)
+    # A score model watches its network itself: twice watched would be counted twice.
+    return watch(network) if part.kind == "classifier" else network
 
 
 def _fingerprint(cell: Cell, device: torch.device) -> list[Any]:
     """What an attack must leave alone of the cell's networks: how often each weight was written to, and every module's hooks and mode."""
-    made = [_network(of, device) for of in (cell.classifier, *cell.scores)]
-    modules = [m for m in (getattr(one, "network", one) for one in made) if isinstance(m, torch.nn.Module)]
-    weights = [(id(p), p._version, p.requires_grad) for m in modules for p in m.parameters()]
+    networks = [_network(part, device) for part in (cell.classifier, *cell.scores)]
+    roots = [getattr(network, "network", network) for network in networks]
+    modules = [root for root in roots if isinstance(root, torch.nn.Module)]
+    # Autograd's own counter of writes, not the values: a hash of a large network after every batch would cost more than the batch.
+    weights = [(id(p), p._version, p.requires_grad) for module in modules for p in module.parameters()]
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return weights + [(part.training, *(len(getattr(part, h)) for h in hooks)) for m in modules for part in m.modules()]
+    states = [(m.training, *(len(getattr(m, hook)) for hook in hooks)) for module in modules for m in module.modules()]
+    return weights + states
 
 
 def forget() -> None:
     """Drops the networks of this process."""
     _network.cache_clear()
+
+
+def score_argument(models: Sequence[Score]) -> Score | Sequence[Score] | None:
+    """What a purifier takes as its `score`: none, one model, or several in rotation."""
+    return models if len(models) > 1 else next(iter(models), None)
 
 
 def build_defense(
@@ -80,7 +90,6 @@ def build_defense(
     """The cell's defense with its gradient, on a device; networks are shared between the cells of a process."""
     classifier = _network(cell.classifier, device)
     scores = [_network(model, device) for model in cell.scores]
-    score = scores if scores[1:] else next(iter(scores), None)
     height, width = shape(cell)[1:]
     outer = (height, width)
     inner: tuple[int, int] = tuple(scores[0].size[1:]) if scores else outer
@@ -88,17 +97,19 @@ def build_defense(
     def guide(x: Tensor) -> Tensor:
         return classifier(resize(x, outer))
 
-    def make(purifier: Resolved) -> Purifier:
-        seen = classifier if inner == outer else guide
-        made = purifiers.make(purifier.name, score=score, classifier=seen, **purifier.arguments)
-        return made if inner == outer or isinstance(made, Identity) else Resized(made, outer, inner)
+    def make(part: Resolved) -> Purifier:
+        # Guidance sees the images of the chain, at the score model's size, and the classifier knows its own size alone.
+        inside = classifier if inner == outer else guide
+        purifier = purifiers.make(part.name, score=score_argument(scores), classifier=inside, **part.arguments)
+        # A bare classifier is not resized there and back: that would be a defense.
+        return purifier if inner == outer or isinstance(purifier, Identity) else Resized(purifier, outer, inner)
 
-    made = Defense(
+    defense = Defense(
         make(cell.defense), classifier, **registry.options(cell.defense.options), gradient=cell.gradient.part,
         surrogate=make(cell.surrogate) if cell.surrogate else None, rows=rows, memory=memory, on_work=on_work,
     )  # fmt: skip
-    made.score = next(iter(scores), None)
-    return made
+    defense.score = next(iter(scores), None)
+    return defense
 
 
 def execute(
@@ -118,27 +129,22 @@ def execute(
     def build() -> Defense:
         return build_defense(task.cell, device, rows=rows, memory=memory, on_work=on_work)
 
-    began, attacked, spent = time.perf_counter(), None, (0, 0, 0)
-    if not task.judge:
-        attacker = build()
-        attacked = _attack(task, attacker, x, y, index)
-        spent = attacker.spent.close()
+    began = time.perf_counter()
+    attacked = None if task.judge else _attack(task, build(), x, y, index)
     attack_seconds = time.perf_counter() - began
+    forward, backward, recomputed = attacked.spent if attacked else (0, 0, 0)
     frozen = attacked.rows if attacked else [task.stored[p] for p in task.positions]
     # Made anew: whatever an attack did to the defense that it was given, the judge asks the cell's own.
     judge = build()
     judged = _judge(task, judge, x, frozen, index)
     cost = {
         "positions": list(task.positions), "seconds": round(time.perf_counter() - began, 4), "attack_seconds": round(attack_seconds, 4),
-        "forward": spent[0], "backward": spent[1], "recomputed": spent[2], "judge_forward": judge.spent.close()[0], "rows": rows,
+        "forward": forward, "backward": backward, "recomputed": recomputed, "judge_forward": judge.spent.close()[0], "rows": rows,
     }  # fmt: skip
-    share = [spent[0] // len(x), spent[1] // len(x)]
-    lines = [
-        _record(task, attacked, judged, i, int(index[i]), int(y[i]), share)
-        if attacked
-        else _with_more_draws(task, judged, i)
-        for i in range(len(x))
-    ]
+    if attacked:
+        lines = [_record(task, attacked, judged, i, int(index[i]), int(y[i])) for i in range(len(x))]
+    else:
+        lines = [_with_more_draws(task, judged, i) for i in range(len(x))]
     return Done(lines, frozen, cost)
 
 
@@ -162,8 +168,9 @@ class _Attacked:
     gradients: list[dict[str, int] | None]
     stopped: list[int | None]
     not_finite: list[str | None]
-    nfe: list[Any] | None  # (forward, backward); None where all images cost the same
+    nfe: list[list[int]]  # (forward, backward)
     words: dict[str, list[Any]]  # of the attack's own
+    spent: tuple[int, int, int]  # (forward, backward, recomputed) network calls of the batch
 
 
 def _freeze(images: Tensor) -> list[bytes]:
@@ -172,34 +179,16 @@ def _freeze(images: Tensor) -> list[bytes]:
 
 def _thaw(rows: list[bytes], like: Tensor) -> Tensor:
     """The stored images as they will be read, like the images `like` (B,C,H,W)."""
-    images = [torch.frombuffer(bytearray(row), dtype=torch.float32).view(like.shape[1:]) for row in rows]
-    return torch.stack(images).to(like)
+    return torch.frombuffer(bytearray(b"".join(rows)), dtype=torch.float32).view(-1, *like.shape[1:]).to(like)
 
 
 def _attack(task: Task, defense: Defense, x: Tensor, y: Tensor, index: Tensor) -> _Attacked:
     """What the cell's attack makes of x (B,C,H,W) with labels y; index: the images' ids. Where it made nothing, the clean image is stored
-    and never judged."""
-    cell, ids, n = task.cell, index.tolist(), len(x)
-
-    def stored(_ids: Tensor) -> Tensor:
-        nothing = np.full(tuple(x.shape[1:]), np.nan, dtype="<f4").tobytes()  # where the source made no image
-        return _thaw([task.stored.get(p, nothing) for p in task.positions], x)
-
-    source = [stored] if cell.source else []
-    attack = registry.factory("attack", cell.attack.name)(*source, **cell.attack.arguments)
-    path = (cell.attack.name, task.positions[0]) if task.batch else (cell.attack.name,)
-    noise = Noise(cell.seed, "attack", path, index, torch.zeros_like(index))
-    before = _fingerprint(cell, x.device)
-    # Of copies: an attack that writes into what it is given must not move its ball, the centre of it, or the labels.
-    attacked = attack(defense, x.clone(), y.clone(), replace(cell.threat), noise)
-    if _fingerprint(cell, x.device) != before:
-        forget()  # the networks are shared with the cells to come
-        raise RuntimeError(f"`{cell.attack}` changed a network: its weights, its hooks or its mode")
-    x_adv, log = attacked.x_adv.detach(), dict(attacked.log)
-    if taken := RESERVED & log.keys():
-        raise RuntimeError(f"`{cell.attack}` logs {', '.join(sorted(taken))}, which the harness records itself")
-
+    and never judged. Raises RuntimeError for an attack that breaks the rules: one that goes outside the threat model has no number."""
+    cell, ids = task.cell, index.tolist()
+    x_adv, verdict, log = _attack_itself(task, defense, x, y, index)
     finite = x_adv.isfinite().flatten(1).all(1)
+    # Before the threat model is checked: a NaN is inside no ball, and would condemn the images beside it.
     x_adv = torch.where(finite.view(-1, *[1] * (x.dim() - 1)), x_adv, x)
     broken = ~cell.threat.holds(x_adv, x)
     if broken.any():
@@ -209,18 +198,50 @@ def _attack(task: Task, defense: Defense, x: Tensor, y: Tensor, index: Tensor) -
         )
     why = records.NO_SOURCE if cell.source else f"{records.LOST}it returned values that are not finite"
     distance = norms(x_adv, x)
+    spent = defense.spent.close()
+    # An attack that does not count for itself treats all images of the batch alike.
+    share = (spent[0] // len(x), spent[1] // len(x))
     return _Attacked(
         rows=_freeze(x_adv),
-        verdict=[None] * n if attacked.verdict is None else [bool(v) for v in attacked.verdict.tolist()],
+        verdict=[None] * len(x) if verdict is None else verdict.bool().tolist(),
         linf=distance["Linf"].tolist(),
         l2=distance["L2"].tolist(),
         lost=[None if ok else why for ok in finite.tolist()],
         gradients=defense.observed.close(ids),
-        stopped=log.pop("stopped", [None] * n),
+        stopped=log.pop("stopped", [None] * len(x)),
         not_finite=log.pop("not_finite", [defense.not_finite.get(i) for i in ids]),
-        nfe=log.pop("nfe", None),
+        nfe=[list(calls) for calls in log.pop("nfe", None) or [share] * len(x)],
         words=log,
+        spent=spent,
     )
+
+
+def _attack_itself(
+    task: Task, defense: Defense, x: Tensor, y: Tensor, index: Tensor
+) -> tuple[Tensor, Tensor | None, dict[str, list[Any]]]:
+    """What the attack returns: images, verdict and log. Raises RuntimeError where it altered a network, or logs what is not its to say."""
+    cell = task.cell
+
+    def stored(_ids: Tensor) -> Tensor:
+        """The images of a transfer's source; NaN where it made none, which is then no image of the transfer either."""
+        nothing = _freeze(torch.full_like(x[:1], torch.nan))[0]
+        return _thaw([task.stored.get(p, nothing) for p in task.positions], x)
+
+    source = [stored] if cell.source else []
+    attack = registry.factory("attack", cell.attack.name)(*source, **cell.attack.arguments)
+    # The draws of an attack on batches belong to the batch, those of the others to the image alone.
+    path = (cell.attack.name, task.positions[0]) if task.batch else (cell.attack.name,)
+    noise = Noise(cell.seed, "attack", path, index, torch.zeros_like(index))
+    before = _fingerprint(cell, x.device)
+    # Of copies: an attack that writes into what it is given must not move its ball, the centre of it, or the labels.
+    attacked = attack(defense, x.clone(), y.clone(), replace(cell.threat), noise)
+    if _fingerprint(cell, x.device) != before:
+        # Else the cells to come, which share the networks, would be judged by what it left of them.
+        forget()
+        raise RuntimeError(f"`{cell.attack}` changed a network: its weights, its hooks or its mode")
+    if taken := RESERVED & attacked.log.keys():
+        raise RuntimeError(f"`{cell.attack}` logs {', '.join(sorted(taken))}, which the harness records itself")
+    return attacked.x_adv.detach(), attacked.verdict, dict(attacked.log)
 
 
 # ------------------------------------------------------------------------------------------------------------------- judge
@@ -241,44 +262,55 @@ class _Judged:
 def _judge(task: Task, defense: Defense, x: Tensor, rows: list[bytes], index: Tensor) -> _Judged:
     """Purifies and classifies the clean images x and the stored ones. Clean predictions that another attack's cell has made are taken from
     it; the stored images are read back and judged draw by draw, also those of the null control, which therefore controls both."""
-    cell, ids = task.cell, index.tolist()
-    judge = Noise(cell.seed, "judge", (), index, torch.zeros_like(index))
-    where: list[dict[str, str]] = [{} for _ in ids]
+    ids = index.tolist()
+    # No path, and so the same draws for the clean image, the null control and every attack: differences are paired.
+    noise = Noise(task.cell.seed, "judge", (), index, torch.zeros_like(index))
+    not_finite: list[dict[str, str]] = [{} for _ in ids]
 
-    def blamed(what: str) -> None:
-        for place, i in zip(where, ids, strict=True):
+    def note_not_finite(what: str) -> None:
+        """Moves what the defense has noted since the last call to the images' entries."""
+        for entry, i in zip(not_finite, ids, strict=True):
             if i in defense.not_finite:
-                place[what] = defense.not_finite[i]
+                entry[what] = defense.not_finite[i]
         defense.not_finite.clear()
 
     known = [task.clean.get(p, [])[: task.evals] for p in task.positions]
-    start = min(len(c) for c in known)
-    clean = [c[:start] for c in known]
+    # From the draw on that some image lacks: the images of a batch are purified together.
+    start = min(map(len, known))
+    clean = [predictions[:start] for predictions in known]
     if start < task.evals:
-        new = predicted(defense.draws(x, judge, start, task.evals)).tolist()
-        clean = [c + n for c, n in zip(clean, new, strict=True)]
-        blamed("clean")
-    for place, predictions in zip(where, clean, strict=True):
-        if -1 in predictions:  # where these are another cell's, it alone knows the step
-            place.setdefault("clean", NOT_FINITE)
+        new = predicted(defense.draws(x, noise, start, task.evals)).tolist()
+        clean = [old + more for old, more in zip(clean, new, strict=True)]
+        note_not_finite("clean")
+    for entry, predictions in zip(not_finite, clean, strict=True):
+        if -1 in predictions:
+            entry.setdefault("clean", NOT_FINITE)
 
-    before = min(len(task.known[p]["adversarial"]) for p in task.positions) if task.judge else 0
+    first = min(len(task.known[p]["adversarial"]) for p in task.positions) if task.judge else 0
     x_adv = _thaw(rows, x)
-    logits = defense.draws(x_adv, judge, before, task.evals)
-    blamed("adversarial")
-    bare = defense.undefended().draws(x, judge, 0, 1)[:, 0]
-    defense.not_finite.clear()  # a bare classifier that fails is told by its prediction, -1
-    notes: list[list[str]] = [[] for _ in ids]
-    # Of a random defense once, since it costs a purification; of one that couples a batch never, since it depends on the mates.
-    if not _coupled(cell) and (not _random(cell) or 0 in task.positions):
-        defense.on_work = None  # no part of the work that was announced
-        again = defense.draws(x_adv, judge, before, before + 1)
-        same = torch.cat([logits[:, :1] if _random(cell) else logits, again], 1)
-        for note, differs in zip(notes, _differ(same), strict=True):
-            note += ["random"] * differs
-    for note, sums in zip(notes, _probabilities(bare), strict=True):
-        note += ["probabilities"] * sums
-    return _Judged(clean, predicted(logits).tolist(), predicted(bare).tolist(), where, notes)
+    logits = defense.draws(x_adv, noise, first, task.evals)
+    note_not_finite("adversarial")
+    undefended = defense.undefended().draws(x, noise, 0, 1)[:, 0]
+    # Where the bare classifier fails, its prediction, -1, says so; and the second asking is no news.
+    defense.not_finite.clear()
+    # No part of the work that was announced: progress would run ahead.
+    defense.on_work = None
+    random = _answers_differ(task, logits, lambda: defense.draws(x_adv, noise, first, first + 1))
+    flags = {"random": random, "probabilities": _probabilities(undefended)}
+    notes = [[note for note, found in flags.items() if found[i]] for i in range(len(ids))]
+    return _Judged(clean, predicted(logits).tolist(), predicted(undefended).tolist(), not_finite, notes)
+
+
+def _answers_differ(task: Task, logits: Tensor, ask_again: Callable[[], Tensor]) -> list[bool]:
+    """Whether a draw of an image, asked again, is answered differently; or, of a defense that calls itself deterministic, any two draws.
+
+    logits (B,K,classes): the answers so far; `ask_again` gives (B,1,classes), the first draw's."""
+    random = _random(task.cell)
+    # Of a random defense in the first batch alone, since it costs a purification. Of one that couples a batch never: its answers
+    # depend on the mates, so that a second asking proves nothing.
+    if _coupled(task.cell) or (random and 0 not in task.positions):
+        return [False] * len(logits)
+    return _differ(torch.cat([logits[:, :1] if random else logits, ask_again()], 1))
 
 
 def _random(cell: Cell) -> bool:
@@ -306,11 +338,10 @@ def _probabilities(logits: Tensor) -> list[bool]:
 # ------------------------------------------------------------------------------------------------------------------ records
 
 
-def _record(
-    task: Task, attacked: _Attacked, judged: _Judged, i: int, index: int, label: int, share: list[int]
-) -> dict[str, Any]:
-    """The line of the i-th image; its keys are listed in docs/design.md. share: network calls of the attack per image."""
+def _record(task: Task, attacked: _Attacked, judged: _Judged, i: int, index: int, label: int) -> Record:
+    """The line of the i-th image; its keys, and what they mean, are listed in docs/design.md."""
     why = attacked.not_finite[i]
+    # Left out where there is nothing to say: files are long.
     optional = {
         "gradients": attacked.gradients[i],
         "stopped": attacked.stopped[i],
@@ -329,26 +360,23 @@ def _record(
             "verdict": attacked.verdict[i],
             "linf": attacked.linf[i],
             "l2": attacked.l2[i],
-            "nfe": list(attacked.nfe[i]) if attacked.nfe else share,
+            "nfe": attacked.nfe[i],
         }
         | ({"batch": list(task.batch)} if task.batch else {})
         | {word: values[i] for word, values in attacked.words.items()}
+        # Not by truth: an attack that `stopped` at iterate 0 has something to say.
         | {key: value for key, value in optional.items() if value not in (None, {}, [])}
     )
 
 
-def _with_more_draws(task: Task, judged: _Judged, i: int) -> dict[str, Any]:
+def _with_more_draws(task: Task, judged: _Judged, i: int) -> Record:
     """The line of the i-th image with the draws that it lacked."""
-    old = {k: v for k, v in task.known[task.positions[i]].items() if k != "crc"}
-    if why := old.pop("failed", None):  # of an older version, which left such images out of all means
+    old = dict(task.known[task.positions[i]])
+    # Lines of an older version, which left images out of all means where the *defense* failed: they are wrong answers.
+    if why := old.pop("failed", None):
         old["not_finite"] = {"adversarial": why}
-    before = task.evals - len(judged.adversarial[i])
-    record = old | {"clean": judged.clean[i], "adversarial": old["adversarial"][:before] + judged.adversarial[i]}
+    first = task.evals - len(judged.adversarial[i])
+    record = old | {"clean": judged.clean[i], "adversarial": old["adversarial"][:first] + judged.adversarial[i]}
     not_finite = judged.not_finite[i] | old.get("not_finite", {})
     notes = sorted({*judged.notes[i], *old.get("notes", [])})
     return record | ({"not_finite": not_finite} if not_finite else {}) | ({"notes": notes} if notes else {})
-
-
-def probe(shape: list[int], rows: int, device: torch.device) -> Tensor:
-    """Grey images: (rows,C,H,W)."""
-    return torch.full((rows, *shape), 0.5, device=device)

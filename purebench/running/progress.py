@@ -6,32 +6,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 
-class Reporter(Protocol):
-    """What a run tells of itself while it runs. Amounts are network calls, those of every image counted."""
-
-    def start(self, total: float, done: float) -> None:
-        """The run begins: its whole amount of work, and how much of it is done."""
-
-    def work(self, amount: float) -> None:
-        """So much was computed."""
-
-    def skip(self, amount: float) -> None:
-        """So much need not be computed, being there already or another process's."""
-
-    def batch(self, cell: str, robust: float, images: int, wanted: int) -> None:
-        """A batch of a cell is on disk: the share of its images that are robust so far, how many there are, how many are wanted."""
-
-    def say(self, line: str) -> None:
-        """A line for the user, such as a warning."""
-
-
-def reporter(quiet: bool) -> Silent:
-    """The Reporter for where stderr goes."""
+def reporter(quiet: bool) -> Reporter:
+    """The reporter for where stderr goes."""
     if quiet:
-        return Silent()
+        return Reporter()
     return Live() if sys.stderr.isatty() else Lines()
 
 
@@ -47,64 +27,76 @@ def duration(seconds: float) -> str:
     return f"{seconds // 86400} days"
 
 
-class Silent:
-    """Says only what went wrong."""
+class Reporter:
+    """What a run tells of itself while it runs. This one says only what went wrong; the others show how far it is, too.
+
+    Amounts of work are network calls, those of every image counted."""
 
     def start(self, total: float, done: float) -> None:
+        """The run begins: its whole amount of work, and how much of it is done."""
         self.total, self.done, self.began = total, done, time.monotonic()
-        self.fresh, self.first = 0.0, 0.0  # work done now and since when, by which the speed is measured
+        # What was computed since `clock`: work of an earlier run, or of another process, says nothing of the speed of this one.
+        self.computed, self.clock = 0.0, 0.0
         self.line = ""
 
     def work(self, amount: float) -> None:
+        """So much was computed."""
         self.done += amount
-        if self.first:
-            self.fresh += amount
-        else:  # the first was under way before the clock was started
-            self.first = time.monotonic()
+        if self.clock:
+            self.computed += amount
+        else:
+            # The first was under way before the clock was started, for a time that nobody measured: it counts for nothing.
+            self.clock = time.monotonic()
 
     def skip(self, amount: float) -> None:
-        """Work that needs no doing."""
+        """So much need not be computed, being there already or another process's."""
         self.done += amount
 
     def batch(self, cell: str, robust: float, images: int, wanted: int) -> None:
+        """A batch of a cell is on disk: the share of its images that are robust so far, how many there are, how many are wanted."""
         self.line = f"{cell}: {robust:.1%} robust after {images} of {wanted} images"
 
     def say(self, line: str) -> None:
+        """A line for the user, such as a warning."""
         print(f"purebench: {line}", file=sys.stderr, flush=True)
 
     def eta(self) -> str:
-        took = time.monotonic() - self.first
+        """The time that is left, at the speed so far. At most: attacks stop on images that they broke, and do less than was announced."""
+        seconds = time.monotonic() - self.clock
         # The first seconds are warm-up, and would say far too long.
-        if not self.fresh or took < 5:
+        if not self.computed or seconds < 5:
             return "ETA in a moment"
-        left = max(self.total - self.done, 0) * took / self.fresh
+        left = max(self.total - self.done, 0) * seconds / self.computed
         return f"at most {duration(left)} left"
 
-    def stop(self) -> None:
-        pass
+    def close(self) -> None:
+        """Leaves the terminal as it was."""
 
 
-class Lines(Silent):
-    """One line a minute."""
+class Lines(Reporter):
+    """One line a minute, since a log keeps every line; the first after 20 seconds, so that nobody takes the run for dead."""
 
     def start(self, total: float, done: float) -> None:
         super().start(total, done)
-        self.last = self.began
+        self.next = self.began + 20
 
     def work(self, amount: float) -> None:
         super().work(amount)
-        if time.monotonic() - self.last >= 60 or (self.last == self.began and time.monotonic() - self.last >= 20):
-            self.last = time.monotonic()
-            share = min(self.done / self.total, 1) if self.total else 1
-            self.say(
-                f"{share:.0%}, {duration(time.monotonic() - self.began)} gone, {self.eta()}{'; ' + self.line if self.line else ''}"
-            )
+        now = time.monotonic()
+        if now < self.next:
+            return
+        self.next = now + 60
+        # What cannot be counted on stand-ins is taken for too little (`cost.work`), and the run then goes beyond its whole.
+        share = min(self.done / self.total, 1) if self.total else 1
+        cell = f"; {self.line}" if self.line else ""
+        self.say(f"{share:.0%}, {duration(now - self.began)} gone, {self.eta()}{cell}")
 
 
-class Live(Silent):
+class Live(Reporter):
     """A rich progress bar."""
 
     def start(self, total: float, done: float) -> None:
+        # Imported here: rich takes its time, and a log has no use for it.
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
@@ -134,9 +126,11 @@ class Live(Silent):
         self.bar.update(self.task, completed=min(self.done, self.total), eta=self.eta(), line=self.line)
 
     def say(self, line: str) -> None:
+        # By the bar's own console, which lifts the bar above the line; a `[..]` in the line is no markup.
         self.bar.console.print(f"purebench: {line}", markup=False, highlight=False)
 
-    def stop(self) -> None:
+    def close(self) -> None:
+        # A run that was refused before it began has no bar.
         if hasattr(self, "bar"):
             self.bar.stop()
 
@@ -144,17 +138,19 @@ class Live(Silent):
 @contextmanager
 def training() -> Iterator[Callable[[float, str], None]]:
     """A function (fraction, line) that shows how far a training is."""
-    live, last = sys.stderr.isatty(), [0.0]
+    terminal, next_line = sys.stderr.isatty(), 0.0
 
-    def tell(fraction: float, line: str) -> None:
-        if live:
+    def show(fraction: float, line: str) -> None:
+        nonlocal next_line
+        if terminal:
+            # Back to the first column, and what was written there erased.
             print(f"\r\033[K{fraction:4.0%}  {line}", end="", file=sys.stderr, flush=True)
-        elif time.monotonic() - last[0] >= 60 or fraction >= 1:
-            last[0] = time.monotonic()
+        elif time.monotonic() >= next_line or fraction >= 1:
+            next_line = time.monotonic() + 60
             print(f"{fraction:4.0%}  {line}", file=sys.stderr, flush=True)
 
     try:
-        yield tell
+        yield show
     finally:
-        if live:
+        if terminal:
             print("\r\033[K", end="", file=sys.stderr, flush=True)

@@ -36,6 +36,10 @@ class Settings:
     fresh: bool = False
     reverse: bool = False  # the images in another order: only tests ask for it
 
+    def rows_of(self, cell: Cell) -> int:
+        """Rows of every network call of a cell."""
+        return self.rows or tasks.default_rows(cell)
+
 
 @dataclass
 class Outcome:
@@ -87,9 +91,15 @@ def check(the_plan: plan.Plan, settings: Settings) -> None:
             f"`--out {settings.out}` is a file, and results are a folder", "name another folder, or leave it out"
         )
     for job in the_plan.jobs:
-        folder = place(settings.out, job.cell)
-        if not settings.fresh and (folder / records.CELL).exists():
-            records.load(folder)
+        recorded(settings, job.cell)
+
+
+def recorded(settings: Settings, cell: Cell) -> records.Log | None:
+    """What a run will go on from; None where nothing is recorded, or is to be set aside. Raises UserError for damaged records."""
+    folder = place(settings.out, cell)
+    if settings.fresh or not (folder / records.CELL).exists():
+        return None
+    return records.load(folder)
 
 
 def place(out: Path, cell: Cell) -> Path:
@@ -170,7 +180,7 @@ class _Queue:
             return True
         self.active[cell.id] = cell
         left = sum(len(task.positions) for task in cell.tasks)
-        self.report.skip(cost.work(job, self.plan.shape) * max(job.images - left, 0))  # already there
+        self.report.skip(cost.work(job, self.plan.shape) * (job.images - left))  # already there
         if source in self.outcome.failed and cell.tasks:
             cell.failed, cell.tasks = f"its source {source} failed", []
         if not cell.tasks:
@@ -238,7 +248,7 @@ class _OpenCell:
 
     def __init__(self, job: plan.Job, settings: Settings, shape: list[int], size: int):
         self.job, self.cell, self.id = job, job.cell, job.cell.id
-        self.rows = settings.rows or tasks.default_rows(job.cell)
+        self.rows = settings.rows_of(job.cell)
         self.out = settings.out
         folder = place(settings.out, job.cell)
         if settings.fresh and (folder / records.CELL).exists():
@@ -250,7 +260,7 @@ class _OpenCell:
         self.tasks = tasks.missing(job, self.store.done, self.rows)
         if settings.reverse:
             # A batch that is an attack's unit stays as it is: its draws belong to its order.
-            self.tasks = self.tasks[::-1] if tasks.unit_of(job.cell) else [_reversed(t) for t in self.tasks[::-1]]
+            self.tasks = self.tasks[::-1] if tasks.unit(job.cell).images else [_reversed(t) for t in self.tasks[::-1]]
         self.under_way = 0
         self.failed: str | None = None
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from purebench import datasets, registry
@@ -11,6 +12,8 @@ from purebench.plan.grid import Job
 from purebench.records import store as records
 from purebench.records.store import Json, Record
 from purebench.spec import Cell
+
+LARGEST = 64  # images per task: a kill loses at most so many, and progress is told as often
 
 
 @dataclass(frozen=True)
@@ -39,59 +42,77 @@ class Done:
     cost: Json
 
 
+def votes(cell: Cell) -> int:
+    """The purifications that the cell's defense decides by."""
+    return int(registry.options(cell.defense.options)["votes"])
+
+
+def unit(cell: Cell) -> registry.Unit:
+    """What the cell's attack is given at once (AutoAttack's objects draw per batch)."""
+    return registry.unit(cell.attack.name, cell.attack.values)
+
+
 def default_rows(cell: Cell) -> int:
     """Rows of the padded shape: the dataset's, or fewer (a multiple of 16) where a batch of the attack never fills them. An attack
     in batches with one draw per image spends its time on the survivors: half a batch."""
     rows = datasets.defaults(cell.dataset.name)["rows"]
-    unit = registry.unit(cell.attack.name, cell.attack.values)
-    if unit.images is None:
+    images, draws = unit(cell).images, unit(cell).draws
+    if images is None:
         return rows
-    most = unit.images * _votes(cell) * (unit.draws or 1 / 2)
-    return min(rows, math.ceil(most / 16) * 16)
-
-
-def unit_of(cell: Cell) -> int | None:
-    """The number of images that an attack must be given together, if any (AutoAttack's objects draw per batch)."""
-    return registry.unit(cell.attack.name, cell.attack.values).images
+    largest = images * votes(cell) * (draws or 1 / 2)
+    # Not below 16: there the bits of a row depend on how many stand beside it.
+    return min(rows, math.ceil(largest / 16) * 16)
 
 
 def task_size(cell: Cell, rows: int) -> int:
-    """Images per task for attacks that do not care: as many as fill the rows, 1 to 64."""
-    copies = (registry.unit(cell.attack.name, cell.attack.values).draws or 1) * _votes(cell)
-    return max(1, min(64, rows // copies if copies > 1 else rows // 5))
+    """Images per task for attacks that do not care: as many as fill the rows, 1 to LARGEST."""
+    copies = (unit(cell).draws or 1) * votes(cell)
+    # Where an image is one row, judging fills the rows: it purifies each image several times at once.
+    return max(1, min(LARGEST, rows // copies if copies > 1 else rows // 5))
 
 
-def _votes(cell: Cell) -> int:
-    return int(registry.options(cell.defense.options)["votes"])
-
-
-def missing(job: Job, done: dict[int, Record], rows: int) -> list[Task]:
+def missing(job: Job, done: Mapping[int, Record], rows: int) -> list[Task]:
     """The batches that are still to be computed, given the records that exist. Images that an attack failed to make are tried again."""
-    cell, unit = job.cell, unit_of(job.cell)
-    done = {p: record for p, record in done.items() if not records.lost(record)}
+    done = {position: record for position, record in done.items() if not records.lost(record)}
+    attack = _whole_batches(job, done) if unit(job.cell).images else _single_images(job, done, rows)
+    attacked = {position for task in attack for position in task.positions}
+    return attack + _more_draws(
+        job, {position: done[position] for position in range(job.images) if position not in attacked}
+    )
 
-    def had(positions: range) -> list[int]:
-        return [0, *(len(done[p]["adversarial"]) for p in positions if p in done)]  # draws are never given up
 
-    if unit:
-        starts = range(0, job.images, unit)
-        batches = [(a, min(unit, job.images - a)) for a in starts]
-        attack = [
-            Task(cell, tuple(range(a, a + size)), max(job.evals, *had(range(a, a + size))), batch=(a, size))
-            for a, size in batches
-            if any(p not in done or done[p]["batch"][1] < size for p in range(a, a + size))
-        ]
-    else:
-        todo, size = [p for p in range(job.images) if p not in done], task_size(cell, rows)
-        attack = [Task(cell, tuple(todo[i : i + size]), job.evals) for i in range(0, len(todo), size)]
-    covered = {p for t in attack for p in t.positions}
-    short = [p for p in range(job.images) if p not in covered and len(done[p]["adversarial"]) < job.evals]
-    by_count: dict[int, list[int]] = {}
-    for p in short:
-        by_count.setdefault(len(done[p]["adversarial"]), []).append(p)
-    judge = [
-        Task(cell, tuple(ps[i : i + 64]), job.evals, judge=True)
-        for ps in by_count.values()
-        for i in range(0, len(ps), 64)
-    ]
-    return attack + judge
+def _whole_batches(job: Job, done: Mapping[int, Record]) -> list[Task]:
+    """Of an attack whose draws belong to a batch: those of which an image is missing, or which were shorter when they were run."""
+    size = unit(job.cell).images or 1
+    tasks = []
+    for first in range(0, job.images, size):
+        batch = range(first, min(first + size, job.images))
+        if all(p in done and done[p]["batch"][1] >= len(batch) for p in batch):
+            continue
+        # Draws are never given up: an image that was judged more often is so again.
+        evals = max([job.evals, *(len(done[p]["adversarial"]) for p in batch if p in done)])
+        tasks.append(Task(job.cell, tuple(batch), evals, batch=(first, len(batch))))
+    return tasks
+
+
+def _single_images(job: Job, done: Mapping[int, Record], rows: int) -> list[Task]:
+    """Of an attack that takes each image for itself: the missing ones."""
+    missing = (position for position in range(job.images) if position not in done)
+    return [Task(job.cell, positions, job.evals) for positions in _cut(missing, task_size(job.cell, rows))]
+
+
+def _more_draws(job: Job, done: Mapping[int, Record]) -> list[Task]:
+    """Of images that are attacked, but judged less often than is wanted now: the draws that they lack."""
+    # Together those that have as many: a batch is judged from one draw on.
+    by_count: dict[int, list[int]] = defaultdict(list)
+    for position, record in done.items():
+        if len(record["adversarial"]) < job.evals:
+            by_count[len(record["adversarial"])].append(position)
+    batches = (batch for positions in by_count.values() for batch in _cut(positions, LARGEST))
+    return [Task(job.cell, batch, job.evals, judge=True) for batch in batches]
+
+
+def _cut(positions: Iterable[int], size: int) -> Iterable[tuple[int, ...]]:
+    """The positions in tuples of this size, the last one perhaps shorter."""
+    rest = list(positions)
+    return (tuple(rest[i : i + size]) for i in range(0, len(rest), size))
