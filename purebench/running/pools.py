@@ -14,14 +14,11 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from purebench.errors import UserError
 from purebench.running.progress import Reporter
 from purebench.running.tasks import Done, Task
-
-if TYPE_CHECKING:
-    import torch
 
 Facts = dict[str, object]  # what a record says of the machine: device, versions, number of workers
 Result = Done | str  # of a batch: what came out of it, or one line that says why nothing did
@@ -68,7 +65,8 @@ def start(workers: int, device: str, memory: int | None, report: Reporter) -> Po
 @contextlib.contextmanager
 def ctrl_c_waits() -> Iterator[None]:
     """Ctrl-C within the block is raised at its end. A mask would not do: the signal may reach any thread, torch's too."""
-    if threading.current_thread() is not threading.main_thread():  # Ctrl-C is not raised there anyway
+    # In other threads Ctrl-C is never raised, and a handler cannot be set.
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
     waiting: list[int] = []
@@ -91,19 +89,31 @@ def no_interrupt() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _attempt(task: Task, device: torch.device, rows: int, memory: int | None, on_work: Callable[[int], None]) -> Result:
-    """The task's result. Whatever it raises becomes one line, since no cell may stop the others."""
-    # Imported here: the process that only hands out work to workers never loads torch.
-    from purebench.running import evaluate
+class _Processor:
+    """What computes tasks in a process: its device, the bytes for states and graphs, and the facts that records keep of it."""
 
-    try:
-        return evaluate.execute(task, device, rows=rows, memory=memory, on_work=on_work)
-    except UserError as error:
-        return f"{error.message} (hint: {error.hint})" if error.hint else error.message
-    except Exception as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        first_line = str(error).splitlines()[0] if str(error) else ""
-        return f"{type(error).__name__}: {first_line} ({Path(where.filename).name}:{where.lineno})"
+    def __init__(self, device: str, memory: int | None, number: int = 0, workers: int = 1):
+        """The processor of worker `number` of so many. Raises UserError if the device cannot be used."""
+        # Imported here, as in `attempt`: the process that only hands out work to workers never loads torch.
+        from purebench.engine import device as devices
+
+        self.device = devices.setup(device, number)
+        self.memory = memory or devices.free_memory(self.device, workers)
+        self.facts: Facts = devices.facts(self.device) | {"workers": workers}
+
+    def attempt(self, task: Task, rows: int, on_work: Callable[[int], None]) -> Result:
+        """The task's result. Whatever it raises becomes one line, since no cell may stop the others."""
+        from purebench.running import evaluate
+
+        try:
+            return evaluate.execute(task, self.device, rows=rows, memory=self.memory, on_work=on_work)
+        except UserError as error:
+            return f"{error.message} (hint: {error.hint})" if error.hint else error.message
+        except Exception as error:
+            # Where it was raised, not where we called: most of these are a plug-in's, and its author reads this line.
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            first_line = str(error).splitlines()[0] if str(error) else ""
+            return f"{type(error).__name__}: {first_line} ({Path(place.filename).name}:{place.lineno})"
 
 
 # ------------------------------------------------------------------------------------------------------------ this process
@@ -113,11 +123,8 @@ class Here:
     """No workers: a task runs in this process, when its result is asked for."""
 
     def __init__(self, device: str, memory: int | None, report: Reporter):
-        from purebench.engine import device as devices
-
-        self.device = devices.setup(device)
-        self.memory = memory or devices.free_memory(self.device, 1)
-        self.facts: Facts = devices.facts(self.device) | {"workers": 1}
+        self.processor = _Processor(device, memory)
+        self.facts = self.processor.facts
         self.report = report
         self.next: tuple[Task, int] | None = None
 
@@ -133,11 +140,12 @@ class Here:
     def results(self) -> Iterator[tuple[Task, Result]]:
         assert self.next is not None
         task, rows = self.next
+        # Free before the result is out: whoever takes it may give the next task at once.
         self.next = None
-        yield task, _attempt(task, self.device, rows, self.memory, self.report.work)
+        yield task, self.processor.attempt(task, rows, self.report.work)
 
     def stop(self) -> None:
-        pass
+        """Nothing was started."""
 
 
 # ----------------------------------------------------------------------------------------------------------------- workers
@@ -154,6 +162,7 @@ class _Member:
 
     def death(self) -> str:
         """How the process ended, once its pipe is closed."""
+        # The pipe closes a moment before the process has its exit code.
         self.process.join(5)
         code = self.process.exitcode
         return f"killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
@@ -163,59 +172,64 @@ class Workers:
     """Single-threaded processes on a queue. One that dies fails its cell and is replaced."""
 
     def __init__(self, workers: int, device: str, memory: int | None, report: Reporter):
-        self.workers, self.device, self.memory, self.report = workers, device, memory, report
+        self.settings, self.report = (device, memory, workers), report
         self.facts: Facts = {}
-        self.members = [self._start(number) for number in range(workers)]
+        self.members: dict[int, _Member] = {}
+        for number in range(workers):
+            self._start(number)
 
     def _start(self, number: int) -> _Member:
+        """A new process in the place of this number."""
         # Not forked: neither torch's threads nor CUDA's state survive a fork.
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(
-            target=_worker, args=(theirs, number, self.workers, self.device, self.memory), daemon=True
-        )
+        process = context.Process(target=_worker, args=(theirs, number, *self.settings), daemon=True)
         with no_interrupt():
             process.start()
         # Only the worker may hold its end: else its death would not close the pipe, and nobody would notice.
         theirs.close()
-        return _Member(number, process, ours)
+        self.members[number] = _Member(number, process, ours)
+        return self.members[number]
 
     def free(self) -> bool:
-        return any(member.task is None for member in self.members)
+        return any(member.task is None for member in self.members.values())
 
     def busy(self) -> bool:
-        return any(member.task is not None for member in self.members)
+        return any(member.task is not None for member in self.members.values())
 
     def give(self, task: Task, rows: int) -> None:
-        place = next(i for i, member in enumerate(self.members) if member.task is None)
+        member = next(member for member in self.members.values() if member.task is None)
         try:
-            self.members[place].pipe.send((task, rows))
-        except OSError:  # it died while it had nothing to do
-            self.members[place] = self._start(self.members[place].number)
-            self.members[place].pipe.send((task, rows))
-        self.members[place].task = task
+            member.pipe.send((task, rows))
+        except OSError:
+            # It died while it had nothing to do, which no task is to blame for.
+            member = self._start(member.number)
+            member.pipe.send((task, rows))
+        member.task = task
 
     def results(self) -> Iterator[tuple[Task, Result]]:
-        pipes = [member.pipe for member in self.members if member.task is not None]
+        pipes = [member.pipe for member in self.members.values() if member.task is not None]
         ready = wait(pipes, timeout=1.0)
-        for place, member in enumerate(self.members):
+        for member in list(self.members.values()):
             if member.task is not None and member.pipe in ready:
-                yield from self._read(place, member, member.task)
+                yield from self._read(member, member.task)
 
-    def _read(self, place: int, member: _Member, task: Task) -> Iterator[tuple[Task, Result]]:
+    def _read(self, member: _Member, task: Task) -> Iterator[tuple[Task, Result]]:
         """One message of a worker; its task with the result, if that is what it says or the worker is dead."""
         try:
             kind, value = member.pipe.recv()
         except (EOFError, OSError):
+            # Its end of the pipe closes with the process, however that ends: no message can say so.
             reason = member.death()
-            self.members[place] = self._start(member.number)
+            self._start(member.number)
             yield task, f"its worker process died ({reason}); out of memory? try fewer `--rows` or `--workers`"
             return
         if kind == "work":
             self.report.work(value)
         elif kind == "facts":
-            self.facts = value | {"workers": self.workers}
+            self.facts = value
         elif kind == "unusable":
+            # The next worker would find the same: no use in starting it.
             raise value
         else:
             member.task = None
@@ -223,10 +237,10 @@ class Workers:
 
     def stop(self) -> None:
         # All are told to end before any is waited for: they end together.
-        for member in self.members:
+        for member in self.members.values():
             member.pipe.close()
             member.process.terminate()
-        for member in self.members:
+        for member in self.members.values():
             member.process.join(5)
 
 
@@ -248,24 +262,22 @@ class _Calls:
         self.pending = 0
 
 
-def _worker(pipe: Connection, number: int, workers: int, device_name: str, memory: int | None) -> None:
+def _worker(pipe: Connection, number: int, device: str, memory: int | None, workers: int) -> None:
     """A worker's life: set up, then a task at a time until the pipe closes or the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
-    from purebench.engine import device as devices
-
+    # The parent closes the pipe when it wants no more, also in the middle of a message.
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         try:
-            device = devices.setup(device_name, number)
+            processor = _Processor(device, memory, number, workers)
         except UserError as error:
             pipe.send(("unusable", error))
             return
-        budget = memory or devices.free_memory(device, workers)
-        pipe.send(("facts", devices.facts(device)))
+        pipe.send(("facts", processor.facts))
         calls = _Calls(pipe)
         while True:
             task, rows = pipe.recv()
-            result = _attempt(task, device, rows, budget, calls.add)
+            result = processor.attempt(task, rows, calls.add)
             calls.flush()
             pipe.send(("done", result))
 
@@ -274,5 +286,7 @@ def _end_with_the_parent() -> None:
     """A parent that is killed closes nothing in an orderly way, and a worker in the middle of a task reads no pipe."""
     parent = multiprocessing.parent_process()
     if parent is not None:
-        parent.join()  # returns at once when the parent is gone, however it went
+        # Returns at once when the parent is gone, however it went.
+        parent.join()
+        # Not `sys.exit`, which would end this thread alone.
         os._exit(1)

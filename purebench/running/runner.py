@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from purebench import datasets
 from purebench.errors import UserError
-from purebench.plan import grid as plan
+from purebench.plan.grid import Job, Plan
 from purebench.records import store as records
 from purebench.records.store import Record
 from purebench.running import cost, pools, tasks
@@ -65,17 +66,18 @@ def default_workers(device: str) -> int:
     return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
-def run(the_plan: plan.Plan, settings: Settings, report: Reporter, outcome: Outcome | None = None) -> Outcome:
+def run(plan: Plan, settings: Settings, report: Reporter, outcome: Outcome | None = None) -> Outcome:
     """Works the plan off. A failing cell does not stop the others; KeyboardInterrupt leaves everything written as it is.
 
     `outcome` is filled while the run goes on, so that who holds it knows what was done even after an exception. Raises UserError for
     damaged records, a device that cannot be used, or a disk that is full.
     """
     outcome = outcome or Outcome()
-    check(the_plan, settings)
-    report.start(sum(cost.work(job, the_plan.shape) * job.images for job in the_plan.jobs), 0)
+    # Before the workers are started, which takes seconds.
+    check(plan, settings)
+    report.start(sum(cost.work(job, plan.shape) * job.images for job in plan.jobs), 0)
     pool = pools.start(settings.workers, settings.device, settings.memory, report)
-    queue = _Queue(the_plan, settings, report, outcome, pool)
+    queue = _Queue(plan, settings, report, outcome, pool)
     try:
         queue.work_off()
     finally:
@@ -84,13 +86,13 @@ def run(the_plan: plan.Plan, settings: Settings, report: Reporter, outcome: Outc
     return outcome
 
 
-def check(the_plan: plan.Plan, settings: Settings) -> None:
+def check(plan: Plan, settings: Settings) -> None:
     """Reads what is there of every cell, so that a damaged or newer record is refused before anything is computed."""
     if settings.out.exists() and not settings.out.is_dir():
         raise UserError(
             f"`--out {settings.out}` is a file, and results are a folder", "name another folder, or leave it out"
         )
-    for job in the_plan.jobs:
+    for job in plan.jobs:
         recorded(settings, job.cell)
 
 
@@ -129,17 +131,18 @@ def git() -> str:
 class _Queue:
     """The cells of a plan on their way: not begun (`backlog`), open (`active`, by id), and closed (in `outcome`)."""
 
-    def __init__(self, the_plan: plan.Plan, settings: Settings, report: Reporter, outcome: Outcome, pool: pools.Pool):
-        self.plan, self.settings, self.report, self.outcome, self.pool = the_plan, settings, report, outcome, pool
-        self.backlog = list(the_plan.jobs)
+    def __init__(self, plan: Plan, settings: Settings, report: Reporter, outcome: Outcome, pool: pools.Pool):
+        self.plan, self.settings, self.report, self.outcome, self.pool = plan, settings, report, outcome, pool
+        self.backlog = list(plan.jobs)
         self.active: dict[str, _OpenCell] = {}
         # Predictions on clean images, by position: the attacks on one defense share them instead of making them again.
-        self.clean: dict[tuple, dict[int, list[int]]] = {}
+        self.clean: dict[tuple, dict[int, list[int]]] = defaultdict(dict)
 
     def work_off(self) -> None:
         """Gives out batches and records what comes back, until nothing is left."""
         while True:
             self.give_out()
+            # Nobody is at work, though all are free: there was nothing to give.
             if not self.pool.busy():
                 return
             for task, result in self.pool.results():
@@ -158,41 +161,43 @@ class _Queue:
     def ready(self) -> tuple[_OpenCell, Task] | None:
         """The next batch, with all that it reads; None if there is none now."""
         while True:
+            # Cells are finished before others are begun: a run that is cut short leaves whole columns, not pieces of all.
             for cell in self.active.values():
                 if cell.tasks:
-                    return cell, cell.with_inputs(cell.tasks.pop(0), self.clean.get(cell.clean_key(), {}))
+                    return cell, cell.with_inputs(cell.tasks.pop(0), self.clean[cell.clean_key])
             if not self.open_next():
                 return None
 
     def open_next(self) -> bool:
         """Opens the next cell, a transfer only when its source is closed; False if there is none."""
-        job = next((j for j in self.backlog if _source(j) not in self.active), None)
+        # The plan has sources first: one that is not active is closed, and not merely still to come.
+        job = next((job for job in self.backlog if _source(job) not in self.active), None)
         if job is None:
             return False
         self.backlog.remove(job)
         source = _source(job)
+        if source in self.outcome.skipped:
+            self.skip(job, f"its source {source}")
+            return True
         try:
-            if source in self.outcome.skipped:
-                raise records.Locked(source)
-            cell = _OpenCell(job, self.settings, self.plan.shape, self.plan.size)
+            cell = _OpenCell(job, self.settings, self.plan)
         except records.Locked:
-            self.skip(job)
+            self.skip(job, "it")
             return True
         self.active[cell.id] = cell
         left = sum(len(task.positions) for task in cell.tasks)
-        self.report.skip(cost.work(job, self.plan.shape) * (job.images - left))  # already there
+        self.report.skip(cost.work(job, self.plan.shape) * (job.images - left))
+        # Only where it has something to do: images that an earlier run transferred are as good as they were.
         if source in self.outcome.failed and cell.tasks:
             cell.failed, cell.tasks = f"its source {source} failed", []
         if not cell.tasks:
             self.close(cell)
         return True
 
-    def skip(self, job: plan.Job) -> None:
-        """Leaves a cell to the process that is writing it, or its source."""
-        source = _source(job)
+    def skip(self, job: Job, locked: str) -> None:
+        """Leaves a cell to the process that is writing it, or its source: `locked`."""
         self.outcome.skipped.append(job.cell.id)
-        what = f"its source {source}" if source in self.outcome.skipped else "it"
-        self.report.say(f"skipped: {job.cell}: another process is computing {what}")
+        self.report.say(f"skipped: {job.cell}: another process is computing {locked}")
         self.report.skip(cost.work(job, self.plan.shape) * job.images)
 
     def finished(self, task: Task, result: pools.Result) -> None:
@@ -201,20 +206,21 @@ class _Queue:
         cell.under_way -= 1
         if isinstance(result, Done):
             self.record(cell, result)
-        else:  # batches of the cell that are under way are still recorded
+        else:
+            # The first failure is the reason; batches of the cell that are under way are still recorded.
             cell.failed, cell.tasks = cell.failed or result, []
         if not cell.tasks and not cell.under_way:
             self.close(cell)
 
     def record(self, cell: _OpenCell, done: Done) -> None:
         """Writes a batch, and tells of it."""
-        with pools.ctrl_c_waits():  # so that what is said to be kept is what was written
+        # So that what is said to be kept is what was written.
+        with pools.ctrl_c_waits():
             cell.append(done, self.pool.facts)
             self.outcome.images += len(done.records)
         if reasons := _reasons(done.records):
             self.report.say(f"warning: {cell.cell}: {reasons}")
-        known = self.clean.setdefault(cell.clean_key(), {})
-        known.update({record["position"]: record["clean"] for record in done.records})
+        self.clean[cell.clean_key].update({record["position"]: record["clean"] for record in done.records})
         self.report.batch(str(cell.cell), cell.robust(), len(cell.store.done), cell.job.images)
 
     def close(self, cell: _OpenCell) -> None:
@@ -227,6 +233,7 @@ class _Queue:
             if cell.failed:
                 self.outcome.failed[cell.id] = cell.failed
                 self.report.say(f"failed: {cell.cell}: {cell.failed}")
+                # On disk too, so that `status` and the table know it after this process.
                 cell.store.note(failed=cell.failed)
             else:
                 self.outcome.done.append(cell.id)
@@ -246,29 +253,36 @@ class _Queue:
 class _OpenCell:
     """A cell that is being worked on: its store, the tasks not yet given out, and how many are under way."""
 
-    def __init__(self, job: plan.Job, settings: Settings, shape: list[int], size: int):
+    def __init__(self, job: Job, settings: Settings, plan: Plan):
+        """Raises records.Locked while another process writes the cell."""
         self.job, self.cell, self.id = job, job.cell, job.cell.id
-        self.rows = settings.rows_of(job.cell)
-        self.out = settings.out
+        self.rows, self.out = settings.rows_of(job.cell), settings.out
         folder = place(settings.out, job.cell)
         if settings.fresh and (folder / records.CELL).exists():
             records.set_aside(folder)
-        self.store = records.Store(folder, self.id, job.cell.data(), shape, self._entry(size))
-        self.source: set[int] = set()  # positions of the images that the source of a transfer has
+        self.store = records.Store(folder, self.id, job.cell.data(), plan.shape, self._entry(plan.size))
+        # Positions of the images that the source of a transfer has.
+        self.source: set[int] = set()
         if job.cell.source:
             self._follow(job.cell.source)
         self.tasks = tasks.missing(job, self.store.done, self.rows)
         if settings.reverse:
+            self.tasks.reverse()
             # A batch that is an attack's unit stays as it is: its draws belong to its order.
-            self.tasks = self.tasks[::-1] if tasks.unit(job.cell).images else [_reversed(t) for t in self.tasks[::-1]]
+            if tasks.unit(job.cell).images is None:
+                self.tasks = [replace(task, positions=task.positions[::-1]) for task in self.tasks]
         self.under_way = 0
         self.failed: str | None = None
+        # What the judge's predictions on clean images depend on: cells that agree in it share them. Not on the attack, the gradient
+        # or the threat model; but on the rows, in the last bits.
+        cell = self.cell
+        self.clean_key = (
+            cell.dataset, cell.subset, cell.classifier, cell.scores, cell.defense, cell.seed, cell.noise, self.rows,
+        )  # fmt: skip
 
     def _entry(self, size: int) -> records.Json:
         """This run's entry in `cell.json`. size: images of the dataset."""
         job = self.job
-        # Of the images wanted, in order: whoever reads the records can tell whether two runs took the same ones.
-        indices = datasets.index_hash(datasets.order(size, job.cell.subset)[: job.images])
         entry: records.Json = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "git": git(),
@@ -276,7 +290,8 @@ class _OpenCell:
             "wanted": job.images,
             "evals": job.evals,
             "images": 0,
-            "indices": indices,
+            # Of the images wanted, in order: whoever reads the records can tell whether two runs took the same ones.
+            "indices": datasets.index_hash(datasets.order(size, job.cell.subset)[: job.images]),
         }
         return entry | ({"stand_in": list(job.stand_in)} if job.stand_in else {})
 
@@ -284,6 +299,7 @@ class _OpenCell:
         """Notes which images a transfer's source has, and forgets our records of those that it made anew since then or not at all."""
         for position, theirs in records.latest(place(self.out, source)).items():
             ours = self.store.done.get(position, theirs)
+            # By the images' checksums: ours is of the image as it was when it was transferred.
             if records.lost(theirs) or ours.get("adv_crc") != theirs.get("adv_crc"):
                 self.store.done.pop(position, None)
             if not records.lost(theirs):
@@ -308,54 +324,49 @@ class _OpenCell:
             return None
         return f"`{self.cell.attack}` made none of its {len(lines)} images; {_reasons(lines[:1])}"
 
-    def clean_key(self) -> tuple:
-        """What the judge's predictions on clean images depend on: cells that agree in it share them."""
-        of = self.cell
-        return of.dataset, of.subset, of.classifier, of.scores, of.defense, of.seed, of.noise, self.rows
-
     def with_inputs(self, task: Task, clean: dict[int, list[int]]) -> Task:
         """The task with the stored images and predictions that it reads. clean: position -> predictions already made."""
         stored: dict[int, bytes] = {}
         known: dict[int, Record] = {}
         if task.judge:
-            stored = {p: self.store.adversarial(p) for p in task.positions}
+            stored = _rows_of(self.store.folder, task.positions, self.store.row)
             known = {p: self.store.done[p] for p in task.positions}
         elif task.cell.source:
-            stored = self._images_of(task.cell.source, self.source.intersection(task.positions))
+            # Read only now, when the source is closed and its images are final.
+            folder = place(self.out, task.cell.source)
+            stored = _rows_of(folder, self.source.intersection(task.positions), self.store.row)
         predictions = {p: clean[p] for p in task.positions if p in clean}
         # Our own record wins: what it says of the clean image stays as it is, and is only added to.
         predictions |= {p: record["clean"] for p, record in known.items()}
         return replace(task, stored=stored, known=known, clean=predictions)
 
-    def _images_of(self, source: Cell, positions: Iterable[int]) -> dict[int, bytes]:
-        """The rows of a transfer's source."""
-        stored = {}
-        with (place(self.out, source) / records.ADVERSARIAL).open("rb") as file:
-            for position in positions:
-                file.seek(position * self.store.row)
-                stored[position] = file.read(self.store.row)
-        return stored
+
+def _rows_of(folder: Path, positions: Iterable[int], size: int) -> dict[int, bytes]:
+    """The stored images of a cell, rows of `size` bytes, by position."""
+    stored = {}
+    with (folder / records.ADVERSARIAL).open("rb") as file:
+        for position in positions:
+            file.seek(position * size)
+            stored[position] = file.read(size)
+    return stored
 
 
-def _source(job: plan.Job) -> str:
+def _source(job: Job) -> str:
     """The id of the cell whose images a transfer reads; empty for other attacks."""
     return job.cell.source.id if job.cell.source else ""
-
-
-def _reversed(task: Task) -> Task:
-    return replace(task, positions=task.positions[::-1])
 
 
 def _reasons(lines: list[Record], limit: int = 6) -> str:
     """`images 3, 8 and 20 more: step 1 of 3 gave ..; image 5: ..`: the first few of those records in which something was not finite, or
     the attack made no image, and why; empty if there is none."""
-    images: dict[str, list[int]] = {}  # reason -> those whom it befell
+    # By reason, not by image: a defense that overflows does so on hundreds of images, and for one reason.
+    images: dict[str, list[int]] = defaultdict(list)
     for line in lines:
         reasons = [f"{records.WHERE[where]}: {why}" for where, why in line.get("not_finite", {}).items()]
         if records.lost(line):
             reasons.append(f"not judged: {line['failed']}")
         for reason in reasons:
-            images.setdefault(reason, []).append(line["index"])
+            images[reason].append(line["index"])
     parts = []
     for reason, indices in list(images.items())[:limit]:
         more = f" and {len(indices) - limit} more" if len(indices) > limit else ""

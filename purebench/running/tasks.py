@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from purebench import datasets, registry
@@ -67,23 +67,23 @@ def default_rows(cell: Cell) -> int:
 def task_size(cell: Cell, rows: int) -> int:
     """Images per task for attacks that do not care: as many as fill the rows, 1 to LARGEST."""
     copies = (unit(cell).draws or 1) * votes(cell)
-    # Where an image is one row, judging fills the rows: it purifies each image several times at once.
+    # Where an image is one row of the attack, it is several of the judge, who folds its draws into rows: a few images fill them.
     return max(1, min(LARGEST, rows // copies if copies > 1 else rows // 5))
 
 
 def missing(job: Job, done: Mapping[int, Record], rows: int) -> list[Task]:
     """The batches that are still to be computed, given the records that exist. Images that an attack failed to make are tried again."""
     done = {position: record for position, record in done.items() if not records.lost(record)}
-    attack = _whole_batches(job, done) if unit(job.cell).images else _single_images(job, done, rows)
+    size = unit(job.cell).images
+    attack = _whole_batches(job, done, size) if size else _single_images(job, done, rows)
     attacked = {position for task in attack for position in task.positions}
     return attack + _more_draws(
         job, {position: done[position] for position in range(job.images) if position not in attacked}
     )
 
 
-def _whole_batches(job: Job, done: Mapping[int, Record]) -> list[Task]:
+def _whole_batches(job: Job, done: Mapping[int, Record], size: int) -> list[Task]:
     """Of an attack whose draws belong to a batch: those of which an image is missing, or which were shorter when they were run."""
-    size = unit(job.cell).images or 1
     tasks = []
     for first in range(0, job.images, size):
         batch = range(first, min(first + size, job.images))
@@ -97,7 +97,7 @@ def _whole_batches(job: Job, done: Mapping[int, Record]) -> list[Task]:
 
 def _single_images(job: Job, done: Mapping[int, Record], rows: int) -> list[Task]:
     """Of an attack that takes each image for itself: the missing ones."""
-    missing = (position for position in range(job.images) if position not in done)
+    missing = [position for position in range(job.images) if position not in done]
     return [Task(job.cell, positions, job.evals) for positions in _cut(missing, task_size(job.cell, rows))]
 
 
@@ -112,7 +112,6 @@ def _more_draws(job: Job, done: Mapping[int, Record]) -> list[Task]:
     return [Task(job.cell, batch, job.evals, judge=True) for batch in batches]
 
 
-def _cut(positions: Iterable[int], size: int) -> Iterable[tuple[int, ...]]:
+def _cut(positions: list[int], size: int) -> list[tuple[int, ...]]:
     """The positions in tuples of this size, the last one perhaps shorter."""
-    rest = list(positions)
-    return (tuple(rest[i : i + size]) for i in range(0, len(rest), size))
+    return [tuple(positions[i : i + size]) for i in range(0, len(positions), size)]
