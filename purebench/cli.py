@@ -1,4 +1,6 @@
-"""The command line. Light: torch, pandas and rich are imported where a command needs them."""
+"""The command line. Light: torch, pandas and rich are imported where a command needs them.
+
+A command reads its options, calls one function of a room, and prints what it returns: data on stdout, all else on stderr."""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from purebench import errors
 from purebench.errors import UserError
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="purebench",
     no_args_is_help=True,
+    # Without rich, whose help costs half a second; and what no command expected is a bug of ours, shown as Python shows it.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="How robust is this purification defense, really, and how does that compare with the paper?",
@@ -91,57 +95,52 @@ def _examples(*lines: str) -> str:
 
 
 Results = Annotated[
-    list[Path] | None, typer.Argument(metavar="RESULTS..", help="folders of records", show_default="results/")
+    list[Path] | None, Argument(metavar="RESULTS..", help="folders of records", show_default="results/")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout")]
+AsJson = Annotated[bool, Option("--json", help="JSON on stdout")]
 
 
 # -------------------------------------------------------------------------------------------------------------------- run
 
 
-# The options of `purebench run`, in the order of its help.
+# The options of `purebench run`, in the order of its help. Named, so that the signature of `run` is a list of them on one screen; None
+# is what nobody said: a grid, a preset or the dataset then has the word, which a default here would take from them.
 Preset = Annotated[
-    str | None,
-    typer.Argument(metavar="[PRESET|GRID.toml]", help="a preset or a grid file; `quick` if nothing else is said"),
+    str | None, Argument(metavar="[PRESET|GRID.toml]", help="a preset or a grid file; `quick` if nothing else is said")
 ]
 _PARTS = "name[:k=v,..]; repeat for several"
-Defenses = Annotated[list[str] | None, typer.Option("-d", "--defense", metavar="PART", help=_PARTS)]
-Attacks = Annotated[list[str] | None, typer.Option("-a", "--attack", metavar="PART", help=_PARTS)]
-Threats = Annotated[list[str] | None, typer.Option("-t", "--threat", metavar="NORM:EPS", help="Linf:8/255, L2:0.5")]
+Defenses = Annotated[list[str] | None, Option("-d", "--defense", metavar="PART", help=_PARTS)]
+Attacks = Annotated[list[str] | None, Option("-a", "--attack", metavar="PART", help=_PARTS)]
+Threats = Annotated[list[str] | None, Option("-t", "--threat", metavar="NORM:EPS", help="Linf:8/255, L2:0.5")]
 Gradients = Annotated[
-    list[str] | None, typer.Option("--grad", metavar="PART", help="exact, detached, adjoint, bpda, surrogate:k=v")
+    list[str] | None, Option("--grad", metavar="PART", help="exact, detached, adjoint, bpda, surrogate:k=v")
 ]
 Dataset = Annotated[
-    str | None,
-    typer.Option(metavar="PART", help="the dataset [default: CIFAR-10 if it is in the cache, else digits]"),
+    str | None, Option(metavar="PART", help="the dataset [default: CIFAR-10 if it is in the cache, else digits]")
 ]
-Classifier = Annotated[
-    str | None, typer.Option(metavar="PART", help="the protected classifier [default: the dataset's]")
-]
+Classifier = Annotated[str | None, Option(metavar="PART", help="the protected classifier [default: the dataset's]")]
 Score = Annotated[
     str | None,
-    typer.Option(metavar="PART", help="the score model of all defenses [default: the dataset's, or a defense's own]"),
+    Option(metavar="PART", help="the score model of all defenses [default: the dataset's, or a defense's own]"),
 ]
-Images = Annotated[int | None, typer.Option(metavar="N", help="how many test images")]
+Images = Annotated[int | None, Option(metavar="N", help="how many test images")]
 Subset = Annotated[
-    int | None, typer.Option(metavar="SEED", help="RandomState(SEED).choice instead of the dataset's own order")
+    int | None, Option(metavar="SEED", help="RandomState(SEED).choice instead of the dataset's own order")
 ]
-Seeds = Annotated[list[int] | None, typer.Option(metavar="S", help="seed of all noise; repeat for several")]
-Evals = Annotated[int | None, typer.Option(metavar="K", help="fresh purifications that judge each image")]
-Out = Annotated[Path, typer.Option(metavar="DIR", help="where the records go")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")]
-Rows = Annotated[int | None, typer.Option(metavar="R", help="rows of every network call [default: the dataset's]")]
-WorkerCount = Annotated[
-    int | None, typer.Option(metavar="W", help="processes [default: one per GPU, or per core up to 8]")
-]
+Seeds = Annotated[list[int] | None, Option(metavar="S", help="seed of all noise; repeat for several")]
+Evals = Annotated[int | None, Option(metavar="K", help="fresh purifications that judge each image")]
+Out = Annotated[Path, Option(metavar="DIR", help="where the records go")]
+Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1")]
+Rows = Annotated[int | None, Option(metavar="R", help="rows of every network call [default: the dataset's]")]
+WorkerCount = Annotated[int | None, Option(metavar="W", help="processes [default: one per GPU, or per core up to 8]")]
+# Text, which `preflight.in_bytes` reads, as it does for whoever calls it from Python.
 Memory = Annotated[
-    str | None,
-    typer.Option(metavar="SIZE", help="bound on states and graphs per worker, such as 4G [default: what is free]"),
+    str | None, Option(metavar="SIZE", help="bound on states and graphs per worker, such as 4G [default: what is free]")
 ]
-Sanity = Annotated[bool, typer.Option("--sanity", help="add the controls: attacks null and noise")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="start over; existing cells are renamed, not deleted")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="print the plan and its estimated time, and stop")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="no progress, no table")]
+Sanity = Annotated[bool, Option("--sanity", help="add the controls: attacks null and noise")]
+Fresh = Annotated[bool, Option("--fresh", help="start over; existing cells are renamed, not deleted")]
+DryRun = Annotated[bool, Option("--dry-run", help="print the plan and its estimated time, and stop")]
+Quiet = Annotated[bool, Option("--quiet", help="no progress, no table")]
 
 
 @app.command(
@@ -196,6 +195,7 @@ def run(
         evals=evals,
         sanity=sanity,
     )
+    # What may run at all is decided there, for the Python API too; here are only options and messages.
     resources = preflight.Resources(device, rows, workers, memory)
     plan, settings = preflight.prepare(request, resources, out, fresh=fresh, note=None if quiet else _note)
     if dry_run:
@@ -203,6 +203,7 @@ def run(
 
         print(estimate.describe(plan, settings, as_json))
         return
+    # After the dry run, which does without them: it is how one learns what is missing.
     preflight.require_files(plan)
     outcome = _work_off(plan, settings, quiet)
     _show_outcome(plan, settings, outcome, as_json, quiet)
@@ -257,18 +258,20 @@ def _show_outcome(plan: Plan, settings: Settings, outcome: Outcome, as_json: boo
 )
 def table(
     results: Results = None,
-    layout: Annotated[str, typer.Option(help="grid: defenses x attacks; tidy: one row per cell and metric")] = "grid",
-    format: Annotated[str, typer.Option(help="md, csv or json")] = "md",
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="write there instead of stdout")] = None,
+    layout: Annotated[str, Option(help="grid: defenses x attacks; tidy: one row per cell and metric")] = "grid",
+    format: Annotated[str, Option(help="md, csv or json")] = "md",
+    out: Annotated[Path | None, Option(metavar="FILE", help="write there instead of stdout")] = None,
 ) -> None:
     """Print the table of what has been run; a pure function of the records."""
     from purebench.records import store as records
     from purebench.report import tables
 
+    # Rendered before the file is touched: a mistake in `--layout` leaves the old table there.
     text = tables.render(records.load_all(results or [Path("results")]), layout=layout, format=format)
     if out is None:
         print(text)
         return
+    # Replaced whole, since a paper may include the file while it is written.
     with records.full_disk_is_an_error(out.parent):
         records.replace(out, text.rstrip("\n") + "\n")
     _say(f"wrote {out}")
@@ -280,10 +283,13 @@ def status(results: Results = None, as_json: AsJson = False) -> None:
     from purebench.records import store as records
     from purebench.report import metrics
 
+    # From the logs, not from `frame.cells`: pandas costs a second, and this is asked again and again while a run goes on.
     rows = []
     for log in records.load_all(results or [Path("results")]):
         judged = metrics.judged(log)
-        evals = min((len(r["adversarial"]) for r in judged), default=0)
+        # The fewest: an image that lacks draws is what the next run would add.
+        evals = min((len(record["adversarial"]) for record in judged), default=0)
+        # Older records do not say how many images were wanted.
         wanted = log.runs[-1].get("wanted", 0) if log.runs else 0
         state = "ok" if judged and len(judged) >= wanted else f"unfinished: {len(judged)} of {wanted}"
         rows.append(
@@ -298,7 +304,7 @@ def status(results: Results = None, as_json: AsJson = False) -> None:
 
 @app.command(epilog=_examples("purebench convert results"))
 def convert(
-    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="a folder that an older purebench wrote")],
+    results: Annotated[Path, Argument(metavar="RESULTS", help="a folder that an older purebench wrote")],
     as_json: AsJson = False,
 ) -> None:
     """Give the cells of an older purebench their names of now; lines and images stay byte for byte. `run` and `table` do without it."""
@@ -318,7 +324,7 @@ def convert(
 def list_(
     kind: Annotated[
         str | None,
-        typer.Argument(metavar="KIND", help="defenses, attacks, gradients, datasets, classifiers, scores, presets"),
+        Argument(metavar="KIND", help="defenses, attacks, gradients, datasets, classifiers, scores, presets"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -329,11 +335,12 @@ def list_(
 
 
 @app.command(epilog=_examples("purebench show coup", "purebench show pgd-eot --json", "purebench show quick"))
-def show(name: Annotated[str, typer.Argument(metavar="NAME")], as_json: AsJson = False) -> None:
+def show(name: Annotated[str, Argument(metavar="NAME")], as_json: AsJson = False) -> None:
     """Explain one thing: formula, parameters, where their defaults come from, cost, gradients, differences from the paper, BibTeX."""
     from purebench.plan import catalogue
 
     facts = catalogue.facts(name)
+    # Authors and formulas as they are written: this JSON is read by people, too.
     print(json.dumps(facts, indent=1, ensure_ascii=False) if as_json else catalogue.text(facts))
 
 
@@ -362,16 +369,16 @@ def where(as_json: AsJson = False) -> None:
 )
 def fetch(
     what: Annotated[
-        list[str] | None, typer.Argument(metavar="WHAT..", help="assets, datasets or papers", show_default=False)
+        list[str] | None, Argument(metavar="WHAT..", help="assets, datasets or papers", show_default=False)
     ] = None,
-    list_: Annotated[bool, typer.Option("--list", help="name every asset, dataset and paper, and stop")] = False,
-    offline: Annotated[bool, typer.Option("--offline", help="open no connection; say what is missing")] = False,
+    list_: Annotated[bool, Option("--list", help="name every asset, dataset and paper, and stop")] = False,
+    offline: Annotated[bool, Option("--offline", help="open no connection; say what is missing")] = False,
     given: Annotated[
-        Path | None, typer.Option("--from", metavar="FILE", help="take this file instead of downloading it")
+        Path | None, Option("--from", metavar="FILE", help="take this file instead of downloading it")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan, and stop")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="print the plan, and stop")] = False,
     as_json: AsJson = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="no plan, no progress")] = False,
+    quiet: Annotated[bool, Option("--quiet", help="no plan, no progress")] = False,
 ) -> None:
     """Bring checkpoints and datasets into the cache, verified. The same command again goes on where it stopped."""
     from purebench import assets
@@ -380,6 +387,7 @@ def fetch(
 
     if not what and not list_:
         raise UserError("nothing to fetch", "name assets, datasets or papers; `purebench fetch --list` lists them")
+    # Made first, since it names a typing error before anything is downloaded.
     plan = fetching.plan(what or assets.table())
     if list_:
         sets = assets.sets()
@@ -421,16 +429,16 @@ def fetch(
 def train(
     name: Annotated[
         str,
-        typer.Argument(
+        Argument(
             metavar="NAME",
             help="digits, digits-classifier, digits-score, cifar10-score, mnist-classifier, fashionmnist-classifier",
         ),
     ],
     dataset: Annotated[
-        str | None, typer.Option(metavar="PART", help="the images to train on [default: the recipe's training set]")
+        str | None, Option(metavar="PART", help="the images to train on [default: the recipe's training set]")
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="where the weights go")] = Path("trained"),
-    seed: Annotated[int, typer.Option(help="seed of everything random")] = 0,
+    out: Annotated[Path, Option(metavar="DIR", help="where the weights go")] = Path("trained"),
+    seed: Annotated[int, Option(help="seed of everything random")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Train the small networks; prints their hashes and what they are good for. About 1 minute (digits) to 40 (cifar10-score)."""
@@ -438,6 +446,7 @@ def train(
     from purebench.running import progress
     from purebench.train import small as training
 
+    # On one thread of the CPU, where a seed gives the same weights each time.
     device.setup("cpu")
     with progress.training() as show_progress:
         facts = training.train(name, out, seed, show_progress, dataset)
@@ -458,20 +467,18 @@ def _training_columns(facts: dict[str, dict[str, object]]) -> str:
 )
 def purify(
     images: Annotated[
-        list[Path],
-        typer.Argument(metavar="IMAGE..", help="image files; resized and converted to what the score model takes"),
+        list[Path], Argument(metavar="IMAGE..", help="image files; resized and converted to what the score model takes")
     ],
-    defense: Annotated[str, typer.Option("-d", "--defense", metavar="PART")],
-    out: Annotated[Path, typer.Option(metavar="DIR")] = Path("purified"),
-    dataset: Annotated[str, typer.Option(metavar="PART", help="whose classifier and score model")] = "digits",
-    classifier: Annotated[str | None, typer.Option(metavar="PART", help="another classifier")] = None,
-    score: Annotated[str | None, typer.Option(metavar="PART", help="another score model")] = None,
+    defense: Annotated[str, Option("-d", "--defense", metavar="PART")],
+    out: Annotated[Path, Option(metavar="DIR")] = Path("purified"),
+    dataset: Annotated[str, Option(metavar="PART", help="whose classifier and score model")] = "digits",
+    classifier: Annotated[str | None, Option(metavar="PART", help="another classifier")] = None,
+    score: Annotated[str | None, Option(metavar="PART", help="another score model")] = None,
     trajectory: Annotated[
-        bool,
-        typer.Option("--trajectory", help="also the way there: a strip of states with score norms and confidences"),
+        bool, Option("--trajectory", help="also the way there: a strip of states with score norms and confidences")
     ] = False,
-    seed: Annotated[int, typer.Option()] = 0,
-    device: Annotated[str, typer.Option()] = "auto",
+    seed: Annotated[int, Option()] = 0,
+    device: Annotated[str, Option()] = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Purify image files: one purified PNG each, and a side-by-side picture of all with the classifier's answers."""
@@ -486,10 +493,8 @@ def purify(
 
 @app.command(epilog=_examples("purebench figure coup-toy", "purebench figure coup-toy --out toy.png"))
 def figure(
-    name: Annotated[
-        str, typer.Argument(metavar="NAME", help="coup-toy: COUP's Figure 3b, label flips against guidance")
-    ],
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="the PNG to write [default: NAME.png]")] = None,
+    name: Annotated[str, Argument(metavar="NAME", help="coup-toy: COUP's Figure 3b, label flips against guidance")],
+    out: Annotated[Path | None, Option(metavar="FILE", help="the PNG to write [default: NAME.png]")] = None,
 ) -> None:
     """Draw a figure that needs no records; about half a minute."""
     from purebench.engine import device
@@ -498,6 +503,7 @@ def figure(
     figures = {"coup-toy": toy.figure}
     if name not in figures:
         raise errors.unknown("figure", name, figures)
+    # As in training: the same seed draws the same picture.
     device.setup("cpu")
     path = out or Path(f"{name}.png")
     path.parent.mkdir(parents=True, exist_ok=True)

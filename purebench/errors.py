@@ -15,7 +15,8 @@ class UserError(Exception):
         super().__init__(message)
         self.message, self.hint, self.code = message, hint, code
 
-    def __reduce__(self):  # survives the way from a worker process
+    def __reduce__(self):
+        # Unpickled, an exception is called with `args`, the message alone: hint and code would be lost between processes.
         return UserError, (self.message, self.hint, self.code)
 
 
@@ -23,9 +24,8 @@ def unknown(kind: str, got: str, names: Iterable[str], see: str = "") -> UserErr
     """The error for a name that is not in `names`, with a did-you-mean."""
     names = sorted(names)
     close = difflib.get_close_matches(got, names, n=3, cutoff=0.5)
-    guess = (
-        "did you mean " + " or ".join(f"`{n}`" for n in close) + "?"
-        if close
-        else f"known: {', '.join(names) or 'none'}"
-    )
-    return UserError(f"unknown {kind} `{got}`", f"{guess}{f' (see `{see}`)' if see else ''}")
+    if close:
+        hint = f"did you mean {' or '.join(f'`{name}`' for name in close)}?"
+    else:
+        hint = f"known: {', '.join(names) or 'none'}"
+    return UserError(f"unknown {kind} `{got}`", hint + (f" (see `{see}`)" if see else ""))

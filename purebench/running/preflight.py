@@ -38,6 +38,7 @@ def prepare(
     """
     plan = grid.build(request)
     _check_counts(resources)
+    # Before the rehearsal may refuse the plan: a note says which dataset was taken, and so what the refusal is about.
     if note is not None:
         for line in plan.notes:
             note(line)
@@ -53,11 +54,9 @@ def prepare(
 def require_files(plan: grid.Plan) -> None:
     """Raises UserError with the command that brings them if checkpoints or data are missing."""
     if plan.missing:
-        raise UserError(
-            f"not in the cache: {', '.join(plan.missing)}",
-            f"{assets.bring(plan.missing)}; `--dry-run` works without",
-            DOWNLOAD,
-        )
+        # All at once: whoever fetches one by one would come back as often.
+        hint = f"{assets.bring(plan.missing)}; `--dry-run` works without"
+        raise UserError(f"not in the cache: {', '.join(plan.missing)}", hint, DOWNLOAD)
 
 
 def _check_counts(resources: Resources) -> None:
@@ -75,6 +74,8 @@ def in_bytes(memory: int | str | None) -> int | None:
     if memory is None:
         return None
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", str(memory), re.IGNORECASE)
+    # No memory at all holds not one state: that would be told much later, and by a worker.
     if not found or float(found[1]) == 0:
         raise UserError(f"cannot read the memory size `{memory}`", "write it as 512M or 4G")
+    # The blank stands for no unit, at power 0.
     return int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))

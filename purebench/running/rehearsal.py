@@ -21,12 +21,13 @@ from purebench.engine.noise import Noise
 from purebench.errors import UserError
 from purebench.plan import resolved as components
 from purebench.plan.grid import Plan
+from purebench.running.evaluate import score_argument
 from purebench.scores.energy import EnergyScore
 from purebench.scores.views import Level, Score
 from purebench.scores.vp import VPScore
 from purebench.spec import Cell, Resolved
 
-SIZE = 16  # pixels of the image, at most
+SIZE = 16  # pixels of the image, at most: calls depend on no size, and a walk is to cost nothing
 
 
 class Stub(nn.Module):
@@ -64,18 +65,13 @@ class Walked:
     levels: tuple[tuple[float, ...], ...]
 
 
-def check(the_plan: Plan) -> None:
+def check(plan: Plan) -> None:
     """Raises UserError for the first defense that could not run."""
-    seen = set()
-    for cell in (job.cell for job in the_plan.jobs):
-        for purifier, walked in zip(_purifiers(cell), walks(cell, the_plan.shape), strict=True):
-            key = (purifier, repr(purifier.values), cell.scores)
-            if walked is not None and key not in seen:
-                seen.add(key)
-                for part, levels in zip(cell.scores, walked.levels, strict=False):
-                    model = _model(part)
-                    assert model is not None  # a walk on a plug-in's score model knows no levels: none to check
-                    _check_levels(purifier.name, part, model, levels)
+    for cell in (job.cell for job in plan.jobs):
+        for purifier, walked in zip(_purifiers(cell), walks(cell, plan.shape), strict=True):
+            # Fewer levels than score models where a purifier uses none, beside a surrogate that does.
+            for part, levels in zip(cell.scores, walked.levels if walked else (), strict=False):
+                _check_levels(purifier.name, part, levels)
 
 
 def walks(cell: Cell, shape: list[int]) -> list[Walked | None]:
@@ -88,37 +84,45 @@ def _purifiers(cell: Cell) -> list[Resolved]:
     return [cell.defense, *([cell.surrogate] if cell.surrogate else [])]
 
 
+def _is_ours(kind: str, name: str) -> bool:
+    """Whether a component is no plug-in's."""
+    return registry.names(kind)[name].startswith("purebench.")
+
+
 @cache
 def _walk(purifier: Resolved, scores: tuple[Resolved, ...], shape: tuple[int, ...]) -> Walked | None:
-    name = purifier.name
-    known = [_model(part) for part in scores] if registry.uses_score(purifier.info) else []
-    asked: list[list[float]] = [[] for _ in known]
-    foreign = None in known  # a plug-in's score model: what it refuses only its networks can tell
+    name, ours = purifier.name, _is_ours("defense", purifier.name)
+    parts = scores if registry.uses_score(purifier.info) else ()
+    known = [_model(part) for part in parts]
+    # What a plug-in's score model refuses only its own networks can tell.
+    foreign = None in known
+    levels: list[list[float]] = [[] for _ in known]
     models = [
-        _ordinary(part, shape) if model is None else _listening(model, levels)
-        for part, model, levels in zip(scores, known, asked, strict=False)
+        _ordinary(part, shape) if model is None else _listening(model, asked)
+        for part, model, asked in zip(parts, known, levels, strict=True)
     ]
-    ours = registry.names("defense")[name].startswith("purebench.")
     try:
-        score = models if models[1:] else next(iter(models), None)
-        made = purifiers.make(name, score=score, classifier=CLASSIFIER, **purifier.values)
+        made = purifiers.make(name, score=score_argument(models), classifier=CLASSIFIER, **purifier.values)
     except Exception as error:
         if foreign:
             return None
+        # What ours raises is meant for the user, or a bug of ours that is to be seen whole.
         if ours or isinstance(error, UserError):
             raise
         raise UserError(
             f"`{name}` cannot be made: {type(error).__name__}: {error}", f"see `purebench show {name}`"
         ) from None
     channels, height, width = models[0].size if models else shape
-    most = SIZE if ours else max(height, width)
+    # A plug-in may be written for one size of images.
+    largest = SIZE if ours else max(height, width)
     try:
-        calls = count(made, torch.full((1, channels, min(height, most), min(width, most)), 0.5))
+        calls = count(made, torch.full((1, channels, min(height, largest), min(width, largest)), 0.5))
     except Exception as error:
         if not foreign and (ours or isinstance(error, UserError)):
             raise
-        return None  # a plug-in that wants the real networks: the run will tell
-    return Walked(calls.forward, calls.backward, made.n, () if foreign else tuple(map(tuple, asked)))
+        # A plug-in that wants the real networks: the run will tell.
+        return None
+    return Walked(calls.forward, calls.backward, made.n, () if foreign else tuple(map(tuple, levels)))
 
 
 def count(purifier: chain.Purifier, x: Tensor) -> NFE:
@@ -128,28 +132,34 @@ def count(purifier: chain.Purifier, x: Tensor) -> NFE:
     return calls
 
 
-def _check_levels(name: str, part: Resolved, model: Score, levels: tuple[float, ...]) -> None:
+def _check_levels(name: str, part: Resolved, levels: tuple[float, ...]) -> None:
     """Raises UserError for a noise level that the score model was not trained on: above its largest, or another than its only one."""
-    most, only = model.sigma_max, model.sigma_min == model.sigma_max
-    wrong = [s for s in levels if s > most * (1 + 1e-4) or (only and s < most * (1 - 1e-4))]
-    if wrong and only:
+    model = _model(part)
+    assert model is not None  # a walk on a plug-in's score model knows no levels
+    largest, only = model.sigma_max, model.sigma_min == model.sigma_max
+    # Within rounding: a level comes through float32 times, and back through the noise schedule.
+    wrong = [sigma for sigma in levels if sigma > largest * (1 + 1e-4) or (only and sigma < largest * (1 - 1e-4))]
+    if not wrong:
+        return
+    asks, asked = f"`{name}` asks `{part.name}` for", f"{max(wrong):.4g} on the [-1,1] scale"
+    if only:
         raise UserError(
-            f"`{name}` asks `{part.name}` for noise of {max(wrong):.4g} on the [-1,1] scale, and it knows one level, {most:.4g}",
+            f"{asks} noise of {asked}, and it knows one level, {largest:.4g}",
             "choose another `--score`; `ebm` and `adp` run on this one",
         )
-    if wrong:
-        raise UserError(
-            f"`{name}` asks `{part.name}` for more noise than it was trained on: {max(wrong):.4g} on the [-1,1] scale, at most {most:.4g}",
-            "less noise, or another `--score`",
-        )
+    raise UserError(
+        f"{asks} more noise than it was trained on: {asked}, at most {largest:.4g}",
+        "less noise, or another `--score`",
+    )
 
 
 @cache
 def _model(part: Resolved) -> Score | None:
     """The score model as its factory makes it, a `Stub` in its network's place; a file of the user's is read, and so verified. None
     for a plug-in's."""
-    if not registry.names("score")[part.name].startswith("purebench."):
+    if not _is_ours("score", part.name):
         return None
+    # Hollow: of a published checkpoint, which may not be here, the network is built without weights, and in no time.
     ships = any("package" in assets.entry(asset)["sources"] for asset in components.of("score", part.part).assets)
     with contextlib.nullcontext() if part.where or ships else checkpoint.hollow():
         made = components.load("score", part.name, part.arguments)
@@ -158,6 +168,7 @@ def _model(part: Resolved) -> Score | None:
 
 def hollowed(model: Score) -> Score:
     """The same score model with a counted `Stub` in its network's place."""
+    # A copy: whoever gave the model keeps it as it was.
     twin = copy.copy(model)
     kind = "variances" if getattr(model, "variances", False) else ""
     twin.network = watch(Stub("energy" if hasattr(model, "energy") else kind))
@@ -169,9 +180,9 @@ def _ordinary(part: Resolved, shape: tuple[int, ...]) -> Score:
     noise, since only the plug-in knows its own levels."""
     channels, height, width = shape
     energy = part.info.get("energy")
-    made: Score = (EnergyScore if energy else VPScore)(Stub("energy" if energy else ""), (channels, height, width))
-    made.sigma_max = math.inf
-    return made
+    model: Score = (EnergyScore if energy else VPScore)(Stub("energy" if energy else ""), (channels, height, width))
+    model.sigma_max = math.inf
+    return model
 
 
 def _listening(model: Score, asked: list[float]) -> Score:
@@ -183,12 +194,12 @@ def _listening(model: Score, asked: list[float]) -> Score:
             return super().eps(x, t)
 
         def eps_index(self, x: Tensor, i: int) -> Tensor:
-            seen = self.sigma(i / 999) if isinstance(self, VPScore) else self.sigma_index(i)  # by its network
-            asked.append(seen)
+            # A network of continuous time takes an index for the time i / 999, whose level is not the discrete schedule's.
+            asked.append(self.sigma(i / 999) if isinstance(self, VPScore) else self.sigma_index(i))
             return super().eps_index(x, i)
 
         def direction(self, x: Tensor, sigma: Level) -> Tensor:
-            asked.append(float(sigma))  # of the one image
+            asked.append(float(sigma))
             return super().direction(x, sigma)
 
         def denoise(self, x: Tensor, sigma: Level) -> Tensor:
@@ -196,6 +207,6 @@ def _listening(model: Score, asked: list[float]) -> Score:
             return super().denoise(x, sigma)
 
     # Past the constructor, which would want a network to watch: this one is made already, and keeps counting.
-    twin = object.__new__(Listening)
-    twin.__dict__ |= model.__dict__
+    twin = copy.copy(model)
+    twin.__class__ = Listening
     return twin
