@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -125,10 +125,7 @@ def execute(
     order = _order(len(images), task.cell.subset)
     index = torch.tensor([order[p] for p in task.positions])
     x, y = (part.to(device) for part in images.take(index.tolist()))
-
-    def build() -> Defense:
-        return build_defense(task.cell, device, rows=rows, memory=memory, on_work=on_work)
-
+    build = partial(build_defense, task.cell, device, rows=rows, memory=memory, on_work=on_work)
     began = time.perf_counter()
     attacked = None if task.judge else _attack(task, build(), x, y, index)
     attack_seconds = time.perf_counter() - began

@@ -171,6 +171,8 @@ class _Member:
 class Workers:
     """Single-threaded processes on a queue. One that dies fails its cell and is replaced."""
 
+    # Not `concurrent.futures`: there a process that dies breaks the pool, and with it the tasks of all the others.
+
     def __init__(self, workers: int, device: str, memory: int | None, report: Reporter):
         self.settings, self.report = (device, memory, workers), report
         self.facts: Facts = {}

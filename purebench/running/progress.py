@@ -47,14 +47,20 @@ class Reporter:
         else:
             # The first was under way before the clock was started, for a time that nobody measured: it counts for nothing.
             self.clock = time.monotonic()
+        self.show()
 
     def skip(self, amount: float) -> None:
         """So much need not be computed, being there already or another process's."""
         self.done += amount
+        self.show()
 
     def batch(self, cell: str, robust: float, images: int, wanted: int) -> None:
         """A batch of a cell is on disk: the share of its images that are robust so far, how many there are, how many are wanted."""
         self.line = f"{cell}: {robust:.1%} robust after {images} of {wanted} images"
+        self.show()
+
+    def show(self) -> None:
+        """Shows how far the run is; called whenever that has changed."""
 
     def say(self, line: str) -> None:
         """A line for the user, such as a warning."""
@@ -110,19 +116,7 @@ class Live(Reporter):
         self.task = self.bar.add_task("run", total=total, completed=int(done), eta="", line="")
         self.bar.start()
 
-    def work(self, amount: float) -> None:
-        super().work(amount)
-        self._update()
-
-    def skip(self, amount: float) -> None:
-        super().skip(amount)
-        self._update()
-
-    def batch(self, cell: str, robust: float, images: int, wanted: int) -> None:
-        super().batch(cell, robust, images, wanted)
-        self._update()
-
-    def _update(self) -> None:
+    def show(self) -> None:
         self.bar.update(self.task, completed=min(self.done, self.total), eta=self.eta(), line=self.line)
 
     def say(self, line: str) -> None:

@@ -61,9 +61,12 @@ def default_workers(device: str) -> int:
     if device == "cuda" or (device == "auto" and gpu):
         import torch
 
-        if device == "cuda" or torch.cuda.device_count():
+        # Asked for and not there, it is the device's to refuse, with a hint.
+        if torch.cuda.device_count() or device == "cuda":
             return max(1, torch.cuda.device_count())
-    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    # Of the cores that a container or `taskset` leaves us; macOS cannot say.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores)
 
 
 def run(plan: Plan, settings: Settings, report: Reporter, outcome: Outcome | None = None) -> Outcome:
@@ -117,12 +120,11 @@ def git() -> str:
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return ""
-    try:
-        return subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=10
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+    # No git, or one that hangs on a broken checkout, is no reason to compute nothing.
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+    return ""
 
 
 # --------------------------------------------------------------------------------------------------------------- the queue
