@@ -13,11 +13,8 @@ class UserError(Exception):
 
     def __init__(self, message: str, hint: str = "", code: int = USAGE):
         super().__init__(message)
+        # Plain attributes: a worker's error is pickled on its way here, and they travel with it.
         self.message, self.hint, self.code = message, hint, code
-
-    def __reduce__(self):
-        # Unpickled, an exception is called with `args`, the message alone: hint and code would be lost between processes.
-        return UserError, (self.message, self.hint, self.code)
 
 
 def unknown(kind: str, got: str, names: Iterable[str], see: str = "") -> UserError:

@@ -580,7 +580,7 @@ def test_elsewhere_than_on_a_terminal_progress_is_a_line_a_minute(monkeypatch, c
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     lines = progress.Lines()
-    lines.start(3600, 0)
+    lines.start(3600)
     spoken = []
     for second in range(1, 1801):
         now[0] = float(second)
@@ -597,7 +597,7 @@ def test_the_eta_counts_only_what_was_done_now(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     reporter = progress.Reporter()
-    reporter.start(100, 0)
+    reporter.start(100)
     reporter.skip(50)
     now[0] = 100.0  # the start-up is not counted
     reporter.work(20)

@@ -183,8 +183,8 @@ def test_a_plan_that_nobody_rehearsed_runs_and_its_progress_is_the_work_done(tmp
     """The bar ends where it was said to end."""
 
     class Counted(progress.Reporter):
-        def start(self, total, done):
-            super().start(total, done)
+        def start(self, total):
+            super().start(total)
             self.counted = 0.0
 
         def work(self, amount):

@@ -62,7 +62,7 @@ def _fingerprint(cell: Cell, device: torch.device) -> list[Any]:
     networks = [_network(part, device) for part in (cell.classifier, *cell.scores)]
     roots = [getattr(network, "network", network) for network in networks]
     modules = [root for root in roots if isinstance(root, torch.nn.Module)]
-    # Autograd's own counter of writes, not the values: a hash of a large network after every batch would cost more than the batch.
+    # Autograd's own counter of writes, not the values: to hash a large network after every batch would cost too much.
     weights = [(id(p), p._version, p.requires_grad) for module in modules for p in module.parameters()]
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     states = [(m.training, *(len(getattr(m, hook)) for hook in hooks)) for module in modules for m in module.modules()]

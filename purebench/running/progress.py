@@ -32,9 +32,9 @@ class Reporter:
 
     Amounts of work are network calls, those of every image counted."""
 
-    def start(self, total: float, done: float) -> None:
-        """The run begins: its whole amount of work, and how much of it is done."""
-        self.total, self.done, self.began = total, done, time.monotonic()
+    def start(self, total: float) -> None:
+        """The run begins: its whole amount of work, with what an earlier run has done of it."""
+        self.total, self.done, self.began = total, 0.0, time.monotonic()
         # What was computed since `clock`: work of an earlier run, or of another process, says nothing of the speed of this one.
         self.computed, self.clock = 0.0, 0.0
         self.line = ""
@@ -82,8 +82,8 @@ class Reporter:
 class Lines(Reporter):
     """One line a minute, since a log keeps every line; the first after 20 seconds, so that nobody takes the run for dead."""
 
-    def start(self, total: float, done: float) -> None:
-        super().start(total, done)
+    def start(self, total: float) -> None:
+        super().start(total)
         self.next = self.began + 20
 
     def work(self, amount: float) -> None:
@@ -101,19 +101,19 @@ class Lines(Reporter):
 class Live(Reporter):
     """A rich progress bar."""
 
-    def start(self, total: float, done: float) -> None:
+    def start(self, total: float) -> None:
         # Imported here: rich takes its time, and a log has no use for it.
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
-        super().start(total, done)
+        super().start(total)
         columns = (
             TextColumn("{task.percentage:>3.0f}%"),
             BarColumn(bar_width=24),
             TextColumn("{task.fields[eta]}  {task.fields[line]}"),
         )
         self.bar = Progress(*columns, console=Console(stderr=True), transient=True)
-        self.task = self.bar.add_task("run", total=total, completed=int(done), eta="", line="")
+        self.task = self.bar.add_task("run", total=total, eta="", line="")
         self.bar.start()
 
     def show(self) -> None:

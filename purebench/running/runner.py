@@ -78,7 +78,7 @@ def run(plan: Plan, settings: Settings, report: Reporter, outcome: Outcome | Non
     outcome = outcome or Outcome()
     # Before the workers are started, which takes seconds.
     check(plan, settings)
-    report.start(sum(cost.work(job, plan.shape) * job.images for job in plan.jobs), 0)
+    report.start(sum(cost.work(job, plan.shape) * job.images for job in plan.jobs))
     pool = pools.start(settings.workers, settings.device, settings.memory, report)
     queue = _Queue(plan, settings, report, outcome, pool)
     try:
@@ -163,7 +163,7 @@ class _Queue:
     def ready(self) -> tuple[_OpenCell, Task] | None:
         """The next batch, with all that it reads; None if there is none now."""
         while True:
-            # Cells are finished before others are begun: a run that is cut short leaves whole columns, not pieces of all.
+            # Cells are finished before others are begun: a run that is cut short leaves whole cells, not pieces of all.
             for cell in self.active.values():
                 if cell.tasks:
                     return cell, cell.with_inputs(cell.tasks.pop(0), self.clean[cell.clean_key])
