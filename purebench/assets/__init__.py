@@ -4,6 +4,8 @@ at `entry` and `fetch.fetch`."""
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -20,7 +22,7 @@ from purebench.errors import DOWNLOAD, UserError, unknown
 Entry = dict[str, Any]  # what `checkpoints.toml` says of an asset
 PACKAGE = Path(__file__).parents[1]
 HASHES = ("sha256", "md5", "sha256-prefix")
-# how web pages begin, and no file of ours
+# How web pages begin, and no file of ours: a failed download often is one, with status 200 and the file's name.
 HTML = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype|!--|\?xml|html|head|body)", re.IGNORECASE)
 
 
@@ -31,6 +33,7 @@ def registry_file() -> Path:
 
 
 def _own_registry() -> Path:
+    # In a repository the file stands at the top, where people look for it; the build moves it into the wheel's package.
     installed = PACKAGE / "checkpoints.toml"
     return installed if installed.is_file() else PACKAGE.parent / "checkpoints.toml"
 
@@ -47,6 +50,7 @@ def sets() -> dict[str, list[str]]:
 
 def _registry(part: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
+    # Ours first and then the user's, which wins but does not replace it: else the embedded networks would be unknown.
     for path in dict.fromkeys([_own_registry(), registry_file()]):
         try:
             found |= _parsed(path, path.stat().st_mtime_ns)[part]
@@ -68,6 +72,11 @@ def entry(name: str) -> Entry:
     if name not in table():
         raise unknown("asset", name, table(), "purebench fetch --list")
     return table()[name]
+
+
+def ships(name: str) -> bool:
+    """Whether the asset's file is part of the package."""
+    return "package" in entry(name).get("sources", ())
 
 
 def cache_folder() -> Path:
@@ -96,14 +105,20 @@ class Part:
 
     def lock(self) -> dict[str, Any]:
         """What `fetch` wrote when it verified the file: sha256, size, source, when, trust; empty if it did not."""
+        # A damaged one counts as none: the file is then verified again, which is safe.
         try:
             found = json.loads(self.beside(".lock.json").read_text(encoding="utf-8"))
             return found if isinstance(found["sha256"], str) and isinstance(found["size"], int) else {}
         except (OSError, ValueError, KeyError, TypeError):
             return {}
 
+    def hash(self) -> str:
+        """The sha256 of the file as downloaded: the registry's, else that which `fetch` found, else its own; "" if it is not here."""
+        return self.facts.get("sha256") or self.lock().get("sha256", "") or hashed(self.file)
+
     def whole(self) -> bool:
         """Whether what is used is there and looks right: size and first bytes; hashes were `fetch`'s business."""
+        # The size that is known is the archive's, which is gone once it is unpacked.
         if self.result != self.file or self.result.is_dir():
             return self.result.is_file() or (self.result.is_dir() and any(self.result.iterdir()))
         size = self.facts.get("size") or self.lock().get("size")
@@ -121,6 +136,7 @@ def wrong_bytes(path: Path) -> str:
     """The same of a file, and of a zip (so are torch's files) whether its end is there."""
     with path.open("rb") as file:
         head = file.read(1024)
+    # A zip's table of contents is at its end: without it, a part of the file would be found out only when it is read.
     if head.startswith(b"PK\x03\x04") and not zipfile.is_zipfile(path):
         return "it is cut short: its end is missing"
     return wrong_head(head)
@@ -128,9 +144,10 @@ def wrong_bytes(path: Path) -> str:
 
 def override(name: str) -> Path | None:
     """Where PUREBENCH_<ASSET> says that the asset (or that whose file it uses) lies."""
-    given = os.environ.get(variable(name))
+    if given := os.environ.get(variable(name)):
+        return Path(given)
     other = table().get(name, {}).get("same_as")
-    return Path(given) if given else override(other) if other else None
+    return override(other) if other else None
 
 
 def variable(name: str) -> str:
@@ -152,11 +169,9 @@ def path(name: str) -> Path:
     """Where the asset lies or would lie: its file, what its archive unpacks to, or the folder of its files.
 
     PUREBENCH_<ASSET> (upper case, all else `_`) overrides it. UserError (exit 3) for what was never released."""
-    given = override(name)
-    if given:
+    if given := override(name):
         return given
-    facts = entry(name)
-    if "package" in facts.get("sources", ()):
+    if ships(name):
         return PACKAGE / "embedded" / f"{name}.safetensors"
     found = parts(name)
     if not found:
@@ -166,25 +181,34 @@ def path(name: str) -> Path:
 
 def present(name: str) -> bool:
     """Whether the asset is there to be used; reads no more than a few bytes of it."""
-    if "package" in entry(name).get("sources", ()) or override(name):
+    if ships(name) or override(name):
         return path(name).exists()
-    return bool(parts(name)) and all(part.whole() for part in parts(name))
+    found = parts(name)
+    # `all` of no files is true: what was never released would seem to be here.
+    return bool(found) and all(part.whole() for part in found)
 
 
 def sha256(path: Path) -> str:
-    """Of a file's bytes."""
-    import hashlib
-
+    """The hash of a file's bytes, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def md5(path: Path) -> str:
+    """The hash of a file's bytes, in hexadecimal digits. For what older publishers say of their files, not for safety."""
+    with path.open("rb") as file:
+        # Some systems refuse md5 unless told that nothing relies on its strength.
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
 def hashed(path: Path) -> str:
-    """sha256 of a file, kept in the cache for as long as its size and time stay the same; "" if there is none."""
+    """The sha256 of a file, kept in the cache for as long as its size and time stay the same; "" if there is none."""
     if not path.is_file():
         return ""
     facts = path.stat()
-    key, memory = f"{path.resolve()} {facts.st_size} {facts.st_mtime_ns}", cache_folder() / "hashes.json"
+    key = f"{path.resolve()} {facts.st_size} {facts.st_mtime_ns}"
+    # On disk and not in memory: every plan needs the hash, and gigabytes take seconds.
+    memory = cache_folder() / "hashes.json"
     try:
         known = json.loads(memory.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -199,34 +223,39 @@ def hashed(path: Path) -> str:
 def digest(name: str) -> str:
     """The content hash for a record: the registry's sha256, else that which `fetch` found; a file that came another way is hashed
     once. "" for what is not here. For several files: the sha256 of their sha256s."""
-    import hashlib
-
-    if "package" in entry(name).get("sources", ()):
+    if ships(name):
         return entry(name)["sha256"]
     given = override(name)
-    if given:
-        return Part(name, given, given, {}).lock().get("sha256", "") or hashed(given)
-    found = [part.facts.get("sha256") or part.lock().get("sha256", "") or hashed(part.file) for part in parts(name)]
-    if len(found) < 2 or "" in found:
-        return found[0] if len(found) == 1 else ""
+    # Of a file elsewhere the registry knows nothing: its hash is its own, whatever it should be.
+    found = [part.hash() for part in ([Part(name, given, given, {})] if given else parts(name))]
+    if len(found) == 1:
+        return found[0]
+    if not found or "" in found:
+        return ""
     return hashlib.sha256("".join(found).encode()).hexdigest()
+
+
+def installed(package: str, *parts: str) -> Path:
+    """Where a file of an installed package lies, or would lie. UserError (exit 3) if the package is not installed."""
+    # Not imported: scikit-learn costs every run and every worker more than a second, robustbench several.
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise UserError(f"`{package}` is not installed", "reinstall purebench", DOWNLOAD)
+    return Path(spec.origin).parent.joinpath(*parts)
 
 
 def need(name: str) -> Path:
     """`path(name)` if the asset is there; else UserError (exit 3) that says what is missing and how to get it."""
-    if not present(name):
-        facts = entry(name)
-        if facts.get("released") is False:
-            raise unreleased(name)
-        if override(name):
-            raise UserError(
-                f"there is no `{path(name)}`, where the environment says that `{name}` lies",
-                "mend or unset it",
-                DOWNLOAD,
-            )
-        kind = f"{size_text(facts)}, licence: {facts['licence']}"
-        raise UserError(f"`{name}` is not in the cache ({kind}): `{path(name)}`", f"`purebench fetch {name}`", DOWNLOAD)
-    return path(name)
+    if present(name):
+        return path(name)
+    facts = entry(name)
+    if facts.get("released") is False:
+        raise unreleased(name)
+    if override(name):
+        message = f"there is no `{path(name)}`, where the environment says that `{name}` lies"
+        raise UserError(message, "mend or unset it", DOWNLOAD)
+    kind = f"{size_text(facts)}, licence: {facts['licence']}"
+    raise UserError(f"`{name}` is not in the cache ({kind}): `{path(name)}`", f"`purebench fetch {name}`", DOWNLOAD)
 
 
 def bring(names: list[str]) -> str:
@@ -256,6 +285,7 @@ def size_text(facts: Entry) -> str:
 def bytes_text(count: float) -> str:
     """1707310559 -> `1.71 GB`"""
     for unit in ("B", "kB", "MB"):
+        # What three digits would round to 1000 is one of the next unit.
         if count < 999.5:
             return f"{count:.3g} {unit}"
         count /= 1000

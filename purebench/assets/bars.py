@@ -18,26 +18,33 @@ class Show:
     """Progress on stderr: one line after ten seconds, then one a minute."""
 
     def say(self, line: str) -> None:
+        """Shows a line of text."""
         print(f"purebench: {line}", file=sys.stderr, flush=True)
 
     def start(self, label: str) -> None:
+        """A download of this name begins."""
         self.label, self.total = label, 0
+        # As if the last line were so long ago that the first comes after ten seconds.
         self.last_line = time.monotonic() - LINE_EVERY + FIRST_LINE
 
     def size(self, have: int, total: int | None) -> None:
+        """An answer begins: `have` bytes are there already, of `total` if that is known."""
         self.total = total or 0
         self.at(have)
 
     def at(self, have: int) -> None:
+        """`have` bytes are there."""
         if time.monotonic() - self.last_line >= LINE_EVERY:
             self.last_line = time.monotonic()
             self.say(f"`{self.label}`: {bytes_text(have)}{f' of {bytes_text(self.total)}' if self.total else ''}")
 
     def stop(self) -> None:
-        pass
+        """The download is over, in whatever way."""
 
 
 class Quiet(Show):
+    """Shows nothing."""
+
     def say(self, line: str) -> None:
         pass
 
@@ -48,31 +55,26 @@ class Bars(Show):
     bar: Progress | None = None
 
     def say(self, line: str) -> None:
+        # Past the bar's console, a line would be written into the middle of the bar. Without markup: `[..]` in a URL is none.
         if self.bar:
             self.bar.console.print(f"purebench: {line}", markup=False, highlight=False)
         else:
             super().say(line)
 
     def start(self, label: str) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
+        from rich import console, progress
 
+        # The next source of a file begins a bar of its own, and only one can be on the screen.
         self.stop()
         columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(bar_width=24),
+            progress.DownloadColumn(),
+            progress.TransferSpeedColumn(),
+            progress.TimeRemainingColumn(),
         )
-        self.bar = Progress(*columns, console=Console(stderr=True), transient=True)
+        # stdout is for data: it may be a pipe.
+        self.bar = progress.Progress(*columns, console=console.Console(stderr=True), transient=True)
         self.task = self.bar.add_task(label, total=None)
         self.bar.start()
 

@@ -14,17 +14,16 @@ from purebench import assets, networks
 from purebench.assets import readers
 from purebench.errors import DOWNLOAD, UserError
 
-FORMATS = {
-    "archive": "state-dict",
-    "torchvision": "state-dict",
-    "timm": "state-dict",
-}  # a registry's word -> the reader's
+# Registry's words for where a state dict comes from; the reader knows it by its layout.
+STATE_DICTS = ("archive", "torchvision", "timm")
+# Of a context and not arguments: `--dry-run` and the rehearsal load networks by way of factories, which know nothing of either.
 _untrained: ContextVar[bool] = ContextVar("untrained", default=False)
 _hollow: ContextVar[bool] = ContextVar("hollow", default=False)
 
 
 @contextmanager
 def _within(mode: ContextVar[bool]) -> Iterator[None]:
+    """Within: the mode is on; afterwards it is as it was before, also where one such block is in another."""
     token = mode.set(True)
     try:
         yield
@@ -50,6 +49,7 @@ def load(asset: str, *, weights: str = "ema", member: str = "", path: str = "") 
         return nn.Module()
     if not path:
         return _load(asset, None, weights, member)
+    # The registry's advice is about its own file, which the user does not want: fetching it again would not help.
     try:
         return _load(asset, Path(path), weights, "")
     except UserError as error:
@@ -58,7 +58,9 @@ def load(asset: str, *, weights: str = "ema", member: str = "", path: str = "") 
 
 
 def _load(asset: str, own: Path | None, weights: str, member: str) -> nn.Module:
+    """The asset's network, filled from its file or from the user's `own`."""
     entry, what = assets.entry(asset), str(own or asset)
+    # An EDM pickle holds its configuration; the registry's is for when no file is read.
     if entry["format"] == "edm-pickle" and not _untrained.get():
         config, found = readers.edm(own or assets.need(asset))
         return fill(networks.build(entry["network"], config), found, what)
@@ -66,8 +68,9 @@ def _load(asset: str, own: Path | None, weights: str, member: str) -> nn.Module:
     order = [name for name, _ in network.named_parameters()]
     if own is None:
         return fill(network, state(asset, weights=weights, member=member, order=order), what)
-    form = "safetensors" if own.suffix == ".safetensors" else _format(entry)
-    return fill(network, read(own, form, weights=weights, order=order), what)
+    # A user may have converted the file; only this format can be told by a name.
+    format = "safetensors" if own.suffix == ".safetensors" else _format(entry)
+    return fill(network, read(own, format, weights=weights, order=order), what)
 
 
 def state(asset: str, *, weights: str = "ema", member: str = "", order: list[str] | None = None) -> dict[str, Tensor]:
@@ -80,8 +83,7 @@ def state(asset: str, *, weights: str = "ema", member: str = "", order: list[str
 
 def _format(entry: assets.Entry) -> str:
     """The reader's word for how the asset's file is laid out."""
-    name: str = entry["format"]
-    return FORMATS.get(name, name)
+    return "state-dict" if entry["format"] in STATE_DICTS else entry["format"]
 
 
 def read(path: Path, format: str, *, weights: str = "ema", order: list[str] | None = None) -> dict[str, Tensor]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import hashlib
 import json
 import os
 import shutil
@@ -25,7 +24,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from purebench import assets, atomic
-from purebench.assets import Part, bytes_text
+from purebench.assets import Entry, Part, bytes_text
 from purebench.assets.bars import Show
 from purebench.assets.download import (
     CHUNK,
@@ -40,6 +39,7 @@ from purebench.assets.download import (
 )
 from purebench.errors import DOWNLOAD, UserError, unknown
 
+# `confirm=t` passes over the page that says that a file is too large to be scanned; where Drive shows it still, `download` answers it.
 DRIVE = "https://drive.usercontent.google.com/download?id={}&export=download&confirm=t"
 TORCH = (b"PK\x03\x04", b"\x80")  # how torch's files and pickles begin
 
@@ -50,11 +50,12 @@ TORCH = (b"PK\x03\x04", b"\x80")  # how torch's files and pickles begin
 def wanted(names: Iterable[str]) -> list[str]:
     """The assets that the names of assets, datasets and papers mean; UserError for a name that is none."""
     sets, table = assets.sets(), assets.table()
+    # A dictionary and no set: the assets come in the order in which they were asked for.
     found: dict[str, None] = {}
     for name in names:
         if name not in table and name not in sets:
             raise unknown("asset, dataset or paper", name, [*sets, *table], "purebench fetch --list")
-        found |= dict.fromkeys(sets.get(name, [name]) if name not in table else [name])
+        found |= dict.fromkeys([name] if name in table else sets[name])
     return list(found)
 
 
@@ -63,30 +64,54 @@ def plan(names: Iterable[str]) -> list[dict[str, str]]:
     rows = []
     for name in wanted(names):
         facts, found = assets.entry(name), assets.parts(name)
-        usable = [s for part in found for s in sources(part)]
-        states = {"ships with purebench": "package" in facts.get("sources", ()), "never released": not found}
-        states |= {"present": assets.present(name), "by hand": not any(map(automatic, usable)), "to fetch": True}
-        origin = sorted(usable, key=lambda s: not automatic(s))[0] if usable else {}
+        usable = [source for part in found for source in sources(part)]
+        origin = min(usable, key=lambda source: not automatic(source), default={})
         rows.append(
             {
-                "asset": name, "size": assets.size_text(found[0].facts if len(found) == 1 else facts),
-                "licence": facts["licence"], "trust": facts["trust"],
-                "state": next(s for s, holds in states.items() if holds),
+                "asset": name,
+                "size": assets.size_text(found[0].facts if len(found) == 1 else facts),
+                "licence": facts["licence"],
+                "trust": facts["trust"],
+                "state": _state(name, found, usable),
                 "from": urlsplit(browser(origin, found[0].file.name)).hostname or "" if origin else "",
                 "to": str(assets.path(name)) if found else "",
             }
-        )  # fmt: skip
+        )
     return rows
+
+
+def _state(name: str, found: list[Part], usable: list[dict[str, str]]) -> str:
+    """What `plan` says of an asset: in what way it is there, or how it could come."""
+    if assets.ships(name):
+        return "ships with purebench"
+    if not found:
+        return "never released"
+    if assets.present(name):
+        return "present"
+    return "to fetch" if any(map(automatic, usable)) else "by hand"
 
 
 def download_text(names: Iterable[str]) -> str:
     """`to download: 1.71 GB and 2 files of unknown size; 69 GB are free`."""
-    found = [p for name in wanted(names) if not assets.override(name) for p in assets.parts(name) if not p.whole()]
-    sizes = [p.facts.get("size") or p.facts.get("about") or 0 for p in found if any(map(automatic, sources(p)))]
+    sizes = [_expected_size(part) for part in _to_download(_pieces(wanted(names)))]
     unknown_ones = f" and {sizes.count(0)} files of unknown size" if 0 in sizes else ""
-    return (
-        f"to download: {bytes_text(sum(sizes))}{unknown_ones}; {bytes_text(free_bytes(assets.cache_folder()))} are free"
-    )
+    free = bytes_text(free_bytes(assets.cache_folder()))
+    return f"to download: {bytes_text(sum(sizes))}{unknown_ones}; {free} are free"
+
+
+def _pieces(names: list[str]) -> list[Part]:
+    """The files of the assets, without those that the user keeps elsewhere."""
+    return [part for name in names if not assets.override(name) for part in assets.parts(name)]
+
+
+def _to_download(pieces: list[Part]) -> list[Part]:
+    """Those that are not there and that a program can bring."""
+    return [part for part in pieces if not part.whole() and any(map(automatic, sources(part)))]
+
+
+def _expected_size(part: Part) -> int:
+    """Bytes, as far as the registry knows; 0 where it does not."""
+    return part.facts.get("size") or part.facts.get("about") or 0
 
 
 def sources(part: Part) -> list[dict[str, str]]:
@@ -119,6 +144,7 @@ def browser(source: dict[str, str], file: str) -> str:
     """The URL for a person's browser."""
     match source:
         case {"gdrive": key}:
+            # Where a quota is used up for programs, a browser that is logged in may still get the file.
             return f"https://drive.google.com/file/d/{key}/view"
         case {"gdrive-folder": key}:
             return f"https://drive.google.com/drive/folders/{key}"
@@ -129,7 +155,7 @@ def browser(source: dict[str, str], file: str) -> str:
 
 def by_hand(part: Part) -> str:
     """What a person can do: where to click and where to put it."""
-    urls = [browser(s, part.file.name) for s in sources(part)]
+    urls = [browser(source, part.file.name) for source in sources(part)]
     where = f"open {' or '.join(urls)} in a browser" if urls else "find the file"
     if "by_hand" in part.facts:
         return f"{where}, {part.facts['by_hand']}, below `{part.file}` or wherever {assets.variable(part.asset)} says"
@@ -152,28 +178,24 @@ def fetch(
     offline: opens no connection. given: a file to take instead of downloading. UserError: unknown names; no space at all."""
     show, rows, errors = show or Show(), [], []
     names = wanted(names)
-    pieces = [part for name in names if not assets.override(name) for part in assets.parts(name)]
+    pieces = _pieces(names)
     if given:
         pieces = [part_given(pieces, given)]
         names = [pieces[0].asset]
     elif not offline:
-        missing = [p for p in pieces if not p.whole() and any(map(automatic, sources(p)))]
+        # The sum over all files: each alone may find the space that the next one needs, and hours would pass before that is known.
+        missing = _to_download(pieces)
         require_space(assets.cache_folder(), sum(_disk_needed(p) - size_of(p.beside(".part")) for p in missing))
     for name in names:
-        state = "present"
+        own = [part for part in pieces if part.asset == assets.entry(name).get("same_as", name)]
         try:
-            if "package" in assets.entry(name).get("sources", ()) or assets.override(name):
-                assets.need(name)
-            elif not assets.parts(name):
-                raise assets.unreleased(name)
-            for part in [p for p in pieces if p.asset == assets.entry(name).get("same_as", name)]:
-                if fetch_part(part, offline=offline, given=given, sleep=sleep, show=show):
-                    state = "fetched"
+            state = "fetched" if _fetch_asset(name, own, offline, given, sleep, show) else "present"
         except UserError as error:
             errors.append(error)
             state = "failed"
         finally:
             show.stop()
+        # A failed asset may have no path: one that was never released.
         where = assets.path(name) if state != "failed" else None
         size = bytes_text(where.stat().st_size) if where and where.is_file() else ""
         rows.append(
@@ -182,13 +204,28 @@ def fetch(
     return rows, errors
 
 
+def _fetch_asset(
+    name: str, pieces: list[Part], offline: bool, given: Path | None, sleep: Callable[[float], None], show: Show
+) -> bool:
+    """Whether any file of the asset was brought. UserError if one cannot be, or if nobody can get the asset."""
+    if assets.ships(name) or assets.override(name):
+        assets.need(name)
+        return False
+    if not assets.parts(name):
+        raise assets.unreleased(name)
+    # All of them before any is looked at: `any` over a generator would end with the first file that was brought.
+    brought = [fetch_part(part, offline=offline, given=given, sleep=sleep, show=show) for part in pieces]
+    return any(brought)
+
+
 def part_given(pieces: list[Part], given: Path) -> Part:
     """The one file that `--from` brings."""
     if not given.is_file():
         what = "is a folder" if given.is_dir() else "does not exist"
         raise UserError(f"`--from {given}` {what}", "it takes the downloaded file, archives as they are")
+    # Of several files the name decides; of one it does not matter, since browsers rename what they download.
     if len(pieces) > 1:
-        pieces = [p for p in pieces if p.file.name == given.name]
+        pieces = [part for part in pieces if part.file.name == given.name]
     if len(pieces) != 1 or "by_hand" in pieces[0].facts:
         raise UserError(
             f"`--from {given}` brings one file, and it is not clear which", "name one asset; keep its files' own names"
@@ -198,11 +235,15 @@ def part_given(pieces: list[Part], given: Path) -> Part:
 
 def fetch_part(part: Part, *, offline: bool, given: Path | None, sleep: Callable[[float], None], show: Show) -> bool:
     """True if the file was brought, False if it was there. UserError (exit 3) with every source and why it failed."""
+    # Without the lock on the file: what was verified once is not looked at again.
     if not given and part.lock() and part.whole():
         return False
-    missing = f"`{part.label}` is not in the cache, and `--offline` opens no connection"
+    absent = UserError(
+        f"`{part.label}` is not in the cache, and `--offline` opens no connection", by_hand(part), DOWNLOAD
+    )
+    # Before the folder and the lock are made: `--offline` then needs no cache that can be written.
     if offline and not given and not part.whole() and not part.file.exists():
-        raise UserError(missing, by_hand(part), DOWNLOAD)
+        raise absent
     if "by_hand" in part.facts:
         if part.whole():
             return False
@@ -213,23 +254,29 @@ def fetch_part(part: Part, *, offline: bool, given: Path | None, sleep: Callable
         if given and (part.result == part.file or not part.whole()):
             copy_given(part, given)
             return True
+        # Asked again under the lock: the process that held it may have brought the file meanwhile.
         if already_there(part, show):
             return False
         if offline:
-            raise UserError(missing, by_hand(part), DOWNLOAD)
-        failures = []
-        for source in filter(automatic, sources(part)):
-            url = address(source, part.file.name)
-            try:
-                download_verified(part, url, drive="gdrive" in source, sleep=sleep, show=show)
-                return True
-            except SourceFailed as why:
-                failures.append(f"\n  {browser(source, part.file.name)}: {why}")
-                show.say(f"`{part.label}`: {urlsplit(url).hostname}: {why}")
-            except KeyboardInterrupt:
-                kept = size_of(part.beside(".part"))
-                show.say(f"kept {bytes_text(kept)} of `{part.label}`; the same command goes on from there")
-                raise
+            raise absent
+        _from_a_source(part, sleep, show)
+        return True
+
+
+def _from_a_source(part: Part, sleep: Callable[[float], None], show: Show) -> None:
+    """The file from the first source that has it. UserError (exit 3) with every source and why it failed."""
+    failures = []
+    for source in filter(automatic, sources(part)):
+        url = address(source, part.file.name)
+        try:
+            return download_verified(part, url, drive="gdrive" in source, sleep=sleep, show=show)
+        except SourceFailed as why:
+            failures.append(f"\n  {browser(source, part.file.name)}: {why}")
+            show.say(f"`{part.label}`: {urlsplit(url).hostname}: {why}")
+        except KeyboardInterrupt:
+            kept = size_of(part.beside(".part"))
+            show.say(f"kept {bytes_text(kept)} of `{part.label}`; the same command goes on from there")
+            raise
     reasons = "".join(failures) or " no source of it can be downloaded from by a program"
     raise UserError(f"could not fetch `{part.label}`:{reasons}", by_hand(part), DOWNLOAD)
 
@@ -238,15 +285,18 @@ def already_there(part: Part, show: Show) -> bool:
     """Whether the file is there and good. One without a lock file is verified here; a bad one is renamed to `.bad`."""
     if part.file.is_file():
         try:
+            # The size is enough for a file that was verified: hashing 2 GB at every `fetch` would take seconds.
             if not (part.lock() and size_of(part.file) == part.lock()["size"]):
                 pin(part, verify(part, part.file), part.file, "found in the cache")
             if part.result != part.file and not part.whole():
                 unpack(part)
             return True
         except SourceFailed as why:
+            # Renamed and not deleted: a user may have put it there, and it took hours to get.
             show.say(f"`{part.file}` is not `{part.label}`: {why}; it is now `{part.file.name}.bad`")
             with disk_errors(part.file):
                 os.replace(part.file, part.beside(".bad"))
+    # An archive is deleted once it is unpacked: what it unpacked to may be there without it.
     if part.result == part.file or not part.whole():
         return False
     if not part.lock():
@@ -273,17 +323,16 @@ def locked(part: Part, show: Show) -> Iterator[None]:
 
 def download_verified(part: Part, url: str, *, drive: bool, sleep: Callable[[float], None], show: Show) -> None:
     """The file from one URL, verified and in its place. SourceFailed if that cannot be; a wrong file is gone then."""
-    temporary = part.beside(".part")
     show.start(part.label)
     while True:
         resumed = resumable(part, url)[0] > 0
         download(part, url, drive=drive, sleep=sleep, show=show)
         try:
-            accept(part, temporary, url)
-            return
+            return accept(part, part.beside(".part"), url)
         except SourceFailed as why:
             discard(part)
-            if not resumed:  # else what came before may have been wrong, and this source is good
+            # What came before may have been wrong, and this source good; from the beginning, it is the source that is wrong.
+            if not resumed:
                 raise
             show.say(f"`{part.label}`: {why}; once more from the beginning")
 
@@ -293,6 +342,7 @@ def download_verified(part: Part, url: str, *, drive: bool, sleep: Callable[[flo
 
 def copy_given(part: Part, given: Path) -> None:
     """`--from FILE`: a copy of it, verified, in its place; UserError if it is another file."""
+    # A name of its own: `.part` may hold what a download has brought so far.
     temporary = part.beside(".from")
     require_space(part.file.parent, _disk_needed(part, given.stat().st_size), part)
     try:
@@ -309,9 +359,9 @@ def accept(part: Part, temporary: Path, source: str) -> None:
     """Verifies the file, pins its hash, renames it to its name, unpacks it. SourceFailed if it is a wrong one."""
     found = verify(part, temporary)
     with disk_errors(part.file):
+        # On disk before it has its name: a loss of power must not leave the name on an empty file.
         atomic.sync(temporary)
-    pin(part, found, temporary, source)
-    with disk_errors(part.file):
+        pin(part, found, temporary, source)
         os.replace(temporary, part.file)
         discard(part)
     if part.result != part.file:
@@ -320,42 +370,53 @@ def accept(part: Part, temporary: Path, source: str) -> None:
 
 def verify(part: Part, path: Path) -> str:
     """The sha256 of a file that has the size, the hashes and the first bytes that it must have; SourceFailed if it has not."""
-    facts, lock = part.facts, part.lock()
+    facts = part.facts
+    # First what costs nothing and says most: a web page has a wrong hash too, but the hash does not say that it is a page.
     if why := assets.wrong_bytes(path):
         raise SourceFailed(why)
     if facts.get("size") and size_of(path) != facts["size"]:
         raise SourceFailed(f"it has {size_of(path):,} bytes, not {facts['size']:,}")
-    hashes = {"sha256": hashlib.sha256(), "md5": hashlib.md5(usedforsecurity=False)}
-    with path.open("rb") as file:
-        head = file.read(4)
-        file.seek(0)
-        while piece := file.read(CHUNK):
-            for digest in hashes.values():
-                digest.update(piece)
+    sha256 = assets.sha256(path)
     for kind in assets.HASHES:
         expected = facts.get(kind, "")
-        got = hashes[kind.removesuffix("-prefix")].hexdigest()
+        got = assets.md5(path) if expected and kind == "md5" else sha256
+        # A prefix of eight digits is what torchvision's and timm's file names publish.
         if expected and not (got.startswith(expected) if kind == "sha256-prefix" else got == expected):
             raise SourceFailed(f"its {kind} is {got[:12]}.., not {expected[:12]}.. (trust: {facts['trust']})")
-    got = hashes["sha256"].hexdigest()
+    # A prefix alone is too short to be trusted: such a file is held to its pin as well.
     if not facts.get("sha256") and not facts.get("md5"):
-        if lock and lock["sha256"] != got:
-            raise SourceFailed(
-                f"its sha256 is {got[:12]}.., but {lock['sha256'][:12]}.. was pinned when it first came ({lock.get('when', '?')}, "
-                f"{lock.get('source', '?')}); if the publisher has replaced it, delete `{part.beside('.lock.json')}`"
-            )
-        network = facts.get("kind") in ("score", "classifier") and part.result == part.file
-        if network and facts.get("format") != "safetensors" and not head.startswith(TORCH):
-            raise SourceFailed("it is no file of torch's: neither a zip nor a pickle")
-    return got
+        _check_first_use(part, path, sha256)
+    return sha256
+
+
+def _check_first_use(part: Part, path: Path, sha256: str) -> None:
+    """SourceFailed if a file without a published hash differs from what first came under its name, or is no file of torch's."""
+    facts, lock = part.facts, part.lock()
+    if lock and lock["sha256"] != sha256:
+        raise SourceFailed(
+            f"its sha256 is {sha256[:12]}.., but {lock['sha256'][:12]}.. was pinned when it first came ({lock.get('when', '?')}, "
+            f"{lock.get('source', '?')}); if the publisher has replaced it, delete `{part.beside('.lock.json')}`"
+        )
+    network = facts.get("kind") in ("score", "classifier") and part.result == part.file
+    if network and facts.get("format") != "safetensors" and not _head(path).startswith(TORCH):
+        raise SourceFailed("it is no file of torch's: neither a zip nor a pickle")
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(4)
 
 
 def pin(part: Part, sha256: str, path: Path, source: str) -> None:
     """Writes `.lock.json`, before the file has its name: a kill in between leaves a pin and no file."""
     published = any(part.facts.get(kind) for kind in assets.HASHES)
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    facts = {"sha256": sha256, "size": size_of(path), "source": source, "when": now}
-    facts["trust"] = part.facts["trust"] if published else "first-use"
+    facts: Entry = {
+        "sha256": sha256,
+        "size": size_of(path),
+        "source": source,
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "trust": part.facts["trust"] if published else "first-use",
+    }
     with disk_errors(part.file):
         atomic.replace(part.beside(".lock.json"), json.dumps(facts, indent=1) + "\n")
 
@@ -363,20 +424,14 @@ def pin(part: Part, sha256: str, path: Path, source: str) -> None:
 def unpack(part: Part) -> None:
     """The archive's contents under their name in one rename; then the archive goes. UserError if it cannot be unpacked."""
     work = part.beside(".unpacking")
+    # What a killed process left is half an archive.
     shutil.rmtree(work, ignore_errors=True)
     try:
         with disk_errors(part.file):
             work.mkdir()
-            if tarfile.is_tarfile(part.file):
-                with tarfile.open(part.file) as tar:
-                    tar.extractall(work, filter="data")
-            elif zipfile.is_zipfile(part.file):
-                with zipfile.ZipFile(part.file) as archive:
-                    archive.extractall(work)
-            else:
-                with gzip.open(part.file) as packed, (work / part.result.name).open("wb") as file:
-                    shutil.copyfileobj(packed, file, CHUNK)
+            _extract(part, work)
             name = part.result.name
+            # Some archives hold the folder, some hold it one level down, and some are its contents.
             found = next((p for p in (work / name, *sorted(work.glob(f"*/{name}"))) if p.exists()), work)
             check_contents(part, found)
             os.replace(found, part.result)
@@ -388,11 +443,25 @@ def unpack(part: Part) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
+def _extract(part: Part, folder: Path) -> None:
+    """Into the folder: a tar (compressed or not), a zip, or one gzipped file, by what it is and not by what it is called."""
+    if tarfile.is_tarfile(part.file):
+        with tarfile.open(part.file) as tar:
+            # Nothing outside the folder, no devices, no links that leave it: archives come from the network.
+            tar.extractall(folder, filter="data")
+    elif zipfile.is_zipfile(part.file):
+        with zipfile.ZipFile(part.file) as archive:
+            archive.extractall(folder)
+    else:
+        with gzip.open(part.file) as packed, (folder / part.result.name).open("wb") as file:
+            shutil.copyfileobj(packed, file, CHUNK)
+
+
 def check_contents(part: Part, folder: Path) -> None:
     """UserError unless the files that the registry knows inside an archive are there, byte for byte."""
     for name, expected in part.facts.get("inside", {}).items():
         file = folder / name
-        if not file.is_file() or hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest() != expected:
+        if not file.is_file() or assets.md5(file) != expected:
             raise UserError(
                 f"`{part.result}` is not `{part.label}`: `{name}` in it is missing or another file",
                 f"move `{part.result}` away, then `purebench fetch {part.asset}`",
@@ -402,5 +471,4 @@ def check_contents(part: Part, folder: Path) -> None:
 
 def _disk_needed(part: Part, size: int = 0) -> int:
     """Bytes on disk while it is fetched: archives are there twice for a moment."""
-    size = size or part.facts.get("size") or part.facts.get("about") or 0
-    return size * (1 if part.result == part.file else 2)
+    return (size or _expected_size(part)) * (1 if part.result == part.file else 2)

@@ -29,7 +29,7 @@ from purebench.assets.unpickle import FETCH_AGAIN, Broken, Refused
 from purebench.errors import DOWNLOAD, UserError, unknown
 
 MAX_BYTES = 8 << 30  # of a checkpoint file
-# DataParallel around a normalisation and the network; DataParallel; a wrapper
+# What DataParallel around a normalisation and the network puts before a key; DataParallel; a wrapper. The longest comes first.
 PREFIXES = ("module.0.", "module.", "model.")
 DERIVED = ("sigmas", "num_batches_tracked")  # buffers that networks work out themselves; files may lack them
 PRECONDITIONERS = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve"}
@@ -38,7 +38,8 @@ TORCH: dict[str, unpickle.Rule] = {  # in any torch file, besides
     "torch.Size": lambda items=(): tuple(items),
     "argparse.Namespace": unpickle.node("argparse.Namespace"),
 }
-SAFE: list[Any] = [  # the same for torch.load: what people save beside the weights
+# The same for torch.load: what people save beside the weights, such as an accuracy as a numpy scalar or their options.
+SAFE: list[Any] = [
     argparse.Namespace,
     np.dtype,
     *{type(np.dtype(code)) for code in unpickle.NUMPY_CODES},
@@ -54,12 +55,11 @@ def state(
     *,
     order: Order = None,
     weights: str = "ema",
-    prefixes: Sequence[str] = PREFIXES,
 ) -> dict[str, Tensor]:
     """The weights of a checkpoint by key, on CPU; floating ones as float32, whole numbers as they are.
 
     format: a name of `FORMATS`. order: the network's parameters, as `score-sde` needs them.
-    weights: `ema` or `raw`, for the formats that hold both. prefixes: each is taken off if every key carries it.
+    weights: `ema` or `raw`, for the formats that hold both.
     UserError: an unknown format; exit 3 for a file that is missing, damaged, hostile or of another layout."""
     path = Path(path)
     if format not in FORMATS:
@@ -67,7 +67,8 @@ def state(
     if weights not in ("ema", "raw"):
         raise unknown("kind of weights", weights, ("ema", "raw"))
     with _as_user_errors(path, format):
-        return _float32(FORMATS[format](path, order, weights, prefixes), 4 * path.stat().st_size)
+        # A value takes a byte or more in the file and four here.
+        return _float32(FORMATS[format](path, order, weights), 4 * path.stat().st_size)
 
 
 @contextlib.contextmanager
@@ -104,17 +105,16 @@ def load(network: nn.Module, state: Mapping[str, Tensor], what: str, derived: Se
     derived: last parts of the keys that may be absent. UserError (exit 3), with the network untouched, if keys are missing or
     unexpected, if shapes differ, or if a tensor holds NaN or infinity."""
     own = network.state_dict()
-    missing = [key for key in own if key not in state and key.rpartition(".")[2] not in derived]
-    unexpected = [key for key in state if key not in own]
+    missing = [f"`{key}`" for key in own if key not in state and key.rpartition(".")[2] not in derived]
+    unexpected = [f"`{key[:80]}`" for key in state if key not in own]
     shapes = [
         f"`{key}` {list(state[key].shape)}, expected {list(own[key].shape)}"
         for key in own
         if key in state and state[key].shape != own[key].shape
     ]
-    quoted = ("missing", [f"`{k}`" for k in missing]), ("unexpected", [f"`{k[:80]}`" for k in unexpected])
     wrong = [
         f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ..' if len(keys) > 3 else ''})"
-        for kind, keys in (*quoted, ("of another shape", shapes))
+        for kind, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
         if keys
     ]
     if wrong:
@@ -124,13 +124,12 @@ def load(network: nn.Module, state: Mapping[str, Tensor], what: str, derived: Se
             DOWNLOAD,
         )
     for key, tensor in state.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            bad = int((~tensor.isfinite()).sum())
-            raise UserError(
-                f"`{what}` holds NaN or infinity: {bad:,} of {tensor.numel():,} values of `{key}`",
-                FETCH_AGAIN,
-                DOWNLOAD,
-            )
+        # Looked at here: later a NaN would seem to come from the defense, and count as a wrong answer.
+        bad = int((~tensor.isfinite()).sum())
+        if bad:
+            message = f"`{what}` holds NaN or infinity: {bad:,} of {tensor.numel():,} values of `{key}`"
+            raise UserError(message, FETCH_AGAIN, DOWNLOAD)
+    # `strict` is asked above, with words for what does not fit, and but for what networks derive.
     network.load_state_dict(dict(state), strict=False)
     return network
 
@@ -144,6 +143,7 @@ def read(path: Path) -> object:
         head = file.read(512)
         unpickle.check_head(head, path.name)
         zipped = head.startswith(b"PK\x03\x04")
+        # torch refuses these too, with words that do not say what the file is.
         if not zipped and head[257:262] == b"ustar":
             raise Broken("it is a tar file, as torch wrote them before 2017; such files cannot be read safely")
         try:
@@ -154,6 +154,7 @@ def read(path: Path) -> object:
         except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
             raise Broken(f"it is cut short, or damaged ({str(error)[:120]})") from None
     try:
+        # Mapped: what is not used, such as an optimizer's state, is then never read.
         with torch.serialization.safe_globals(SAFE):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # on damaged files torch raises whatever it happens upon
@@ -165,16 +166,20 @@ def _check_zip(path: Path, size: int) -> None:
     with zipfile.ZipFile(path) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
         total = sum(entry.file_size for entry in entries.values())
+        # Two readers might each find another one of them: what was checked would not be what is loaded.
         if len(entries) < len(archive.infolist()):
             raise Refused("it holds two members of one name")
         programs = [name for name in entries if name.endswith("data.pkl")]
+        # constants.pkl is TorchScript's, which holds a program to be run.
         if len(programs) != 1 or any(name.endswith("constants.pkl") for name in entries):
             raise Broken("it is a zip file, but none of torch's checkpoints")
+        # torch stores without compression: what unpacks to more than it is was made to fill the memory.
         if total > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
             raise Refused(f"it unpacks to {total:,} bytes, more than its {size:,}, or is compressed")
         content = archive.read(programs[0])
     folder = programs[0].removesuffix("data.pkl") + "data/"
 
+    # torch would make room for what is announced before it finds that it is not there.
     def storage(pid: object) -> unpickle.Storage:
         found = unpickle.storage_id(pid)
         held = entries[folder + found.key].file_size if folder + found.key in entries else 0
@@ -192,10 +197,12 @@ def _check_legacy(file: BinaryIO, size: int) -> None:
 
         def storage(pid: object) -> unpickle.Storage:
             found = unpickle.storage_id(pid)
+            # One storage may be announced by several tensors; it is stored once.
             storages[found.key] = max(storages.get(found.key, 0), found.nbytes)
             return found
 
         _, keys = unpickle.legacy(stream, TORCH, storage)
+        # Before the values of each storage stands their number, in eight bytes.
         needed, held = sum(storages.values()) + 8 * len(keys), size - stream.tell()
     if set(keys) != set(storages):
         raise Broken("it does not list its storages")
@@ -203,25 +210,27 @@ def _check_legacy(file: BinaryIO, size: int) -> None:
         raise Broken(f"it is cut short: it announces {unpickle.count_text(needed)} bytes of tensors and holds {held:,}")
 
 
-# The layouts: (path, order, weights, prefixes) -> key -> tensor.
+# The layouts: (path, order, weights) -> key -> tensor.
 
 
-def _state_dict(path: Path, order: Order, weights: str, prefixes: Sequence[str]) -> object:
+def _state_dict(path: Path, order: Order, weights: str) -> object:
+    """A state dict, or a dictionary that holds one; its keys without the prefixes of wrappers."""
     found = read(path)
+    # What people call the weights where they save other things beside them.
     for name in ("state_dict", "model_state_dict", "model", "net"):
         if isinstance(found, dict) and isinstance(found.get(name), dict):
             found = found[name]
             break
-    return _strip(found, prefixes)
+    return _strip(found)
 
 
-def _score_sde(path: Path, order: Order, weights: str, prefixes: Sequence[str]) -> object:
-    """{optimizer, model, ema: {decay, num_updates, shadow_params: list in the order of the parameters}, step}"""
+def _score_sde(path: Path, order: Order, weights: str) -> object:
+    """{optimizer, model, ema: {decay, num_updates, shadow_params: list in the order of the parameters}, step}."""
     found = read(path)
     if not isinstance(found, dict) or not {"model", "ema"} <= set(found):
         raise Broken(f"it holds {_described(found)}, expected optimizer, model, ema, step")
     if weights == "raw":
-        return _strip(found["model"], prefixes)
+        return _strip(found["model"])
     shadow = found["ema"].get("shadow_params") if isinstance(found["ema"], dict) else None
     if not isinstance(shadow, list) or not all(isinstance(value, Tensor) for value in shadow):
         raise Broken("its `ema` holds no list `shadow_params` of tensors")
@@ -229,24 +238,27 @@ def _score_sde(path: Path, order: Order, weights: str, prefixes: Sequence[str]) 
         raise UserError("the averaged weights of `score-sde` come without names, expected the network's `order`")
     if len(shadow) != len(order):
         raise Broken(f"its `ema` holds {len(shadow)} tensors, expected the network's {len(order)} parameters")
+    # The averaged weights have no names, only an order: where two neighbours are exchanged, only a shape can tell.
     for name, value in zip(order, shadow, strict=True):
         if isinstance(order, Mapping) and tuple(value.shape) != tuple(order[name]):
             raise Broken(f"its `ema` has {list(value.shape)} in the place of `{name}`, expected {list(order[name])}")
     return dict(zip(order, shadow, strict=True))
 
 
-def _ncsnv2(path: Path, order: Order, weights: str, prefixes: Sequence[str]) -> object:
-    """[model, optimizer, epoch, step, ema], the last only where training averaged"""
+def _ncsnv2(path: Path, order: Order, weights: str) -> object:
+    """[model, optimizer, epoch, step, ema], the last only where training averaged."""
     found = read(path)
     if not isinstance(found, list) or len(found) not in (4, 5):
         raise Broken(f"it holds {_described(found)}, expected a list of model, optimizer, epoch, step, ema")
+    # Never the raw weights instead: they give other numbers under the same name.
     if weights == "ema" and len(found) < 5:
         raise Broken("it holds no averaged weights, only raw ones")
-    return _strip(found[4 if weights == "ema" else 0], prefixes)
+    return _strip(found[4 if weights == "ema" else 0])
 
 
-def _robustbench(path: Path, order: Order, weights: str, prefixes: Sequence[str]) -> object:
-    """A state dict, or {state_dict}, or {last, best, ..}; `module.`, then `model.` go from whichever keys carry them"""
+def _robustbench(path: Path, order: Order, weights: str) -> object:
+    """A state dict, or {state_dict}, or {last, best, ..}; `module.`, then `model.` go from whichever keys carry them."""
+    # As RobustBench's own `rm_substr_from_state_dict` does it: key by key, not only where all have the prefix.
     found = read(path)
     if isinstance(found, dict):
         found = found.get("state_dict", found.get("last", found))
@@ -255,7 +267,8 @@ def _robustbench(path: Path, order: Order, weights: str, prefixes: Sequence[str]
     return found
 
 
-def _safetensors(path: Path, order: Order, weights: str, prefixes: Sequence[str]) -> object:
+def _safetensors(path: Path, order: Order, weights: str) -> object:
+    """Tensors by key and nothing else, in a format that cannot hold a program."""
     with path.open("rb") as file:
         unpickle.check_head(file.read(512), path.name)
     try:
@@ -264,11 +277,12 @@ def _safetensors(path: Path, order: Order, weights: str, prefixes: Sequence[str]
         raise Broken(f"it is cut short, or of another kind ({str(error)[:120]})") from None
 
 
-def _edm_state(path: Path, order: Order, weights: str, prefixes: Sequence[str]) -> object:
+def _edm_state(path: Path, order: Order, weights: str) -> object:
+    """The weights of an EDM pickle, whose averaged network is the only one used."""
     return _edm(path)[0]
 
 
-FORMATS: dict[str, Callable[[Path, Order, str, Sequence[str]], object]] = {
+FORMATS: dict[str, Callable[[Path, Order, str], object]] = {
     "state-dict": _state_dict,
     "score-sde": _score_sde,
     "ncsnv2-list": _ncsnv2,
@@ -280,9 +294,11 @@ FORMATS: dict[str, Callable[[Path, Order, str, Sequence[str]], object]] = {
 
 def _edm(path: Path) -> tuple[dict[str, Tensor], str, dict[str, Any]]:
     """(tensors, class name, init_kwargs) of an EDM pickle, from the converted files beside it if they are of it."""
+    # Converted once: safetensors can hold no program, and a pickle is walked no oftener than it must be.
     weights, facts_file = path.with_name(path.name + ".safetensors"), path.with_name(path.name + ".json")
     stat = path.stat()
     source = {"sha256": assets.sha256(path), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    # Whatever is wrong with the converted files, the pickle is there: they are made again.
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, SafetensorError):
         facts = json.loads(facts_file.read_text(encoding="utf-8"))
         with safetensors.safe_open(weights, "pt") as file:
@@ -292,16 +308,18 @@ def _edm(path: Path) -> tuple[dict[str, Tensor], str, dict[str, Any]]:
     found = unpickle.read(path)
     tensors = {key: torch.from_numpy(value) for key, value in found.state.items()}
     facts = {"class_name": found.class_name, "init_kwargs": found.init_kwargs, "source": source, "keys": list(tensors)}
-    with contextlib.suppress(OSError):  # where nothing can be written, it is converted again the next time
+    # Where nothing can be written, it is converted again the next time.
+    with contextlib.suppress(OSError):
         with atomic.replacing(weights) as temporary:
             safetensors.torch.save_file(tensors, temporary, {"source": str(source["sha256"])})
+        # Last: a kill in between leaves weights that no facts belong to.
         atomic.replace(facts_file, json.dumps(facts, indent=1))
     return tensors, found.class_name, found.init_kwargs
 
 
-def _strip(state: object, prefixes: Sequence[str]) -> object:
+def _strip(state: object) -> object:
     """The keys without each prefix that all of them carry."""
-    for prefix in prefixes:
+    for prefix in PREFIXES:
         if isinstance(state, dict) and state and all(str(key).startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
@@ -324,6 +342,7 @@ def _float32(state: object, max_bytes: int) -> dict[str, Tensor]:
             raise Broken(f"it holds {_described(value)} as {unpickle.quoted(key)}, expected a tensor")
         if value.layout is not torch.strided or value.is_quantized or value.is_complex():
             raise Broken(f"its {unpickle.quoted(key)} is a tensor of type {value.dtype}, {value.layout}")
+        # Before the copy is made: a view of one byte may claim any number of values.
         max_bytes -= value.numel() * 4
         if max_bytes < 0:
             raise Refused("its tensors hold more than the file")
