@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,9 @@ from purebench import errors
 from purebench.errors import UserError
 
 if TYPE_CHECKING:
-    from purebench.plan.grid import Plan
+    from purebench.plan.grid import Plan, Request
+    from purebench.plan.layouts import Layout
+    from purebench.records.store import Log
     from purebench.running.runner import Outcome, Settings
 
 app = typer.Typer(
@@ -106,7 +109,10 @@ AsJson = Annotated[bool, Option("--json", help="JSON on stdout")]
 # The options of `purebench run`, in the order of its help. Named, so that the signature of `run` is a list of them on one screen; None
 # is what nobody said: a grid, a preset or the dataset then has the word, which a default here would take from them.
 Preset = Annotated[
-    str | None, Argument(metavar="[PRESET|GRID.toml]", help="a preset or a grid file; `quick` if nothing else is said")
+    str | None,
+    Argument(
+        metavar="[PRESET|FILE.toml]", help="a grid or a paper's table (coup/1), or a file; `quick` if nothing is said"
+    ),
 ]
 _PARTS = "name[:k=v,..]; repeat for several"
 Defenses = Annotated[list[str] | None, Option("-d", "--defense", metavar="PART", help=_PARTS)]
@@ -138,6 +144,11 @@ Memory = Annotated[
     str | None, Option(metavar="SIZE", help="bound on states and graphs per worker, such as 4G [default: what is free]")
 ]
 Sanity = Annotated[bool, Option("--sanity", help="add the controls: attacks null and noise")]
+Honest = Annotated[bool, Option("--honest", help="a paper's table: our columns beside its own")]
+Baselines = Annotated[bool, Option("--baselines", help="a paper's table: also quoted rows whose classifier can be had")]
+Only = Annotated[
+    list[str] | None, Option("--only", metavar="WORD", help="a paper's table: rows with this word; repeat for several")
+]
 Fresh = Annotated[bool, Option("--fresh", help="start over; existing cells are renamed, not deleted")]
 DryRun = Annotated[bool, Option("--dry-run", help="print the plan and its estimated time, and stop")]
 Quiet = Annotated[bool, Option("--quiet", help="no progress, no table")]
@@ -149,6 +160,7 @@ Quiet = Annotated[bool, Option("--quiet", help="no progress, no table")]
         "purebench run --defense coup --attack autoattack-rand",
         "purebench run -d diffpure -d coup -a pgd-eot:eot=20 --grad exact --grad adjoint --images 100",
         "purebench run -d coup -a 'transfer:from=(reverse-sde)' -t Linf:0.1 -t L2:0.5",
+        "purebench run coup/1 --dataset digits --images 8",
         "purebench run my-grid.toml --dry-run",
     )
 )
@@ -171,6 +183,9 @@ def run(
     workers: WorkerCount = None,
     memory: Memory = None,
     sanity: Sanity = False,
+    honest: Honest = False,
+    baselines: Baselines = False,
+    only: Only = None,
     fresh: Fresh = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
@@ -194,6 +209,9 @@ def run(
         seeds=tuple(seed or ()),
         evals=evals,
         sanity=sanity,
+        honest=honest,
+        baselines=baselines,
+        only=tuple(only or ()),
     )
     # What may run at all is decided there, for the Python API too; here are only options and messages.
     resources = preflight.Resources(device, rows, workers, memory)
@@ -206,7 +224,7 @@ def run(
     # After the dry run, which does without them: it is how one learns what is missing.
     preflight.require_files(plan)
     outcome = _work_off(plan, settings, quiet)
-    _show_outcome(plan, settings, outcome, as_json, quiet)
+    _show_outcome(plan, settings, outcome, request, as_json, quiet)
 
 
 def _work_off(plan: Plan, settings: Settings, quiet: bool) -> Outcome:
@@ -226,7 +244,9 @@ def _work_off(plan: Plan, settings: Settings, quiet: bool) -> Outcome:
     return outcome
 
 
-def _show_outcome(plan: Plan, settings: Settings, outcome: Outcome, as_json: bool, quiet: bool) -> None:
+def _show_outcome(
+    plan: Plan, settings: Settings, outcome: Outcome, request: Request, as_json: bool, quiet: bool
+) -> None:
     """The table of the plan's cells on stdout, and on stderr which of them failed; if one did, that is the exit code."""
     from purebench.records import store as records
     from purebench.report import tables
@@ -239,8 +259,10 @@ def _show_outcome(plan: Plan, settings: Settings, outcome: Outcome, as_json: boo
     # A cell has no folder where another process holds its source: it was skipped before it was opened.
     folders = [folder for folder in places if (folder / records.CELL).exists()]
     if folders and not quiet:
-        print(tables.render(records.load_all(folders), format="json" if as_json else "md"))
-        _say(f"next: purebench table {settings.out}")
+        layout = _layout(request.preset) if request.preset else None
+        logs, format = records.load_all(folders), "json" if as_json else "md"
+        print(_paper(layout, request, logs, format) if layout else tables.render(logs, format=format))
+        _say(f"next: purebench table {settings.out}{f' --layout {request.preset}' if layout else ''}")
     if outcome.failed:
         _say(f"hint: `purebench status {settings.out}` shows what is missing; the same command goes on with it")
         raise typer.Exit(errors.FAILED)
@@ -254,20 +276,65 @@ def _show_outcome(plan: Plan, settings: Settings, outcome: Outcome, as_json: boo
         "purebench table results",
         "purebench table results --layout tidy --format csv --out results.csv",
         "purebench table results/digits-coup-* --format json",
+        "purebench table results --layout coup/1 --compare",
+        "purebench table results/embedded --layout coup/1 --dataset digits --grad exact",
     )
 )
 def table(
     results: Results = None,
-    layout: Annotated[str, Option(help="grid: defenses x attacks; tidy: one row per cell and metric")] = "grid",
-    format: Annotated[str, Option(help="md, csv or json")] = "md",
+    layout: Annotated[
+        str,
+        Option(metavar="NAME", help="grid, tidy (a row per cell and metric), a paper's table (coup/1), or its file"),
+    ] = "grid",
+    format: Annotated[str, Option(help="md, csv or json; of a paper's table also tex")] = "md",
+    attack: Attacks = None,
+    threat: Threats = None,
+    grad: Gradients = None,
+    dataset: Dataset = None,
+    classifier: Classifier = None,
+    score: Score = None,
+    images: Images = None,
+    subset: Subset = None,
+    seed: Seeds = None,
+    honest: Honest = False,
+    baselines: Baselines = False,
+    only: Only = None,
+    compare: Annotated[
+        bool, Option("--compare", help="a paper's table: beside the reported values, and whether they are covered")
+    ] = False,
     out: Annotated[Path | None, Option(metavar="FILE", help="write there instead of stdout")] = None,
 ) -> None:
-    """Print the table of what has been run; a pure function of the records."""
+    """Print the table of what has been run; a pure function of the records. A paper's table takes the options that it was run with."""
+    from purebench.plan import grid
     from purebench.records import store as records
     from purebench.report import tables
 
-    # Rendered before the file is touched: a mistake in `--layout` leaves the old table there.
-    text = tables.render(records.load_all(results or [Path("results")]), layout=layout, format=format)
+    request = grid.Request(
+        preset=layout,
+        attacks=tuple(attack or ()),
+        threats=tuple(threat or ()),
+        grads=tuple(grad or ()),
+        dataset=dataset,
+        classifier=classifier,
+        score=score,
+        images=images,
+        subset=subset,
+        seeds=tuple(seed or ()),
+        honest=honest,
+        baselines=baselines,
+        only=tuple(only or ()),
+    )
+    found = None if layout in tables.LAYOUTS else _layout(layout)
+    if found is None and layout not in tables.LAYOUTS:
+        raise errors.unknown("layout", layout, [*tables.LAYOUTS, *grid.tables()], see="purebench list layouts")
+    if found is None and (compare or request != grid.Request(preset=layout)):
+        raise UserError(
+            f"the layout `{layout}` prints all records, and takes no such options",
+            "name a paper's table: --layout coup/1",
+        )
+    logs = records.load_all(results or [Path("results")])
+    # Rendered before the file is touched: a mistake in an option leaves the old table there.
+    text = _paper(found, request, logs, format, compare) if found else tables.render(logs, layout=layout, format=format)
     if out is None:
         print(text)
         return
@@ -275,6 +342,39 @@ def table(
     with records.full_disk_is_an_error(out.parent):
         records.replace(out, text.rstrip("\n") + "\n")
     _say(f"wrote {out}")
+
+
+def _layout(name: str) -> Layout | None:
+    """The table of this name or file; None for a grid, and for no preset at all."""
+    from purebench.plan import grid, layouts
+
+    if not name.endswith(".toml") and name not in grid.presets():
+        return None
+    name, data = grid.read(name)
+    return layouts.of(data, name) if layouts.is_layout(data) else None
+
+
+def _paper(layout: Layout, request: Request, logs: list[Log], format: str, compare: bool = False) -> str:
+    """Records in a paper's layout."""
+    from purebench.plan import layouts, sheet
+    from purebench.report import papers
+
+    chosen = layouts.chosen(layout, request.only)
+    table = sheet.of(chosen, layouts.options(request), baselines=request.baselines)
+    return papers.render(table, logs, format, honest=request.honest, compare=compare, fill=_command(request))
+
+
+def _command(request: Request) -> str:
+    """The `purebench run` that makes the cells of a table."""
+    given = [f"purebench run {request.preset}"]
+    listed = (("-a", request.attacks), ("-t", request.threats), ("--grad", request.grads), ("--only", request.only))
+    for option, values in listed:
+        given += [f"{option} {shlex.quote(value)}" for value in values]
+    for name in ("dataset", "classifier", "score", "images", "subset"):
+        value = getattr(request, name)
+        given += [f"--{name} {shlex.quote(str(value))}"] if value is not None else []
+    given += [f"--seed {seed}" for seed in request.seeds]
+    return " ".join(given + [f"--{name}" for name in ("honest", "baselines") if getattr(request, name)])
 
 
 @app.command(epilog=_examples("purebench status results", "purebench status results --json"))

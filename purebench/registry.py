@@ -26,6 +26,7 @@ NAMES: dict[str, dict[str, str]] = {
         "cifar100": "purebench.datasets.cifar:cifar100",
         "cifar10-c": "purebench.datasets.corruptions:cifar10_c",
         "cifar100-c": "purebench.datasets.corruptions:cifar100_c",
+        "corrupted": "purebench.datasets.corruptions:corrupted",
         "mnist": "purebench.datasets.mnist:mnist",
         "fashionmnist": "purebench.datasets.mnist:fashionmnist",
         "imagenet": "purebench.datasets.imagenet:imagenet",

@@ -196,7 +196,7 @@ def test_a_datasets_default_does_not_take_the_place_of_a_papers_own_score_model(
 def test_the_default_dataset_is_cifar10_once_it_is_fetched(empty_cache, monkeypatch):
     def dataset():
         made = plan.build(Request(defenses=("none",), attacks=("null",)))
-        return made.dataset, made.notes[0]
+        return made.jobs[0].cell.dataset.name, made.notes[0]
 
     assert dataset()[0] == "digits"
     assert "purebench fetch cifar10" in dataset()[1]

@@ -20,7 +20,7 @@ ATTACK = "pgd-eot:steps=1,eot=1"
 def jobs(*defenses, attacks=(ATTACK,), dataset="digits", **given):
     """(jobs of a plan, shape of its images)"""
     the_plan = plan.build(Request(defenses=defenses, attacks=attacks, dataset=dataset, images=1, **given))
-    return the_plan.jobs, the_plan.shape
+    return the_plan.jobs, the_plan.jobs[0].shape
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_what_a_purification_costs_depends_on_its_words_and_on_its_score_model(d
 def test_work_is_the_attack_and_the_judging_of_both_images():
     [[job], shape] = jobs("one-shot", evals=3, attacks=("pgd-eot:steps=2,eot=5",))
     assert cost.attack(job.cell, shape) == (20, 20)
-    assert cost.work(job, shape) == 40 + 2 * 3 * 2 + 1
+    assert cost.work(job) == 40 + 2 * 3 * 2 + 1
 
 
 # ----------------------------------------------------------------------------------------- plans that nobody rehearsed, plug-ins
@@ -176,7 +176,7 @@ def test_what_cannot_be_counted_is_a_question_mark_and_no_number(plugins, tmp_pa
     text = estimate.describe(the_plan, settings, False)
     assert text.count("?  ") >= 2
     assert "without the cells that say `?`" in text
-    assert all(cost.work(job, the_plan.shape) > 0 for job in the_plan.jobs)
+    assert all(cost.work(job) > 0 for job in the_plan.jobs)
 
 
 def test_a_plan_that_nobody_rehearsed_runs_and_its_progress_is_the_work_done(tmp_path):
@@ -199,7 +199,7 @@ def test_a_plan_that_nobody_rehearsed_runs_and_its_progress_is_the_work_done(tmp
     assert (len(outcome.done), outcome.failed) == (1, {})
     assert report.counted <= report.total <= report.counted + 3 * 10
     [log] = records.load_all([tmp_path])
-    assert {tuple(line["nfe"]) for line in log.images} == {cost.attack(the_plan.jobs[0].cell, the_plan.shape)}
+    assert {tuple(line["nfe"]) for line in log.images} == {cost.attack(the_plan.jobs[0].cell, the_plan.jobs[0].shape)}
 
 
 def test_a_purifier_that_cannot_be_made_fails_its_own_cell_alone(tmp_path):

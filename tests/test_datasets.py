@@ -612,3 +612,22 @@ def test_wrong_parquet_files(tmp_path):
 
 def test_a_file_that_vanished(tmp_path):
     refused(lambda: of_files(tmp_path, ["gone.png"], [0], classes=1), "gone.png")
+
+
+@pytest.mark.parametrize("corruption", ["impulse_noise", "glass_blur", "fog", "pixelate"])
+def test_a_generated_corruption_depends_on_the_image_alone(corruption):
+    """Its draws are numpy's, scikit-image's and numba's: all seeded by the index, and numpy's put back."""
+    pytest.importorskip("imagecorruptions", reason="the extra `corruptions` is not installed")
+    found = resolved.find("dataset", f"corrupted:of=(digits),corruption={corruption},severity=5")
+    assert (found.shape, found.size, found.classes) == ([1, 8, 8], 500, 10)
+    clean, y = resolved.find("dataset", "digits").images.take([3, 1])
+    np.random.seed(1)
+    x, labels = found.images.take([3, 1])
+    after = np.random.rand()
+    np.random.seed(1)
+    assert np.random.rand() == after
+    assert torch.equal(x[[1]], found.images.take([1])[0])
+    assert torch.equal(labels, y)
+    assert x.shape == clean.shape
+    assert 0.02 < (x - clean).abs().mean() < 0.7
+    assert found.digest != resolved.find("dataset", "digits").digest

@@ -64,10 +64,10 @@ ROOMS = {  # room, from the ground up -> the rooms that it may import anywhere, 
 }
 INSIDE = {  # room -> its modules, each importing those before it alone
     "engine": "noise nfe identity chain adjoint gradients device defense",
-    "plan": "resolved aliases grid catalogue",
+    "plan": "resolved aliases layouts grid sheet catalogue",
     "running": "progress tasks evaluate rehearsal cost pools runner estimate preflight",
     "records": "schema1 store frame",
-    "report": "metrics tables toy pictures",
+    "report": "metrics tables papers toy pictures",
 }
 
 

@@ -62,7 +62,7 @@ def test_what_is_no_size_is_refused(memory):
 
 def test_missing_files_are_named_with_the_command_that_brings_them():
     def plan(*missing):
-        return Plan([], "digits", [], [1, 8, 8], missing=list(missing))
+        return Plan([], [], missing=list(missing))
 
     preflight.require_files(plan())
     with pytest.raises(UserError, match="data-cifar10") as caught:

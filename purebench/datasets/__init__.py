@@ -13,7 +13,7 @@ import hashlib
 import re
 import struct
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,16 @@ def defaults(name: str) -> Table:
     own = tomllib.loads(path.read_text(encoding="utf-8"))
     base, without = own.pop("base", ""), own.pop("without", [])
     return _over(_less(defaults(base), without), own) if base else own
+
+
+def base(name: str, values: Mapping[str, Any]) -> str:
+    """The dataset whose defaults hold: of one that is made of another, that other."""
+    inner = values.get("of")
+    if not inner:
+        return name
+    return (
+        str(inner).strip("()").partition(":")[0] if isinstance(inner, str) else base(inner.name, dict(inner.parameters))
+    )
 
 
 def _less(table: Table, without: list[str]) -> Table:

@@ -1,13 +1,24 @@
 """CIFAR-10-C and CIFAR-100-C (Hendrycks and Dietterich 2019, section 3): the test images under 19 corruptions of 5 severities.
 
-One array per corruption, (50000,32,32,3) uint8: rows (s-1)*10000 .. s*10000 are severity s; labels.npy repeats the labels."""
+One array per corruption, (50000,32,32,3) uint8: rows (s-1)*10000 .. s*10000 are severity s; labels.npy repeats the labels.
+
+`corrupted` makes the same corruptions of any other dataset, image by image, by the package `imagecorruptions-imaug`: drawn anew, so that
+they are not the images of CIFAR-10-C or ImageNet-C, and tables say so."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import math
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from purebench.datasets.images import Images, find, missing, of_array
 
@@ -45,8 +56,24 @@ INFO = {
         "requires": ["1 <= severity <= 5"],
         "cite": "hendrycks2019benchmarking",
     },
+    "corrupted": {
+        "summary": "any dataset under one of 19 corruptions made here: corrupted:of=(digits),corruption=fog,severity=3",
+        "shape": [0, 0, 0],  # the dataset's
+        "classes": 0,
+        "size": 0,
+        "version": 1,
+        "of": "of",  # the parameter that names the dataset
+        "package": "imagecorruptions-imaug",
+        "stand_in": "corruptions generated here",
+        "choices": {"corruption": CORRUPTIONS},
+        "requires": ["1 <= severity <= 5"],
+        "source": "https://github.com/imaug/imagecorruptions",
+        "licence": "the dataset's; the corruptions' code: Apache 2.0",
+        "cite": "hendrycks2019benchmarking",
+    },
 }
 TEST = 10000
+SMALLEST = 32  # pixels a side: the corruptions have no strength for less
 
 
 def cifar10_c(*, corruption: str = "gaussian_noise", severity: int = 5, folder: str = "") -> Images:
@@ -78,3 +105,53 @@ def _array(name: str, folder: str, path: Path, shape: tuple[int, ...]) -> np.nda
     if array.shape != shape:
         raise missing(name, folder, f"`{path}` has the shape {array.shape}, expected {shape}")
     return array
+
+
+def corrupted(*, of: Any = None, corruption: str = "gaussian_noise", severity: int = 5) -> Images:
+    """of: the dataset, its `Images`. An image's corruption is drawn from its index, the corruption and the severity alone."""
+    from imagecorruptions import corrupt  # slow to import: with numba and OpenCV
+
+    grey = of.shape[0] == 1
+    factor = math.ceil(SMALLEST / min(of.shape[1:]))
+
+    def one(image: Tensor, index: int) -> Tensor:
+        pixels = (image.permute(1, 2, 0) * 255).round().byte().numpy()
+        pixels = np.repeat(pixels, 3, axis=2) if grey else pixels
+        pixels = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
+        with _seeded(zlib.crc32(f"{corruption}/{severity}/{index}".encode())):
+            made = corrupt(pixels, corruption_name=corruption, severity=severity)
+        found = torch.from_numpy(np.ascontiguousarray(made)).permute(2, 0, 1).float() / 255
+        found = torch.nn.functional.avg_pool2d(found, factor) if factor > 1 else found
+        return found.mean(0, keepdim=True) if grey else found
+
+    def read(indices: Sequence[int]) -> Tensor:
+        return torch.stack([one(image, index) for image, index in zip(of.read(indices), indices, strict=True)])
+
+    return Images(of.labels, of.classes, of.digest, read, str(INFO["corrupted"]["stand_in"]))
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Every generator that the package draws from, for one image: numpy's global one (put back afterwards), new ones without a seed
+    (scikit-image makes one for impulse noise), and numba's own (glass blur)."""
+    _seed_numba(seed)
+    before, new = np.random.get_state(), np.random.default_rng
+    np.random.seed(seed)
+    try:
+        with mock.patch("numpy.random.default_rng", lambda given=None: new(seed if given is None else given)):
+            yield
+    finally:
+        np.random.set_state(before)
+
+
+def _seed_numba(seed: int) -> None:
+    """numba's generator is another than numpy's, and only compiled code can seed it."""
+    global _compiled
+    if _compiled is None:
+        import numba
+
+        _compiled = numba.njit(lambda number: np.random.seed(number))
+    _compiled(seed)
+
+
+_compiled: Any = None

@@ -13,8 +13,13 @@ from typing import Any, TypedDict
 from purebench import assets, datasets, registry
 from purebench.errors import unknown
 from purebench.plan import grid as plan
+from purebench.plan import layouts
 from purebench.spec import Part, Value, show
 
+GENERAL = {
+    "grid": "defenses x attacks, a table per threat model",
+    "tidy": "one row per cell and metric",
+}  # layouts of any records
 KINDS = {
     "defenses": "defense",
     "attacks": "attack",
@@ -41,7 +46,7 @@ TRUST = {  # how far an asset's hashes can be relied on, as in the head of check
 }
 WIDTH = 128  # of the text
 # what the text does not say as `key: value`
-SEPARATE = {"kind", "name", "summary", "formula", "about", "parameters", "assets", "cite", "grid", "also"}
+SEPARATE = {"kind", "name", "summary", "formula", "about", "parameters", "assets", "cite", "grid", "rows", "also"}
 
 
 class Parameter(TypedDict, total=False):
@@ -57,21 +62,27 @@ class Parameter(TypedDict, total=False):
 
 def listing(kind: str | None) -> list[dict[str, str]]:
     """kind, name and summary of everything, or of one kind (`defenses` or `defense`)."""
+    if kind in ("layout", "layouts"):
+        tables = {n: summary for n, summary in _presets().items() if n in plan.tables()}
+        return [{"kind": "layout", "name": n, "summary": summary} for n, summary in (GENERAL | tables).items()]
     plurals = [*KINDS, "presets"]
     if kind is not None and kind not in plurals:
         kind = next((p for p in plurals if p.rstrip("s") == kind.rstrip("s")), kind)
         if kind not in plurals:
-            raise unknown("kind", kind, plurals)
+            raise unknown("kind", kind, [*plurals, "layouts"])
     rows = []
     for plural in plurals if kind is None else [kind]:
         if plural == "presets":
-            found = {
-                n: tomllib.loads(p.read_text(encoding="utf-8")).get("summary", "") for n, p in plan.presets().items()
-            }
+            found = _presets()
         else:
             found = {n: registry.info(KINDS[plural], n).get("summary", "") for n in registry.names(KINDS[plural])}
         rows += [{"kind": plural.rstrip("s"), "name": name, "summary": summary} for name, summary in found.items()]
     return rows
+
+
+def _presets() -> dict[str, str]:
+    """The summaries of grids and tables."""
+    return {n: tomllib.loads(p.read_text(encoding="utf-8")).get("summary", "") for n, p in plan.presets().items()}
 
 
 def listing_text(rows: list[dict[str, str]]) -> str:
@@ -98,13 +109,38 @@ def facts(name: str) -> dict[str, Any]:
     if part in plan.presets():
         path = plan.presets()[part]
         grid = tomllib.loads(path.read_text(encoding="utf-8"))
-        found.append(
-            {"kind": "preset", "name": part, "summary": grid.get("summary", ""), "file": str(path), "grid": grid}
-        )
+        about = {"kind": "preset", "name": part, "summary": grid.get("summary", ""), "file": str(path)}
+        found.append(about | (_paper(grid, part) if layouts.is_layout(grid) else {"grid": grid}))
     if not found:
         everything = [n for kind in KINDS.values() for n in registry.names(kind)] + list(plan.presets())
         raise unknown("name", part, everything, see="purebench list")
     return found[0] | ({"also": found[1:]} if found[1:] else {})
+
+
+def _paper(data: dict[str, Any], name: str) -> dict[str, Any]:
+    """What is known of a paper's table: what its cells share, its columns, and what its rows run or wait for."""
+    layout = layouts.of(data, name)
+    rows = []
+    for row in layout.rows:
+        lacks = layouts.lacking(row.needs)
+        runs = (
+            f"runs {row.cells.get('defense', layout.cells.get('defense', ''))}" if row.cells is not None else "quoted"
+        )
+        rows.append(
+            {
+                "row": " | ".join(filter(None, [row.group, *row.texts.values()])),
+                "is": f"needs {', '.join(lacks)}" if lacks else runs,
+            }
+        )
+    columns = [column.title + (" (--honest)" if column.honest else "") for column in layout.columns]
+    return {
+        "title": layout.title,
+        "paper": layout.cite,
+        "cells": layout.cells,
+        "columns": columns,
+        "notes": list(layout.notes),
+        "rows": rows,
+    }
 
 
 def _component(kind: str, name: str) -> dict[str, Any]:
@@ -184,10 +220,11 @@ def _attack(kind: str, name: str, info: dict[str, Any], about: str) -> dict[str,
 def _dataset(kind: str, name: str, info: dict[str, Any], about: str) -> dict[str, object]:
     defaults = datasets.defaults(name)
     shape = info.get("shape", [])
+    unknown_yet = "as the dataset has" if "of" in info else "known when read"
     found: dict[str, object] = {
-        "images": info.get("size") or "known when read",
-        "shape": _size(shape) if shape and all(shape) else "known when read",
-        "classes": info.get("classes") or "known when read",
+        "images": info.get("size") or unknown_yet,
+        "shape": _size(shape) if shape and all(shape) else unknown_yet,
+        "classes": info.get("classes") or unknown_yet,
         "subset": f"{defaults['subset']}: {datasets.describe(defaults['subset'])}",
         "defaults": {
             k: v if isinstance(v, int) else ", ".join(v) if isinstance(v, list) else str(v)
@@ -200,6 +237,8 @@ def _dataset(kind: str, name: str, info: dict[str, Any], about: str) -> dict[str
             str(Part(n, tuple((k, _tuple(v)) for k, v in values.items())))
             for n, values in defaults.get(part, {}).items()
         ]
+    if "stand_in" in info:
+        found["stand-in"] = f"{info['stand_in']}; tables say so"
     if "training_set" in info:
         found["training set"] = info["training_set"] or "yours to know: tables name what the networks were trained on"
     found |= {key: info[key] for key in ("source", "licence") if key in info}
@@ -317,6 +356,9 @@ def text(found: dict[str, Any]) -> str:
         lines += [f"{k} = {v}" for k, v in found["grid"].items() if k not in ("summary", "grid")]
         for grid in found["grid"].get("grid", []):
             lines += ["", "  [[grid]]", *(f"  {k} = {v}" for k, v in grid.items())]
+    if "rows" in found:
+        width = max(len(row["row"]) for row in found["rows"])
+        lines += ["", "rows", *(f"  {row['row'].ljust(width)}  {row['is']}" for row in found["rows"])]
     if "cite" in found:
         lines += ["", found["cite"]]
     lines += ["", f"try: purebench run {_option(found)} --dry-run"]
@@ -330,6 +372,7 @@ def _option(found: dict[str, Any]) -> str:
     kind, part = found["kind"], Part(found["name"])
     option = {"defense": "-d", "attack": "-a", "gradient": "--grad", "preset": ""}.get(kind, f"--{kind}")
     needs = ":path=PATH" if any(p["name"] == "path" for p in found.get("parameters", [])) else ""
+    needs = ":of=(digits)" if any(p["name"] == "of" for p in found.get("parameters", [])) else needs
     return f"{option} {part}{':steps=5' if found['name'] == 'surrogate' else needs}".strip()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from purebench import assets, datasets, registry
 from purebench.engine import gradients
 from purebench.errors import UserError, unknown
-from purebench.plan import aliases
+from purebench.plan import aliases, layouts
 from purebench.plan import resolved as components
 from purebench.plan.resolved import Component
 from purebench.spec import NONE, Cell, Part, Resolved, ThreatModel, Value, parse, parts, rotation, show, threat
@@ -46,15 +46,21 @@ class Request:
     seeds: tuple[int, ...] = ()
     evals: int | None = None
     sanity: bool = False  # add the controls
+    honest: bool = False  # of a paper's table: our columns beside its own
+    baselines: bool = False  # of a paper's table: the quoted rows whose classifier can be had, too
+    only: tuple[str, ...] = ()  # of a paper's table: rows with one of these words
 
 
 @dataclass(frozen=True)
 class Job:
-    """A cell and how much of it is wanted. `origin`: parameter -> where its value came from."""
+    """A cell and how much of it is wanted. `shape`: [C,H,W] of the dataset's images, `size`: how many it has; `origin`: parameter ->
+    where its value came from."""
 
     cell: Cell
     images: int
     evals: int
+    shape: list[int] = field(default_factory=list, compare=False)
+    size: int = 0
     origin: dict[str, str] = field(default_factory=dict, compare=False)
     stand_in: tuple[str, ...] = ()  # what takes the place of a paper's own network or data
 
@@ -62,20 +68,21 @@ class Job:
 @dataclass(frozen=True)
 class Plan:
     jobs: list[Job]
-    dataset: str
     notes: list[str]  # one line each, for stderr
-    shape: list[int]
-    size: int = 0  # images of the dataset
     missing: list[str] = field(default_factory=list)  # assets that are not in the cache
 
 
 def build(request: Request) -> Plan:
     """Validates everything that can be known without running; raises UserError for the first thing that is wrong."""
-    grids, notes = _grids(request)
+    grids, notes, request = _grids(request)
     jobs: dict[str, Job] = {}
     missing: dict[str, None] = {}
+    known: dict[str, Component] = {}
     for grid in grids:
-        dataset = components.find("dataset", _dataset(request, grid, notes))
+        name = _dataset(request, grid, notes)
+        if name not in known:
+            known[name] = components.find("dataset", name)
+        dataset = known[name]
         for job, absent in _cells(request, grid, dataset, notes):
             old = jobs.get(job.cell.id)
             if old:  # cells that would be equal are one; the larger demand counts
@@ -89,29 +96,40 @@ def build(request: Request) -> Plan:
     stand_ins = dict.fromkeys(name for job in jobs.values() for name in job.stand_in)
     if stand_ins:
         notes.append(f"warning: not paper-comparable, for what stands in: {'; '.join(stand_ins)}")
-    if any(job.cell.dataset != dataset.resolved for job in jobs.values()):
-        raise UserError("a plan has one dataset, and this grid names several", "make a grid file for each")
-    return Plan(
-        list(jobs.values()), dataset.text, list(dict.fromkeys(notes)), dataset.shape, dataset.size, list(missing)
-    )
+    return Plan(list(jobs.values()), list(dict.fromkeys(notes)), list(missing))
+
+
+def jobs(one: dict[str, Any]) -> list[Job]:
+    """The jobs of a grid of one cell, one per seed, without the cells that a transfer reads."""
+    dataset = components.find("dataset", _dataset(Request(), one, []))
+    found = [job for job, _ in _cells(Request(), one, dataset, [])]
+    sources = {job.cell.source for job in found}
+    return [job for job in found if job.cell not in sources] or found
 
 
 def presets() -> dict[str, Path]:
-    return {p.stem: p for p in sorted(PRESETS.glob("*.toml"))}
+    """Grids by name, and the papers' tables as `coup/1`."""
+    grids = {p.stem: p for p in sorted(PRESETS.glob("*.toml"))}
+    return grids | {f"{p.parent.name}/{p.stem}": p for p in sorted(PRESETS.glob("*/*.toml"), key=_by_number)}
 
 
-def _grids(request: Request) -> tuple[list[dict[str, Any]], list[str]]:
-    """The grids of the preset or file, each completed by its top level; one empty grid when only options were given."""
-    name = request.preset
-    if name is None:
-        if request.defenses or request.attacks:
-            return [{}], []
-        name = "quick"
+def tables() -> dict[str, Path]:
+    """The papers' tables among the presets."""
+    return {name: path for name, path in presets().items() if "/" in name}
+
+
+def _by_number(path: Path) -> tuple[str, int, str]:
+    """`coup/2` before `coup/10`."""
+    return path.parent.name, int(path.stem) if path.stem.isdigit() else 1000, path.stem
+
+
+def read(name: str) -> tuple[str, dict[str, Any]]:
+    """A preset by its name, or a file: the name that it is shown by, and its TOML. Raises UserError if there is none, or it is no TOML."""
     path = Path(name) if name.endswith(".toml") else presets().get(name)
     if path is None:
         raise unknown("preset", name, presets(), see="purebench list presets")
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        return path.stem if name.endswith(".toml") else name, tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
             f"there is no grid file `{path}`", "a grid is a TOML file; see `purebench show quick` for one"
@@ -120,6 +138,23 @@ def _grids(request: Request) -> tuple[list[dict[str, Any]], list[str]]:
         raise UserError(
             f"cannot read the grid `{path}`: {error}", "a grid is a TOML file; see `purebench show quick` for one"
         ) from None
+
+
+def _grids(request: Request) -> tuple[list[dict[str, Any]], list[str], Request]:
+    """The grids of the preset or file, each completed by its top level, what to say of them, and what of the request is left to win over
+    them. One empty grid when only options were given; of a paper's table one for each of its cells, which have the options already."""
+    name = request.preset
+    if name is None:
+        if request.defenses or request.attacks:
+            _no_table_options(request)
+            return [{}], [], request
+        name = "quick"
+    path = name
+    name, data = read(path)
+    if layouts.is_layout(data):
+        layout = layouts.of(data, name)
+        return layouts.grids(layout, request), [f"table `{name}`: {layout.summary}"], Request(sanity=request.sanity)
+    _no_table_options(request)
     top = {k: v for k, v in data.items() if k != "grid"}
     tables = data.get("grid", [{}])
     if not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
@@ -140,7 +175,15 @@ def _grids(request: Request) -> tuple[list[dict[str, Any]], list[str]]:
                 raise UserError(
                     f"`{key} = {value!r}` in `{path}` has the wrong type", "see `purebench show quick` for a grid"
                 )
-    return grids, [f"preset `{name}`: {top['summary']}"] if "summary" in top else []
+    return grids, [f"preset `{name}`: {top['summary']}"] if "summary" in top else [], request
+
+
+def _no_table_options(request: Request) -> None:
+    for option, given in (("--honest", request.honest), ("--baselines", request.baselines), ("--only", request.only)):
+        if given:
+            raise UserError(
+                f"`{option}` chooses of a paper's table, and this is none", "name one: `purebench list presets`"
+            )
 
 
 def _dataset(request: Request, grid: dict[str, Any], notes: list[str]) -> str:
@@ -163,7 +206,7 @@ def _cells(
     request: Request, grid: dict[str, Any], dataset: Component, notes: list[str]
 ) -> Iterable[tuple[Job, list[str]]]:
     """Jobs, each with the assets that it needs and the cache has not."""
-    defaults = datasets.defaults(dataset.name)
+    defaults = datasets.defaults(dataset.base)
 
     def pick(option: Any, key: str) -> Any:
         value = option if option not in (None, ()) else grid.get(key, defaults.get(key))
@@ -204,7 +247,10 @@ def _cells(
                         made = maker.cell(defense, gradient, attack, limit, seed)
                         for one in (made.source, made) if made.source else (made,):
                             stand_in, missing = maker.stand_in_for(one.cell), maker.missing(one.cell)
-                            yield Job(one.cell, images, evals, one.origin, stand_in), missing
+                            yield (
+                                Job(one.cell, images, evals, dataset.shape, dataset.size, one.origin, stand_in),
+                                missing,
+                            )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from purebench import assets, registry
+from purebench import assets, datasets, registry
 from purebench.errors import DOWNLOAD, UserError, unknown
 from purebench.spec import Part, Resolved, Value, parse, show
 
@@ -38,13 +40,31 @@ class Component:
     def resolved(self) -> Resolved:
         """What a cell keeps of it; reads or looks up the content hash."""
         values = {k: v for k, v in self.values.items() if k not in self.where}
+        values |= {self.info["of"]: self.inner.resolved.part} if self.inner else {}
         return Resolved(
             self.kind, parse(self.text), self.version, values, digest=self.digest, where=self.where, info=self.info
         )
 
     @cached_property
+    def inner(self) -> Component | None:
+        """The dataset that this one is made of, if it is made of another."""
+        if "of" not in self.info:
+            return None
+        of = self.where.get(self.info["of"], self.values[self.info["of"]])
+        if not of:
+            raise UserError(f"`{self.name}` does not say of which dataset", f"write `{self.name}:of=(digits)`")
+        return find("dataset", of if isinstance(of, str) else show(of).strip("()"))
+
+    @property
+    def base(self) -> str:
+        """The dataset whose defaults hold."""
+        return datasets.base(self.name, self.values)
+
+    @cached_property
     def assets(self) -> list[str]:
         """Names in `checkpoints.toml`."""
+        if self.inner:
+            return self.inner.assets
         if self.where:
             return []
         if "asset" not in self.info:
@@ -81,6 +101,8 @@ class Component:
     @cached_property
     def digest(self) -> str:
         """The content hash for the record; empty where the file is not here and nobody published its hash."""
+        if self.inner:
+            return self._made_of(self.inner)
         if "digest" in self.info or "sha256" in self.info:
             return str(self.info.get("digest") or self.info["sha256"])
         if self.kind == "dataset" and self.assets and self.missing:
@@ -100,6 +122,17 @@ class Component:
             )
         return assets.digest(self.assets[0])
 
+    def _made_of(self, inner: Component) -> str:
+        """Images that are made are known by what they are made of, and by what makes them."""
+        package = self.info["package"]
+        try:
+            made = f"{inner.digest} {package} {importlib.metadata.version(package)}"
+        except importlib.metadata.PackageNotFoundError:
+            raise UserError(
+                f"`{self.name}` needs the package `{package}`", f"`pip install {package}`", DOWNLOAD
+            ) from None
+        return f"sha256:{hashlib.sha256(made.encode()).hexdigest()}"
+
     @property
     def published(self) -> str:
         """The content hash as far as it is known without the file."""
@@ -113,6 +146,8 @@ class Component:
     @property
     def shape(self) -> list[int]:
         """[C,H,W] of a dataset."""
+        if self.inner:
+            return self.inner.shape
         known = list(self.info["shape"])
         if "crop" in self.values:
             known = [known[0], *2 * [int(str(self.values["crop"]))]]
@@ -121,11 +156,15 @@ class Component:
     @property
     def size(self) -> int:
         """Test images of a dataset."""
+        if self.inner:
+            return self.inner.size
         return self.info["size"] or len(self.images)
 
     @property
     def classes(self) -> int:
         """Classes, 0 where it is not known."""
+        if self.inner:
+            return self.inner.classes
         found = int(self._known("classes") or str(self.values.get("classes") or 0))
         return found if found or self.kind != "dataset" else self.images.classes
 
@@ -138,7 +177,7 @@ class Component:
     def training_set(self) -> str:
         """The name, as networks have it in `trained_on`, of the training set that a dataset's images belong to; empty for images of the
         user's own, of which nobody here can know."""
-        return self.info.get("training_set", self.name)
+        return self.inner.training_set if self.inner else self.info.get("training_set", self.name)
 
     def stand_in(self, dataset: Component) -> str:
         """What this stands in for on a dataset (itself, for one): it is no paper's, your own, or trained on other images; else empty."""
@@ -195,6 +234,9 @@ def of(kind: str, part: Part) -> Component:
 
 def load(kind: str, name: str, values: Mapping[str, object]) -> Any:
     """The dataset, network or score model itself. A plug-in's dataset may be two tensors: images in [0,1], labels."""
+    if "of" in (info := registry.info(kind, name)):
+        inner = values[info["of"]]
+        values = {**values, info["of"]: find(kind, inner if isinstance(inner, str) else show(inner).strip("()")).images}  # type: ignore[arg-type]
     made = registry.factory(kind, name)(**values)
     if isinstance(made, tuple):
         from purebench.datasets import images

@@ -144,6 +144,15 @@ def aa(images: Sequence[Record]) -> Value | None:
     return None if None in verdicts else _fraction(sum(map(bool, verdicts)) / len(verdicts), len(verdicts), None)
 
 
+def aa_all(logs: Sequence[Log]) -> Value | None:
+    """The images that withstood every one of these attacks by the attacks' own verdicts, of those that all have; None without verdicts."""
+    tables = [{_place(line): line.get("verdict") for line in judged(log)} for log in logs]
+    common = [place for place in tables[0] if all(place in table for table in tables)] if tables else []
+    if not common or any(table[place] is None for table in tables for place in common):
+        return None
+    return _fraction(sum(all(table[place] for table in tables) for place in common) / len(common), len(common), None)
+
+
 def undefended(images: Sequence[Record]) -> Value:
     """Clean accuracy of the bare classifier on these images."""
     return _fraction(sum(line["undefended"] == line["label"] for line in images) / len(images), len(images), 1)

@@ -46,7 +46,7 @@ def purify(
     if absent:
         raise UserError(f"not in the cache: {', '.join(absent)}", assets.bring(absent), DOWNLOAD)
     device = device_module.setup(device_name)
-    x = torch.stack([read(path, the_plan.shape) for path in paths]).to(device)
+    x = torch.stack([read(path, the_plan.jobs[0].shape) for path in paths]).to(device)
     made = evaluate.build_defense(cell, device, rows=min(len(paths), default_rows(cell)))
     noise = Noise(seed, "purify", (), range(len(paths)), [0] * len(paths))
     clean = made.purify(x, noise)

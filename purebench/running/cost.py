@@ -37,12 +37,12 @@ def purification(cell: Cell, shape: list[int]) -> Calls | None:
     return (tasks.votes(cell) * (walked.forward + 1), tasks.votes(cell) * walked.backward) if walked else None
 
 
-def work(job: Job, shape: list[int]) -> float:
+def work(job: Job) -> float:
     """Network calls per image, attack and judging together: what progress counts. A purification that cannot be counted is taken for one
     call of a network: progress then runs ahead."""
-    calls = sum(purification(job.cell, shape) or (2, 0))
+    calls = sum(purification(job.cell, job.shape) or (2, 0))
     # Twice: the clean image is judged beside the attacked one. And once more, bare.
-    return sum(attack(job.cell, shape) or (0, 0)) + 2 * job.evals * calls + 1
+    return sum(attack(job.cell, job.shape) or (0, 0)) + 2 * job.evals * calls + 1
 
 
 def _gradient(cell: Cell, shape: list[int]) -> Calls | None:

@@ -42,13 +42,13 @@ def _rows(plan: Plan, settings: runner.Settings) -> list[Row]:
         done = {record["position"]: record for record in log.images} if log else {}
         left = sum(len(task.positions) for task in tasks.missing(job, done, size))
         # Measured once for all attacks on a defense: what a network call takes does not depend on who asks for it.
-        key = (cell.defense, cell.gradient, cell.scores, size)
+        key = (cell.dataset.name, cell.classifier, cell.defense, cell.gradient, cell.scores, size)
         if left and key not in speeds:
             speeds[key] = measure(job, settings, size, bool(plan.missing))
-        calls = cost.attack(cell, plan.shape)
+        calls = cost.attack(cell, job.shape)
         # Not a guess where the calls are unknown: a plug-in's own networks may be called any number of times.
-        known = calls is not None and cost.purification(cell, plan.shape) is not None
-        seconds = left * cost.work(job, plan.shape) * speeds.get(key, 0.0) / settings.workers if known else None
+        known = calls is not None and cost.purification(cell, job.shape) is not None
+        seconds = left * cost.work(job) * speeds.get(key, 0.0) / settings.workers if known else None
         forward, backward = calls or (None, None)
         parts = {kind: part.data() for kind, part in cell.parts().items()}
         parameters = {kind: part["values"] for kind, part in parts.items() if "values" in part}

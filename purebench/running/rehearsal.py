@@ -64,8 +64,9 @@ class Walked:
 
 def check(plan: Plan) -> None:
     """Raises UserError for the first defense that could not run."""
-    for cell in (job.cell for job in plan.jobs):
-        for purifier, walked in zip(_purifiers(cell), walks(cell, plan.shape), strict=True):
+    for job in plan.jobs:
+        cell = job.cell
+        for purifier, walked in zip(_purifiers(cell), walks(cell, job.shape), strict=True):
             # Fewer levels than score models where a purifier uses none, beside a surrogate that does.
             for part, levels in zip(cell.scores, walked.levels if walked else (), strict=False):
                 _check_levels(purifier.name, part, levels)

@@ -78,7 +78,7 @@ def run(plan: Plan, settings: Settings, report: Reporter, outcome: Outcome | Non
     outcome = outcome or Outcome()
     # Before the workers are started, which takes seconds.
     check(plan, settings)
-    report.start(sum(cost.work(job, plan.shape) * job.images for job in plan.jobs))
+    report.start(sum(cost.work(job) * job.images for job in plan.jobs))
     pool = pools.start(settings.workers, settings.device, settings.memory, report)
     queue = _Queue(plan, settings, report, outcome, pool)
     try:
@@ -182,13 +182,13 @@ class _Queue:
             self.skip(job, f"its source {source}")
             return True
         try:
-            cell = _OpenCell(job, self.settings, self.plan)
+            cell = _OpenCell(job, self.settings)
         except records.Locked:
             self.skip(job, "it")
             return True
         self.active[cell.id] = cell
         left = sum(len(task.positions) for task in cell.tasks)
-        self.report.skip(cost.work(job, self.plan.shape) * (job.images - left))
+        self.report.skip(cost.work(job) * (job.images - left))
         # Only where it has something to do: images that an earlier run transferred are as good as they were.
         if source in self.outcome.failed and cell.tasks:
             cell.failed, cell.tasks = f"its source {source} failed", []
@@ -200,7 +200,7 @@ class _Queue:
         """Leaves a cell to the process that is writing it, or its source: `locked`."""
         self.outcome.skipped.append(job.cell.id)
         self.report.say(f"skipped: {job.cell}: another process is computing {locked}")
-        self.report.skip(cost.work(job, self.plan.shape) * job.images)
+        self.report.skip(cost.work(job) * job.images)
 
     def finished(self, task: Task, result: pools.Result) -> None:
         """Records a batch that came back, and closes its cell if it was the last one."""
@@ -255,14 +255,14 @@ class _Queue:
 class _OpenCell:
     """A cell that is being worked on: its store, the tasks not yet given out, and how many are under way."""
 
-    def __init__(self, job: Job, settings: Settings, plan: Plan):
+    def __init__(self, job: Job, settings: Settings):
         """Raises records.Locked while another process writes the cell."""
         self.job, self.cell, self.id = job, job.cell, job.cell.id
         self.rows, self.out = settings.rows_of(job.cell), settings.out
         folder = place(settings.out, job.cell)
         if settings.fresh and (folder / records.CELL).exists():
             records.set_aside(folder)
-        self.store = records.Store(folder, self.id, job.cell.data(), plan.shape, self._entry(plan.size))
+        self.store = records.Store(folder, self.id, job.cell.data(), job.shape, self._entry())
         # Positions of the images that the source of a transfer has.
         self.source: set[int] = set()
         if job.cell.source:
@@ -282,8 +282,8 @@ class _OpenCell:
             cell.dataset, cell.subset, cell.classifier, cell.scores, cell.defense, cell.seed, cell.noise, self.rows,
         )  # fmt: skip
 
-    def _entry(self, size: int) -> records.Json:
-        """This run's entry in `cell.json`. size: images of the dataset."""
+    def _entry(self) -> records.Json:
+        """This run's entry in `cell.json`."""
         job = self.job
         entry: records.Json = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -293,7 +293,7 @@ class _OpenCell:
             "evals": job.evals,
             "images": 0,
             # Of the images wanted, in order: whoever reads the records can tell whether two runs took the same ones.
-            "indices": datasets.index_hash(datasets.order(size, job.cell.subset)[: job.images]),
+            "indices": datasets.index_hash(datasets.order(job.size, job.cell.subset)[: job.images]),
         }
         return entry | ({"stand_in": list(job.stand_in)} if job.stand_in else {})
 

@@ -55,7 +55,7 @@ def unit(cell: Cell) -> registry.Unit:
 def default_rows(cell: Cell) -> int:
     """Rows of the padded shape: the dataset's, or fewer (a multiple of 16) where a batch of the attack never fills them. An attack
     in batches with one draw per image spends its time on the survivors: half a batch."""
-    rows = datasets.defaults(cell.dataset.name)["rows"]
+    rows = datasets.defaults(datasets.base(cell.dataset.name, cell.dataset.values))["rows"]
     images, draws = unit(cell).images, unit(cell).draws
     if images is None:
         return rows
