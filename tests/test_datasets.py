@@ -614,7 +614,7 @@ def test_a_file_that_vanished(tmp_path):
     refused(lambda: of_files(tmp_path, ["gone.png"], [0], classes=1), "gone.png")
 
 
-@pytest.mark.parametrize("corruption", ["impulse_noise", "glass_blur", "fog", "pixelate"])
+@pytest.mark.parametrize("corruption", ["impulse_noise", "glass_blur", "fog", "jpeg_compression"])
 def test_a_generated_corruption_depends_on_the_image_alone(corruption):
     """Its draws are numpy's, scikit-image's and numba's: all seeded by the index, and numpy's put back."""
     pytest.importorskip("imagecorruptions", reason="the extra `corruptions` is not installed")
