@@ -192,27 +192,12 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Run a grid of defenses x attacks x threat models, and print its table. The same command again goes on where it stopped."""
-    from purebench.plan import grid
     from purebench.running import preflight
 
-    request = grid.Request(
-        preset=preset,
-        defenses=tuple(defense or ()),
-        attacks=tuple(attack or ()),
-        threats=tuple(threat or ()),
-        grads=tuple(grad or ()),
-        dataset=dataset,
-        classifier=classifier,
-        score=score,
-        images=images,
-        subset=subset,
-        seeds=tuple(seed or ()),
-        evals=evals,
-        sanity=sanity,
-        honest=honest,
-        baselines=baselines,
-        only=tuple(only or ()),
-    )
+    request = _request(
+        preset, defenses=defense, attacks=attack, threats=threat, grads=grad, dataset=dataset, classifier=classifier, score=score,
+        images=images, subset=subset, seeds=seed, evals=evals, sanity=sanity, honest=honest, baselines=baselines, only=only,
+    )  # fmt: skip
     # What may run at all is decided there, for the Python API too; here are only options and messages.
     resources = preflight.Resources(device, rows, workers, memory)
     plan, settings = preflight.prepare(request, resources, out, fresh=fresh, note=None if quiet else _note)
@@ -225,6 +210,16 @@ def run(
     preflight.require_files(plan)
     outcome = _work_off(plan, settings, quiet)
     _show_outcome(plan, settings, outcome, request, as_json, quiet)
+
+
+def _request(preset: str | None, **options: Any) -> Request:
+    """What a command line asks for. Typer's list of an option that may be repeated is None where it was not given."""
+    from purebench.plan import grid
+
+    repeated = ("defenses", "attacks", "threats", "grads", "seeds", "only")
+    return grid.Request(
+        preset, **{key: tuple(value or ()) if key in repeated else value for key, value in options.items()}
+    )
 
 
 def _work_off(plan: Plan, settings: Settings, quiet: bool) -> Outcome:
@@ -309,21 +304,10 @@ def table(
     from purebench.records import store as records
     from purebench.report import tables
 
-    request = grid.Request(
-        preset=layout,
-        attacks=tuple(attack or ()),
-        threats=tuple(threat or ()),
-        grads=tuple(grad or ()),
-        dataset=dataset,
-        classifier=classifier,
-        score=score,
-        images=images,
-        subset=subset,
-        seeds=tuple(seed or ()),
-        honest=honest,
-        baselines=baselines,
-        only=tuple(only or ()),
-    )
+    request = _request(
+        layout, attacks=attack, threats=threat, grads=grad, dataset=dataset, classifier=classifier, score=score, images=images,
+        subset=subset, seeds=seed, honest=honest, baselines=baselines, only=only,
+    )  # fmt: skip
     found = None if layout in tables.LAYOUTS else _layout(layout)
     if found is None and layout not in tables.LAYOUTS:
         raise errors.unknown("layout", layout, [*tables.LAYOUTS, *grid.tables()], see="purebench list layouts")
