@@ -217,9 +217,8 @@ def _request(preset: str | None, **options: Any) -> Request:
     from purebench.plan import grid
 
     repeated = ("defenses", "attacks", "threats", "grads", "seeds", "only")
-    return grid.Request(
-        preset, **{key: tuple(value or ()) if key in repeated else value for key, value in options.items()}
-    )
+    given: dict[str, Any] = {key: tuple(value or ()) if key in repeated else value for key, value in options.items()}
+    return grid.Request(preset, **given)
 
 
 def _work_off(plan: Plan, settings: Settings, quiet: bool) -> Outcome:
