@@ -86,6 +86,7 @@ def build(request: Request) -> Plan:
         for job, absent in _cells(request, grid, dataset, notes):
             old = jobs.get(job.cell.id)
             if old:  # cells that would be equal are one; the larger demand counts
+                # Both had records under other ids before; whichever lies on disk is gone on with.
                 names = tuple(dict.fromkeys([*old.cell.aliases, *job.cell.aliases]))
                 cell = dataclasses.replace(old.cell, aliases=names)
                 job = dataclasses.replace(
@@ -145,6 +146,7 @@ def _grids(request: Request) -> tuple[list[dict[str, Any]], list[str], Request]:
     them. One empty grid when only options were given; of a paper's table one for each of its cells, which have the options already."""
     name = request.preset
     if name is None:
+        # `purebench run` alone means `quick`; one option, and the user has something else in mind.
         if request.defenses or request.attacks:
             _no_table_options(request)
             return [{}], [], request
@@ -218,6 +220,7 @@ def _cells(
     subset = pick(request.subset, "subset")
     subset = datasets.valid(subset if isinstance(subset, str) else f"choice:{subset}")
     size = datasets.capacity(dataset.size, subset)
+    # A default may be more than there is; what somebody asked for is refused below.
     if request.images is None and "images" not in grid:
         images = min(images, size)
     if not 1 <= images <= size:
@@ -237,6 +240,7 @@ def _cells(
         asked["attack"] = list(dict.fromkeys([Part("null"), Part("noise"), *asked["attack"]]))
     grads = [parse(text, "gradient") for text in (request.grads or grid.get("grads") or ["exact"])]
     seeds = request.seeds or grid.get("seeds") or [0]
+    # A score model that was asked for wins over the dataset's choice for single defenses; a default does not.
     chosen = request.score is not None or "score" in grid
     maker = _Maker(dataset, subset, classifier, score, chosen, defaults, notes)
     for limit in threats:
@@ -292,6 +296,7 @@ class _Maker:
         known = registry.parameters(kind, part.name)
         registry.check_parameters(kind, part.name, given)
         of_dataset = self.defaults.get(kind, {}).get(part.name, {})
+        # Else `--score X` would be run on everything but the defenses that the dataset knows.
         if self.chosen:
             of_dataset = {k: v for k, v in of_dataset.items() if k != "score"}
         defaults = known | of_dataset
@@ -299,6 +304,7 @@ class _Maker:
         base = {k: registry.as_type(v, known[k]) for k, v in defaults.items()}
         registry.check_ranges(kind, part.name, typed)
         origin = {k: "given" if k in given else self.dataset.name if k in of_dataset else "default" for k in typed}
+        # Short, and equal for all ways to say it: only what differs from this dataset's defaults.
         canonical = Part(part.name, tuple((k, v) for k, v in typed.items() if v != base[k]))
         common = registry.COMMON.get(kind, {})  # left out at their defaults, so that a new one changes no cell
         own = {k: v for k, v in typed.items() if k not in common}

@@ -251,6 +251,7 @@ def _columns(data: Any, panels: Sequence[Panel], where: str) -> list[Column]:
 
 def _each(column: Column, key: str, value: Any, title: str, place: int) -> Column:
     """The column of one value; of a list of values, averaged over them."""
+    # A category of corruptions: one column, many datasets.
     if isinstance(value, list):
         axis = tuple({**words, key: str(v)} for v in value for words in column.axis)
         return replace(column, title=title, place=place, axis=axis)
@@ -310,6 +311,7 @@ def _check_unlike(rows: Sequence[Row], columns: Sequence[Column], where: str) ->
         key = repr((row.group, row.panel, row.texts, row.cells, row.numbers, row.model))
         if key in seen:
             raise UserError(f"rows {seen[key]} and {i} of {where} are the same", "leave one out, or tell them apart")
+        # The numbers are part of it: papers print the same method twice, under two settings that have no column.
         seen[key] = i
 
 
@@ -318,6 +320,7 @@ def _check_axes(cells: Cells, rows: Sequence[Row], columns: Sequence[Column], wh
     for i, column in enumerate(columns, 1):
         if not column.metric or column.metric in ("clean", "undefended"):
             continue
+        # Clean accuracies are exempt: they are the same whatever attacked.
         lists = [
             [
                 key
@@ -363,6 +366,7 @@ def places(layout: Layout, options: Cells | None = None, *, baselines: bool = Fa
         for column in layout.columns:
             reported = _reported(row, column)
             needs = lacking((*row.needs, *column.needs), scaled=scaled)
+            # A quoted row has no cells; with `--baselines` its published model stands for them, bare.
             cells = row.cells
             if cells is None and baselines and row.model:
                 cells = {"defense": "none", "classifier": row.model}
@@ -413,6 +417,7 @@ def is_scaled(layout: Layout, options: Cells) -> bool:
     if "dataset" not in options:
         return False
     given = parse(options["dataset"], "dataset").name
+    # Not parsed: `{corruption}` in it is not filled in yet.
     theirs = {name.partition(":")[0] for name in _datasets(layout)}
     if given == "digits" and "digits" not in theirs:
         return True
@@ -440,6 +445,7 @@ def _expanded(asked: Cells, column: Column) -> tuple[tuple[Cells, ...], ...]:
         named = {key: _fill(value, {**column.words, **words}) for key, value in asked.items()}
         for dataset in _list(named.get("dataset", ())) or (None,):
             one = named | ({"dataset": dataset} if dataset else {})
+            # Every combination: an attacker may choose his gradient along with his attack.
             choices = [[(key, v) for v in _list(one[key])] for key in WORST if key in one]
             found.append(tuple(one | dict(choice) for choice in itertools.product(*choices)))
     return tuple(found)
@@ -485,6 +491,7 @@ def grids(layout: Layout, request: Request) -> list[dict[str, Any]]:
             f"`{layout.id}` has nothing to run" + (f": it needs {lacks}" if lacks else ""),
             "it prints with `purebench table`",
         )
+    # A row goes over all datasets before the next row begins.
     order = list(dict.fromkeys(str(grid.get("dataset")) for grid in found.values()))
     # One dataset after the other: a run then reads each of them once.
     return sorted(found.values(), key=lambda grid: order.index(str(grid.get("dataset"))))
@@ -530,6 +537,7 @@ class _Axes:
             if row.cells is not None
             for column in layout.columns
             if column.metric and not lacking((*row.needs, *column.needs), scaled=True)
+            # The first of the axis stands for all: what an axis fills in is a dataset, never a parameter of a defense.
             for words in [{**column.words, **column.axis[0]}]
         ]
         self.varied = {
@@ -561,6 +569,7 @@ class _Axes:
 
     def _threat(self, limit: ThreatModel) -> ThreatModel:
         """The digits' radius for the table's largest of a norm, and others in proportion."""
+        # The digits are easier to see and harder to break: 8/255 would break nothing, so radii are the digits' own.
         radii = {t.norm: t.eps for t in map(threat, self.defaults["radii"])}
         if limit.norm not in radii:
             raise UserError(f"the digits have no radius for {limit.norm}", "give `--threat`")
@@ -581,6 +590,7 @@ def _corrupted(name: str) -> str:
 def _varied(of: Sequence[Part]) -> dict[str, set[str]]:
     """By name the parameters that are not the same wherever the name stands."""
     found: dict[str, set[str]] = {}
+    # By name: `steps` of one defense says nothing of another's.
     for name in {part.name for part in of}:
         mates = [dict(part.parameters) for part in of if part.name == name]
         keys = {key for values in mates for key in values}

@@ -123,12 +123,14 @@ def worst(images: Sequence[Record], n: int, field: str = "adversarial") -> Value
 def vote(images: Sequence[Record], n: int, field: str = "adversarial") -> Value:
     """Accuracy of the plurality of n <= K draws, averaged over the floor(K / n) disjoint groups.
     A tie is broken by a fair coin: credited 1 / (number of tied classes) when the label is one of them."""
+    # Groups of n, not all n-subsets: a vote is one run of a defense that purifies n times.
     k, total = draws(images, field), 0.0
     groups = range(0, k - k % n, n)
     for line in images:
         for start in groups:
             group = line[field][start : start + n]
             count = group.count(line["label"])
+            # The common case: a majority needs no count of the others.
             if 2 * count > n:
                 total += 1
             elif count:
@@ -257,6 +259,7 @@ class Headline(NamedTuple):
 def _real(attacks: Mapping[str, Sequence[Log]]) -> dict[str, list[Log]]:
     """The attacks that are none of the controls, with the logs that have images, of several seeds those that have the most: one on fewer
     would weigh its few as much. Controls are never the strongest."""
+    # A cell that failed has no images, and says nothing.
     real = {key: [log for log in logs if draws(judged(log))] for key, logs in attacks.items()}
     whole = {key: [log for log in logs if len(judged(log)) == max(map(_judged, logs))] for key, logs in real.items()}
     return {key: logs for key, logs in whole.items() if logs and not control(logs[0].cell["attack"])}
@@ -365,6 +368,7 @@ def robust_image(logs: Sequence[Log]) -> Value | None:
         rows = [(table[index]["adversarial"], table[index]["label"]) for index in common]
         even.append([row[choose].count(label) for row, label in rows])
         odd.append([row[score].count(label) for row, label in rows])
+    # Stable: among equals the attack that is lowest overall is taken, not the first in the alphabet.
     order = sorted(range(len(tables)), key=lambda a: sum(even[a]))
     total = sum(odd[min(order, key=lambda a: even[a][i])][i] for i in range(len(common)))
     evals = k if certain else k // 2

@@ -93,6 +93,7 @@ class _Records:
         self.cells: dict[str, Log] = {}
         self.clean: dict[str, Log] = {}
         self.twice: dict[str, list[str]] = defaultdict(list)
+        # The newest last, so that it is the one that stays.
         for log in sorted(logs, key=_started):
             if not metrics.judged(log):
                 continue
@@ -162,6 +163,7 @@ def _averaged(entry: Entry, found: Sequence[_Found], place: Place) -> Entry:
     return replace(
         entry,
         value=fmean(one.of.value for one in found),
+        # Corruptions of the same images are not independent: no interval is better than one too narrow.
         low=found[0].of.low if single else None,
         high=found[0].of.high if single else None,
         std=found[0].std if single else None,
@@ -176,6 +178,7 @@ def _averaged(entry: Entry, found: Sequence[_Found], place: Place) -> Entry:
 def _worst(column: Column, worst: Sequence[Sequence[Wanted]], records: _Records) -> _Found | str:
     """The least of several attacks, or why it cannot be told: of a table's attacks one missing would flatter the defense."""
     by_attack = [[records.of(one, column.metric) for one in seeds] for seeds in worst]
+    # One seed short is short, too: a mean over fewer seeds is another number.
     if any(log is None for logs in by_attack for log in logs):
         return "not run yet"
     known = [[log for log in logs if log is not None] for logs in by_attack]
@@ -196,6 +199,7 @@ def _over_seeds(values: Sequence[Value | None], seeds: tuple[int, ...], cells: t
     known = [value for value in values if value is not None]
     if len(known) < len(values) or not known:
         return "its records have no such metric"
+    # Over seeds the papers print the sample deviation.
     std = stdev(value.value for value in known) if len(known) > 1 else None
     return _Found(metrics.pool(known), std, seeds, cells)
 
@@ -209,6 +213,7 @@ def _mean(entry: Entry, line: Sequence[Entry]) -> Entry:
     """A column that is the mean of others: of what was measured in them."""
     parts = [other for other in line if other.column.number in entry.column.mean and other.column is not entry.column]
     values = [part.value for part in parts if part.value is not None]
+    # A mean of one column would pass for a mean of two.
     if not parts or len(values) < len(parts):
         return entry
     return replace(
@@ -362,6 +367,7 @@ class _Matrix:
         """Methods become columns."""
         rows = [line for line in self.lines if not isinstance(line, str)]
         whole = [self.header, *rows]
+        # Groups span rows, and have no place beside columns.
         turned = [list(column) for column in zip(*whole, strict=True)]
         self.header, self.lines = turned[0], list(turned[1:])
         self.left = [i == 0 for i in range(len(self.header))]
@@ -429,6 +435,7 @@ def _protocol(table: Sheet, measured: Sequence[Entry]) -> list[str]:
         one.images for line in table.places for place in line for worst in place.wanted for s in worst for one in s
     )
     evals = sorted({entry.evals for entry in measured if entry.evals})
+    # What was measured on fewer images than the table has must be seen to be.
     said = f"Measured: {_range(images)} images"
     if images[0] < wanted:
         said += f" of the table's {wanted}"

@@ -70,6 +70,7 @@ def _cells(logs: Iterable[Log]) -> DataFrame:
     cells["name"] = cells.attack.map(metrics.name)
     cells["bare"] = cells.defense == "none"
     cells["control"] = cells.attack.map(metrics.control)
+    # A gradient is named in the header only where it is not the one that the attack always has.
     usual = cells.name.map(lambda name: "bpda" if name == "bpda-eot" else "exact")
     cells["natural"] = cells.grad.isin(["-"]) | (cells.grad == usual) | cells.bare & cells.grad.isin(["exact", "bpda"])
     gradient = (" @" + cells.grad).where(~cells.natural, "")
@@ -83,6 +84,7 @@ def _cells(logs: Iterable[Log]) -> DataFrame:
 
 def _numbers(logs: Sequence[Log]) -> list[dict[str, Value]]:
     """The metrics of each log, against its null control."""
+    # One null control serves every attack on a defense: the judge's draws are common to all.
     nulls = {_control(log): log for log in logs if metrics.name(log.cell["attack"]) == "null"}
     return [metrics.summary(log, nulls.get(_control(log))) for log in logs]
 
@@ -114,6 +116,7 @@ def _tell_apart(cells: DataFrame, gradient: pandas.Series) -> None:
             distinct = DataFrame([made_of[i] for i in mates]).drop(columns="id").nunique(dropna=False)
             keys = list(distinct.index[distinct > 1])
             named = [key for key in keys if key.startswith(("defense.", "attack."))]
+            # Parameters tell a reader more than versions; the id is the last resort, and never equal.
             for key in named or keys or ["id"]:
                 owner = "attack" if key.startswith("attack.") or key in ("gradient", "source") else "defense"
                 differ[owner].setdefault(cells.at[mates[0], owner], set()).add(key)
@@ -191,6 +194,7 @@ def _by_metric(cells: DataFrame) -> DataFrame:
 def _tables(cells: DataFrame) -> list[_Table]:
     """A cell that fits several tables is in all of them; only what fits none makes one."""
     scopes: list[dict[str, str]] = []
+    # Those that name everything first: a control without a threat model then finds a table to go to.
     left = cells.assign(open=(cells[["score", "threat"]] == "-").any(axis=1)).sort_values("open", kind="stable")
     while len(left):
         scopes.append(dict(left.iloc[0][SCOPE]))
@@ -267,6 +271,7 @@ def _grid_rows(table: _Table) -> list[Row]:
             if share := metrics.all_masked(table.attacks[defense]):
                 parts.append(strongest.assign(metric="masked", **share._asdict()))
         if value := table.per_image(defense):
+            # Only attacks on the same images: a minimum over different ones is of nothing.
             columns = metrics.contenders(table.attacks[defense])
             mates = table.whole[
                 (table.whole.defense == defense) & table.whole.column.isin(columns) & (table.whole.evals > 0)
