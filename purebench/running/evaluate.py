@@ -28,7 +28,7 @@ from purebench.records import store as records
 from purebench.records.store import Record
 from purebench.running.tasks import Done, Task
 from purebench.scores.views import Score
-from purebench.spec import Cell, Resolved, norms
+from purebench.spec import Cell, Part, Resolved, norms
 
 # Said where the clean prediction is taken from another cell, which alone knows the step.
 NOT_FINITE = "the purification of the clean image gave values that are not finite"
@@ -46,8 +46,9 @@ def _order(size: int, subset: str) -> list[int]:
 
 
 def shape(cell: Cell) -> list[int]:
-    """[C,H,W] of the cell's images."""
-    return dataset(cell.dataset).shape
+    """[C,H,W] of the cell's images; of a dataset that is known by its name without reading one."""
+    part = cell.dataset
+    return components.of("dataset", Part(part.name, tuple({**part.values, **part.where}.items()))).shape
 
 
 @cache
