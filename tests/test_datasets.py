@@ -487,7 +487,7 @@ def test_the_real_list_of_robustbench():
     wnids = imagenet._wnids()
     assert len(wnids) == 1000
     assert {file.partition("/")[0] for file in files} < set(wnids)
-    assert json.loads(imagenet._helper(imagenet.CLASSES)) == {wnid: i for i, wnid in enumerate(wnids)}
+    assert json.loads(imagenet._helper(imagenet.NUMBERS)) == {wnid: i for i, wnid in enumerate(wnids)}
 
 
 def test_another_list_of_robustbench_is_refused(monkeypatch):

@@ -43,11 +43,15 @@ def defaults(name: str) -> Table:
     """The dataset's TOML: threat, subset, number of images, evaluations, rows, and parameters per defense and attack. `base` names a
     dataset whose values hold where the file has none; but for those that `without` names, at the top and of every defense."""
     path = HERE / f"{name}.toml"
-    if not path.is_file():  # a plug-in's
+    # A plug-in's dataset has none.
+    if not path.is_file():
         return {"images": 100, "evals": 10, "subset": "first", "rows": 64}
     own = tomllib.loads(path.read_text(encoding="utf-8"))
     base, without = own.pop("base", ""), own.pop("without", [])
-    return _over(_less(defaults(base), without), own) if base else own
+    if not base:
+        return own
+    # Taken away before the own values are laid over it: a dataset may give up its base's score models and name one of its own.
+    return _over(_less(defaults(base), without), own)
 
 
 def _less(table: Table, without: list[str]) -> Table:
@@ -73,7 +77,9 @@ def valid(subset: str) -> str:
                 "write first, choice:SEED or groups:GxM, such as choice:0 or groups:8x64",
             )
         raise unknown("subset", subset, ["first", "choice:SEED", "groups:GxM", *ALIASES])
+    # Through int, so that choice:00 and choice:0, which are the same images, are the same cell.
     if found["seed"]:
+        # What RandomState takes.
         if int(found["seed"]) >= 2**32:
             raise UserError(f"there is no subset `{subset}`", "a seed is a whole number from 0 to 4294967295")
         return f"choice:{int(found['seed'])}"
@@ -84,25 +90,29 @@ def valid(subset: str) -> str:
     return rule
 
 
+def _rule(subset: str) -> tuple[str, list[int]]:
+    """Its kind and numbers: ("first", []), ("choice", [seed]) or ("groups", [groups, images in each])."""
+    kind, _, numbers = valid(subset).partition(":")
+    return kind, [int(number) for number in numbers.split("x") if number]
+
+
 def describe(subset: str) -> str:
     """One line for help texts."""
-    kind, _, rest = valid(subset).partition(":")
-    if kind == "first":
-        return "the first images, as stored"
-    if kind == "choice":
-        return f"RandomState({rest}).choice(n, m, replace=False)"
-    groups, each = rest.split("x")
-    return (
-        f"{groups} choices of {each} images, RandomState(0) to RandomState({int(groups) - 1}); an image may come twice"
-    )
+    match _rule(subset):
+        case "choice", [seed]:
+            return f"RandomState({seed}).choice(n, m, replace=False)"
+        case "groups", [groups, each]:
+            seeds = f"RandomState(0) to RandomState({groups - 1})"
+            return f"{groups} choices of {each} images, {seeds}; an image may come twice"
+    return "the first images, as stored"
 
 
 def capacity(size: int, subset: str) -> int:
-    """How many positions the subset has on a dataset of `size` images."""
-    kind, _, rest = valid(subset).partition(":")
+    """How many positions the subset has on a dataset of `size` images. UserError if a group is larger than that."""
+    kind, numbers = _rule(subset)
     if kind != "groups":
         return size
-    groups, each = map(int, rest.split("x"))
+    groups, each = numbers
     if each > size:
         raise UserError(f"the subset `{subset}` is not possible: there are {size} images", f"M is at most {size}")
     return groups * each
@@ -111,22 +121,22 @@ def capacity(size: int, subset: str) -> int:
 def order(size: int, subset: str) -> list[int]:
     """Dataset indices by position, `capacity(size, subset)` of them; the first m are those of every run of m images.
 
-    With `groups` an index may come at several positions, as in DiffPure's lists."""
-    positions = capacity(size, subset)
-    kind, _, rest = valid(subset).partition(":")
+    With `groups` an index may come at several positions, as in DiffPure's lists. UserError as `capacity`."""
+    capacity(size, subset)
+    kind, numbers = _rule(subset)
     if kind == "first":
         return list(range(size))
+    # Here and not above: planning and `list` import this module, and do without numpy.
     import numpy as np
 
-    def choice(seed: int) -> list[int]:  # choice(size, m, replace=False) is the first m of a permutation, for every m
+    def choice(seed: int) -> list[int]:
+        # choice(size, m, replace=False) is the first m of a permutation, for every m.
         return np.random.RandomState(seed).permutation(size).tolist()
 
     if kind == "choice":
-        return choice(int(rest))
-    groups, each = map(int, rest.split("x"))
-    found = [index for seed in range(groups) for index in choice(seed)[:each]]
-    assert len(found) == positions
-    return found
+        return choice(*numbers)
+    groups, each = numbers
+    return [index for seed in range(groups) for index in choice(seed)[:each]]
 
 
 def index_hash(indices: Sequence[int]) -> str:

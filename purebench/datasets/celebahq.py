@@ -30,22 +30,26 @@ ATTRIBUTES, PARTITION, VALIDATION = "list_attr_celeba.txt", "list_eval_partition
 def celebahq(*, folder: str = "", attribute: str = "Smiling") -> Images:
     """folder: see above; PUREBENCH_CELEBAHQ if empty. attribute: a column of `list_attr_celeba.txt`. Order: sorted file names."""
     given = own_folder("celebahq", folder, "PUREBENCH_CELEBAHQ", "data-celebahq", LAYOUT)
+    # The folder above it is taken too, as of every other dataset.
     root = given / "celebahq" if (given / "celebahq").is_dir() else given
     absent = [name for name in ("images", ATTRIBUTES, PARTITION) if not (root / name).exists()]
     if absent:
         raise UserError(f"`{given}` is not the CelebA-HQ folder: no `{absent[0]}`", f"it should hold {LAYOUT}")
     has, part = _attribute(root / ATTRIBUTES, attribute), _partition(root / PARTITION)
     files, labels = [], []
-    for path in sorted((root / "images").iterdir(), key=lambda path: path.name):
-        if path.suffix.lower() in (".png", ".jpg", ".jpeg"):
-            listed = f"{path.stem}.jpg"  # the lists have CelebA's names
-            if listed not in has or listed not in part:
-                raise UserError(
-                    f"`{path}` is not in CelebA's lists", "the images are named as in CelebA, such as `000004.png`"
-                )
-            if part[listed] == VALIDATION:
-                files.append(f"images/{path.name}")
-                labels.append(has[listed])
+    for path in sorted((root / "images").iterdir()):
+        if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+            continue
+        # The lists have CelebA's names, whatever format the copies at 256x256 were stored in.
+        listed = f"{path.stem}.jpg"
+        # CelebA-HQ's own numbering (0 to 29999) is another one: under it every label would be another face's.
+        if listed not in has or listed not in part:
+            raise UserError(
+                f"`{path}` is not in CelebA's lists", "the images are named as in CelebA, such as `000004.png`"
+            )
+        if part[listed] == VALIDATION:
+            files.append(f"images/{path.name}")
+            labels.append(has[listed])
     if not files:
         raise UserError(f"`{root / 'images'}` has no image of the validation part", f"the folder should hold {LAYOUT}")
     return of_files(root, files, labels, classes=2, resize=256)
@@ -53,6 +57,7 @@ def celebahq(*, folder: str = "", attribute: str = "Smiling") -> Images:
 
 def _attribute(path: Path, attribute: str) -> dict[str, int]:
     """file name -> 1 or 0. The list: a count, the 40 names, then `000001.jpg -1 1 ..` per image."""
+    # Two more lines, so that an empty file is told below as one without the attribute.
     _, header, *rows = [*_lines(path), "", ""]
     names = header.split()
     if attribute not in names:
@@ -79,6 +84,7 @@ def _partition(path: Path) -> dict[str, str]:
 
 
 def _lines(path: Path) -> list[str]:
+    """The lines of one of CelebA's lists; UserError if it is no text file."""
     try:
         return path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):

@@ -58,19 +58,23 @@ def train(folder: str = "") -> Images:
 
 
 def _verified(name: str, kind: Any, folder: str, train: bool = False) -> Images:
+    """The images of `kind`, a dataset class of torchvision's; UserError for files that are missing or damaged."""
     from torchvision.datasets.utils import check_integrity
 
+    # Resolved: of `.` the last part, which torchvision wants apart from what is before it, is empty.
     place = find(name, folder, kind.base_folder, kind.meta["filename"]).resolve()
 
+    # torchvision looks in a folder of a fixed name only; the user's may have another.
     class Found(kind):
         base_folder = place.name
 
     try:
         data = Found(place.parent, train=train, download=False)
-    except RuntimeError:  # torchvision: "not found or corrupted"
+    # "Not found or corrupted", says torchvision of all files together: which of them is asked here.
+    except RuntimeError:
         files = [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
         bad = [file for file, md5 in files if not check_integrity(str(place / file), md5)]
-        raise missing(
-            name, folder, f"{name} in `{place}` is not complete: {', '.join(bad)} missing or damaged"
-        ) from None
+        message = f"{name} in `{place}` is not complete: {', '.join(bad)} missing or damaged"
+        raise missing(name, folder, message) from None
+    # torchvision has checked the md5 of every file: that of the test images names them in a record.
     return of_array(data.data, data.targets, classes=INFO[name]["classes"], digest=f"md5:{kind.test_list[0][1]}")  # type: ignore[arg-type]

@@ -60,17 +60,22 @@ def cifar100_c(*, corruption: str = "gaussian_noise", severity: int = 5, folder:
 
 
 def _slice(name: str, base: str, classes: int, corruption: str, severity: int, folder: str) -> Images:
+    """One corruption at one severity; UserError for files that are missing, damaged or of another kind."""
     place = find(name, folder, base, "labels.npy")
     rows = slice((severity - 1) * TEST, severity * TEST)
     pixels = np.array(_array(name, folder, place / f"{corruption}.npy", (5 * TEST, 32, 32, 3))[rows])
+    # The labels are the same five times over.
     labels = np.array(_array(name, folder, place / "labels.npy", (5 * TEST,))[:TEST], dtype=np.int64)
     if pixels.dtype != np.uint8 or not 0 <= labels.min() <= labels.max() < classes:
         raise missing(name, folder, f"`{place}` is not {base}: expected uint8 images and labels 0 to {classes - 1}")
-    digest = hashlib.sha256(pixels.tobytes() + labels.tobytes()).hexdigest()  # 31 MB: of these images alone
+    # Of these images alone (31 MB): of the whole file, every severity would have one and the same.
+    digest = hashlib.sha256(pixels.tobytes() + labels.tobytes()).hexdigest()
     return of_array(pixels, labels, classes=classes, digest=f"sha256:{digest}")
 
 
 def _array(name: str, folder: str, path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """The array of this shape in a file, mapped; UserError for any other."""
+    # Mapped: one severity of one corruption is a fifth of its 154 MB.
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):

@@ -27,13 +27,13 @@ def folder(*, path: str = "", name: str = "", size: int = 0, channels: int = 3) 
     """name: what tables call it; the folder's name if empty. size: scale the shorter side to it and cut out the centre; 0: the images
     have one size already. channels: 3, or 1 for grey."""
     check_channels(channels)
-    root = Path(str(path))  # a word of digits was read as a number
+    # Through str: on the command line a name of digits alone is read as a number.
+    root = Path(str(path))
     if path == "" or not root.is_dir():
         raise UserError(
             f"there is no folder `{path}`" if path != "" else "the dataset `folder` needs a path",
             "write `folder:path=PATH`; it holds one sub-folder per class",
         )
     classes, files, labels = image_folder(root)
-    return of_files(
-        root, files, labels, classes=len(classes), channels=channels, resize=size, crop=size, note="your own image folder"
-    )  # fmt: skip
+    note = "your own image folder"
+    return of_files(root, files, labels, len(classes), channels=channels, resize=size, crop=size, note=note)

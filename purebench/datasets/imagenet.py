@@ -5,18 +5,20 @@ Scaled and cropped as everywhere: shorter side to 256 (bilinear), centre 224x224
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 from pathlib import Path
 
+from purebench import assets
 from purebench.datasets.images import Images, image_folder, of_files, own_folder
 from purebench.errors import DOWNLOAD, UserError
 
+IMAGES = 50000
+CLASSES = 1000
 INFO = {
     "imagenet": {
         "summary": "ImageNet validation, your folder: 50,000 images of 1,000 classes, or RobustBench's 5,000 (ids=robustbench)",
         "shape": [3, 224, 224],
-        "classes": 1000,
+        "classes": CLASSES,
         "size": 0,  # known when read: it depends on `ids`
         "version": 1,
         "source": "https://image-net.org/download.php",
@@ -26,16 +28,17 @@ INFO = {
         "cite": "russakovsky2015imagenet",
     }
 }
-IMAGES = 50000
 LAYOUT = "`val/<wnid>/ILSVRC2012_val_*.JPEG` (or the 1,000 wnid folders themselves)"
 IDS = "imagenet_test_image_ids.txt", "d4121626d07722a0126c35b1563042e46a546f1a05ce705f2cdc635896d58574"
-CLASSES = "imagenet_class_to_id_map.json"
+NUMBERS = "imagenet_class_to_id_map.json"
 
 
 def imagenet(*, folder: str = "", resize: int = 256, crop: int = 224, ids: str = "all") -> Images:
     """folder: see LAYOUT; PUREBENCH_IMAGENET if empty. ids: all, or robustbench for its list of 5,000, in its order."""
     root = own_folder("imagenet", folder, "PUREBENCH_IMAGENET", "data-imagenet-val", LAYOUT)
     root = root / "val" if (root / "val").is_dir() else root
+    # A class's number is its wnid's rank, for every classifier of ImageNet; asked of RobustBench's table, not of the folder, which may
+    # hold a part of the classes.
     number = {wnid: i for i, wnid in enumerate(_wnids())}
     if not any((root / wnid).is_dir() for wnid in number):
         raise UserError(
@@ -51,6 +54,7 @@ def imagenet(*, folder: str = "", resize: int = 256, crop: int = 224, ids: str =
                 f"it should hold {LAYOUT}",
             )
         return _images(root, files, [number[file.partition("/")[0]] for file in files], resize, crop)
+    # A part of it, or folders of another kind, would shift the numbers of the classes, unnoticed but for the accuracy.
     classes, files, labels = image_folder(root)
     if classes != list(number) or len(files) != IMAGES:
         raise UserError(
@@ -62,17 +66,19 @@ def imagenet(*, folder: str = "", resize: int = 256, crop: int = 224, ids: str =
 
 
 def _images(root: Path, files: list[str], labels: list[int], resize: int, crop: int) -> Images:
-    return of_files(root, files, labels, classes=INFO["imagenet"]["classes"], resize=resize, crop=crop)  # type: ignore[arg-type]
+    return of_files(root, files, labels, CLASSES, resize=resize, crop=crop)
 
 
 def _wnids() -> list[str]:
-    return sorted(json.loads(_helper(CLASSES)))
+    """The names of the 1,000 classes, sorted."""
+    return sorted(json.loads(_helper(NUMBERS)))
 
 
 def _robustbench_list() -> list[str]:
     """`<wnid>/ILSVRC2012_val_*.JPEG`, 5,000 lines."""
     name, sha256 = IDS
     text = _helper(name)
+    # Another release may list other images under the same name, and a number would silently be of them.
     found = hashlib.sha256(text).hexdigest()
     if found != sha256:
         raise UserError(
@@ -84,10 +90,8 @@ def _robustbench_list() -> list[str]:
 
 
 def _helper(name: str) -> bytes:
-    """A file inside the installed robustbench, which is not imported: that takes seconds."""
-    spec = importlib.util.find_spec("robustbench")
-    places = spec.submodule_search_locations if spec else None
-    path = Path(next(iter(places or [""]))) / "helper_files" / name
+    """The content of a file inside the installed robustbench."""
+    path = assets.installed("robustbench", "helper_files", name)
     if not path.is_file():
         raise UserError(f"robustbench has no `{name}`", "reinstall robustbench", DOWNLOAD)
     return path.read_bytes()

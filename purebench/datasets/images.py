@@ -16,7 +16,7 @@ from torch import Tensor
 from purebench import assets
 from purebench.errors import DOWNLOAD, USAGE, UserError
 
-WHOLE = 512 << 20  # bytes of a folder of images that are read for its digest
+WHOLE = 512 << 20  # bytes: the content of a folder of images up to this size is read for its digest
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ def of_array(pixels: np.ndarray, labels: Sequence[int] | np.ndarray, *, classes:
     stored = torch.from_numpy(np.ascontiguousarray(pixels))
     stored = stored[:, None] if stored.dim() == 3 else stored.permute(0, 3, 1, 2)
     y = torch.as_tensor(np.asarray(labels), dtype=torch.int64)
+    # Divided when they are taken: as float32 the stored ones would need four times the memory.
     return Images(y, classes, digest, lambda indices: stored[list(indices)].contiguous().float() / 255)
 
 
@@ -57,11 +58,12 @@ def of_tensors(x: Tensor, y: Tensor) -> Images:
 
 
 def of_files(
-    root: Path, files: Sequence[str], labels: Sequence[int], *, classes: int, channels: int = 3, resize: int = 0, crop: int = 0,
+    root: Path, files: Sequence[str], labels: Sequence[int], classes: int, *, channels: int = 3, resize: int = 0, crop: int = 0,
     note: str = "",
 ) -> Images:  # fmt: skip
     """Image files, decoded at `take`. files: names relative to root; the digest is of names, sizes, labels and, up to 512 MB in all,
     of the content, in this order."""
+    # Sizes tell most copies apart at once; ImageNet's 6 GB would take longer to read than many a run.
     hashed, total = hashlib.sha256(), 0
     for name, label in zip(files, labels, strict=True):
         try:
@@ -89,16 +91,19 @@ def decode(source: Path | bytes, channels: int = 3, resize: int = 0, crop: int =
     shown = name if isinstance(source, bytes) else str(source)
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
-            if opened.mode[0] in "IF":  # convert() would clip, not scale
+            # Of 16 bits or floats: convert() would clip them and not scale.
+            if opened.mode[0] in "IF":
                 raise UserError(f"`{shown}` has more than 8 bits per channel", "store it with 8 bits per channel")
             image = opened.convert({1: "L", 3: "RGB"}[channels])
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # SyntaxError: a broken PNG
+    # SyntaxError is what PIL raises for a broken PNG.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         why = getattr(error, "strerror", None) or "it is not an image, or is damaged"
         raise UserError(f"cannot read `{shown}`: {why}", "replace the file, then run again") from None
     if resize:
         image = tf.resize(image, [resize])
     if crop:
         image = tf.center_crop(image, [crop])
+    # reshape: PIL gives a grey image no axis of channels.
     return torch.from_numpy(np.array(image)).reshape(image.height, image.width, channels).permute(2, 0, 1)
 
 
@@ -115,6 +120,7 @@ def stack(images: Sequence[Tensor], names: Sequence[str]) -> Tensor:
 
 
 def check_channels(channels: int) -> None:
+    """UserError for a number of channels that PIL's images of 8 bits, grey or RGB, do not have."""
     if channels not in (1, 3):
         raise UserError(f"`channels={channels}` is not possible", "write 3 for colour or 1 for grey")
 
@@ -122,7 +128,9 @@ def check_channels(channels: int) -> None:
 def find(dataset: str, folder: str, base: str, *markers: str) -> Path:
     """The folder that holds one of `markers`: where `purebench fetch` puts it, else `folder`, or base's last parts under it."""
     asset = f"data-{dataset}"
-    given = str(folder) or assets.override(asset)  # a word of digits was read as a number
+    # Through str: on the command line a name of digits alone is read as a number.
+    given = str(folder) or assets.override(asset)
+    # The folder itself, the one above it, and so on: people name any of them.
     parts = Path(base).parts
     places = [Path(given, *parts[i:]) for i in range(len(parts), -1, -1)] if given else [assets.path(asset)]
     for place in places:
@@ -143,6 +151,7 @@ def missing(dataset: str, folder: str, message: str) -> UserError:
 def own_folder(dataset: str, folder: str, variable: str, asset: str, layout: str) -> Path:
     """The folder of a dataset that only its user can supply: the parameter, else the environment variable, else the cache."""
     given = str(folder) or os.environ.get(variable, "")
+    # Not `find`: no archive says how the folder is called, and nothing can be fetched.
     place = Path(given) if given else assets.path(asset)
     if place.is_dir():
         return place
@@ -163,8 +172,6 @@ def image_folder(path: Path) -> tuple[list[str], list[str], list[int]]:
         samples = folder.make_dataset(str(path), numbers, folder.IMG_EXTENSIONS)
     except (FileNotFoundError, NotADirectoryError) as error:
         why = str(error).split(" Supported extensions")[0].rstrip(".")
-        raise UserError(
-            f"`{path}` is not an image folder: {why}",
-            "expected one sub-folder per class with its images (jpg, png, ..)",
-        ) from None
+        hint = "expected one sub-folder per class with its images (jpg, png, ..)"
+        raise UserError(f"`{path}` is not an image folder: {why}", hint) from None
     return classes, [Path(file).relative_to(path).as_posix() for file, _ in samples], [label for _, label in samples]

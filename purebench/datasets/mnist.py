@@ -58,12 +58,14 @@ def fashionmnist(*, folder: str = "") -> Images:
 
 
 def _verified(name: str, base: str, folder: str) -> Images:
+    """The test images; UserError for files that are missing or are not the published ones."""
     place = find(name, folder, f"{base}/raw", FILES[0], f"{FILES[0]}.gz")
-    content = [_content(place, file) for file in FILES]
-    for file, data, md5 in zip(FILES, content, MD5[name], strict=True):
-        if data is None or hashlib.md5(data).hexdigest() != md5:
+    images, labels = (_content(place, file) for file in FILES)
+    for file, data, md5 in zip(FILES, (images, labels), MD5[name], strict=True):
+        # Of what is inside: a .gz also holds a name and a time, and differs from one that was packed elsewhere.
+        if hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:
             raise missing(name, folder, f"`{file}` in `{place}` is missing or damaged")
-    return _images(content[0] or b"", content[1] or b"", f"md5:{MD5[name][0]}")
+    return _images(images, labels, f"md5:{MD5[name][0]}")
 
 
 def train(name: str, folder: str = "") -> Images:
@@ -73,20 +75,24 @@ def train(name: str, folder: str = "") -> Images:
     images, labels = (_content(place, file) for file in TRAIN)
     if not images or not labels:
         raise missing(name, folder, f"the training images in `{place}` are missing or damaged")
+    # No digest: no record names images that a network was trained on.
     return _images(images, labels, "")
 
 
 def _images(packed: bytes, numbers: bytes, digest: str) -> Images:
+    """Images and labels from the content of two idx files."""
     images, labels = np.frombuffer(packed, np.uint8), np.frombuffer(numbers, np.uint8)
     count, height, width = images[4:16].view(">i4").tolist()  # idx: magic, sizes, then the values
     pixels = images[16:].reshape(count, height, width)
+    # A copy, since torch warns of arrays that it could not write to, as those of bytes are.
     return of_array(pixels.copy(), labels[8:].astype(np.int64), classes=10, digest=digest)
 
 
-def _content(place: Path, file: str) -> bytes | None:
-    """The unpacked file, or None if it is missing or cannot be unpacked."""
+def _content(place: Path, file: str) -> bytes:
+    """The unpacked file; nothing if it is missing or cannot be unpacked."""
+    # gzip.BadGzipFile is an OSError.
     try:
         stored = place / file
         return stored.read_bytes() if stored.is_file() else gzip.decompress((place / f"{file}.gz").read_bytes())
-    except (OSError, EOFError, zlib.error):  # gzip.BadGzipFile is an OSError
-        return None
+    except (OSError, EOFError, zlib.error):
+        return b""

@@ -46,12 +46,14 @@ def parquet(*, path: str = "", name: str = "", classes: int = 10, channels: int 
     from pyarrow import parquet as pq
 
     check_channels(channels)
-    file = Path(str(path))  # a word of digits was read as a number
+    # Through str: on the command line a name of digits alone is read as a number.
+    file = Path(str(path))
     if path == "" or not file.is_file():
         raise UserError(
             f"there is no file `{path}`" if path != "" else "the dataset `parquet` needs a path",
             "write `parquet:path=FILE`; one Parquet file, not a folder",
         )
+    # The schema first: a file of gigabytes without such columns is refused before it is read.
     try:
         schema = pq.read_schema(file)
         image, label = _column(file, schema.names, IMAGE), _column(file, schema.names, LABEL)
@@ -64,6 +66,7 @@ def parquet(*, path: str = "", name: str = "", classes: int = 10, channels: int 
     labels = _numbers(file, label, table[label], schema.metadata or {}, classes)
     stored = _bytes(file, image, table[image])
     digest = assets.sha256(file)
+    # Told by the images and not by the file, which does not say how they were made; hubs store all in one way.
     lossy = stored[0].as_py().startswith(b"\xff\xd8")
     note = f"your own Parquet file{' of JPEG images, which are lossy' if lossy else ''}: no paper's images or order"
 
@@ -76,6 +79,7 @@ def parquet(*, path: str = "", name: str = "", classes: int = 10, channels: int 
 
 
 def _column(file: Path, names: Sequence[str], wanted: tuple[str, ...]) -> str:
+    """The first of the wanted names that the file has as a column; UserError if it has none."""
     for name in wanted:
         if name in names:
             return name
@@ -99,9 +103,10 @@ def _bytes(file: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _numbers(file: Path, name: str, column: pa.ChunkedArray, metadata: dict[bytes, bytes], classes: int) -> list[int]:
-    """Labels as class numbers."""
+    """Labels as class numbers; UserError for one that is no class."""
     values = column.to_pylist()
     if any(isinstance(value, str) for value in values):
+        # Never numbered by their sorted order: it is a class order that the classifier need not have.
         known = _names(metadata, name) or CIFAR10
         strange = sorted({str(value) for value in values} - set(known))
         if strange:
@@ -110,6 +115,7 @@ def _numbers(file: Path, name: str, column: pa.ChunkedArray, metadata: dict[byte
                 f"store numbers from 0, or the names of CIFAR-10: {', '.join(CIFAR10)}",
             )
         values = [known.index(value) for value in values]
+    # True is an int in Python, and would be class 1.
     wrong = [v for v in values if isinstance(v, bool) or not isinstance(v, int) or not 0 <= v < classes]
     if wrong:
         raise UserError(
