@@ -179,9 +179,9 @@ class Tape:
         return self._purifier.finish(state) if b == self._purifier.n else state
 
     def _graph(self, a: int, b: int, state: State) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        inputs = tuple(t.detach().requires_grad_(t.is_floating_point()) for t in _tuple(state))
+        inputs = tuple(t.detach().requires_grad_(t.is_floating_point()) for t in tensors(state))
         with torch.enable_grad():
-            return inputs, _tuple(self._walk(a, b, inputs if isinstance(state, tuple) else inputs[0]))
+            return inputs, tensors(self._walk(a, b, inputs if isinstance(state, tuple) else inputs[0]))
 
     def _again(self, a: int, b: int, state: State, cotangents: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         with _nfe.recomputing():
@@ -212,7 +212,7 @@ def record(purifier: Purifier, x: Tensor, noise: Noise, *, memory: int | None = 
     return Tape(purifier, x, noise, plan(purifier.n, state, graph, memory, work=graph // 2))
 
 
-def _tuple(state: State) -> tuple[Tensor, ...]:
+def tensors(state: State) -> tuple[Tensor, ...]:
     return state if isinstance(state, tuple) else (state,)
 
 
@@ -237,10 +237,10 @@ def step_bytes(purifier: Purifier, x: Tensor, noise: Noise) -> tuple[int, int]:
 
         with torch.no_grad(), _nfe.recomputing():
             state = purifier.start(x.detach(), noise)
-            inputs = tuple(t.detach().requires_grad_(t.is_floating_point()) for t in _tuple(state))
+            inputs = tuple(t.detach().requires_grad_(t.is_floating_point()) for t in tensors(state))
             with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda box: box[0]):
                 purifier.step(0, inputs if isinstance(state, tuple) else inputs[0], noise)
         for box in boxes:
             box.clear()
-        known[key] = (sum(t.nbytes for t in _tuple(state)), sum(saved.values()) * 9 // 8)
+        known[key] = (sum(t.nbytes for t in tensors(state)), sum(saved.values()) * 9 // 8)
     return known[key]
