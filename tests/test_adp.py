@@ -10,7 +10,7 @@ from helpers import autograd, generated, label, maker, path, published, recorded
 from torch import nn
 
 from purebench import registry
-from purebench.engine import chain, defense
+from purebench.engine import chain, objective
 from purebench.engine.chain import Plan, Tape
 from purebench.engine.noise import Noise, Replay
 from purebench.errors import UserError
@@ -165,7 +165,7 @@ def test_the_published_grid_map(deviation):
 def test_ensembles_of_runs_count_as_published(ours, theirs, deviation):
     file = recorded("adp/b_adp_ensembles.npz")
     last = torch.stack([run[n - 1] for run, n in zip(file["logits_padded"], file["chain_lengths"], strict=True)])
-    correct = lambda runs: (defense.combine(runs, ours, 0).argmax(1) == file["labels"]).sum().item()  # noqa: E731
+    correct = lambda runs: (objective.combine(runs, ours, 0).argmax(1) == file["labels"]).sum().item()  # noqa: E731
     counts = [correct(last), *(correct(last[:k]) for k in range(1, 11))]
     published = [int(file[f"final/{theirs}"]), *file[f"final_vs_runs/{theirs}"].tolist()]
     off = max(abs(a - b) for a, b in zip(counts, published, strict=True))
@@ -177,7 +177,7 @@ def test_tied_votes_go_to_the_lowest_class():
     counts = nn.functional.one_hot(runs.argmax(2), 10).sum(0)
     ties = (counts == counts.amax(1, keepdim=True)).sum(1) > 1
     assert 100 < ties.sum() < 400
-    assert torch.equal(defense.combine(runs, "vote", 0).argmax(1), counts.argmax(1))
+    assert torch.equal(objective.combine(runs, "vote", 0).argmax(1), counts.argmax(1))
 
 
 # ----------------------------------------------------------------------------------------------------- Gaussian data, closed forms

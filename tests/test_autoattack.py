@@ -12,10 +12,11 @@ from torch import nn
 from purebench import embedded, registry
 from purebench.attacks import apgd, autoattack, pgd
 from purebench.datasets import digits
-from purebench.engine.defense import LOSSES, Defense
+from purebench.engine.defense import Defense
 from purebench.engine.identity import Identity
 from purebench.engine.nfe import watch
 from purebench.engine.noise import Noise
+from purebench.engine.objective import LOSSES
 from purebench.errors import UserError
 from purebench.spec import ThreatModel
 

@@ -63,7 +63,7 @@ ROOMS = {  # room, from the ground up -> the rooms that it may import anywhere, 
     "cli": "*",
 }
 INSIDE = {  # room -> its modules, each importing those before it alone
-    "engine": "noise nfe identity chain adjoint gradients device defense",
+    "engine": "noise nfe identity rows objective chain adjoint gradients device defense",
     "plan": "resolved aliases layouts grid sheet catalogue",
     "running": "progress tasks evaluate rehearsal cost pools runner estimate preflight",
     "records": "schema1 store frame",

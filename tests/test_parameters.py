@@ -15,9 +15,10 @@ from torch import nn
 from purebench import embedded, registry
 from purebench.attacks import autoattack
 from purebench.engine import chain
-from purebench.engine.defense import Defense, Gradient, Observed
+from purebench.engine.defense import Defense
 from purebench.engine.nfe import watch
 from purebench.engine.noise import Noise
+from purebench.engine.objective import Gradient, Observed
 from purebench.plan import grid as plan
 from purebench.purifiers import make
 from purebench.purifiers.gaussian import Gaussian

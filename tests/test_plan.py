@@ -310,11 +310,11 @@ def test_the_words_that_the_planner_takes_are_those_that_the_defense_knows():
     import torch
 
     from purebench import registry
-    from purebench.engine import defense
+    from purebench.engine import objective
 
-    assert set(registry.choices("attack", "pgd-eot")["loss"]) == set(defense.LOSSES)
+    assert set(registry.choices("attack", "pgd-eot")["loss"]) == set(objective.LOSSES)
     for how in registry.choices("defense", "coup")["combine"]:
-        assert defense.combine(torch.zeros(2, 3, 4), how, 1).shape == (2, 4)
+        assert objective.combine(torch.zeros(2, 3, 4), how, 1).shape == (2, 4)
 
 
 def test_fractions_are_shown_as_fractions():

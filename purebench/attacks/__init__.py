@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from purebench.engine.defense import Defense, Gradient
+from purebench.engine.defense import Defense
 from purebench.engine.noise import Noise
+from purebench.engine.objective import Gradient
 from purebench.spec import ThreatModel
 
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from purebench.attacks import Attack, Attacked, Running
-from purebench.engine.defense import Defense, Loss, cross_entropy, dlr
+from purebench.engine.defense import Defense
 from purebench.engine.noise import Noise
+from purebench.engine.objective import Loss, cross_entropy, dlr
 from purebench.errors import UserError
 from purebench.spec import ThreatModel, representable
 

@@ -35,8 +35,10 @@ from pyautoattack.square import SquareAttack
 from torch import Tensor
 
 from purebench.attacks import Attack, Attacked
-from purebench.engine.defense import Account, Defense, Gradient, Loss, cross_entropy
+from purebench.engine.defense import Defense
+from purebench.engine.nfe import Account
 from purebench.engine.noise import Noise
+from purebench.engine.objective import Gradient, Loss, cross_entropy
 from purebench.errors import UserError
 from purebench.spec import ThreatModel, representable
 

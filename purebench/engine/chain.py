@@ -28,6 +28,7 @@ from purebench.errors import UserError
 # A tensor or a tuple of tensors, rows first. Each purifier knows which, and says so; a union would make all of them ask.
 State = Any
 Cotangent = Tensor | Callable[[Tensor], Tensor]  # like the purified x, or a function that makes it of that
+Graph = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # what it begins with, and what it ends in
 nfe = _nfe.counting
 
 
@@ -118,7 +119,8 @@ def plan(n: int, state: int, graph: int, memory: int | None, work: int = 0) -> P
     if memory is None or n * graph + work <= memory:
         return Plan(tail=n)
     memory -= work
-    best: Plan | None = None  # one forward more for all but the tail: the longest tail wins, then the shortest segments
+    # Whatever the segment, all but the tail are computed once more: the longest tail wins, then the shortest segments.
+    best: Plan | None = None
     for segment in range(1, n):
         for tail in range(n - 1, best.tail if best else 0, -1):
             states = math.ceil((n - tail) / segment) * state
@@ -127,6 +129,7 @@ def plan(n: int, state: int, graph: int, memory: int | None, work: int = 0) -> P
                 break
     if best:
         return best
+    # Segments of sqrt(n) steps: then their first states, and the states within one, are fewest together.
     root = math.ceil(math.sqrt(n))
     need = graph + 2 * root * state
     if memory < need:
@@ -142,8 +145,10 @@ class Tape:
 
     def __init__(self, purifier: Purifier, x: Tensor, noise: Noise, plan: Plan):
         self._purifier, self._noise, self._plan = purifier, noise, plan
-        self._cut = max(purifier.n - plan.tail, 0)  # steps before the cut are recomputed
-        self._kept: dict[int, State] = {}  # k -> what step k begins with (k = 0: the input, before `start`)
+        # Steps before the cut are recomputed. A plan may name a longer tail than the chain has steps.
+        self._cut = max(purifier.n - plan.tail, 0)
+        # k -> what step k begins with. Of k = 0 it is the input: `start` belongs to the gradient too.
+        self._kept: dict[int, State] = {}
         state: State = x.detach()
         with torch.no_grad():
             for k in range(0, self._cut, plan.segment):
@@ -155,21 +160,25 @@ class Tape:
     def vjp(self, cotangent: Tensor) -> Tensor:
         """(d purified / d x)^T cotangent; frees the tape as it goes."""
         grads = self._pull(self._tail, (cotangent,))
-        del self._tail  # before the next graph is built: the budget holds no second one beside it
+        # Before the next graph is built: the budget holds no second one beside it.
+        del self._tail
+        backward = self._again if self._plan.level == 1 else self._step_by_step
         end = self._cut
         for k in sorted(self._kept, reverse=True):
-            state = self._kept.pop(k)  # a list of all of them would keep alive what is done
-            if self._plan.level == 1:
-                grads = self._again(k, end, state, grads)
-            else:
-                inner = [state]
-                with torch.no_grad(), _nfe.recomputing():
-                    for j in range(k, end - 1):
-                        inner.append(self._walk(j, j + 1, inner[-1]))
-                for j in range(end - 1, k - 1, -1):
-                    grads = self._again(j, j + 1, inner.pop(), grads)
+            # Popped: a list of all of them would keep alive what is done.
+            grads = backward(k, end, self._kept.pop(k), grads)
             end = k
         return grads[0]
+
+    def _step_by_step(self, a: int, b: int, state: State, cotangents: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """As `_again`, with one step's graph at a time."""
+        states = [state]
+        with torch.no_grad(), _nfe.recomputing():
+            for k in range(a, b - 1):
+                states.append(self._walk(k, k + 1, states[-1]))
+        for k in range(b - 1, a - 1, -1):
+            cotangents = self._again(k, k + 1, states.pop(), cotangents)
+        return cotangents
 
     def _walk(self, a: int, b: int, state: State) -> State:
         """Steps a..b-1; the first takes `start` along, the last `finish`."""
@@ -178,30 +187,29 @@ class Tape:
             state = self._purifier.step(k, state, self._noise)
         return self._purifier.finish(state) if b == self._purifier.n else state
 
-    def _graph(self, a: int, b: int, state: State) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        inputs = tuple(t.detach().requires_grad_(t.is_floating_point()) for t in _tuple(state))
+    def _graph(self, a: int, b: int, state: State) -> Graph:
+        inputs = _leaves(state)
         with torch.enable_grad():
-            return inputs, _tuple(self._walk(a, b, inputs if isinstance(state, tuple) else inputs[0]))
+            return tensors(inputs), tensors(self._walk(a, b, inputs))
 
     def _again(self, a: int, b: int, state: State, cotangents: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The cotangents pulled back through steps a..b-1, whose graph is built again."""
         with _nfe.recomputing():
             graph = self._graph(a, b, state)
         return self._pull(graph, cotangents)
 
     @staticmethod
-    def _pull(
-        graph: tuple[tuple[Tensor, ...], tuple[Tensor, ...]], cotangents: tuple[Tensor, ...]
-    ) -> tuple[Tensor, ...]:
+    def _pull(graph: Graph, cotangents: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         inputs, outputs = graph
         # The derivative of a sum: handing autograd the cotangents themselves makes it import sympy, two seconds of every process.
         with torch.enable_grad():
             total = sum((o * c.detach()).sum() for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad)
-        if not isinstance(total, Tensor):  # nothing depends on the input
+        # The sum of nothing is the number 0: no output depends on the input.
+        if not isinstance(total, Tensor):
             return tuple(torch.zeros_like(i) for i in inputs)
         wanted = [i for i in inputs if i.requires_grad]
-        found = torch.autograd.grad(total, wanted, materialize_grads=True, allow_unused=True)
-        rest = iter(found)
-        return tuple(next(rest) if i.requires_grad else torch.zeros_like(i) for i in inputs)
+        found = iter(torch.autograd.grad(total, wanted, materialize_grads=True, allow_unused=True))
+        return tuple(next(found) if i.requires_grad else torch.zeros_like(i) for i in inputs)
 
 
 def record(purifier: Purifier, x: Tensor, noise: Noise, *, memory: int | None = None) -> Tape:
@@ -212,8 +220,15 @@ def record(purifier: Purifier, x: Tensor, noise: Noise, *, memory: int | None = 
     return Tape(purifier, x, noise, plan(purifier.n, state, graph, memory, work=graph // 2))
 
 
-def _tuple(state: State) -> tuple[Tensor, ...]:
+def tensors(state: State) -> tuple[Tensor, ...]:
     return state if isinstance(state, tuple) else (state,)
+
+
+def _leaves(state: State) -> State:
+    """The state as what a new graph begins with."""
+    # A state may hold masks, which have no gradient.
+    leaves = tuple(t.detach().requires_grad_(t.is_floating_point()) for t in tensors(state))
+    return leaves if isinstance(state, tuple) else leaves[0]
 
 
 _measured: WeakKeyDictionary[Purifier, dict[tuple, tuple[int, int]]] = WeakKeyDictionary()
@@ -222,6 +237,7 @@ _measured: WeakKeyDictionary[Purifier, dict[tuple, tuple[int, int]]] = WeakKeyDi
 def step_bytes(purifier: Purifier, x: Tensor, noise: Noise) -> tuple[int, int]:
     """(bytes of a state, bytes that one step's graph keeps), measured once per purifier and shape: what autograd saves, and an
     eighth for its nodes and the allocator. While it runs, a step needs up to half of its graph besides (benchmarks/engine.py)."""
+    # The guidance is part of the key: held constant, it leaves a far smaller graph.
     known = _measured.setdefault(purifier, {})
     key = (tuple(x.shape), x.dtype, x.device, _constant_guidance.get())
     if key not in known:
@@ -230,6 +246,7 @@ def step_bytes(purifier: Purifier, x: Tensor, noise: Noise) -> tuple[int, int]:
         boxes: list[list[Tensor]] = []
 
         def pack(t: Tensor) -> list[Tensor]:
+            # Weights are there anyway, and two nodes may save one storage.
             if not isinstance(t, torch.nn.Parameter):
                 saved[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
             boxes.append([t])
@@ -237,10 +254,9 @@ def step_bytes(purifier: Purifier, x: Tensor, noise: Noise) -> tuple[int, int]:
 
         with torch.no_grad(), _nfe.recomputing():
             state = purifier.start(x.detach(), noise)
-            inputs = tuple(t.detach().requires_grad_(t.is_floating_point()) for t in _tuple(state))
             with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda box: box[0]):
-                purifier.step(0, inputs if isinstance(state, tuple) else inputs[0], noise)
+                purifier.step(0, _leaves(state), noise)
         for box in boxes:
             box.clear()
-        known[key] = (sum(t.nbytes for t in _tuple(state)), sum(saved.values()) * 9 // 8)
+        known[key] = (sum(t.nbytes for t in tensors(state)), sum(saved.values()) * 9 // 8)
     return known[key]

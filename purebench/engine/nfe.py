@@ -66,3 +66,26 @@ def _count(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if own.requires_grad:
             own.register_hook(lambda _grad, counter=counter: counter._add("backward"))
     return own, *args[1:]
+
+
+class Account:
+    """Network calls times the rows that needed them."""
+
+    def __init__(self) -> None:
+        # Counters, not numbers: a backward may come after its forward's block was left, and is counted then.
+        self._open: list[tuple[NFE, int]] = []
+
+    def add(self, calls: NFE, rows: int) -> None:
+        self._open.append((calls, rows))
+
+    def total(self) -> tuple[int, int, int]:
+        """(forward, backward, recomputed) since the last close."""
+        forward = sum(calls.forward * rows for calls, rows in self._open)
+        backward = sum(calls.backward * rows for calls, rows in self._open)
+        return forward, backward, sum(calls.recomputed * rows for calls, rows in self._open)
+
+    def close(self) -> tuple[int, int, int]:
+        """The total; the next one starts from zero."""
+        total = self.total()
+        self._open = []
+        return total
