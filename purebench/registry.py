@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import itertools
 import math
 import operator
 from collections.abc import Callable, Mapping
@@ -102,17 +103,20 @@ NAMES: dict[str, dict[str, str]] = {
 # Parameters that every component of a kind has: n purifications, how they are combined, a factor on the normal draws, and a score
 # model other than the run's, or several: [a,b].
 COMMON = {"defense": {"votes": 1, "combine": "logits", "noise": 1.0, "score": ""}}
-REQUIRES = {"defense": ["noise >= 0"]}  # what they must fulfil
-CHOICES = {"defense": {"combine": ["logits", "softmax", "logsoftmax", "vote"]}}  # the words that they may be
+# Of these parameters, what INFO's `requires` and `choices` say of a component's own.
+REQUIRES = {"defense": ["noise >= 0"]}
+CHOICES = {"defense": {"combine": ["logits", "softmax", "logsoftmax", "vote"]}}
 
 
 @cache
 def names(kind: str) -> dict[str, str]:
     """name -> "module:factory" of one kind, plug-ins included; ours win over a plug-in of the same name."""
+    # Ours win, or installing a package could change what a published table's name means.
     return {e.name: e.value for e in entry_points(group=f"purebench.{kind}")} | NAMES[kind]
 
 
 def _target(kind: str, name: str) -> tuple[str, str]:
+    """(module, factory) of a name. Raises UserError for an unknown one."""
     if kind not in NAMES:
         raise unknown("kind", kind, NAMES)
     if name not in names(kind):
@@ -123,26 +127,37 @@ def _target(kind: str, name: str) -> tuple[str, str]:
 
 @cache
 def _source(module: str) -> ast.Module:
+    """The module's syntax tree, read without importing it. Raises UserError where it is not installed."""
     top, *rest = module.split(".")
     spec = importlib.util.find_spec(top)
-    for i, _ in enumerate(rest):  # find_spec("a.b") would import a, and so torch
+    # Folder by folder, since find_spec("a.b") imports a to find b, and a plug-in's package may import torch.
+    for depth, _ in enumerate(rest, 1):
         path = spec.submodule_search_locations if spec else None
-        spec = PathFinder.find_spec(".".join([top, *rest[: i + 1]]), path) if path else None
+        spec = PathFinder.find_spec(".".join([top, *rest[:depth]]), path) if path else None
     if spec is None or spec.origin is None:
         raise UserError(f"the module `{module}` is not installed", "`purebench list` names what is")
     return ast.parse(Path(spec.origin).read_text(encoding="utf-8"), spec.origin)
 
 
-@cache
-def parameters(kind: str, name: str) -> dict[str, Value]:
-    """The factory's keyword-only parameters and defaults, read without importing it. A trailing `_` in a name is dropped."""
+def definition(kind: str, name: str) -> ast.FunctionDef:
+    """The factory's syntax tree, read without importing it. Raises UserError where the module does not define it."""
     module, factory = _target(kind, name)
     for node in _source(module).body:
         if isinstance(node, ast.FunctionDef) and node.name == factory:
-            defaults = [None if d is None else ast.literal_eval(d) for d in node.args.kw_defaults]
-            own = {a.arg.rstrip("_"): d for a, d in zip(node.args.kwonlyargs, defaults, strict=True)}
-            return own | COMMON.get(kind, {})
+            return node
     raise UserError(f"`{module}` defines no function `{factory}`", f"it is registered as the {kind} `{name}`")
+
+
+@cache
+def parameters(kind: str, name: str) -> dict[str, Value]:
+    """The factory's keyword-only parameters and defaults, read without importing it. A trailing `_` in a name is dropped."""
+    signature = definition(kind, name).args
+    own = {
+        # Python reserves some of the field's words, such as `from`.
+        argument.arg.rstrip("_"): None if default is None else ast.literal_eval(default)
+        for argument, default in zip(signature.kwonlyargs, signature.kw_defaults, strict=True)
+    }
+    return own | COMMON.get(kind, {})
 
 
 @cache
@@ -195,8 +210,8 @@ def uses_score(known: Mapping[str, Any]) -> bool:
 def needs(name: str, values: Mapping[str, object]) -> list[str]:
     """Which of `score` and `classifier` a defense cannot be made without at these parameters. INFO's `needs` is a list, or says the
     condition under which each is needed: {"score": "", "classifier": "guidance > 0"}, "" for always."""
-    said = info("defense", name).get("needs", [])
-    conditions = said if isinstance(said, dict) else dict.fromkeys(said, "")
+    needed = info("defense", name).get("needs", [])
+    conditions = needed if isinstance(needed, dict) else dict.fromkeys(needed, "")
     return [need for need, condition in conditions.items() if not condition or expression(condition, values)]
 
 
@@ -204,6 +219,7 @@ def version(kind: str, name: str, values: Mapping[str, object]) -> int:
     """The component's version at these parameters: raised whenever its numbers change. INFO's `versions`, condition -> version, raises it
     where they changed for some parameters only, so that records of the others stay good."""
     known = info(kind, name)
+    # A condition may read a parameter that every defense has, and a cell's values leave these out.
     values = {**COMMON.get(kind, {}), **values}
     raised = [number for condition, number in known.get("versions", {}).items() if expression(condition, values)]
     return max([known.get("version", 1), *raised])
@@ -242,49 +258,64 @@ def check_parameters(kind: str, name: str, given: Mapping[str, Any]) -> None:
         if key not in known:
             raise unknown(f"parameter of `{name}`", key, known, see=f"purebench show {name}")
         default = known[key]
-        if isinstance(default, str) and default and value is None:
-            value = "none"  # the word, which is also the value
-        if isinstance(default, list | tuple) and not isinstance(value, list | tuple):
-            raise UserError(f"`{key}={value}` of `{name}` is no list", f"write {key}=[{value}]")
-        # To Python `true` is a number, 1; to whoever writes steps=true it was a mistake.
-        numeric = isinstance(default, int | float) and not isinstance(default, bool)
-        if numeric and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise UserError(
-                f"`{key}={value}` of `{name}` is not a number", f"the default is {default}; see `purebench show {name}`"
-            )
-        if numeric and not math.isfinite(value):
-            raise UserError(f"`{key}={value}` of `{name}` is outside its range", f"the default is {default}")
-        if isinstance(default, int) and numeric and value != int(value):
-            raise UserError(f"`{key}={value}` of `{name}` is not a whole number", f"the default is {default}")
-        if isinstance(default, bool) and not isinstance(value, bool):
-            raise UserError(
-                f"`{key}={value}` of `{name}` is neither true nor false", f"the default is {str(default).lower()}"
-            )
-        if isinstance(default, int) and numeric and value < min(default, 1):  # counts: steps, eot, votes, batch, ..
-            raise UserError(f"`{key}={value}` is not possible for `{name}`", f"at least 1; the default is {default}")
-        if key in words and isinstance(value, str) and value not in words[key]:
-            raise unknown(f"{key} of `{name}`", value, words[key], see=f"purebench show {name}")
-        if (
-            isinstance(default, str) and default == "" and not isinstance(value, Part | tuple)
-        ):  # a free word: a path, a name
-            continue
-        if key in NAMES and isinstance(value, Part):  # `attack=(pgd-eot:steps=5)`: a component of that kind
-            continue
-        if key in NAMES and default == "" and isinstance(value, tuple):  # `score=[a,b]`
-            continue
-        if isinstance(default, str) and not isinstance(value, str):
-            raise UserError(
-                f"`{key}={value}` of `{name}` is not a word", f"the default is {default}; see `purebench show {name}`"
-            )
+        match default:
+            # Before the numbers: to Python, `true` is the number 1.
+            case bool():
+                if not isinstance(value, bool):
+                    raise UserError(
+                        f"`{key}={value}` of `{name}` is neither true nor false",
+                        f"the default is {str(default).lower()}",
+                    )
+            case int() | float():
+                _check_number(name, key, value, default)
+            case list() | tuple():
+                if not isinstance(value, list | tuple):
+                    raise UserError(f"`{key}={value}` of `{name}` is no list", f"write {key}=[{value}]")
+            case str():
+                _check_word(name, key, as_type(value, default), default, words.get(key))
+
+
+def _check_number(name: str, key: str, value: Any, default: float) -> None:
+    # Whoever writes steps=true made a mistake, though `true` is a number to Python.
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(
+            f"`{key}={value}` of `{name}` is not a number", f"the default is {default}; see `purebench show {name}`"
+        )
+    if not math.isfinite(value):
+        raise UserError(f"`{key}={value}` of `{name}` is outside its range", f"the default is {default}")
+    if isinstance(default, float):
+        return
+    if value != int(value):
+        raise UserError(f"`{key}={value}` of `{name}` is not a whole number", f"the default is {default}")
+    # Whole numbers count something: steps, eot, votes. A default of 0 says that none is possible, too.
+    if value < min(default, 1):
+        raise UserError(f"`{key}={value}` is not possible for `{name}`", f"at least 1; the default is {default}")
+
+
+def _check_word(name: str, key: str, value: Any, default: str, words: list[str] | None) -> None:
+    if isinstance(value, str):
+        if words and value not in words:
+            raise unknown(f"{key} of `{name}`", value, words, see=f"purebench show {name}")
+        return
+    # A parameter called as a kind holds components of it: attack=(pgd-eot:steps=5), score=[a,b].
+    is_component = key in NAMES and (isinstance(value, Part) or (default == "" and isinstance(value, tuple)))
+    # A free word, such as the name of a file, may be read as a number.
+    is_free = default == "" and not isinstance(value, Part | tuple)
+    if not is_component and not is_free:
+        raise UserError(
+            f"`{key}={value}` of `{name}` is not a word", f"the default is {default}; see `purebench show {name}`"
+        )
 
 
 def as_type(value: Any, default: Value) -> Value:
     """A number in the type of its default, so that `1` and `1.0` are one cell; a list as a tuple."""
+    # Of a parameter that is a word, `none` was meant as one; it is read as no value.
     if isinstance(default, str) and default and value is None:
         return "none"
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+    # `type`, since to isinstance a bool is an int.
+    if type(default) is float and type(value) is int:
         return float(value)
-    if isinstance(default, int) and not isinstance(default, bool) and isinstance(value, float):
+    if type(default) is int and type(value) is float:
         return int(value)
     return tuple(value) if isinstance(value, list) else value
 
@@ -309,66 +340,64 @@ def check_ranges(kind: str, name: str, values: Mapping[str, object]) -> None:
     for condition in [*info(kind, name).get("requires", []), *REQUIRES.get(kind, [])]:
         if not expression(condition, values):
             named = {node.id for node in ast.walk(ast.parse(condition, mode="eval")) if isinstance(node, ast.Name)}
-            said = ", ".join(f"{k}={v}" for k, v in values.items() if k in named)
+            broken = ", ".join(f"{k}={v}" for k, v in values.items() if k in named)
             raise UserError(
-                f"`{name}` with {said} is not possible: it needs {condition}", f"see `purebench show {name}`"
+                f"`{name}` with {broken} is not possible: it needs {condition}", f"see `purebench show {name}`"
             )
     if kind == "attack":
-        unit(name, values)  # said wrongly, it is known before anything runs
+        # For its refusal alone: a plug-in's wrong INFO is known before anything runs, and not in a worker.
+        unit(name, values)
 
 
-def _suffix(path: object) -> str:
-    return Path(str(path)).suffix
+ARITHMETIC = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+EQUALITY: dict[type, Callable[..., bool]] = {ast.Eq: operator.eq, ast.NotEq: operator.ne}
+ORDER: dict[type, Callable[..., bool]] = {
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+}
+FUNCTIONS: dict[str, Callable[..., object]] = {
+    **{function.__name__: function for function in (sum, len, max, min, round)},
+    "suffix": lambda path: Path(str(path)).suffix,
+}
 
 
 def expression(text: str, values: Mapping[str, object]) -> Any:
     """Evaluates an INFO entry over the parameters: arithmetic such as "2 * steps" or "sum(stages)", comparisons such as "0 < t <= 1" or
     "update == 'schedule'", and `and` and `or` of them; suffix(path) is the ending of a file's name. Raises ValueError for anything
     else, and for a word that is ordered: words are equal or not."""
-    arithmetic = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
-    functions: dict[str, Callable[..., object]] = {
-        "sum": sum,
-        "len": len,
-        "max": max,
-        "min": min,
-        "round": round,
-        "suffix": _suffix,
-    }
-    equal: dict[type, Callable[[object, object], bool]] = {ast.Eq: operator.eq, ast.NotEq: operator.ne}
-    order: dict[type, Callable[..., bool]] = {
-        ast.Lt: operator.lt,
-        ast.LtE: operator.le,
-        ast.Gt: operator.gt,
-        ast.GtE: operator.ge,
-    }
 
     def holds(op: ast.cmpop, a: object, b: object) -> bool:
-        if type(op) in equal:
-            return equal[type(op)](a, b)
-        words = isinstance(a, str) or isinstance(b, str)  # that "langevin" > "deterministic" means nothing
-        if words or type(op) not in order:
+        if type(op) in EQUALITY:
+            return EQUALITY[type(op)](a, b)
+        # That "langevin" > "deterministic" means nothing.
+        if isinstance(a, str) or isinstance(b, str) or type(op) not in ORDER:
             raise ValueError(f"no comparison of these: {text}")
-        return order[type(op)](a, b)
+        return ORDER[type(op)](a, b)
 
+    # Not `eval`: a misspelt or clever entry is to be refused, and not to run.
     def value(node: ast.expr) -> Any:
-        if isinstance(node, ast.Constant):
-            return node.value
-        if isinstance(node, ast.Name):
-            return values[node.id]
-        if isinstance(node, ast.BinOp) and type(node.op) in arithmetic:
-            return arithmetic[type(node.op)](value(node.left), value(node.right))
-        if isinstance(node, ast.BoolOp):
-            found = value(node.values[0])
-            for side in node.values[1:]:  # as Python: what is after the deciding side may have no value
-                if bool(found) == isinstance(node.op, ast.Or):
-                    break
-                found = value(side)
-            return found
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in functions:
-            return functions[node.func.id](*map(value, node.args))
-        if isinstance(node, ast.Compare):
-            sides = [value(side) for side in (node.left, *node.comparators)]
-            return all(holds(op, a, b) for op, a, b in zip(node.ops, sides, sides[1:], strict=False))
+        match node:
+            case ast.Constant():
+                return node.value
+            case ast.Name():
+                return values[node.id]
+            case ast.BinOp() if type(node.op) in ARITHMETIC:
+                return ARITHMETIC[type(node.op)](value(node.left), value(node.right))
+            case ast.BoolOp():
+                found = value(node.values[0])
+                for side in node.values[1:]:
+                    # As in Python: what stands after the deciding side may have no value.
+                    if bool(found) == isinstance(node.op, ast.Or):
+                        break
+                    found = value(side)
+                return found
+            case ast.Call(func=ast.Name(id=name)) if name in FUNCTIONS:
+                return FUNCTIONS[name](*map(value, node.args))
+            case ast.Compare():
+                sides = [value(side) for side in (node.left, *node.comparators)]
+                return all(holds(op, a, b) for op, (a, b) in zip(node.ops, itertools.pairwise(sides), strict=True))
         raise ValueError(f"neither arithmetic nor a comparison: {text}")
 
     return value(ast.parse(text, mode="eval").body)
