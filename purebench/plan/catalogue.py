@@ -16,14 +16,8 @@ from purebench.errors import unknown
 from purebench.plan import grid as plan
 from purebench.spec import Part, Value, show
 
-KINDS = {
-    "defenses": "defense",
-    "attacks": "attack",
-    "gradients": "gradient",
-    "datasets": "dataset",
-    "classifiers": "classifier",
-    "scores": "score",
-}
+# In the order of a listing; the command line writes them with an s.
+KINDS = ("defense", "attack", "gradient", "dataset", "classifier", "score")
 PAGES = {  # kind -> its documentation; a defense has a page of its own, found by its name
     "attack": "docs/attacks.md",
     "gradient": "docs/attacks.md",
@@ -60,24 +54,18 @@ class Parameter(TypedDict, total=False):
 
 def listing(kind: str | None) -> list[dict[str, str]]:
     """kind, name and summary of everything, or of one kind (`defenses` or `defense`)."""
-    plurals = [*KINDS, "presets"]
+    kinds = [*KINDS, "preset"]
     if kind is not None:
-        wanted = [plural for plural in plurals if plural.rstrip("s") == kind.rstrip("s")]
-        if not wanted:
-            raise unknown("kind", kind, plurals)
-        plurals = wanted
-    return [
-        {"kind": plural.rstrip("s"), "name": name, "summary": summary}
-        for plural in plurals
-        for name, summary in _summaries(plural).items()
-    ]
+        if kind.rstrip("s") not in kinds:
+            raise unknown("kind", kind, [f"{known}s" for known in kinds])
+        kinds = [kind.rstrip("s")]
+    return [{"kind": k, "name": name, "summary": summary} for k in kinds for name, summary in _summaries(k).items()]
 
 
-def _summaries(plural: str) -> dict[str, str]:
+def _summaries(kind: str) -> dict[str, str]:
     """name -> one line of each component of a kind, or of each preset."""
-    if plural == "presets":
+    if kind == "preset":
         return {name: _preset(path).get("summary", "") for name, path in plan.presets().items()}
-    kind = KINDS[plural]
     return {name: registry.info(kind, name).get("summary", "") for name in registry.names(kind)}
 
 
@@ -106,7 +94,7 @@ def facts(name: str) -> dict[str, Any]:
 
     Where kinds share the name, as the defense and the score model `edm` do, the first has the others under `also`."""
     part = name.partition(":")[0]
-    found = [_component(kind, part) for kind in KINDS.values() if part in registry.names(kind)]
+    found = [_component(kind, part) for kind in KINDS if part in registry.names(kind)]
     if part in plan.presets():
         path = plan.presets()[part]
         grid = _preset(path)
@@ -114,7 +102,7 @@ def facts(name: str) -> dict[str, Any]:
             {"kind": "preset", "name": part, "summary": grid.get("summary", ""), "file": str(path), "grid": grid}
         )
     if not found:
-        everything = [n for kind in KINDS.values() for n in registry.names(kind)] + list(plan.presets())
+        everything = [n for kind in KINDS for n in registry.names(kind)] + list(plan.presets())
         raise unknown("name", part, everything, see="purebench list")
     first, *others = found
     return first | {"also": others} if others else first
