@@ -51,7 +51,6 @@ def show(value: Value) -> str:
         # Of short decimals the decimal stays: 0.2 is 51/255 too.
         if 0 < over < 255 and over / 255 == value and len(repr(value)) > 5:
             return f"{over}/255"
-        # From 1e15 on, 1e+20 reads better than its digits.
         return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(value)
     return str(value)
 
