@@ -112,6 +112,7 @@ CHOICES = {"defense": {"combine": ["logits", "softmax", "logsoftmax", "vote"]}}
 @cache
 def names(kind: str) -> dict[str, str]:
     """name -> "module:factory" of one kind, plug-ins included; ours win over a plug-in of the same name."""
+    # Ours win, or installing a package could change what a published table's name means.
     return {e.name: e.value for e in entry_points(group=f"purebench.{kind}")} | NAMES[kind]
 
 
@@ -210,8 +211,8 @@ def uses_score(known: Mapping[str, Any]) -> bool:
 def needs(name: str, values: Mapping[str, object]) -> list[str]:
     """Which of `score` and `classifier` a defense cannot be made without at these parameters. INFO's `needs` is a list, or says the
     condition under which each is needed: {"score": "", "classifier": "guidance > 0"}, "" for always."""
-    said = info("defense", name).get("needs", [])
-    conditions = said if isinstance(said, dict) else dict.fromkeys(said, "")
+    needed = info("defense", name).get("needs", [])
+    conditions = needed if isinstance(needed, dict) else dict.fromkeys(needed, "")
     return [need for need, condition in conditions.items() if not condition or expression(condition, values)]
 
 
@@ -219,6 +220,7 @@ def version(kind: str, name: str, values: Mapping[str, object]) -> int:
     """The component's version at these parameters: raised whenever its numbers change. INFO's `versions`, condition -> version, raises it
     where they changed for some parameters only, so that records of the others stay good."""
     known = info(kind, name)
+    # A condition may read a parameter that every defense has, and a cell's values leave these out.
     values = {**COMMON.get(kind, {}), **values}
     raised = [number for condition, number in known.get("versions", {}).items() if expression(condition, values)]
     return max([known.get("version", 1), *raised])
@@ -339,12 +341,13 @@ def check_ranges(kind: str, name: str, values: Mapping[str, object]) -> None:
     for condition in [*info(kind, name).get("requires", []), *REQUIRES.get(kind, [])]:
         if not expression(condition, values):
             named = {node.id for node in ast.walk(ast.parse(condition, mode="eval")) if isinstance(node, ast.Name)}
-            said = ", ".join(f"{k}={v}" for k, v in values.items() if k in named)
+            broken = ", ".join(f"{k}={v}" for k, v in values.items() if k in named)
             raise UserError(
-                f"`{name}` with {said} is not possible: it needs {condition}", f"see `purebench show {name}`"
+                f"`{name}` with {broken} is not possible: it needs {condition}", f"see `purebench show {name}`"
             )
     if kind == "attack":
-        unit(name, values)  # said wrongly, it is known before anything runs
+        # For its refusal alone: a plug-in's wrong INFO is known before anything runs, and not in a worker.
+        unit(name, values)
 
 
 ARITHMETIC = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}

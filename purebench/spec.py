@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # planning reads this file, and needs no torch
 
 # Not with `|`, which cannot take the name of a class that is yet to come. A tuple holds values again.
 Value = Union[int, float, str, bool, None, tuple, "Part"]
-Json = int | float | str | bool | None | list  # what `plain` makes of a value
+Json = int | float | str | bool | None | list
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ def show(value: Value) -> str:
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     if isinstance(value, float):
-        over = round(value * 255)  # of short decimals the decimal stays: 0.2 is 51/255 too
+        over = round(value * 255)
+        # Of short decimals the decimal stays: 0.2 is 51/255 too.
         if 0 < over < 255 and over / 255 == value and len(repr(value)) > 5:
             return f"{over}/255"
         return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(value)
@@ -145,9 +146,9 @@ def parts(text: str, what: str = "part") -> list[Part]:
     value = reader.value()
     if value == () or reader.at != len(text):
         raise reader.fail("expected a name" if value == () else "expected the end")
-    return [
-        v if isinstance(v, Part) else parse(show(v), what) for v in (value if isinstance(value, tuple) else (value,))
-    ]
+    values = value if isinstance(value, tuple) else (value,)
+    # A name without parameters was read as a word, and one such as `none` or `1` as what these mean.
+    return [v if isinstance(v, Part) else parse(show(v), what) for v in values]
 
 
 class Draws(Protocol):
@@ -173,6 +174,7 @@ class ThreatModel:
 
     def holds(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """(B,) bool: finite, in [0,1] and within eps up to rounding (1e-6 relative, 2e-7 absolute)."""
+        # An attack's own x + eps is rounded in float32, whose last digit near 1 is 6e-8.
         delta = (x_adv - x).flatten(1)
         inside = ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(1) & delta.isfinite().all(1)
         return inside & (self.distance(x_adv, x) <= self.eps * (1 + 1e-6) + 2e-7)
@@ -202,11 +204,11 @@ class ThreatModel:
         return (x + self.eps * _rows(radius.flatten(), x) * self.ascend(direction)).clamp(0, 1)
 
 
+NORMS = ("Linf", "L2")
 NONE = ThreatModel("-", 0.0)  # of attacks that change nothing: one cell for all threat models
 
-SMALLEST_NORM = (
-    1e-11  # below it, the 1e-12 that guards a division by a norm shortens a unit vector by more than a tenth
-)
+# Below it, the 1e-12 that guards a division by a norm shortens a unit vector by more than a tenth.
+SMALLEST_NORM = 1e-11
 
 
 def representable(v: Tensor) -> Tensor:
@@ -226,10 +228,8 @@ def norms(x_adv: Tensor, x: Tensor) -> dict[str, Tensor]:
 
 
 def _rows(values: Tensor, like: Tensor) -> Tensor:
+    """(B,) as (B,1,..), one number for each row of `like`."""
     return values.view(-1, *[1] * (like.dim() - 1))
-
-
-NORMS = ("Linf", "L2")
 
 
 def threat(text: str) -> ThreatModel:
@@ -244,6 +244,7 @@ def threat(text: str) -> ThreatModel:
         raise UserError(f"cannot read the radius of `{text}`", hint)
     if eps == 0:
         raise UserError(f"`{text}` allows no perturbation", "for the control without one, use `-a null`")
+    # An L2 ball may well be wider than 1: its pixels add up.
     if eps < 0 or (norm == "Linf" and eps > 1):
         more = f"; did you mean `Linf:{show(eps)}/255`?" if eps > 1 else ""
         raise UserError(f"the radius of `{text}` is out of range: images are in [0, 1]", hint + more)
@@ -285,11 +286,12 @@ class Resolved:
         """As JSON types, for `cell.json`: what its numbers depend on, beside its name."""
         if self.kind in ("dataset", "classifier", "score"):
             return {"version": self.version, "hash": self.digest}
-        found: dict[str, Any] = {"version": self.version}
-        if self.kind != "gradient":  # all of its parameters are in its name
-            values = {**self.values, **self.options}
-            found["values"] = {k: plain(v) for k, v in sorted(values.items())}
-        return found
+        # Its name has all of its parameters: a canonical gradient leaves out what makes no difference.
+        if self.kind == "gradient":
+            return {"version": self.version}
+        # Of the others, the values that the name leaves out may be a dataset's, which may change with its TOML.
+        values = {**self.values, **self.options}
+        return {"version": self.version, "values": {k: plain(v) for k, v in sorted(values.items())}}
 
 
 @dataclass(frozen=True)
@@ -329,12 +331,17 @@ class Cell:
         """Its components by kind: the second score model is `score.1`."""
         found = {"dataset": self.dataset, "classifier": self.classifier, "defense": self.defense, "attack": self.attack}
         found |= {"score" if i == 0 else f"score.{i}": model for i, model in enumerate(self.scores)}
-        found |= {"surrogate": self.surrogate} if self.surrogate else {}
-        return found | ({"gradient": self.gradient} if self.gradient.version else {})
+        if self.surrogate:
+            found["surrogate"] = self.surrogate
+        # Version 0 is `-`: the attack asks for no gradient.
+        if self.gradient.version:
+            found["gradient"] = self.gradient
+        return found
 
     def data(self) -> dict[str, Any]:
         """As JSON types, for `cell.json`."""
         parts = {kind: part.data() for kind, part in self.parts().items()}
+        # The other names stand at the top level, where a table shows them.
         if self.surrogate:
             parts["surrogate"]["name"] = self.surrogate.name
         return {
@@ -364,6 +371,7 @@ def identity(data: Mapping[str, object]) -> str:
     """A readable, unique folder name of a cell's data: the names, and 10 hex digits of the hash of everything."""
     # Sorted: the order in which a cell was put together is no part of it.
     digest = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:10]
+    # Without parameters: a list of them may be longer than a file system's names, and has characters that these may not.
     words = [str(data[kind]).partition(":")[0] for kind in ("dataset", "defense", "attack", "gradient")]
     return "-".join([w for w in words if w.strip("-")] + [digest])
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from purebench.errors import UserError
 from purebench.networks import Config
-from purebench.networks.blocks import attend, downsample, embed, upsample
+from purebench.networks.blocks import attend, downsample, embed, named, upsample
 
 DEFAULTS = {  # of guided-diffusion, for what a configuration leaves out
     "num_res_blocks": 2,
@@ -35,11 +35,11 @@ MULTIPLIERS = {  # image size -> width of each level over num_channels
     128: (1, 1, 2, 3, 4),
     64: (1, 2, 3, 4),
 }
-CLASSES = 1000  # of the class-conditional networks: ImageNet
+CLASSES = 1000  # of ImageNet, on which the class-conditional networks were trained
 
 
 def numbers(value: Any) -> list[float]:
-    """`"32,16,8"` or a list of numbers"""
+    """The numbers of `"32,16,8"`, or of a list."""
     return [float(v) for v in (value.split(",") if isinstance(value, str) else value)]
 
 
@@ -65,7 +65,8 @@ class Block(nn.Module):
         self.scale_shift, self.resample = scale_shift, resample
         self.in_layers = nn.Sequential(norm(channels), nn.SiLU(), nn.Conv2d(channels, out, 3, padding=1))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, 2 * out if scale_shift else out))
-        dropout = nn.Identity()  # keeps the published numbering
+        # The published files count the dropout, which is off in every published use.
+        dropout = nn.Identity()
         self.out_layers = nn.Sequential(norm(out), nn.SiLU(), dropout, nn.Conv2d(out, out, 3, padding=1))
         self.skip_connection = nn.Identity() if channels == out else nn.Conv2d(channels, out, 1)
 
@@ -100,24 +101,6 @@ class Attention(nn.Module):
         return (h + self.proj_out(attend(q, k, v).mT.flatten(1, 2))).reshape(x.shape)
 
 
-class Downsample(nn.Module):
-    def __init__(self, channels: int):
-        super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.op(x)
-
-
-class Upsample(nn.Module):
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(upsample(x))
-
-
 class Stage(nn.ModuleList):
     """Layers in a row; the blocks among them are told the embedding of t."""
 
@@ -140,56 +123,73 @@ class ADM(nn.Module):
 
     def __init__(self, config: Config):
         super().__init__()
-        c = {**DEFAULTS, **config}
-        size, self.width = c["image_size"], c["num_channels"]
-        if not c["channel_mult"] and size not in MULTIPLIERS:
+        options = {**DEFAULTS, **config}
+        size, self.width = options["image_size"], options["num_channels"]
+        if not options["channel_mult"] and size not in MULTIPLIERS:
             raise UserError(
                 f"no published `channel_mult` for image_size {size} (got ``, expected a list such as `1,2,2`)",
                 f"sizes with a default: {', '.join(map(str, sorted(MULTIPLIERS)))}",
             )
-        widths = [int(m * self.width) for m in numbers(c["channel_mult"] or MULTIPLIERS[size])]
-        attended = {size // int(r) for r in numbers(c["attention_resolutions"])}  # as factors of downsampling
-        heads, heads_up = c["num_heads"], c["num_heads_upsample"]
-        e = 4 * self.width
+        widths = [int(m * self.width) for m in numbers(options["channel_mult"] or MULTIPLIERS[size])]
+        # The configuration names sides in pixels, the levels are counted in halvings.
+        attended = {size // int(r) for r in numbers(options["attention_resolutions"])}
+        heads, heads_up = options["num_heads"], options["num_heads_upsample"]
+        embedding = 4 * self.width
 
         def block(ins: int, out: int, resample: Callable[[Tensor], Tensor] | None = None) -> Block:
-            return Block(ins, out, e, c["use_scale_shift_norm"], resample)
+            return Block(ins, out, embedding, options["use_scale_shift_norm"], resample)
+
+        def downsampling(channels: int) -> nn.Module:
+            if options["resblock_updown"]:
+                return block(channels, channels, downsample)
+            return named(op=nn.Conv2d(channels, channels, 3, stride=2, padding=1))
+
+        def upsampling(channels: int) -> nn.Module:
+            if options["resblock_updown"]:
+                return block(channels, channels, upsample)
+            return named(resample=nn.Upsample(scale_factor=2), conv=nn.Conv2d(channels, channels, 3, padding=1))
 
         def attention(channels: int, heads: int) -> Attention:
-            per_head = c["num_head_channels"]
-            return Attention(channels, heads if per_head == -1 else channels // per_head, c["use_new_attention_order"])
+            per_head = options["num_head_channels"]
+            return Attention(
+                channels, heads if per_head == -1 else channels // per_head, options["use_new_attention_order"]
+            )
 
-        self.time_embed = nn.Sequential(nn.Linear(self.width, e), nn.SiLU(), nn.Linear(e, e))
-        if c["class_cond"]:
-            self.label_emb = nn.Embedding(CLASSES, e)
-        h = widths[0]
-        self.input_blocks = nn.ModuleList([Stage([nn.Conv2d(3, h, 3, padding=1)])])
-        kept = [h]
+        self.time_embed = nn.Sequential(nn.Linear(self.width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        if options["class_cond"]:
+            self.label_emb = nn.Embedding(CLASSES, embedding)
+        channels = widths[0]
+        self.input_blocks = nn.ModuleList([Stage([nn.Conv2d(3, channels, 3, padding=1)])])
+        skipped = [channels]
         for level, width in enumerate(widths):
-            for _ in range(c["num_res_blocks"]):
-                layers: list[nn.Module] = [block(h, width)]
-                h = width
+            for _ in range(options["num_res_blocks"]):
+                layers: list[nn.Module] = [block(channels, width)]
+                channels = width
                 if 2**level in attended:
-                    layers.append(attention(h, heads))
+                    layers.append(attention(channels, heads))
                 self.input_blocks.append(Stage(layers))
-                kept.append(h)
+                skipped.append(channels)
             if level < len(widths) - 1:
-                self.input_blocks.append(Stage([block(h, h, downsample) if c["resblock_updown"] else Downsample(h)]))
-                kept.append(h)
-        self.middle_block = Stage([block(h, h), attention(h, heads), block(h, h)])
+                self.input_blocks.append(Stage([downsampling(channels)]))
+                skipped.append(channels)
+        self.middle_block = Stage([block(channels, channels), attention(channels, heads), block(channels, channels)])
         self.output_blocks = nn.ModuleList()
         for level, width in reversed(list(enumerate(widths))):
-            for i in range(c["num_res_blocks"] + 1):
-                layers = [block(h + kept.pop(), width)]
-                h = width
+            # One more than on the way down: the level's downsampling, or the first convolution, was handed across, too.
+            for i in range(options["num_res_blocks"] + 1):
+                layers = [block(channels + skipped.pop(), width)]
+                channels = width
                 if 2**level in attended:
-                    layers.append(attention(h, heads if heads_up == -1 else heads_up))
-                if level and i == c["num_res_blocks"]:
-                    layers.append(block(h, h, upsample) if c["resblock_updown"] else Upsample(h))
+                    layers.append(attention(channels, heads if heads_up == -1 else heads_up))
+                if level and i == options["num_res_blocks"]:
+                    layers.append(upsampling(channels))
                 self.output_blocks.append(Stage(layers))
-        self.out = nn.Sequential(norm(h), nn.SiLU(), nn.Conv2d(h, 6 if c["learn_sigma"] else 3, 3, padding=1))
+        self.out = nn.Sequential(
+            norm(channels), nn.SiLU(), nn.Conv2d(channels, 6 if options["learn_sigma"] else 3, 3, padding=1)
+        )
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        # Unlike DDPM's, the last frequency falls short of 1/10000, and the cosines come first.
         half = self.width // 2
         steps = torch.arange(half, dtype=torch.float32, device=x.device)
         sin, cos = embed(t, torch.exp(-math.log(10000) * steps / half))
@@ -200,11 +200,11 @@ class ADM(nn.Module):
                     "a class-conditional ADM needs labels (got none)", "pass `y`, or take an unconditional one"
                 )
             e = e + self.label_emb(y)
-        h, kept = x, []
+        h, skipped = x, []
         for stage in self.input_blocks:
             h = stage(h, e)
-            kept.append(h)
+            skipped.append(h)
         h = self.middle_block(h, e)
         for stage in self.output_blocks:
-            h = stage(torch.cat([h, kept.pop()], dim=1), e)
+            h = stage(torch.cat([h, skipped.pop()], dim=1), e)
         return self.out(h)

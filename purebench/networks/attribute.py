@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from purebench.errors import UserError
 from purebench.networks import Config
+from purebench.networks.blocks import named
 
 
 class Layer(nn.Module):
@@ -21,6 +22,7 @@ class Layer(nn.Module):
         self.kind = "conv" if isinstance(layer, nn.Conv2d) else "linear"
         self.add_module(self.kind, layer)
         self.wscale = nn.ParameterDict({"b": torch.zeros(len(layer.weight))})
+        # In the forward pass and not in the weights: the files hold the weights before it.
         self.scale = gain / math.sqrt(layer.weight[0].numel())
         nn.init.normal_(layer.weight)
 
@@ -33,16 +35,13 @@ def conv(channels: int, out: int, kernel: int = 3) -> Layer:
     return Layer(nn.Conv2d(channels, out, kernel, padding=kernel // 2, bias=False))
 
 
-def named(**layers: nn.Module) -> nn.Sequential:
-    return nn.Sequential(OrderedDict(layers))
-
-
 class MinibatchStd(nn.Module):
     """x (B, C, H, W) with a channel more: the mean over C, H, W of the deviation within a group (Karras et al. 2018, section 3).
 
     Couples batch mates: image i is in the group of the images i modulo B / 4. B is below 4, or a multiple of it."""
 
     def forward(self, x: Tensor) -> Tensor:
+        # As published: an image's group is strided through the batch, not four neighbours.
         group = min(4, len(x))
         deviation = (x.unflatten(0, (group, -1)).var(dim=0, correction=0) + 1e-8).sqrt().mean(dim=(1, 2, 3))
         return torch.cat([x, deviation.repeat(group)[:, None, None, None].expand(-1, 1, *x.shape[2:])], dim=1)
@@ -52,8 +51,7 @@ class AttributeNet(nn.Sequential):
     """x: (B, 3, resolution, resolution) in [-1,1] -> one logit (B, 1), positive where the attribute is absent.
 
     `config`: `resolution`, `fmap_base`, `fmap_max` (the block at resolution 4, 8, 16 .. takes fmap_base / 2, / 4, / 8 .. channels, at
-    most fmap_max), `use_mbstd` (False). UserError for `fixed_size` False, the growing form. Keys as published, with the unused
-    `lod_in`. Piecewise linear in x, without `use_mbstd`.
+    most fmap_max), `use_mbstd` (False). UserError for `fixed_size` False, the growing form. Keys as published. Piecewise linear in x, without `use_mbstd`.
     """
 
     def __init__(self, config: Config):
@@ -76,4 +74,5 @@ class AttributeNet(nn.Sequential):
             dense1=Layer(nn.Linear(widths[0], 1, bias=False), gain=1),
         )
         super().__init__(OrderedDict(blocks))
+        # The level of detail while the network was growing; of a grown one it says nothing, but is in the files.
         self.register_buffer("lod_in", torch.zeros((), dtype=torch.float64))

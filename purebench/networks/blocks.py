@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 
 
 def embed(labels: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
-    """(sin, cos) of labels (B,) times frequencies (K,): (B, K) each, float32 as published (labels of 999 have no finer angle)."""
+    """(sin, cos) of labels (B,) times frequencies (K,): (B, K) each, float32."""
+    # As published, even in a float64 network: at labels of 999, float32 angles are off by up to 3e-5, and the weights know these.
     angles = labels.float()[:, None] * frequencies
     return angles.sin(), angles.cos()
 
@@ -23,8 +25,14 @@ def embed_ddpm(labels: Tensor, width: int) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt C) v, all (.., positions, C). Written out: the fused kernels of PyTorch have no second derivative."""
+    """softmax(q k^T / sqrt C) v, all (.., positions, C)."""
+    # Written out: PyTorch's fused kernels have no second derivative, which the gradient through guidance asks for.
     return (q @ k.mT / math.sqrt(q.shape[-1])).softmax(dim=-1) @ v
+
+
+def named(**layers: nn.Module) -> nn.Sequential:
+    """The layers in a row, under the names that they have in the published files."""
+    return nn.Sequential(OrderedDict(layers))
 
 
 def norm(channels: int) -> nn.GroupNorm:
@@ -33,10 +41,10 @@ def norm(channels: int) -> nn.GroupNorm:
 
 
 def upsample(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, C, 2H, 2W), nearest"""
+    """The nearest pixel: (B, C, H, W) -> (B, C, 2H, 2W)."""
     return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
 def downsample(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, C, H/2, W/2), mean of 2 x 2"""
+    """The mean of 2 x 2: (B, C, H, W) -> (B, C, H/2, W/2)."""
     return F.avg_pool2d(x, 2)

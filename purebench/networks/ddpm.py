@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from purebench.networks import Config
-from purebench.networks.blocks import attend, downsample, embed_ddpm, upsample
+from purebench.networks.blocks import attend, embed_ddpm, named
 
 
 def norm(channels: int) -> nn.GroupNorm:
@@ -49,26 +49,18 @@ class Attention(nn.Module):
         return x + self.proj_out(attend(q, k, v).mT.reshape(x.shape))
 
 
-class Downsample(nn.Module):
-    """Half the size: a convolution of stride 2, padded below and on the right only, or the mean of 2 x 2."""
-
-    def __init__(self, channels: int, with_conv: bool):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2) if with_conv else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1))) if self.conv else downsample(x)
+def downsampling(channels: int, with_conv: bool) -> nn.Module:
+    """Half the size: a convolution of stride 2, or the mean of 2 x 2."""
+    if not with_conv:
+        return nn.AvgPool2d(2)
+    # Padded on the right and below alone, as TensorFlow's "same", with which the weights were trained.
+    return named(pad=nn.ZeroPad2d((0, 1, 0, 1)), conv=nn.Conv2d(channels, channels, 3, stride=2))
 
 
-class Upsample(nn.Module):
-    """Twice the size: nearest, then a convolution if it has one."""
-
-    def __init__(self, channels: int, with_conv: bool):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if with_conv else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(upsample(x)) if self.conv else upsample(x)
+def upsampling(channels: int, with_conv: bool) -> nn.Module:
+    """Twice the size: the nearest pixel, then a convolution if it has one."""
+    nearest = nn.Upsample(scale_factor=2)
+    return named(nearest=nearest, conv=nn.Conv2d(channels, channels, 3, padding=1)) if with_conv else nearest
 
 
 class Level(nn.Module):
@@ -87,7 +79,7 @@ class Level(nn.Module):
 class Down(Level):
     """Adds its outputs to `kept`; all levels but the lowest end with `downsample`."""
 
-    def __init__(self, ins: list[int], out: int, embedding: int, attention: bool, downsample: Downsample | None):
+    def __init__(self, ins: list[int], out: int, embedding: int, attention: bool, downsample: nn.Module | None):
         super().__init__(ins, out, embedding, attention)
         self.downsample = downsample
 
@@ -104,7 +96,7 @@ class Down(Level):
 class Up(Level):
     """Takes from `kept`; all levels but the highest end with `upsample`."""
 
-    def __init__(self, ins: list[int], out: int, embedding: int, attention: bool, upsample: Upsample | None):
+    def __init__(self, ins: list[int], out: int, embedding: int, attention: bool, upsample: nn.Module | None):
         super().__init__(ins, out, embedding, attention)
         self.upsample = upsample
 
@@ -144,6 +136,7 @@ class DDPM(nn.Module):
 
     def __init__(self, config: Config):
         super().__init__()
+        # SDEdit's files say it nested, pesser's flat.
         nested = "model" in config
         model = config["model"] if nested else config
         size = config["data"]["image_size"] if nested else config["resolution"]
@@ -160,14 +153,16 @@ class DDPM(nn.Module):
             last = i == len(widths) - 1
             ins = [c, *[width] * (blocks - 1)]
             c = width
-            downs.append(Down(ins, c, e, attended[i], None if last else Downsample(c, with_conv)))
+            downs.append(Down(ins, c, e, attended[i], None if last else downsampling(c, with_conv)))
             kept += [c] * (blocks if last else blocks + 1)
         for i, width in reversed(list(enumerate(widths))):
+            # One block more than on the way down, which takes along what the level began with.
             ins = [h + kept.pop() for h in (c, *[width] * blocks)]
             c = width
-            ups.append(Up(ins, c, e, attended[i], Upsample(c, with_conv) if i else None))
+            ups.append(Up(ins, c, e, attended[i], upsampling(c, with_conv) if i else None))
         self.down, self.mid = nn.ModuleList(downs), Mid(widths[-1], e)
-        self.up = nn.ModuleList(reversed(ups))  # numbered from the highest resolution
+        # Built from the lowest resolution, and numbered in the files from the highest.
+        self.up = nn.ModuleList(reversed(ups))
         self.norm_out, self.conv_out = norm(c), nn.Conv2d(c, model["out_ch"], 3, padding=1)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:

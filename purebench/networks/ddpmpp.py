@@ -39,15 +39,15 @@ class Block(nn.Module):
 
 
 class NIN(nn.Module):
-    """A 1x1 convolution whose matrix is stored in x out."""
+    """A 1x1 convolution, of (B, positions, channels)."""
 
     def __init__(self, channels: int):
         super().__init__()
+        # Stored in x out, as TensorFlow does, so that an `nn.Linear` would hold it transposed.
         self.W = nn.Parameter(torch.randn(channels, channels) / math.sqrt(channels))
         self.b = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, positions, channels)"""
         return x @ self.W + self.b
 
 
@@ -95,8 +95,10 @@ class DDPMpp(nn.Module):
             if level < len(widths) - 1:
                 layers.append(Block(c, c, e, downsample))
                 kept.append(c)
-        self.down = len(layers)  # the layers before this one keep their output ..
-        self.joined = set()  # .. and these, on the way up, take one along
+        # The files number all layers in one row; where the way up begins, and which blocks on it take an output of the way down
+        # along, is known only while the row is made.
+        self.down = len(layers)
+        self.joined = set()
         layers += [Block(c, c, e), Attention(c), Block(c, c, e)]
         for level, width in reversed(list(enumerate(widths))):
             for _ in range(model["num_res_blocks"] + 1):
@@ -119,6 +121,7 @@ class DDPMpp(nn.Module):
         for i, layer in enumerate(layers, 3):
             if isinstance(layer, Attention):
                 h = layer(h)
+                # What is handed across is the block's output with its attention.
                 if i < self.down:
                     kept[-1] = h
             elif i < self.down:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from purebench.errors import UserError
 from purebench.networks import Config
+from purebench.networks.blocks import named
 
 BUILT = {  # what a published configuration may say, and the one value that is built
     "normalization": "InstanceNorm++",
@@ -41,21 +42,17 @@ class Norm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         variance, mean = torch.var_mean(x, dim=(2, 3), correction=0)
         scale = self.gamma / (variance + 1e-5).sqrt()
-        over_channels, centre = torch.var_mean(mean, dim=1, keepdim=True)  # this variance is the unbiased one
+        # As published: this variance is the unbiased one, the one above is not.
+        over_channels, centre = torch.var_mean(mean, dim=1, keepdim=True)
         m = (mean - centre) / (over_channels + 1e-5).sqrt()
+        # All of it as one scale and shift of x, which keeps no activation but x for the gradient.
         shift = self.gamma * self.alpha * m + self.beta - scale * mean
         return torch.addcmul(shift[:, :, None, None], x, scale[:, :, None, None])
 
 
-class Halved(nn.Module):
+def halved(channels: int, out: int, kernel: int) -> nn.Sequential:
     """A convolution, then the mean of every 2x2 positions."""
-
-    def __init__(self, channels: int, out: int, kernel: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, out, kernel, padding=kernel // 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.avg_pool2d(self.conv(x), 2)
+    return named(conv=nn.Conv2d(channels, out, kernel, padding=kernel // 2), mean=nn.AvgPool2d(2))
 
 
 class Block(nn.Module):
@@ -66,8 +63,9 @@ class Block(nn.Module):
         self.conv1, self.normalize2 = conv(channels, channels, dilation), Norm(channels)
         self.conv2: nn.Module
         self.shortcut: nn.Module
+        # Only the second stage shrinks: a dilation sees as far, and keeps the size.
         if first and dilation == 1:
-            self.conv2, self.shortcut = Halved(channels, out, 3), Halved(channels, out, 1)
+            self.conv2, self.shortcut = halved(channels, out, 3), halved(channels, out, 1)
         else:
             self.conv2 = conv(channels, out, dilation)
             self.shortcut = conv(channels, out, dilation) if first else nn.Identity()
@@ -87,6 +85,7 @@ class RCU(nn.Module):
 
     def __init__(self, channels: int, units: int):
         super().__init__()
+        # The published names begin with a digit, and so are no attributes of Python.
         for i in range(units):
             for j in range(2):
                 self.add_module(f"{i + 1}_{j + 1}_conv", conv(channels, channels, bias=False))

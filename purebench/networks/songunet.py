@@ -41,6 +41,7 @@ class Fourier(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
+        # Random, but part of the weights: a file brings its own.
         self.register_buffer("freqs", 16 * torch.randn(width // 2))
 
     def forward(self, labels: Tensor) -> Tensor:
@@ -61,6 +62,7 @@ def down(x: Tensor, f: Tensor, padding: int) -> Tensor:
 
 def up(x: Tensor, f: Tensor, padding: int) -> Tensor:
     """Every channel doubled in size and filtered."""
+    # Times 4, since of every four filtered pixels three are new, and zero.
     return F.conv_transpose2d(x, 4 * f.expand(x.shape[1], 1, -1, -1), stride=2, padding=padding, groups=x.shape[1])
 
 
@@ -89,6 +91,7 @@ class Conv(Resample):
         self.fused = fused
 
     def forward(self, x: Tensor) -> Tensor:
+        # Padding twice would filter the zeros of the first edge into the image.
         edge = self.weight.shape[-1] // 2
         if self.fused:
             return self.resample(
@@ -250,15 +253,13 @@ class SongUNet(nn.Module):
         self.dec = _decoder(layout, decoder_type, kept)
 
     def forward(
-        self,
-        x: Tensor,
-        noise_labels: Tensor,
-        augment_labels: Tensor | None = None,
-        class_labels: Tensor | None = None,
+        self, x: Tensor, noise_labels: Tensor, augment_labels: Tensor | None = None, class_labels: Tensor | None = None
     ) -> Tensor:
+        # The halves change places, as published, so that the sines come first, as in Score SDE.
         cos, sin = self.map_noise(noise_labels).to(x.dtype).chunk(2, dim=1)
-        e = torch.cat([sin, cos], dim=1)  # the halves change places, as published
+        e = torch.cat([sin, cos], dim=1)
         if self.label_dim:
+            # No class is what the published networks were trained on where the label was dropped.
             if class_labels is None:
                 class_labels = x.new_zeros(1, self.label_dim)
             e = e + self.map_label(class_labels.to(x.dtype) * math.sqrt(self.label_dim))
@@ -266,7 +267,8 @@ class SongUNet(nn.Module):
             e = e + self.map_augment(augment_labels.to(x.dtype))
         e = F.silu(self.map_layer1(F.silu(self.map_layer0(e))))
 
-        h = aux = x  # aux: the image itself, carried down beside the features
+        # aux: the image itself, carried down beside the features.
+        h = aux = x
         kept: list[Tensor] = []
         for name, layer in self.enc.items():
             if name.endswith("aux_down"):
@@ -278,7 +280,8 @@ class SongUNet(nn.Module):
             else:
                 h = layer(h, e) if isinstance(layer, Block) else layer(h)
                 kept.append(h)
-        out: Tensor | None = None  # the image, summed on the way up
+        # out: the image, summed on the way up.
+        out: Tensor | None = None
         for name, layer in self.dec.items():
             if name.endswith("aux_up"):
                 out = layer(out)
@@ -308,15 +311,11 @@ class Denoiser(nn.Module):
         self.model = SongUNet(**config)
 
     def coefficients(self, sigma: Tensor) -> tuple[Tensor | float, Tensor, Tensor, Tensor]:
-        """(c_skip, c_out, c_in, c_noise) of Karras et al. 2022, table 1, for sigma (B, 1, 1, 1)"""
+        """(c_skip, c_out, c_in, c_noise) of Karras et al. 2022, table 1, for sigma (B, 1, 1, 1)."""
         raise NotImplementedError
 
     def forward(
-        self,
-        x: Tensor,
-        sigma: Tensor | float,
-        class_labels: Tensor | None = None,
-        augment_labels: Tensor | None = None,
+        self, x: Tensor, sigma: Tensor | float, class_labels: Tensor | None = None, augment_labels: Tensor | None = None
     ) -> Tensor:
         x = x.to(self.model.map_layer0.weight.dtype)
         if not isinstance(sigma, Tensor):
@@ -349,11 +348,11 @@ class VPPrecond(Denoiser):
         self.sigma_min, self.sigma_max = (float(self.sigma(torch.tensor(t, device="cpu"))) for t in (epsilon_t, 1.0))
 
     def sigma(self, t: Tensor) -> Tensor:
-        """The noise level of a time in [epsilon_t, 1]"""
+        """The noise level of a time in [epsilon_t, 1]."""
         return ((0.5 * self.beta_d * t**2 + self.beta_min * t).exp() - 1).sqrt()
 
     def sigma_inv(self, sigma: Tensor) -> Tensor:
-        """The time of a noise level"""
+        """The time of a noise level."""
         return ((self.beta_min**2 + 2 * self.beta_d * (1 + sigma**2).log()).sqrt() - self.beta_min) / self.beta_d
 
     def coefficients(self, sigma: Tensor) -> tuple[Tensor | float, Tensor, Tensor, Tensor]:
@@ -378,6 +377,7 @@ def EDM(config: Config) -> Denoiser:
     """The denoiser of a published configuration (`init_kwargs`), and of its `precond`: `edm` (the default), `vp`, `ve` or a class name.
 
     Keys: the arguments of `SongUNet` and of the preconditioning; the defaults are the published ones."""
+    # Half precision is how the files were trained on a GPU, not what the network is.
     config = {k: v for k, v in config.items() if k != "use_fp16"}
     precond, model_type = config.pop("precond", "edm"), config.pop("model_type", "SongUNet")
     if model_type != "SongUNet":

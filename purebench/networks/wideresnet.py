@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from purebench.networks import Config
 
+# Of all pixels. The 0.2023, 0.1994, 0.2010 that others use, as ADP's configuration does, average each image's own deviation.
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 
 
@@ -34,11 +35,12 @@ class Normalize(nn.Module):
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch norm that, in evaluation, is written out as scale x + shift: keeps no activation for the gradient, which has any order."""
+    """Batch norm that, in evaluation, is written out as scale x + shift."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
             return super().forward(x)
+        # So no activation is kept for the gradient, which exists in any order.
         mean, variance = self.get_buffer("running_mean"), self.get_buffer("running_var")
         scale = self.weight / (variance + self.eps).sqrt()
         shift = self.bias - scale * mean

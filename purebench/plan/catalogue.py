@@ -6,6 +6,7 @@ import ast
 import re
 import textwrap
 import tomllib
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, TypedDict
@@ -16,18 +17,10 @@ from purebench.plan import grid as plan
 from purebench.plan import layouts
 from purebench.spec import Part, Value, show
 
-GENERAL = {
-    "grid": "defenses x attacks, a table per threat model",
-    "tidy": "one row per cell and metric",
-}  # layouts of any records
-KINDS = {
-    "defenses": "defense",
-    "attacks": "attack",
-    "gradients": "gradient",
-    "datasets": "dataset",
-    "classifiers": "classifier",
-    "scores": "score",
-}
+# Layouts of any records; the papers' tables are presets.
+GENERAL = {"grid": "defenses x attacks, a table per threat model", "tidy": "one row per cell and metric"}
+# In the order of a listing; the command line writes them with an s.
+KINDS = ("defense", "attack", "gradient", "dataset", "classifier", "score")
 PAGES = {  # kind -> its documentation; a defense has a page of its own, found by its name
     "attack": "docs/attacks.md",
     "gradient": "docs/attacks.md",
@@ -45,8 +38,23 @@ TRUST = {  # how far an asset's hashes can be relied on, as in the head of check
     "first-use": "no published hash: that of the first download is kept",
 }
 WIDTH = 128  # of the text
-# what the text does not say as `key: value`
-SEPARATE = {"kind", "name", "summary", "formula", "about", "parameters", "assets", "cite", "grid", "rows", "also"}
+# Facts that the text writes in a form of their own, and not as `key: value`.
+SEPARATE = {
+    "kind",
+    "name",
+    "summary",
+    "formula",
+    "about",
+    "parameters",
+    "calls",
+    "assets",
+    "cite",
+    "grid",
+    "rows",
+    "also",
+}
+# Gradient -> the key of a defense's INFO without which it does not exist, or is the exact one.
+GRADIENT_NEEDS = {"adjoint": "sde", "detached": "guided"}
 
 
 class Parameter(TypedDict, total=False):
@@ -62,30 +70,30 @@ class Parameter(TypedDict, total=False):
 
 def listing(kind: str | None) -> list[dict[str, str]]:
     """kind, name and summary of everything, or of one kind (`defenses` or `defense`)."""
+    kinds = [*KINDS, "preset"]
     if kind in ("layout", "layouts"):
-        tables = {n: summary for n, summary in _presets().items() if n in plan.tables()}
+        tables = {name: summary for name, summary in _summaries("preset").items() if name in plan.tables()}
         return [{"kind": "layout", "name": n, "summary": summary} for n, summary in (GENERAL | tables).items()]
-    plurals = [*KINDS, "presets"]
-    if kind is not None and kind not in plurals:
-        kind = next((p for p in plurals if p.rstrip("s") == kind.rstrip("s")), kind)
-        if kind not in plurals:
-            raise unknown("kind", kind, [*plurals, "layouts"])
-    rows = []
-    for plural in plurals if kind is None else [kind]:
-        if plural == "presets":
-            found = _presets()
-        else:
-            found = {n: registry.info(KINDS[plural], n).get("summary", "") for n in registry.names(KINDS[plural])}
-        rows += [{"kind": plural.rstrip("s"), "name": name, "summary": summary} for name, summary in found.items()]
-    return rows
+    if kind is not None:
+        if kind.rstrip("s") not in kinds:
+            raise unknown("kind", kind, [f"{known}s" for known in (*kinds, "layout")])
+        kinds = [kind.rstrip("s")]
+    return [{"kind": k, "name": name, "summary": summary} for k in kinds for name, summary in _summaries(k).items()]
 
 
-def _presets() -> dict[str, str]:
-    """The summaries of grids and tables."""
-    return {n: tomllib.loads(p.read_text(encoding="utf-8")).get("summary", "") for n, p in plan.presets().items()}
+def _summaries(kind: str) -> dict[str, str]:
+    """name -> one line of each component of a kind, or of each preset."""
+    if kind == "preset":
+        return {name: _preset(path).get("summary", "") for name, path in plan.presets().items()}
+    return {name: registry.info(kind, name).get("summary", "") for name in registry.names(kind)}
+
+
+def _preset(path: Path) -> dict[str, Any]:
+    return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
 def listing_text(rows: list[dict[str, str]]) -> str:
+    """The same for people: a heading for each kind, a line for each name."""
     width = max(len(r["name"]) for r in rows)
     lines: list[str] = []
     kind = ""
@@ -105,16 +113,17 @@ def facts(name: str) -> dict[str, Any]:
 
     Where kinds share the name, as the defense and the score model `edm` do, the first has the others under `also`."""
     part = name.partition(":")[0]
-    found = [_component(kind, part) for kind in KINDS.values() if part in registry.names(kind)]
+    found = [_component(kind, part) for kind in KINDS if part in registry.names(kind)]
     if part in plan.presets():
         path = plan.presets()[part]
-        grid = tomllib.loads(path.read_text(encoding="utf-8"))
+        grid = _preset(path)
         about = {"kind": "preset", "name": part, "summary": grid.get("summary", ""), "file": str(path)}
         found.append(about | (_paper(grid, part) if layouts.is_layout(grid) else {"grid": grid}))
     if not found:
-        everything = [n for kind in KINDS.values() for n in registry.names(kind)] + list(plan.presets())
+        everything = [n for kind in KINDS for n in registry.names(kind)] + list(plan.presets())
         raise unknown("name", part, everything, see="purebench list")
-    return found[0] | ({"also": found[1:]} if found[1:] else {})
+    first, *others = found
+    return first | {"also": others} if others else first
 
 
 def _paper(data: dict[str, Any], name: str) -> dict[str, Any]:
@@ -144,23 +153,43 @@ def _paper(data: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _component(kind: str, name: str) -> dict[str, Any]:
+    """What INFO, the factory's signature and its docstring say, in the order in which the text has it."""
     info = registry.info(kind, name)
-    module, _, factory = registry.names(kind)[name].partition(":")
-    about = _docstring(module, factory)
     found: dict[str, Any] = {"kind": kind, "name": name, "summary": info.get("summary", "")}
-    found |= {"formula": info["formula"]} if "formula" in info else {}
-    found |= {"about": about} if about else {}
+    found |= _taken(info, formula="formula")
+    if about := _about(kind, name):
+        found["about"] = about
     found["parameters"] = _parameters(kind, name, info)
-    found |= {
-        "defense": _defense, "attack": _attack, "dataset": _dataset, "classifier": _network, "score": _network,
-        "gradient": lambda *_: {},
-    }[kind](kind, name, info, about)  # fmt: skip
+    match kind:
+        case "defense":
+            found |= _defense(name, info)
+        case "attack":
+            found |= _attack(info)
+        case "dataset":
+            found |= _dataset(name, info)
+        case "classifier" | "score":
+            found |= _network(kind, name, info)
     if info.get("differences"):
         found["differences"] = info["differences"]
-    found |= {"documentation": PAGES[kind].format(name=name)} if name in registry.NAMES[kind] else {}
-    found |= {"version": info.get("version", 1), "defined in": f"{module}:{factory}"}
-    found |= {"version where": info["versions"]} if "versions" in info else {}
-    return found | ({"cite": _bibtex(info["cite"])} if info.get("cite") else {})
+    # A plug-in has no page of ours.
+    if name in registry.NAMES[kind]:
+        found["documentation"] = PAGES[kind].format(name=name)
+    found["version"] = info.get("version", 1)
+    found["defined in"] = registry.names(kind)[name]
+    found |= _taken(info, versions="version where")
+    if info.get("cite"):
+        found["cite"] = _bibtex(info["cite"])
+    return found
+
+
+def _taken(info: Mapping[str, Any], **labels: str) -> dict[str, Any]:
+    """Entries of INFO as they are, under the label that people read; those that it does not have are left out."""
+    return {label: info[key] for key, label in labels.items() if key in info}
+
+
+def _about(kind: str, name: str) -> str:
+    """The factory's docstring as one paragraph."""
+    return " ".join((ast.get_docstring(registry.definition(kind, name)) or "").split())
 
 
 @cache
@@ -178,46 +207,49 @@ def _bibtex(cite: str) -> str:
 def _parameters(kind: str, name: str, info: dict[str, Any]) -> list[Parameter]:
     """name and default of each; the words it may be, the datasets that have another, the paper's; whether all of the kind have it."""
     paper, words = info.get("paper", {}), registry.choices(kind, name)
-    tables = {n: datasets.defaults(n) for n in registry.names("dataset") if kind in ("defense", "attack")}
-    others = {n: table.get(kind, {}).get(name, {}) for n, table in tables.items()}
+    # Of an attack, `paper` may be the reference itself, in words.
+    papers_values = paper if isinstance(paper, dict) else {}
+    of_datasets: dict[str, dict[str, Any]] = {}
+    if kind in ("defense", "attack"):
+        of_datasets = {n: datasets.defaults(n).get(kind, {}).get(name, {}) for n in registry.names("dataset")}
     rows = []
     for key, default in registry.parameters(kind, name).items():
         row: Parameter = {"name": key, "default": show(_tuple(default))}
         if key in words:
             row["choices"] = list(words[key])
-        row["datasets"] = {n: show(_tuple(values[key])) for n, values in others.items() if key in values}
-        row["paper"] = paper.get(key, "") if isinstance(paper, dict) else ""
+        row["datasets"] = {n: show(_tuple(values[key])) for n, values in of_datasets.items() if key in values}
+        row["paper"] = papers_values.get(key, "")
         row["common"] = key in registry.COMMON.get(kind, {})
         rows.append(row)
     return rows
 
 
-def _defense(kind: str, name: str, info: dict[str, Any], about: str) -> dict[str, object]:
-    draws = re.search(r"Random: (.+?)(?:\. Source:|\.$)", about)
-    random = ("yes: " + draws[1] if draws else "yes") if info.get("random", True) else "no"
-    usable = [
-        g
-        for g in registry.names("gradient")
-        if (g != "adjoint" or info.get("sde")) and (g != "detached" or info.get("guided"))
-    ]
+def _defense(name: str, info: Mapping[str, Any]) -> dict[str, object]:
+    draws = re.search(r"Random: (.+?)(?:\. Source:|\.$)", _about("defense", name))
+    random = f"yes: {draws[1]}" if draws else "yes"
+    usable = [g for g in registry.names("gradient") if g not in GRADIENT_NEEDS or info.get(GRADIENT_NEEDS[g])]
     return {
         "calls": info.get("calls", "?"),
-        "random": random,
+        "random": random if info.get("random", True) else "no",
         "output": {"unit": "in [0,1]", "unbounded": "may leave [0,1]"}.get(info.get("output", ""), "?"),
-        "needs": registry.needs(name, registry.parameters(kind, name)),
-        **({"score model of the paper": info["own_score"]} if "own_score" in info else {}),
+        "needs": registry.needs(name, registry.parameters("defense", name)),
+        **_taken(info, own_score="score model of the paper"),
         "gradients": usable if name != "none" else ["exact"],
-        "requires": [*info.get("requires", []), *registry.REQUIRES[kind]],
+        "requires": [*info.get("requires", []), *registry.REQUIRES["defense"]],
     }
 
 
-def _attack(kind: str, name: str, info: dict[str, Any], about: str) -> dict[str, object]:
-    cost = f"{info.get('gradient_calls', '0')} gradients, {info.get('forward_calls', '0')} forwards per image"
-    found: dict[str, object] = {"gradients": info.get("gradients", []) or ["none"], "cost": cost}
-    return found | ({"paper": info["paper"]} if isinstance(info.get("paper"), dict) else {})
+def _attack(info: Mapping[str, Any]) -> dict[str, object]:
+    found: dict[str, object] = {
+        "gradients": info.get("gradients", []) or ["none"],
+        "cost": f"{info.get('gradient_calls', '0')} gradients, {info.get('forward_calls', '0')} forwards per image",
+    }
+    if isinstance(info.get("paper"), dict):
+        found["paper"] = info["paper"]
+    return found
 
 
-def _dataset(kind: str, name: str, info: dict[str, Any], about: str) -> dict[str, object]:
+def _dataset(name: str, info: Mapping[str, Any]) -> dict[str, object]:
     defaults = datasets.defaults(name)
     shape = info.get("shape", [])
     unknown_yet = "as the dataset has" if "of" in info else "known when read"
@@ -232,44 +264,42 @@ def _dataset(kind: str, name: str, info: dict[str, Any], about: str) -> dict[str
             if k not in ("subset", "defense", "attack")
         },
     }
-    for part in ("defense", "attack"):
-        found[f"{part} defaults"] = [
+    for kind in ("defense", "attack"):
+        found[f"{kind} defaults"] = [
             str(Part(n, tuple((k, _tuple(v)) for k, v in values.items())))
-            for n, values in defaults.get(part, {}).items()
+            for n, values in defaults.get(kind, {}).items()
         ]
     if "stand_in" in info:
         found["stand-in"] = f"{info['stand_in']}; tables say so"
     if "training_set" in info:
         found["training set"] = info["training_set"] or "yours to know: tables name what the networks were trained on"
-    found |= {key: info[key] for key in ("source", "licence") if key in info}
+    found |= _taken(info, source="source", licence="licence")
     return found | {"assets": [_asset(n) for n in info.get("assets", [])]}
 
 
-def _network(kind: str, name: str, info: dict[str, Any], about: str) -> dict[str, object]:
-    """Of a classifier or score model."""
+def _network(kind: str, name: str, info: Mapping[str, Any]) -> dict[str, object]:
+    """Of a classifier or score model. One that is for several datasets has a value for each."""
     found: dict[str, object] = {}
     if "size" in info:
-        takes = info["size"]
-        found["takes"] = (
-            ", ".join(f"{d} {_size(s)}" for d, s in takes.items()) if isinstance(takes, dict) else _size(takes)
-        )
+        sizes = info["size"]
+        found["takes"] = _listed({d: _size(s) for d, s in sizes.items()}) if isinstance(sizes, dict) else _size(sizes)
     if "classes" in info:
-        known = info["classes"]
-        found["classes"] = ", ".join(f"{d} {n}" for d, n in known.items()) if isinstance(known, dict) else known
+        classes = info["classes"]
+        found["classes"] = _listed(classes) if isinstance(classes, dict) else classes
     if "trained_on" in info:
-        trained = info["trained_on"]
-        found["trained on"] = f"what `{trained.strip('{}')}` says" if "{" in trained else trained
+        trained_on = info["trained_on"]
+        # A template such as `{dataset}` names the parameter that says it.
+        found["trained on"] = f"what `{trained_on.strip('{}')}` says" if "{" in trained_on else trained_on
     if "t_max" in info:
         found["trained for"] = f"t up to {info['t_max']}"
-    template = info.get("asset", "")
-    if template:
-        first = template.format(**registry.parameters(kind, name))
-        pattern = re.compile(re.sub(r"\\\{\w+\\\}", "[^/]+", re.escape(template)))
-        alike = [n for n in assets.table() if n != first and pattern.fullmatch(n)] if "{" in template else []
-        found["assets"] = [_asset(n) for n in (first, *alike)]
-        gone = {n: e for n, e in assets.table().items() if e.get("stand_in") == first}
-        if gone:
-            found["stands in for"] = [f"{n}: {e['summary']}, never released" for n, e in gone.items()]
+    if "asset" in info:
+        first, *others = _assets_of(kind, name, info["asset"])
+        found["assets"] = [_asset(n) for n in (first, *others)]
+        replaced = [
+            f"{n}: {e['summary']}, never released" for n, e in assets.table().items() if e.get("stand_in") == first
+        ]
+        if replaced:
+            found["stands in for"] = replaced
     if "trained" in info:
         path = assets.cache_folder() / "trained" / f"{info['trained']}.safetensors"
         state = f"trained: `{path}`" if path.is_file() else "not trained yet"
@@ -277,6 +307,19 @@ def _network(kind: str, name: str, info: dict[str, Any], about: str) -> dict[str
     if "stand_in" in info:
         found["stand-in"] = f"{info['stand_in']}; tables say so"
     return found
+
+
+def _assets_of(kind: str, name: str, template: str) -> list[str]:
+    """The asset at the defaults, then those that other parameters name in its place."""
+    first = template.format(**registry.parameters(kind, name))
+    if "{" not in template:
+        return [first]
+    pattern = re.compile(re.sub(r"\\\{\w+\\\}", "[^/]+", re.escape(template)))
+    return [first, *(asset for asset in assets.table() if asset != first and pattern.fullmatch(asset))]
+
+
+def _listed(by_dataset: Mapping[str, object]) -> str:
+    return ", ".join(f"{dataset} {value}" for dataset, value in by_dataset.items())
 
 
 def _asset(name: str) -> dict[str, str]:
@@ -289,25 +332,20 @@ def _asset(name: str) -> dict[str, str]:
     else:
         missing = f"not in the cache: `purebench fetch {name}` brings it, or says how"
         state = "in the cache" if assets.present(name) else missing
-    found = {
+    trust = entry["trust"]
+    return {
         "asset": name,
         "summary": entry["summary"],
         "size": assets.size_text(entry).removeprefix("size "),
         "licence": entry["licence"],
+        "trust": f"{trust} ({TRUST[trust]})" if trust in TRUST else trust,
+        "state": state,
+        "used by": ", ".join(entry.get("papers", [])),
+        **_taken(entry, note="note"),
     }
-    found |= {"trust": f"{entry['trust']} ({TRUST[entry['trust']]})" if entry["trust"] in TRUST else entry["trust"]}
-    found |= {"state": state, "used by": ", ".join(entry.get("papers", []))}
-    return found | ({"note": entry["note"]} if "note" in entry else {})
 
 
-def _docstring(module: str, factory: str) -> str:
-    """The factory's, as one paragraph; read without importing it."""
-    for node in registry._source(module).body:
-        if isinstance(node, ast.FunctionDef) and node.name == factory:
-            return " ".join((ast.get_docstring(node) or "").split())
-    return ""
-
-
+# TOML and INFO write lists, and values are hashable.
 def _tuple(value: Value | list[Value]) -> Value:
     return tuple(value) if isinstance(value, list) else value
 
@@ -326,32 +364,22 @@ def text(found: dict[str, Any]) -> str:
         lines += ["", *_wrap(found["formula"], "  ", "    ")]
     if "about" in found:
         lines += ["", *_wrap(found["about"], rest="")]
-    own = [p for p in found.get("parameters", []) if not p["common"]]
-    common = [p for p in found.get("parameters", []) if p["common"]]
-    if own:
-        told = ": default; a dataset's; the paper's" if found["kind"] == "defense" else " and their defaults"
-        lines += ["", f"parameters{told}", *_table(own)]
-    if common:
-        lines += [
-            "",
-            "as every defense: purifications that are combined, how; a factor on the normal draws; a score model of its own",
-        ]
-        lines += _table(common)
+    lines += _parameter_lines(found["kind"], found.get("parameters", []))
     lines.append("")
+    if "calls" in found:
+        lines += _wrap(
+            f"network calls per image: {found['calls']}; then 1 to classify; all times votes (`--dry-run` counts them)"
+        )
     for key, value in found.items():
         if key in SEPARATE:
-            continue
-        if key == "calls":
-            lines += _wrap(
-                f"network calls per image: {value}; then 1 to classify; all times votes (`--dry-run` counts them)"
-            )
             continue
         if isinstance(value, dict):
             value = "; ".join(f"{k}: {v}" for k, v in value.items())
         elif isinstance(value, list):
+            # A comma between items that have commas themselves would tell nobody where one ends.
             value = ("; " if any("," in str(v) for v in value) else ", ").join(map(str, value))
         lines += _wrap(f"{key}: {value}") if value else []
-    lines += _assets(found.get("assets", []))
+    lines += _asset_lines(found.get("assets", []))
     if "grid" in found:
         lines += [f"{k} = {v}" for k, v in found["grid"].items() if k not in ("summary", "grid")]
         for grid in found["grid"].get("grid", []):
@@ -365,6 +393,20 @@ def text(found: dict[str, Any]) -> str:
     for other in found.get("also", []):
         lines += ["", "-" * 40, "", text(other)]
     return "\n".join(lines)
+
+
+def _parameter_lines(kind: str, parameters: list[Parameter]) -> list[str]:
+    """Those of its own, then those that every component of the kind has."""
+    lines: list[str] = []
+    own = [p for p in parameters if not p["common"]]
+    common = [p for p in parameters if p["common"]]
+    if own:
+        columns = ": default; a dataset's; the paper's" if kind == "defense" else " and their defaults"
+        lines += ["", f"parameters{columns}", *_table(own)]
+    if common:
+        heading = "as every defense: purifications that are combined, how; a factor on the normal draws; a score model of its own"
+        lines += ["", heading, *_table(common)]
+    return lines
 
 
 def _option(found: dict[str, Any]) -> str:
@@ -381,16 +423,17 @@ def _table(parameters: list[Parameter]) -> list[str]:
     width = max(len(p["name"]) for p in parameters)
     lines = []
     for p in parameters:
-        words = f" ({', '.join(p['choices'])})" if "choices" in p else ""
-        places = "; ".join(f"{', '.join(names)} {value}" for value, names in _alike(p["datasets"]).items())
-        rest = [p["default"] + words, places, p["paper"] and f"paper: {p['paper']}"]
-        first, *more = [x for x in rest if x] or ["-"]
-        whole = f"  {p['name'].ljust(width)}  {'; '.join((first, *more))}"
+        choices = f" ({', '.join(p['choices'])})" if "choices" in p else ""
+        of_datasets = "; ".join(f"{', '.join(names)} {value}" for value, names in _alike(p["datasets"]).items())
+        of_paper = f"paper: {p['paper']}" if p["paper"] else ""
+        first, *more = [column for column in (p["default"] + choices, of_datasets, of_paper) if column] or ["-"]
+        start = f"  {p['name'].ljust(width)}  "
+        whole = start + "; ".join((first, *more))
         if len(whole) <= WIDTH:
             lines.append(whole)
-        else:
-            lines.append(f"  {p['name'].ljust(width)}  {first}")
-            lines += [line for x in more for line in _wrap(x, *2 * [" " * (width + 4)])]
+            continue
+        indent = " " * (width + 4)
+        lines += [start + first, *(line for column in more for line in _wrap(column, indent, indent))]
     return lines
 
 
@@ -402,17 +445,18 @@ def _alike(values: dict[str, str]) -> dict[str, list[str]]:
     return found
 
 
-def _assets(rows: list[dict[str, str]]) -> list[str]:
+def _asset_lines(rows: list[dict[str, str]]) -> list[str]:
     """The first in full, a line for each other."""
-    lines: list[str] = []
-    for row in rows[:1]:
-        lines += _wrap(f"asset: {row['asset']}: {row['summary']}")
-        lines += [f"  {key}: {row[key]}" for key in ("size", "licence", "trust", "state", "used by") if row[key]]
-        lines += _wrap(f"note: {row['note']}", "  ", "    ") if "note" in row else []
-    if rows[1:]:
+    if not rows:
+        return []
+    first, *others = rows
+    lines = _wrap(f"asset: {first['asset']}: {first['summary']}")
+    lines += [f"  {key}: {first[key]}" for key in ("size", "licence", "trust", "state", "used by") if first[key]]
+    if "note" in first:
+        lines += _wrap(f"note: {first['note']}", "  ", "    ")
+    if others:
         lines += ["", "others:"]
-        lines += [f"  {r['asset']}: size {r['size']}, {r['licence']}, {r['state'].partition(':')[0]}" for r in rows[1:]]
-    return lines
+    return lines + [f"  {r['asset']}: size {r['size']}, {r['licence']}, {r['state'].partition(':')[0]}" for r in others]
 
 
 def _wrap(line: str, first: str = "", rest: str = "  ") -> list[str]:

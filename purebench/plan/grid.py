@@ -6,8 +6,9 @@ A value comes from the command line, else the grid or preset, else the dataset's
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from purebench.spec import NONE, Cell, Part, Resolved, ThreatModel, Value, parse
 NOISE_VERSION = 1  # of noise.py: raised when a draw changes
 NO_GRADIENT = Part("-")
 PRESETS = Path(__file__).parent / "presets"
-KEYS = {
+KEYS: dict[str, type | tuple[type, ...]] = {
     "summary": str, "dataset": str, "classifier": str, "score": str, "defenses": list, "attacks": list, "threats": list,
     "grads": list, "seeds": list, "images": int, "evals": int, "subset": (str, int), "grid": list,
 }  # fmt: skip
@@ -80,19 +81,12 @@ def build(request: Request) -> Plan:
     known: dict[str, Component] = {}
     for grid in grids:
         name = _dataset(request, grid, notes)
+        # Found once: of a user's own, which is read for its size, 75 slices are 75 files.
         if name not in known:
             known[name] = components.find("dataset", name)
-        dataset = known[name]
-        for job, absent in _cells(request, grid, dataset, notes):
+        for job, absent in _jobs(request, grid, known[name], notes):
             old = jobs.get(job.cell.id)
-            if old:  # cells that would be equal are one; the larger demand counts
-                # Both had records under other ids before; whichever lies on disk is gone on with.
-                names = tuple(dict.fromkeys([*old.cell.aliases, *job.cell.aliases]))
-                cell = dataclasses.replace(old.cell, aliases=names)
-                job = dataclasses.replace(
-                    old, cell=cell, images=max(old.images, job.images), evals=max(old.evals, job.evals)
-                )
-            jobs[job.cell.id] = job
+            jobs[job.cell.id] = _merged(old, job) if old else job
             missing |= dict.fromkeys(absent)
     stand_ins = dict.fromkeys(name for job in jobs.values() for name in job.stand_in)
     if stand_ins:
@@ -103,9 +97,20 @@ def build(request: Request) -> Plan:
 def jobs(one: dict[str, Any]) -> list[Job]:
     """The jobs of a grid of one cell, one per seed, without the cells that a transfer reads."""
     dataset = components.find("dataset", _dataset(Request(), one, []))
-    found = [job for job, _ in _cells(Request(), one, dataset, [])]
+    found = [job for job, _ in _jobs(Request(), one, dataset, [])]
     sources = {job.cell.source for job in found}
     return [job for job in found if job.cell not in sources] or found
+
+
+def _merged(old: Job, new: Job) -> Job:
+    """Two demands for one cell as one, the larger."""
+    names = tuple(dict.fromkeys([*old.cell.aliases, *new.cell.aliases]))
+    return dataclasses.replace(
+        old,
+        cell=dataclasses.replace(old.cell, aliases=names),
+        images=max(old.images, new.images),
+        evals=max(old.evals, new.evals),
+    )
 
 
 def presets() -> dict[str, Path]:
@@ -129,29 +134,19 @@ def read(name: str) -> tuple[str, dict[str, Any]]:
     path = Path(name) if name.endswith(".toml") else presets().get(name)
     if path is None:
         raise unknown("preset", name, presets(), see="purebench list presets")
-    try:
-        return path.stem if name.endswith(".toml") else name, tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"there is no grid file `{path}`", "a grid is a TOML file; see `purebench show quick` for one"
-        ) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(
-            f"cannot read the grid `{path}`: {error}", "a grid is a TOML file; see `purebench show quick` for one"
-        ) from None
+    return path.stem if name.endswith(".toml") else name, _toml(path)
 
 
 def _grids(request: Request) -> tuple[list[dict[str, Any]], list[str], Request]:
     """The grids of the preset or file, each completed by its top level, what to say of them, and what of the request is left to win over
     them. One empty grid when only options were given; of a paper's table one for each of its cells, which have the options already."""
-    name = request.preset
-    if name is None:
+    path = request.preset
+    if path is None:
         # `purebench run` alone means `quick`; one option, and the user has something else in mind.
         if request.defenses or request.attacks:
             _no_table_options(request)
             return [{}], [], request
-        name = "quick"
-    path = name
+        path = "quick"
     name, data = read(path)
     if layouts.is_layout(data):
         layout = layouts.of(data, name)
@@ -163,32 +158,46 @@ def _grids(request: Request) -> tuple[list[dict[str, Any]], list[str], Request]:
         raise UserError(f"`grid` in `{path}` is not a list of tables", "write `[[grid]]`")
     grids = [top | t for t in tables]
     for grid in grids:
-        for key, value in grid.items():
-            if key not in KEYS:
-                raise unknown(f"key in `{path}`", key, KEYS)
-            kind = int if key == "seeds" else str
-            items = value if isinstance(value, list) else []
-            if not all(isinstance(v, kind) and not isinstance(v, bool) for v in items) or value == []:
-                what = "whole numbers" if kind is int else "names"
-                raise UserError(
-                    f"`{key} = {value!r}` in `{path}` is no list of {what}", "see `purebench show quick` for a grid"
-                )
-            if not isinstance(value, KEYS[key]) or isinstance(value, bool):  # type: ignore[arg-type]
-                raise UserError(
-                    f"`{key} = {value!r}` in `{path}` has the wrong type", "see `purebench show quick` for a grid"
-                )
-    return grids, [f"preset `{name}`: {top['summary']}"] if "summary" in top else [], request
+        _check_keys(grid, path)
+    return grids, [f"preset `{path}`: {top['summary']}"] if "summary" in top else [], request
 
 
 def _no_table_options(request: Request) -> None:
+    """Raises UserError for options that choose of a table where there is none."""
     for option, given in (("--honest", request.honest), ("--baselines", request.baselines), ("--only", request.only)):
         if given:
-            raise UserError(
-                f"`{option}` chooses of a paper's table, and this is none", "name one: `purebench list presets`"
-            )
+            hint = "name one: `purebench list presets`"
+            raise UserError(f"`{option}` chooses of a paper's table, and this is none", hint)
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    hint = "a grid is a TOML file; see `purebench show quick` for one"
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"there is no grid file `{path}`", hint) from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"cannot read the grid `{path}`: {error}", hint) from None
+
+
+def _check_keys(grid: dict[str, Any], path: str) -> None:
+    """Raises UserError for a key that a grid does not have, or of another type."""
+    hint = "see `purebench show quick` for a grid"
+    for key, value in grid.items():
+        if key not in KEYS:
+            raise unknown(f"key in `{path}`", key, KEYS)
+        item = int if key == "seeds" else str
+        # A bool is an int to Python, and `seeds = [true]` a mistake.
+        fits = isinstance(value, list) and all(isinstance(v, item) and not isinstance(v, bool) for v in value)
+        if isinstance(value, list) and not (value and fits):
+            items = "whole numbers" if item is int else "names"
+            raise UserError(f"`{key} = {value!r}` in `{path}` is no list of {items}", hint)
+        if not isinstance(value, KEYS[key]) or isinstance(value, bool):
+            raise UserError(f"`{key} = {value!r}` in `{path}` has the wrong type", hint)
 
 
 def _dataset(request: Request, grid: dict[str, Any], notes: list[str]) -> str:
+    """The dataset as asked for; else CIFAR-10 where its files are in the cache, and the embedded digits where not."""
     given = request.dataset or grid.get("dataset")
     if given is not None:
         return given
@@ -197,6 +206,7 @@ def _dataset(request: Request, grid: dict[str, Any], notes: list[str]) -> str:
     if needed and not absent:
         notes.append("dataset: CIFAR-10 (`--dataset` was not given, and its files are in the cache)")
         return "cifar10"
+    # A cache with half of the files looks to its owner as if CIFAR-10 were there.
     some = f"; {', '.join(absent)} missing" if len(absent) < len(needed) else ""
     notes.append(
         f"dataset: the embedded digits (`--dataset` was not given, and CIFAR-10 is not in the cache{some}: `purebench fetch cifar10`)"
@@ -204,10 +214,10 @@ def _dataset(request: Request, grid: dict[str, Any], notes: list[str]) -> str:
     return "digits"
 
 
-def _cells(
+def _jobs(
     request: Request, grid: dict[str, Any], dataset: Component, notes: list[str]
 ) -> Iterable[tuple[Job, list[str]]]:
-    """Jobs, each with the assets that it needs and the cache has not."""
+    """The jobs of one grid, sources before the transfers that read them; each with the assets that it needs and the cache has not."""
     defaults = datasets.defaults(dataset.base)
 
     def pick(option: Any, key: str) -> Any:
@@ -220,7 +230,7 @@ def _cells(
     subset = pick(request.subset, "subset")
     subset = datasets.valid(subset if isinstance(subset, str) else f"choice:{subset}")
     size = datasets.capacity(dataset.size, subset)
-    # A default may be more than there is; what somebody asked for is refused below.
+    # Only a dataset's default is cut to what there is: a number that somebody gave is refused instead.
     if request.images is None and "images" not in grid:
         images = min(images, size)
     if not 1 <= images <= size:
@@ -232,29 +242,21 @@ def _cells(
     score = components.find("score", pick(request.score, "score"))
     components.check_fit(dataset, classifier, score)
     threats = [threat(t) for t in request.threats or grid.get("threats") or [pick(None, "threat")]]
-    asked = {
-        kind: [parse(text, kind) for text in pick(given, f"{kind}s")]
-        for kind, given in (("defense", request.defenses), ("attack", request.attacks))
-    }
+    defenses = [parse(text, "defense") for text in pick(request.defenses, "defenses")]
+    attacks = [parse(text, "attack") for text in pick(request.attacks, "attacks")]
     if request.sanity:
-        asked["attack"] = list(dict.fromkeys([Part("null"), Part("noise"), *asked["attack"]]))
+        attacks = list(dict.fromkeys([Part("null"), Part("noise"), *attacks]))
     grads = [parse(text, "gradient") for text in (request.grads or grid.get("grads") or ["exact"])]
     seeds = request.seeds or grid.get("seeds") or [0]
-    # A score model that was asked for wins over the dataset's choice for single defenses; a default does not.
-    chosen = request.score is not None or "score" in grid
-    maker = _Maker(dataset, subset, classifier, score, chosen, defaults, notes)
-    for limit in threats:
-        for seed in seeds:
-            for defense in asked["defense"]:
-                for attack in asked["attack"]:
-                    for gradient in maker.gradients(attack, grads):
-                        made = maker.cell(defense, gradient, attack, limit, seed)
-                        for one in (made.source, made) if made.source else (made,):
-                            stand_in, missing = maker.stand_in_for(one.cell), maker.missing(one.cell)
-                            yield (
-                                Job(one.cell, images, evals, dataset.shape, dataset.size, one.origin, stand_in),
-                                missing,
-                            )
+    score_given = request.score is not None or "score" in grid
+    maker = _Maker(dataset, subset, classifier, score, score_given, defaults, notes)
+    for limit, seed, defense, attack in itertools.product(threats, seeds, defenses, attacks):
+        for gradient in maker.gradients(attack, grads):
+            made = maker.cell(defense, gradient, attack, limit, seed)
+            for one in (made.source, made) if made.source else (made,):
+                stand_ins = maker.stand_ins(one.cell)
+                job = Job(one.cell, images, evals, dataset.shape, dataset.size, one.origin, stand_ins)
+                yield job, maker.missing(one.cell)
 
 
 @dataclass(frozen=True)
@@ -268,114 +270,130 @@ class _Made:
 
 @dataclass(frozen=True)
 class _Defended:
-    """A defense as asked for: resolved, with its score models, and which of them a purifier of the cell uses."""
+    """A defense as asked for: resolved, with the score models that are at hand, used or not."""
 
     defense: Resolved
     origin: dict[str, str]
     models: list[Component]
-    own: Value  # the score models that it was given as its own
+    own: Value  # the parameter `score` as given, "" where the models are the run's
 
 
+@dataclass
 class _Maker:
     """Makes cells of one dataset, classifier and score model."""
 
-    def __init__(
-        self, dataset: Component, subset: str, classifier: Component, score: Component, chosen: bool, defaults: dict[str, Any],
-        notes: list[str],
-    ):  # fmt: skip
-        self.dataset, self.subset, self.classifier, self.score = dataset, subset, classifier, score
-        self.chosen = chosen  # `score` was asked for, and is not the dataset's default
-        self.defaults, self.notes = defaults, notes
-        self.loaded: dict[str, list[Component]] = {}  # of every cell made: the score models that its purifiers use
-        self.models: dict[str, list[Component]] = {}  # the same, with those that are at hand and not used
-        self.known = {score.text: score}  # by name
+    dataset: Component
+    subset: str
+    classifier: Component
+    score: Component
+    score_given: bool  # asked for, and not the dataset's default
+    defaults: dict[str, Any]  # the dataset's
+    notes: list[str]
+    # Cell id -> the score models at hand. A cell keeps only those that it uses, and a transfer hands on the others, too.
+    models: dict[str, list[Component]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.models_by_text = {self.score.text: self.score}
 
     def resolve(self, kind: str, part: Part) -> tuple[Resolved, dict[str, str]]:
         """The component with every parameter, and where each came from."""
         given = dict(part.parameters)
-        known = registry.parameters(kind, part.name)
-        registry.check_parameters(kind, part.name, given)
         of_dataset = self.defaults.get(kind, {}).get(part.name, {})
-        # Else `--score X` would be run on everything but the defenses that the dataset knows.
-        if self.chosen:
+        # `--score` says on what to run everything, and so is above what the dataset has for one defense.
+        if self.score_given:
             of_dataset = {k: v for k, v in of_dataset.items() if k != "score"}
-        defaults = known | of_dataset
-        typed = {k: registry.as_type(v, known[k]) for k, v in (defaults | given).items()}
-        base = {k: registry.as_type(v, known[k]) for k, v in defaults.items()}
-        registry.check_ranges(kind, part.name, typed)
-        origin = {k: "given" if k in given else self.dataset.name if k in of_dataset else "default" for k in typed}
-        # Short, and equal for all ways to say it: only what differs from this dataset's defaults.
-        canonical = Part(part.name, tuple((k, v) for k, v in typed.items() if v != base[k]))
-        common = registry.COMMON.get(kind, {})  # left out at their defaults, so that a new one changes no cell
-        own = {k: v for k, v in typed.items() if k not in common}
-        options = {k: v for k, v in typed.items() if k in common and v != common[k]}
+        values = registry.validated(kind, part.name, of_dataset | given)
+        known = registry.parameters(kind, part.name)
+        usual = {k: registry.as_type(v, known[k]) for k, v in (known | of_dataset).items()}
+        origin = {k: "given" if k in given else self.dataset.name if k in of_dataset else "default" for k in values}
+        # On its dataset a dataset's value goes without saying: `coup:t=0.1` on digits is `coup`.
+        canonical = Part(part.name, tuple((k, v) for k, v in values.items() if v != usual[k]))
+        # Left out at their defaults, so that a new common parameter changes no cell's id.
+        common = registry.COMMON.get(kind, {})
+        own = {k: v for k, v in values.items() if k not in common}
+        options = {k: v for k, v in values.items() if k in common and v != common[k]}
         version = registry.version(kind, part.name, own | options)
         return Resolved(kind, canonical, version, own, options, info=registry.info(kind, part.name)), origin
 
     def gradients(self, attack: Part, asked: list[Part]) -> list[Part]:
         """The gradients of `asked` that this attack can use; its only one, or none, whatever was asked."""
-        registry.parameters("attack", attack.name)  # an unknown attack is told as one
-        can = registry.info("attack", attack.name).get("gradients", [])
-        if len(can) <= 1:
-            return [Part(can[0]) if can else NO_GRADIENT]
+        # Of an unknown attack `info` would know nothing, and the message would be about the gradient.
+        registry.parameters("attack", attack.name)
+        usable = registry.info("attack", attack.name).get("gradients", [])
+        if len(usable) <= 1:
+            return [Part(usable[0]) if usable else NO_GRADIENT]
         for gradient in asked:
             registry.parameters("gradient", gradient.name)
-            if gradient.name not in can:
+            if gradient.name not in usable:
                 raise UserError(
-                    f"`{attack.name}` cannot use the gradient `{gradient.name}`", f"it can use {', '.join(can)}"
+                    f"`{attack.name}` cannot use the gradient `{gradient.name}`", f"it can use {', '.join(usable)}"
                 )
         return asked
 
     def cell(self, defense: Part, gradient: Part, attack: Part, limit: ThreatModel, seed: int) -> _Made:
         """One entry of the grid. A transfer onto the defense that made the images is the attack that made them."""
         defended = self.defended(defense)
-        taken = self.gradient(defended.defense, gradient)
+        differentiated = self.gradient(defended.defense, gradient)
+        attacking, origin = self.resolve("attack", attack)
         source = self.source(attack, limit, seed, defended.own)
-        if source and _same(source.cell, defended.defense, self.models[source.cell.id], defended.models):
-            return dataclasses.replace(source, source=source)
-        for key, value in defended.defense.info.get("couples", {}).items():
-            if defended.defense.values.get(key) == value:
-                self.notes.append(
-                    f"warning: `{defended.defense}` couples the images of a batch, as published: its numbers depend on --rows and on "
-                    "the batch mates"
-                )
-        made, origin = self.resolve("attack", attack)
         if source:
-            made = self.transfer(made, source.cell, defended.models)
-        surrogate = self.surrogate(defended.defense, taken) if taken.name == "surrogate" else None
+            theirs = self.models[source.cell.id]
+            same_models = [m.text for m in theirs] == [m.text for m in defended.models]
+            if same_models and source.cell.defense == defended.defense:
+                return dataclasses.replace(source, source=source)
+            attacking = self.transfer(attacking, source.cell, [] if same_models else theirs)
+        self.warn_of_coupling(defended.defense)
+        surrogate = self.surrogate(defended.defense, differentiated) if differentiated.name == "surrogate" else None
         if surrogate:
             components.check_rotation(defended.models, surrogate.name)
-        used = [p for p in (defended.defense, surrogate) if p and registry.uses_score(p.info)]
+        # A surrogate may use the score model of a defense that needs none.
+        uses_score = any(registry.uses_score(p.info) for p in (defended.defense, surrogate) if p)
         cell = Cell(
-            self.dataset.resolved, self.subset, self.classifier.resolved,
-            tuple(model.resolved for model in defended.models) if used else (), defended.defense, taken, surrogate, made,
-            limit if made.info.get("threat", True) else NONE, seed, NOISE_VERSION, source.cell if source else None,
-        )  # fmt: skip
+            dataset=self.dataset.resolved,
+            subset=self.subset,
+            classifier=self.classifier.resolved,
+            scores=tuple(model.resolved for model in defended.models) if uses_score else (),
+            defense=defended.defense,
+            gradient=differentiated,
+            surrogate=surrogate,
+            attack=attacking,
+            threat=limit if attacking.info.get("threat", True) else NONE,
+            seed=seed,
+            noise=NOISE_VERSION,
+            source=source.cell if source else None,
+        )
         cell = dataclasses.replace(cell, aliases=(aliases.of(cell, limit, defended.models),))
-        self.models[cell.id], self.loaded[cell.id] = defended.models, defended.models if used else []
-        origins = {f"defense.{k}": o for k, o in defended.origin.items()} | {
-            f"attack.{k}": o for k, o in origin.items()
-        }
+        self.models[cell.id] = defended.models
+        origins = {f"defense.{k}": v for k, v in defended.origin.items()}
+        origins |= {f"attack.{k}": v for k, v in origin.items()}
         return _Made(cell, origins, source)
+
+    def warn_of_coupling(self, defense: Resolved) -> None:
+        for key, value in defense.info.get("couples", {}).items():
+            if defense.values.get(key) == value:
+                self.notes.append(
+                    f"warning: `{defense}` couples the images of a batch, as published: its numbers depend on --rows and on "
+                    "the batch mates"
+                )
 
     def defended(self, part: Part) -> _Defended:
         """The defense with the score models that it runs on: its own, else the run's."""
         found, origin = self.resolve("defense", part)
         models = self.scores(found.name, found.options.get("score", ""))
-        options = {k: v for k, v in found.options.items() if k != "score"}  # the cell has the models themselves
-        canonical = Part(found.name, tuple((k, v) for k, v in found.part.parameters if k != "score"))
-        found = dataclasses.replace(found, part=canonical, options=options)
+        # The cell has the models themselves, so that `coup:score=NAME` and `-d coup --score NAME` are one.
+        options = {k: v for k, v in found.options.items() if k != "score"}
+        found = dataclasses.replace(found, part=_without(found.part, ("score",)), options=options)
         return _Defended(found, origin, models, part.get("score", ""))
 
     def transfer(self, attack: Resolved, source: Cell, models: list[Component]) -> Resolved:
-        """A transfer under the name of what made its images, with their score models where these are not the defense's."""
+        """A transfer under the name of what made its images; models: their score models where these are not the defense's, else none."""
         other = source.defense.part
-        theirs = self.models[source.id]
-        if [m.text for m in theirs] != [m.text for m in models]:
-            other = Part(other.name, (*other.parameters, ("score", rotation([m.resolved for m in theirs]))))
+        if models:
+            other = Part(other.name, (*other.parameters, ("score", rotation([m.resolved for m in models]))))
         usual = self.resolve("attack", parse(_usual(attack.name), "attack"))[0].part
         named: list[tuple[str, Value]] = [("from", other)]
-        named += [("attack", source.attack.part)] if source.attack.part != usual else []
+        if source.attack.part != usual:
+            named.append(("attack", source.attack.part))
         values = {**attack.values, "from": other, "attack": source.attack.part}
         return dataclasses.replace(attack, part=Part(attack.name, tuple(named)), values=values)
 
@@ -384,7 +402,7 @@ class _Maker:
         paper's, and for two files of one name: their cells would look alike."""
         if own == "":
             papers = registry.info("defense", defense).get("own_score")
-            if papers and not self.chosen:
+            if papers and not self.score_given:
                 raise UserError(
                     f"`{defense}` has a score model of its own ({papers}), and none is known for {self.dataset.name}",
                     f"say on which to run it: `--score {self.score.text}`, the dataset's default, or another",
@@ -394,36 +412,38 @@ class _Maker:
         components.check_rotation(found, defense)
         for model in found:
             components.check_fit(self.dataset, self.classifier, model)
-            if self.known.setdefault(model.text, model).digest != model.digest:
+            if self.models_by_text.setdefault(model.text, model).digest != model.digest:
                 raise UserError(
                     f"two different files are called `{model.text}`", "give them names: path=FILE,name=NAME"
                 )
         return found
 
-    def used(self, cell: Cell) -> list[Component]:
+    def loaded(self, cell: Cell) -> list[Component]:
         """What this cell loads."""
-        return [self.dataset, self.classifier, *self.loaded[cell.id]]
+        return [self.dataset, self.classifier, *(self.models[cell.id] if cell.scores else [])]
 
     def missing(self, cell: Cell) -> list[str]:
         """Assets that this cell needs and the cache has not."""
-        return [name for c in self.used(cell) for name in c.missing]
+        return [asset for component in self.loaded(cell) for asset in component.missing]
 
-    def stand_in_for(self, cell: Cell) -> tuple[str, ...]:
+    def stand_ins(self, cell: Cell) -> tuple[str, ...]:
         """What its numbers are of in place of a paper's own: with a transfer, also what its images were made on."""
-        of = [*self.used(cell), *(self.loaded[cell.source.id] if cell.source else [])]
-        return tuple(dict.fromkeys(name for c in of if (name := c.stand_in(self.dataset))))
+        used = self.loaded(cell) + (self.loaded(cell.source) if cell.source else [])
+        return tuple(dict.fromkeys(name for component in used if (name := component.stand_in(self.dataset))))
 
     def gradient(self, defense: Resolved, gradient: Part) -> Resolved:
         """The gradient in the form that equal cells share: what makes no difference for this defense is left out."""
         if gradient == NO_GRADIENT:
             return Resolved("gradient", gradient, 0)
-        if gradient.name != "surrogate":  # whose parameters are the defense's
+        # A surrogate's parameters are those of a defense, and checked as such.
+        if gradient.name != "surrogate":
             registry.check_parameters("gradient", gradient.name, dict(gradient.parameters))
-        if defense.info.get("identity"):  # every gradient of the identity is exact
+        # Every gradient of the identity is the exact one.
+        if defense.info.get("identity"):
             return self.gradient_of(Part("exact"))
-        way = gradients.of(gradient)
-        way.applies(defense.part, defense.info)
-        return self.gradient_of(way.canonical(_purifier(defense.part), defense.info, self.purifier))
+        method = gradients.of(gradient)
+        method.applies(defense.part, defense.info)
+        return self.gradient_of(method.canonical(_purifier(defense.part), defense.info, self.purifier))
 
     @staticmethod
     def gradient_of(part: Part) -> Resolved:
@@ -450,18 +470,16 @@ class _Maker:
         if "from" not in registry.parameters("attack", attack.name):
             return None
         given = self.defaults.get("attack", {}).get(attack.name, {}) | dict(attack.parameters)
-        registry.check_parameters("attack", attack.name, dict(attack.parameters))
-        defense, other = given.get("from"), given.get("attack", _usual(attack.name))
         if "from" not in given:
             raise UserError(
                 f"`{attack}` does not say from where",
                 "write transfer:from=(DEFENSE), such as transfer:from=(reverse-sde)",
             )
+        # A name without parameters comes as a word, from=none even as no value, which `show` writes as the word again.
+        defense, other = given["from"], given.get("attack", _usual(attack.name))
         defense = defense if isinstance(defense, Part) else parse(show(defense), "defense")
         other = other if isinstance(other, Part) else parse(str(other), "attack")
-        energy = score != "" and any(registry.info("score", p.name).get("energy") for p in parts(show(score), "score"))
-        can = not energy and (not isinstance(score, tuple) or registry.info("defense", defense.name).get("rotates"))
-        if score != "" and can and defense.get("score", "") == "":
+        if score != "" and defense.get("score", "") == "" and _hands_on(score, defense):
             defense = Part(defense.name, (*defense.parameters, ("score", score)))
         if "from" in registry.parameters("attack", other.name):
             raise UserError(
@@ -475,11 +493,17 @@ def _usual(transfer: str) -> str:
     return str(registry.parameters("attack", transfer)["attack"])
 
 
-def _same(source: Cell, defense: Resolved, theirs: list[Component], ours: list[Component]) -> bool:
-    """Whether a transfer's images were made on the very defense that it attacks."""
-    return source.defense == defense and [m.text for m in theirs] == [m.text for m in ours]
+def _hands_on(score: Value, defense: Part) -> bool:
+    """Whether the score models of an attacked defense may be those of a transfer's source, too."""
+    if any(registry.info("score", model.name).get("energy") for model in parts(show(score), "score")):
+        return False
+    return not isinstance(score, tuple) or bool(registry.info("defense", defense.name).get("rotates"))
+
+
+def _without(part: Part, keys: Container[str]) -> Part:
+    return Part(part.name, tuple((k, v) for k, v in part.parameters if k not in keys))
 
 
 def _purifier(defense: Part) -> Part:
     """A defense without what belongs to every defense."""
-    return Part(defense.name, tuple((k, v) for k, v in defense.parameters if k not in registry.COMMON["defense"]))
+    return _without(defense, registry.COMMON["defense"])

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from purebench import assets, datasets, registry
+from purebench import assets, datasets, embedded, registry
 from purebench.errors import DOWNLOAD, UserError, unknown
 from purebench.spec import Part, Resolved, Value, parse, show
 
@@ -76,14 +76,20 @@ class Component:
 
     def _unknown(self, template: str) -> UserError:
         """The error for an asset that no registry names: the first parameter in its name that fits none is to blame."""
+        # What is known of a name that fits the template up to here, parameter by parameter.
         start, end = "", template.rpartition("}")[2]
         for literal, key in re.findall(r"([^{]+)\{(\w+)\}", template):
             start += literal
             known = {a.removeprefix(start).partition("/")[0] for a in assets.table() if a.startswith(start)}
             got = str(self.values[key])
             if got not in known and got + end not in known:
-                words = {word.removesuffix(end) if end else word for word in known}
-                return unknown(f"{key} of `{self.name}`", got, words, see="purebench fetch --list")
+                # Of the last parameter the suffix is the template's, and none of what a user writes.
+                return unknown(
+                    f"{key} of `{self.name}`",
+                    got,
+                    {word.removesuffix(end) for word in known},
+                    see="purebench fetch --list",
+                )
             start += got
         return UserError(f"`{self.name}` needs `{template}`, which no registry names", "see `purebench fetch --list`")
 
@@ -91,11 +97,12 @@ class Component:
     def missing(self) -> list[str]:
         """Assets that are not in the cache, and networks that are not trained yet."""
         trained = self.info.get("trained")
-        untrained = [trained] if trained and not self._trained.is_file() else []
+        untrained = [trained] if trained and not self._trained_file.is_file() else []
         return [name for name in self.assets if not assets.present(name)] + untrained
 
     @property
-    def _trained(self) -> Path:
+    def _trained_file(self) -> Path:
+        """The weights of a network that nobody published, and that the user trains."""
         return assets.cache_folder() / "trained" / f"{self.info['trained']}.safetensors"
 
     @cached_property
@@ -105,12 +112,11 @@ class Component:
             return self._made_of(self.inner)
         if "digest" in self.info or "sha256" in self.info:
             return str(self.info.get("digest") or self.info["sha256"])
-        if self.kind == "dataset" and self.assets and self.missing:
-            return self.published
         if self.kind == "dataset":
-            return self.images.digest
+            # A plan is made, and its cells named, before the files are fetched.
+            return self.published if self.assets and self.missing else self.images.digest
         if "trained" in self.info:
-            return assets.hashed(self._trained)
+            return assets.hashed(self._trained_file)
         if self.where:
             path = Path(str(self.where["path"]))
             if not path.is_file():
@@ -148,9 +154,11 @@ class Component:
         """[C,H,W] of a dataset."""
         if self.inner:
             return self.inner.shape
-        known = list(self.info["shape"])
+        channels, *sides = self.info["shape"]
         if "crop" in self.values:
-            known = [known[0], *2 * [int(str(self.values["crop"]))]]
+            sides = 2 * [int(str(self.values["crop"]))]
+        known = [channels, *sides]
+        # A user's own images say it themselves; INFO then has zeros.
         return known if all(known) else self.images.shape
 
     @property
@@ -165,13 +173,13 @@ class Component:
         """Classes, 0 where it is not known."""
         if self.inner:
             return self.inner.classes
-        found = int(self._known("classes") or str(self.values.get("classes") or 0))
+        found = int(self._of_its_dataset("classes") or str(self.values.get("classes") or 0))
         return found if found or self.kind != "dataset" else self.images.classes
 
     @property
     def takes(self) -> list[int] | None:
         """[C,H,W] of the images that a classifier or score model was trained on; None where it is not known."""
-        return self._known("size")
+        return self._of_its_dataset("size")
 
     @property
     def training_set(self) -> str:
@@ -186,14 +194,17 @@ class Component:
             return note or ("" if self.info["size"] else getattr(self.images, "note", ""))
         if self.where:
             return f"your own weights `{self.text}`"
-        trained = self.info.get("trained_on", "").format(**self.values)
-        if trained and trained == dataset.training_set:
+        trained_on = self.info.get("trained_on", "").format(**self.values)
+        if trained_on and trained_on == dataset.training_set:
             return note
-        said = f", trained on {trained}" if trained else ", which does not say what it was trained on"
-        other = f", not on {dataset.training_set}" if trained and dataset.training_set else ""
-        return (note or f"`{self.text}`") + said + other
+        network = note or f"`{self.text}`"
+        if not trained_on:
+            return f"{network}, which does not say what it was trained on"
+        other = f", not on {dataset.training_set}" if dataset.training_set else ""
+        return f"{network}, trained on {trained_on}{other}"
 
-    def _known(self, key: str) -> Any:
+    def _of_its_dataset(self, key: str) -> Any:
+        """An entry of INFO; of a network that there is for several datasets, that of the one it was asked for."""
         found = self.info.get(key)
         return found.get(self.values.get("dataset")) if isinstance(found, dict) else found
 
@@ -209,25 +220,22 @@ def of(kind: str, part: Part) -> Component:
     known = registry.parameters(kind, part.name)
     values = registry.validated(kind, part.name, given)
     where: dict[str, Value] = {k: v for k, v in values.items() if k in PLACES and v}
+    # A user's file is known to cells by a name: that of the file, unless another is given.
     if "path" in where and known.get("name") == "" and not values["name"]:
         given["name"] = values["name"] = Path(str(where["path"])).stem
     if "path" in known and "path" not in where and given.get("name"):
         raise UserError(f"`name={show(given['name'])}` of `{part.name}` names a file", "give it: path=FILE")
     info = registry.info(kind, part.name)
+    # It would be recorded, and do nothing: two cells of one network.
     for key, (condition, why) in info.get("moot", {}).items():
-        if key in given and registry.expression(condition, values):  # it would be recorded, and do nothing
+        if key in given and registry.expression(condition, values):
             raise UserError(f"`{key}={show(given[key])}` of `{part.name}` has no say here: {why}", f"leave `{key}` out")
-    kept = tuple(
-        (k, v)
-        for k, v in values.items()
-        # The default in its own type too: a list in a factory's signature is a tuple here.
-        if k not in PLACES and k in given and v != registry.as_type(known[k], known[k])
-    )
-    found = Component(kind, part.name, values, str(Part(part.name, kept)), where, info)
+    # The default in its own type too: a list in a factory's signature is a tuple here.
+    differs = {k for k in given if k not in PLACES and values[k] != registry.as_type(known[k], known[k])}
+    canonical = Part(part.name, tuple((k, v) for k, v in values.items() if k in differs))
+    found = Component(kind, part.name, values, str(canonical), where, info)
     for asset in found.assets:
         if "package" in assets.entry(asset)["sources"]:
-            from purebench import embedded
-
             embedded.verified(asset)
     return found
 
@@ -239,6 +247,7 @@ def load(kind: str, name: str, values: Mapping[str, object]) -> Any:
         values = {**values, info["of"]: find(kind, inner if isinstance(inner, str) else show(inner).strip("()")).images}  # type: ignore[arg-type]
     made = registry.factory(kind, name)(**values)
     if isinstance(made, tuple):
+        # Imported here, for it loads torch.
         from purebench.datasets import images
 
         return images.of_tensors(*made)
@@ -258,6 +267,7 @@ def check_fit(dataset: Component, classifier: Component, score: Component) -> No
             f"`{score.text}` takes images of {_size(score.takes)}, and {dataset.name} has {_size(shape)}",
             "choose another `--score`; `purebench list scores` names them",
         )
+    # CelebA-HQ has labels, and a classifier, for each of its attributes.
     wanted, has = dataset.values.get("attribute"), classifier.values.get("attribute")
     if wanted and has and wanted != has:
         raise UserError(
@@ -276,8 +286,8 @@ def check_rotation(scores: list[Component], defense: str) -> None:
     if len(scores) > 1 and not registry.info("defense", defense).get("rotates"):
         raise UserError(f"`{defense}` takes one score model, and was given {len(scores)}", "give one: score=NAME")
     if any(model.takes != scores[0].takes for model in scores):
-        said = ", ".join(f"`{model.text}` {_size(model.takes or [])}" for model in scores)
-        raise UserError(f"score models in rotation see images of one size: {said}", "choose models of one size")
+        sizes = ", ".join(f"`{model.text}` {_size(model.takes or [])}" for model in scores)
+        raise UserError(f"score models in rotation see images of one size: {sizes}", "choose models of one size")
 
 
 def _size(shape: list[int]) -> str:
