@@ -12,7 +12,14 @@ from purebench.report import metrics
 def line(index, adversarial, label=1, clean=None, **other):
     """One log line; predictions are classes."""
     clean = adversarial if clean is None else clean
-    return {"index": index, "label": label, "undefended": label, "clean": clean, "adversarial": adversarial} | other
+    return {
+        "position": index,
+        "index": index,
+        "label": label,
+        "undefended": label,
+        "clean": clean,
+        "adversarial": adversarial,
+    } | other
 
 
 def log(images, attack="pgd-eot", defense="coup"):

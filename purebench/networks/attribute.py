@@ -51,7 +51,8 @@ class AttributeNet(nn.Sequential):
     """x: (B, 3, resolution, resolution) in [-1,1] -> one logit (B, 1), positive where the attribute is absent.
 
     `config`: `resolution`, `fmap_base`, `fmap_max` (the block at resolution 4, 8, 16 .. takes fmap_base / 2, / 4, / 8 .. channels, at
-    most fmap_max), `use_mbstd` (False). UserError for `fixed_size` False, the growing form. Keys as published. Piecewise linear in x, without `use_mbstd`.
+    most fmap_max), `use_mbstd` (False). UserError for `fixed_size` False, the growing form. Keys as published. Piecewise linear in x,
+    without `use_mbstd`.
     """
 
     def __init__(self, config: Config):

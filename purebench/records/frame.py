@@ -143,7 +143,7 @@ def _read(paths: Sequence[str | Path]) -> list[Log]:
 
 
 def _extent(log: Log) -> tuple[int, int]:
-    judged = [line for line in log.images if not store.lost(line)]
+    judged = store.judged(log)
     return len(judged), sum(len(line["adversarial"]) for line in judged)
 
 
@@ -177,7 +177,7 @@ def _flat(line: Record) -> dict[str, Any]:
 
 def _facts(log: Log) -> dict[str, Any]:
     """What `cells` says of a cell beside its names."""
-    judged = [line for line in log.images if not store.lost(line)]
+    judged = store.judged(log)
     calls = [line["nfe"] for line in judged if line.get("nfe")]
     forward, backward = (sum(counts) / len(calls) for counts in zip(*calls, strict=True)) if calls else (None, None)
     return {

@@ -116,6 +116,11 @@ class Log:
     folder: Path = field(default_factory=Path)
 
 
+def judged(log: Log) -> list[Record]:
+    """The lines that were judged: those that have an image."""
+    return [line for line in log.images if not lost(line)]
+
+
 def read_cell(folder: Path) -> Json:
     """`cell.json`, one of schema 1 as schema 2, with its old id under `was`; UserError if it is unreadable or of a newer schema."""
     data = _read(folder)

@@ -1,6 +1,6 @@
 """From the log of K fresh evaluations per image to metrics and intervals: pure functions, no torch.
 
-`images` below is a list of log lines: {"index", "label", "undefended", "clean": [K predictions], "adversarial": [K],
+`images` below is a list of log lines: {"position", "label", "undefended", "clean": [K predictions], "adversarial": [K],
 "verdict"}. Lines may hold different K; every metric uses the first K draws, K the smallest number that all its lines
 have. The sample size of every interval is the number of images: draws of one image are not independent evidence about
 other images.
@@ -9,18 +9,18 @@ other images.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from math import comb, sqrt
 from operator import eq
+from statistics import fmean, multimode, stdev
 from typing import NamedTuple
 
-from purebench.records import store as records
-from purebench.records.store import Log, Record
+from purebench.records.store import Log, Record, judged, lost
 
 Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 CONTROLS = ("null", "noise")  # rows that show what the protocol itself costs; never the strongest attack
 MASKED = 0.1  # share of masked images from which on an attack is masked
+ENOUGH = 10  # images, below which guessing cannot be told from a bad network
 NOTES = {  # of a line: what makes every number of its cell doubtful
     "random": "the same draw, asked twice, got two answers, or it calls itself deterministic and is not (a dropout, a batch norm in "
     "training mode, a generator of its own): its numbers cannot be repeated",
@@ -38,11 +38,6 @@ class Value(NamedTuple):
     evals: int | None  # draws per image; None where the attack itself decided (`aa`)
 
 
-def _place(line: Record) -> int:
-    """What pairs the lines of two cells: the position in the subset, since an index may come twice."""
-    return line["position"] if "position" in line else line["index"]
-
-
 def name(part: str) -> str:
     """`pgd-eot:eot=20` -> `pgd-eot`."""
     return part.partition(":")[0]
@@ -50,33 +45,33 @@ def name(part: str) -> str:
 
 def control(attack: str) -> bool:
     """Whether an attack is none: a control, or a transfer of the images that one made."""
+    # Images of a control stay without an attack wherever they are carried to: else `noise` made elsewhere would be a headline.
     made = re.search(r"\battack=\(?([\w-]+)", attack) if name(attack) == "transfer" else None
     return (made[1] if made else name(attack)) in CONTROLS
-
-
-def judged(log: Log) -> list[Record]:
-    """The lines that were judged: those that have an image."""
-    return [line for line in log.images if not records.lost(line)]
 
 
 def wilson(p: float, n: int) -> tuple[float, float]:
     """Wilson's 95 % score interval of a fraction p in [0, 1] of n > 0 images (JASA 22, 1927). For a mean of numbers in
     [0, 1], such as an image's fraction of correct draws, it is conservative: their variance is at most p (1 - p)."""
-    centre, half, scale = p + Z * Z / (2 * n), Z * sqrt(p * (1 - p) / n + Z * Z / (4 * n * n)), 1 + Z * Z / n
+    centre = p + Z * Z / (2 * n)
+    half = Z * sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
+    scale = 1 + Z * Z / n
+    # At p = 0 and 1 an end is p itself, which rounding would miss: the interval must contain what it is about.
     return max(0.0, min(p, (centre - half) / scale)), min(1.0, max(p, (centre + half) / scale))
 
 
 def paired(differences: Sequence[float]) -> tuple[float, float]:
     """Normal 95 % interval of the mean of n per-image differences in [-1, 1]; all of [-1, 1] for n = 1."""
-    n, mean = len(differences), sum(differences) / len(differences)
-    if n == 1:
+    # One difference has no spread to be estimated from: it may not depose an attack, however large it is.
+    if len(differences) == 1:
         return -1.0, 1.0
-    half = Z * sqrt(sum((d - mean) ** 2 for d in differences) / (n - 1) / n)
+    mean, half = fmean(differences), Z * stdev(differences) / sqrt(len(differences))
     return max(-1.0, mean - half), min(1.0, mean + half)
 
 
 def draws(images: Iterable[Record], field: str = "adversarial") -> int:
-    """K: the number of evaluations that every image has."""
+    """K: the number of evaluations that every image has; 0 without an image."""
+    # Not each line's own K: `worst` and `vote` fall with K, so that images with more draws would weigh differently.
     return min((len(line[field]) for line in images), default=0)
 
 
@@ -90,13 +85,16 @@ def _fraction(value: float, images: int, evals: int | None) -> Value:
     return Value(value, *wilson(value, images), images, evals)
 
 
+def _share(answers: Sequence[bool], evals: int | None = None) -> Value:
+    """How many of the images, one answer each, it holds for."""
+    return _fraction(sum(answers) / len(answers), len(answers), evals)
+
+
 def runs(images: Sequence[Record], field: str = "adversarial") -> list[float]:
     """Accuracy over the images of each of the K runs: run k takes draw k of every image."""
-    labels, k = [line["label"] for line in images], draws(images, field)
-    return [
-        sum(map(eq, run, labels)) / len(labels)
-        for run in list(zip(*(line[field] for line in images), strict=False))[:k]
-    ]
+    labels = [line["label"] for line in images]
+    # Not strict: it ends with the shortest line, after K draws.
+    return [fmean(map(eq, run, labels)) for run in zip(*(line[field] for line in images), strict=False)]
 
 
 def accuracy(images: Sequence[Record], field: str = "adversarial") -> Value:
@@ -108,34 +106,27 @@ def accuracy(images: Sequence[Record], field: str = "adversarial") -> Value:
 def spread(images: Sequence[Record], field: str = "adversarial") -> Value:
     """Standard deviation (ddof 1, K >= 2) of the accuracy over the K runs: what reporting one run leaves to chance."""
     values = runs(images, field)
-    mean = sum(values) / len(values)
-    deviation = sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
-    return Value(deviation, None, None, len(images), len(values))
+    return Value(stdev(values), None, None, len(images), len(values))
 
 
 def worst(images: Sequence[Record], n: int, field: str = "adversarial") -> Value:
     """Probability that all of n <= K fresh draws are correct, without bias: mean of C(K - m, n) / C(K, n), m failures
     of K (DiffHammer, NeurIPS 2024, eq. 15)."""
     k = draws(images, field)
-    return _fraction(sum(comb(h, n) for h in hits(images, field)) / (comb(k, n) * len(images)), len(images), k)
+    # Not (hits / K)^n: by Jensen's inequality that is too high, and it would flatter the defense.
+    certain = sum(comb(right, n) for right in hits(images, field))
+    return _fraction(certain / (comb(k, n) * len(images)), len(images), k)
 
 
 def vote(images: Sequence[Record], n: int, field: str = "adversarial") -> Value:
     """Accuracy of the plurality of n <= K draws, averaged over the floor(K / n) disjoint groups.
     A tie is broken by a fair coin: credited 1 / (number of tied classes) when the label is one of them."""
-    # Groups of n, not all n-subsets: a vote is one run of a defense that purifies n times.
     k, total = draws(images, field), 0.0
     groups = range(0, k - k % n, n)
     for line in images:
         for start in groups:
-            group = line[field][start : start + n]
-            count = group.count(line["label"])
-            # The common case: a majority needs no count of the others.
-            if 2 * count > n:
-                total += 1
-            elif count:
-                counts = list(Counter(group).values())
-                total += (count == max(counts)) / counts.count(count)
+            winners = multimode(line[field][start : start + n])
+            total += (line["label"] in winners) / len(winners)
     return _fraction(total / (len(images) * len(groups)), len(images), k)
 
 
@@ -143,21 +134,21 @@ def aa(images: Sequence[Record]) -> Value | None:
     """The attack's own verdict, as AutoAttack reports it (one lucky miss counts as broken); None unless given for every
     image."""
     verdicts = [line.get("verdict") for line in images]
-    return None if None in verdicts else _fraction(sum(map(bool, verdicts)) / len(verdicts), len(verdicts), None)
+    return None if None in verdicts else _share([bool(verdict) for verdict in verdicts])
 
 
 def aa_all(logs: Sequence[Log]) -> Value | None:
     """The images that withstood every one of these attacks by the attacks' own verdicts, of those that all have; None without verdicts."""
-    tables = [{_place(line): line.get("verdict") for line in judged(log)} for log in logs]
+    tables = [{line["position"]: line.get("verdict") for line in judged(log)} for log in logs]
     common = [place for place in tables[0] if all(place in table for table in tables)] if tables else []
     if not common or any(table[place] is None for table in tables for place in common):
         return None
-    return _fraction(sum(all(table[place] for table in tables) for place in common) / len(common), len(common), None)
+    return _share([all(table[place] for table in tables) for place in common])
 
 
 def undefended(images: Sequence[Record]) -> Value:
     """Clean accuracy of the bare classifier on these images."""
-    return _fraction(sum(line["undefended"] == line["label"] for line in images) / len(images), len(images), 1)
+    return _share([line["undefended"] == line["label"] for line in images], evals=1)
 
 
 def not_finite(images: Sequence[Record], field: str = "adversarial") -> Value | None:
@@ -170,37 +161,41 @@ def not_finite(images: Sequence[Record], field: str = "adversarial") -> Value | 
 def masked(images: Sequence[Record]) -> Value | None:
     """Share of images whose gradient was exactly zero or not finite at every iterate that was still classified rightly (and there was
     one): the attack could not move, which says nothing about the defense. Of the images whose gradients were recorded; None without."""
+    # Lines without counts are of older versions, or of attacks that ask for no gradient: they speak neither for nor against.
     counts = [line["gradients"] for line in images if line.get("gradients")]
-    if not counts:
-        return None
-    return _fraction(sum(0 < c["right"] == c["blind"] for c in counts) / len(counts), len(counts), None)
+    # Iterates that are broken already do not count: there a zero gradient hinders nobody.
+    return _share([0 < c["right"] == c["blind"] for c in counts]) if counts else None
 
 
 def stopped(images: Sequence[Record]) -> Value | None:
     """Share of images on which a gradient that was not finite stopped the attack. None where it stopped on none."""
-    found = sum("stopped" in line for line in images)
-    return _fraction(found / len(images), len(images), None) if found else None
+    found = ["stopped" in line for line in images]
+    return _share(found) if any(found) else None
 
 
 def at_chance(images: Sequence[Record]) -> bool:
-    """Whether clean accuracy cannot be told from guessing among the classes that these images have; from ten images on."""
-    if len(images) < 10 or not draws(images, "clean"):
+    """Whether clean accuracy cannot be told from guessing among the classes that these images have; from ENOUGH images on."""
+    if len(images) < ENOUGH or not draws(images, "clean"):
         return False
-    return accuracy(images, "clean").low <= 1 / max(2, len({line["label"] for line in images}))  # type: ignore[operator]
+    low, _ = wilson(accuracy(images, "clean").value, len(images))
+    # Images of one class alone: whoever guesses has two at the least, or every network would look like guessing.
+    classes = max(2, len({line["label"] for line in images}))
+    return low <= 1 / classes
 
 
 def null_difference(images: Sequence[Record], null: Sequence[Record]) -> Value | None:
-    """Robust minus robust of the null control, paired by image index and by draw (the judge's draws are common to
+    """Robust minus robust of the null control, paired by image and by draw (the judge's draws are common to
     both); None without a common image. Never above 0 by more than chance: what the attack did, freed of what the
     protocol does."""
-    control = {_place(line): line for line in null}
-    pairs = [(line, control[_place(line)]) for line in images if _place(line) in control]
+    # By position: a subset may hold an index twice.
+    controls = {line["position"]: line for line in null}
+    pairs = [(line, controls[line["position"]]) for line in images if line["position"] in controls]
     k = min(draws(line for line, _ in pairs), draws(line for _, line in pairs))
     if not k:
         return None
     attacked, base = (hits(side, k=k) for side in zip(*pairs, strict=True))
     differences = [(a - b) / k for a, b in zip(attacked, base, strict=True)]
-    return Value(sum(differences) / len(pairs), *paired(differences), len(pairs), k)
+    return Value(fmean(differences), *paired(differences), len(pairs), k)
 
 
 def summary(log: Log, null: Log | None = None, n: int = 10) -> dict[str, Value]:
@@ -220,8 +215,8 @@ def summary(log: Log, null: Log | None = None, n: int = 10) -> dict[str, Value]:
         found["clean"] = accuracy(images, "clean")
     found["undefended"] = undefended(images)
     found |= {"masked": masked(images), "stopped": stopped(images), "not_finite": not_finite(images)}
-    if missing := len(log.images) - len(images):
-        found["lost"] = _fraction(missing / len(log.images), len(log.images), None)
+    if len(images) < len(log.images):
+        found["lost"] = _share([lost(line) for line in log.images])
     if draws(images, "clean"):
         found["clean_not_finite"] = not_finite(images, "clean")
     if null is not None:
@@ -232,17 +227,15 @@ def summary(log: Log, null: Log | None = None, n: int = 10) -> dict[str, Value]:
 def pool(values: Sequence[Value], difference: bool = False) -> Value:
     """One metric over several seeds: the mean, with the interval of one seed's number of images. Seeds repeat the same
     images, so they narrow what chance in attack and defense adds, not what the choice of images adds."""
-    mean, images = sum(v.value for v in values) / len(values), max(v.images for v in values)
-    evals = [v.evals for v in values if v.evals is not None]
-    low: float | None
-    high: float | None
-    if any(v.low is None for v in values):
-        low = high = None
-    elif difference:
-        low, high = (sum(v[end] or 0.0 for v in values) / len(values) for end in (1, 2))
-    else:
-        low, high = wilson(mean, images)
-    return Value(mean, low, high, images, min(evals) if evals else None)
+    mean, images = fmean(v.value for v in values), max(v.images for v in values)
+    evals = min((v.evals for v in values if v.evals is not None), default=None)
+    lows = [v.low for v in values if v.low is not None]
+    highs = [v.high for v in values if v.high is not None]
+    if len(lows) < len(values):
+        return Value(mean, None, None, images, evals)
+    # A difference may be negative, where Wilson's interval is not defined.
+    low, high = (fmean(lows), fmean(highs)) if difference else wilson(mean, images)
+    return Value(mean, low, high, images, evals)
 
 
 class Headline(NamedTuple):
@@ -257,37 +250,41 @@ class Headline(NamedTuple):
 
 
 def _real(attacks: Mapping[str, Sequence[Log]]) -> dict[str, list[Log]]:
-    """The attacks that are none of the controls, with the logs that have images, of several seeds those that have the most: one on fewer
-    would weigh its few as much. Controls are never the strongest."""
-    # A cell that failed has no images, and says nothing.
-    real = {key: [log for log in logs if draws(judged(log))] for key, logs in attacks.items()}
-    whole = {key: [log for log in logs if len(judged(log)) == max(map(_judged, logs))] for key, logs in real.items()}
-    return {key: logs for key, logs in whole.items() if logs and not control(logs[0].cell["attack"])}
+    """The attacks that are none of the controls, each with those of its seeds that have the most images (at least one)."""
+    real = {}
+    for key, logs in attacks.items():
+        most = max(map(_images, logs), default=0)
+        # A seed on fewer images would weigh its few as much as all of another's.
+        whole = [log for log in logs if draws(judged(log)) and _images(log) == most]
+        if whole and not control(whole[0].cell["attack"]):
+            real[key] = whole
+    return real
 
 
-def _judged(log: Log) -> int:
+def _images(log: Log) -> int:
     return len(judged(log))
 
 
-def _size(logs: Sequence[Log]) -> int:
-    """How many images every seed of an attack has."""
-    return min(len(judged(log)) for log in logs)
+def _on_most(real: Mapping[str, Sequence[Log]]) -> list[str]:
+    """Those of the attacks of `_real`, whose seeds have equally many images, that were judged on the most."""
+    counts = {key: _images(logs[0]) for key, logs in real.items()}
+    return [key for key, count in counts.items() if count == max(counts.values())]
 
 
 def _mean(logs: Sequence[Log]) -> float:
     """`robust`, the mean over the seeds, as the table shows it."""
-    return sum(accuracy(judged(log)).value for log in logs) / len(logs)
+    return fmean(accuracy(judged(log)).value for log in logs)
 
 
-def _by_place(logs: Sequence[Log]) -> dict[int, float]:
+def _by_position(logs: Sequence[Log]) -> dict[int, float]:
     """Each image's share of correct draws, the mean over the seeds that have it."""
     found: dict[int, list[float]] = {}
     for log in logs:
         images = judged(log)
         k = draws(images)
         for line, right in zip(images, hits(images, k=k), strict=True):
-            found.setdefault(_place(line), []).append(right / k)
-    return {place: sum(values) / len(values) for place, values in found.items()}
+            found.setdefault(line["position"], []).append(right / k)
+    return {position: fmean(shares) for position, shares in found.items()}
 
 
 def headline(attacks: Mapping[str, Sequence[Log]]) -> Headline | None:
@@ -299,22 +296,28 @@ def headline(attacks: Mapping[str, Sequence[Log]]) -> Headline | None:
     real = _real(attacks)
     if not real:
         return None
-    most = max(map(_size, real.values()))
-    first = min((key for key, logs in real.items() if _size(logs) == most), key=lambda key: _mean(real[key]))
-    base, unsure, better = _by_place(real[first]), [], {}
+    means = {key: _mean(logs) for key, logs in real.items()}
+    on_most = _on_most(real)
+    leader = min(on_most, key=means.__getitem__)
+    base = _by_position(real[leader])
+    lower: dict[str, Value] = {}
+    unsure = []
     for key, logs in real.items():
-        shared = [(value - base[place]) for place, value in _by_place(logs).items() if place in base]
-        if _size(logs) == most or not shared:
+        shared = [share - base[position] for position, share in _by_position(logs).items() if position in base]
+        if key in on_most or not shared:
             continue
         low, high = paired(shared)
-        if high < 0 and _mean(logs) < _mean(real[first]):
-            better[key] = Value(sum(shared) / len(shared), low, high, len(shared), None)
-        elif high < 0:
+        if high >= 0:
+            continue
+        # Stronger on the shared images and yet higher on its own: those are easier images, and the lower number stays.
+        if means[key] < means[leader]:
+            lower[key] = Value(fmean(shared), low, high, len(shared), None)
+        else:
             unsure.append(key)
-    if not better:
-        return Headline(first, unsure=tuple(unsure))
-    lowest = min(better, key=lambda key: _mean(real[key]))
-    return Headline(lowest, first, better[lowest], tuple(unsure))
+    if not lower:
+        return Headline(leader, unsure=tuple(unsure))
+    lowest = min(lower, key=means.__getitem__)
+    return Headline(lowest, leader, lower[lowest], tuple(unsure))
 
 
 def strongest(attacks: Mapping[str, Sequence[Log]]) -> str | None:
@@ -325,9 +328,9 @@ def strongest(attacks: Mapping[str, Sequence[Log]]) -> str | None:
 
 def contenders(attacks: Mapping[str, Sequence[Log]]) -> dict[str, list[Log]]:
     """The attacks among which each image's worst is looked for: those judged on the most images, and the strongest."""
-    real, best = _real(attacks), strongest(attacks)
-    most = max(map(_size, real.values()), default=0)
-    return {key: logs for key, logs in real.items() if _size(logs) == most or key == best}
+    real = _real(attacks)
+    competing = {*_on_most(real), strongest(attacks)}
+    return {key: logs for key, logs in real.items() if key in competing}
 
 
 def all_masked(attacks: Mapping[str, Sequence[Log]]) -> Value | None:
@@ -356,20 +359,24 @@ def robust_image(logs: Sequence[Log]) -> Value | None:
     attacks share; None where they share none or K < 2. Without a defense nothing is random: every draw both chooses and
     scores.
     """
-    tables = [{_place(line): line for line in judged(log)} for log in logs]
-    common = [index for index in tables[0] if all(index in table for table in tables[1:])] if tables else []
-    k = min((draws(table[index] for index in common) for table in tables), default=0)
+    tables = [{line["position"]: line for line in judged(log)} for log in logs]
+    common = [position for position in tables[0] if all(position in table for table in tables[1:])] if tables else []
+    k = min((draws(table[position] for position in common) for table in tables), default=0)
     certain = all(log.cell["defense"] == "none" for log in logs)
-    if not common or k < (1 if certain else 2):
+    if k < (1 if certain else 2):
         return None
     choose, score = (slice(k), slice(k)) if certain else (slice(0, k, 2), slice(1, k, 2))
-    even, odd = [], []  # attacks x images: correct draws of each half
-    for table in tables:
-        rows = [(table[index]["adversarial"], table[index]["label"]) for index in common]
-        even.append([row[choose].count(label) for row, label in rows])
-        odd.append([row[score].count(label) for row, label in rows])
-    # Stable: among equals the attack that is lowest overall is taken, not the first in the alphabet.
-    order = sorted(range(len(tables)), key=lambda a: sum(even[a]))
-    total = sum(odd[min(order, key=lambda a: even[a][i])][i] for i in range(len(common)))
+
+    def right(half: slice) -> list[list[int]]:
+        """Correct draws of this half, attacks x images."""
+        return [
+            [table[position]["adversarial"][half].count(table[position]["label"]) for position in common]
+            for table in tables
+        ]
+
+    chosen_by, scored = right(choose), right(score)
+    # Sorted first: `min` takes the first of equals, and ties shall go to the attack that is lowest on average.
+    order = sorted(range(len(tables)), key=lambda attack: sum(chosen_by[attack]))
+    total = sum(scored[min(order, key=lambda attack: chosen_by[attack][i])][i] for i in range(len(common)))
     evals = k if certain else k // 2
     return _fraction(total / (evals * len(common)), len(common), evals)

@@ -7,8 +7,9 @@ LAYOUTS. What is grouped, ordered and counted is a DataFrame with one row per ce
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas
@@ -32,17 +33,13 @@ MISSING = "–"
 LEADS = " of those on the most images, or one on fewer that is lower beyond chance on the images that both have"
 MARK = "†"  # behind the headline of a defense whose every gradient attack was masked
 STRONGEST = "strongest"
+LISTED = 6  # names of a footnote, behind which it says how many more there are
 SCOPE = ["dataset", "subset", "classifier", "score", "threat"]  # one table each
-FIRST = ("null", "noise", "transfer-pgd", "transfer", "bpda-eot")  # the order of attack columns: controls, weak, ..
-LAST = ("apgd-ce", "apgd-dlr", "autoattack-standard", "autoattack-rand")  # .. own attacks by name, then these
-RANK = [
-    "place",
-    "name",
-    "length",
-    "attack",
-    "natural",
-    "grad",
-]  # sorts attack columns; another gradient is before exact
+# The order of attack columns: controls and weak attacks, then a paper's own attacks by name, then AutoAttack.
+FIRST = ("null", "noise", "transfer-pgd", "transfer", "bpda-eot")
+LAST = ("apgd-ce", "apgd-dlr", "autoattack-standard", "autoattack-rand")
+# Sorts attack columns. By length first, so that a plain name stands before the ones with parameters; another gradient before exact.
+RANK = ["place", "name", "length", "attack", "natural", "grad"]
 ORDER = ["defended", "defense", *RANK, "seed", "cell"]  # sorts the cells of a table
 
 Row = dict[str, Any]  # of COLUMNS: text, number or None
@@ -65,26 +62,25 @@ def _cells(logs: Iterable[Log]) -> DataFrame:
     cells["log"] = logs
     cells["numbers"] = _numbers(logs)
     for metric in ("robust", "clean"):
-        cells[metric] = [numbers[metric].value if metric in numbers else None for numbers in cells.numbers]
-    cells[["robust", "clean"]] = cells[["robust", "clean"]].astype("float64")
+        values = [numbers[metric].value if metric in numbers else None for numbers in cells.numbers]
+        cells[metric] = pandas.Series(values, dtype="float64")
     cells["name"] = cells.attack.map(metrics.name)
     cells["bare"] = cells.defense == "none"
+    cells["defended"] = ~cells.bare
     cells["control"] = cells.attack.map(metrics.control)
-    # A gradient is named in the header only where it is not the one that the attack always has.
     usual = cells.name.map(lambda name: "bpda" if name == "bpda-eot" else "exact")
-    cells["natural"] = cells.grad.isin(["-"]) | (cells.grad == usual) | cells.bare & cells.grad.isin(["exact", "bpda"])
+    # Without a defense there is nothing to approximate: exact and BPDA are one gradient, and share a column.
+    cells["natural"] = (cells.grad == "-") | (cells.grad == usual) | cells.bare & cells.grad.isin(["exact", "bpda"])
     gradient = (" @" + cells.grad).where(~cells.natural, "")
     _tell_apart(cells, gradient)
     cells["column"] = cells.attack + gradient
     cells["place"] = cells.name.map(_place)
     cells["length"] = cells.attack.str.len()
-    cells["defended"] = cells.defense != "none"
     return cells.sort_values(SCOPE + ORDER, ignore_index=True)
 
 
 def _numbers(logs: Sequence[Log]) -> list[dict[str, Value]]:
     """The metrics of each log, against its null control."""
-    # One null control serves every attack on a defense: the judge's draws are common to all.
     nulls = {_control(log): log for log in logs if metrics.name(log.cell["attack"]) == "null"}
     return [metrics.summary(log, nulls.get(_control(log))) for log in logs]
 
@@ -92,9 +88,8 @@ def _numbers(logs: Sequence[Log]) -> list[dict[str, Value]]:
 def _control(log: Log) -> tuple[str, ...]:
     """What a cell shares with its null control."""
     names = [str(log.cell[key]) for key in ("dataset", "subset", "classifier", "defense", "seed")]
-    score = (
-        log.cell["score"] if "score" in log.cell["parts"] else "-"
-    )  # a transfer onto a bare classifier names its source's
+    # A transfer onto a bare classifier names its source's score model, which its own null control does not have.
+    score = log.cell["score"] if "score" in log.cell["parts"] else "-"
     return *names, score, json.dumps(records.values_of(log.cell, "defense"), sort_keys=True)
 
 
@@ -116,7 +111,7 @@ def _tell_apart(cells: DataFrame, gradient: pandas.Series) -> None:
             distinct = DataFrame([made_of[i] for i in mates]).drop(columns="id").nunique(dropna=False)
             keys = list(distinct.index[distinct > 1])
             named = [key for key in keys if key.startswith(("defense.", "attack."))]
-            # Parameters tell a reader more than versions; the id is the last resort, and never equal.
+            # Parameters first, which a reader can choose; versions and weights only where no parameter differs.
             for key in named or keys or ["id"]:
                 owner = "attack" if key.startswith("attack.") or key in ("gradient", "source") else "defense"
                 differ[owner].setdefault(cells.at[mates[0], owner], set()).add(key)
@@ -134,7 +129,7 @@ def _made_of(log: Log) -> dict[str, str]:
 
 
 def _with(name: str, keys: Iterable[str], made_of: Mapping[str, str]) -> str:
-    """`coup` -> `coup [steps=5]`"""
+    """`coup` becomes `coup [steps=5]`."""
     extra = [f"{key.partition('.')[2] or key}={made_of[key][:12]}" for key in sorted(keys) if key in made_of]
     return f"{name} [{', '.join(extra)}]" if extra else name
 
@@ -155,6 +150,7 @@ class _Table:
             for defense, mates in cells.groupby("defense", sort=False)
         }
         self.best = {defense: metrics.headline(attacks) for defense, attacks in self.attacks.items()}
+        # Not sorted: rows come in the order in which `metrics.summary` names the metrics.
         self.groups = _by_metric(cells).groupby(["defense", "column", "metric"], sort=False)
         self.values: dict[tuple[str, str, str], Value] = {
             place: metrics.pool(list(values), difference=place[2] == "null_difference")
@@ -194,7 +190,7 @@ def _by_metric(cells: DataFrame) -> DataFrame:
 def _tables(cells: DataFrame) -> list[_Table]:
     """A cell that fits several tables is in all of them; only what fits none makes one."""
     scopes: list[dict[str, str]] = []
-    # Those that name everything first: a control without a threat model then finds a table to go to.
+    # Cells that fit several tables come last, when the scopes of the others are there to hold them.
     left = cells.assign(open=(cells[["score", "threat"]] == "-").any(axis=1)).sort_values("open", kind="stable")
     while len(left):
         scopes.append(dict(left.iloc[0][SCOPE]))
@@ -215,6 +211,7 @@ def _fits(cells: DataFrame, scope: Mapping[str, str]) -> pandas.Series:
 
 
 def _seeds(seeds: Iterable[int]) -> int | str:
+    """A single seed as a number, several as `0, 1, 2`."""
     found = sorted(set(seeds))
     return found[0] if len(found) == 1 else _commas(found)
 
@@ -231,7 +228,8 @@ OVER_SEEDS = {  # column of a row -> of which column of the cells, and how, over
 
 
 def _values(values: Iterable[Value], index: pandas.Index) -> DataFrame:
-    """Value's fields as columns; integers beside what is missing stay integers."""
+    """Value's fields as columns, one row per value."""
+    # Not as numbers: pandas would make floats of the integers beside what is missing.
     return DataFrame(list(values), index=index, columns=Value._fields, dtype=object)
 
 
@@ -247,6 +245,7 @@ def tidy(logs: Iterable[Log]) -> list[Row]:
     there is none. `nfe_*`: network calls per image, mean; `seconds`: of the whole cell. A cell without a judged image
     has no row."""
     rows = _by_metric(_cells(logs))
+    # The names that were recorded: `coup [steps=5]` is there for a grid, where others stand beside it.
     names = {part: [log.cell[part] for log in rows.log] for part in ("defense", "attack")}
     rows = rows.assign(**names).drop(columns=["images", "evals"])
     return _rows(rows.join(_values(rows.of, rows.index)))
@@ -260,6 +259,7 @@ def grid(logs: Iterable[Log]) -> list[Row]:
 
 
 def _grid_rows(table: _Table) -> list[Row]:
+    """The rows of `grid` of one table."""
     found = table.groups.agg(**OVER_SEEDS)
     found = found.join(_values(table.values.values(), found.index)).reset_index()
     parts = []
@@ -271,12 +271,10 @@ def _grid_rows(table: _Table) -> list[Row]:
             if share := metrics.all_masked(table.attacks[defense]):
                 parts.append(strongest.assign(metric="masked", **share._asdict()))
         if value := table.per_image(defense):
-            # Only attacks on the same images: a minimum over different ones is of nothing.
-            columns = metrics.contenders(table.attacks[defense])
-            mates = table.whole[
-                (table.whole.defense == defense) & table.whole.column.isin(columns) & (table.whole.evals > 0)
-            ]
+            cells = table.whole[(table.whole.defense == defense) & (table.whole.evals > 0)]
+            mates = cells[cells.column.isin(metrics.contenders(table.attacks[defense]))]
             row = mates.groupby("defense").agg(**OVER_SEEDS).reset_index()
+            # Made of several attacks: it has no gradient and no cost of its own.
             free = {"grad": "-", "nfe_forward": None, "nfe_backward": None, "seconds": None}
             parts.append(row.assign(attack=STRONGEST, metric="robust_image", **free, **value._asdict()))
     names = {key: table.scope[key] for key in ("dataset", "classifier", "score", "threat")}
@@ -305,35 +303,31 @@ def _show(value: Any) -> str:
 
 
 def _count(number: float) -> str:
-    return (
-        f"{number:.0f}"
-        if number < 10_000
-        else f"{number / 1000:.0f}k"
-        if number < 10_000_000
-        else f"{number / 1e6:.0f}M"
-    )
+    """`9999`, `10k`, `10M`: short, since calls are compared by their order of magnitude."""
+    if number < 10_000:
+        return f"{number:.0f}"
+    if number < 10_000_000:
+        return f"{number / 1000:.0f}k"
+    return f"{number / 1e6:.0f}M"
 
 
 def _percent(value: Value | None) -> str:
     """`48.8 ±4.3`: percent, and the distance to the farther end of the interval (it is not symmetric near 0 and 100)."""
     if value is None:
         return MISSING
-    half = (
-        ""
-        if value.low is None or value.high is None
-        else f" ±{100 * max(value.high - value.value, value.value - value.low):.1f}"
-    )
-    return f"{100 * value.value:.1f}{half}"
+    percent = f"{100 * value.value:.1f}"
+    if value.low is None or value.high is None:
+        return percent
+    return f"{percent} ±{100 * max(value.high - value.value, value.value - value.low):.1f}"
 
 
 def _time(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 100
-        else f"{seconds / 60:.0f} min"
-        if seconds < 6000
-        else f"{seconds / 3600:.1f} h"
-    )
+    """`99 s`, `99 min`, `1.7 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
 
 
 def _lines(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
@@ -350,8 +344,9 @@ def _lines(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) 
 
 def _header(column: str) -> str:
     """`transfer:from=(reverse-sde)` is short as `from reverse-sde`."""
-    inner = column.removeprefix("transfer:from=(").removesuffix(")")
-    return f"from {inner}" if len(column) - len(inner) == 16 and not set(inner) & set("(,") else column
+    # Only where the source is all that it says: with another parameter, or one within another, the short form would be ambiguous.
+    source = re.fullmatch(r"transfer:from=\(([^(,]*)\)", column)
+    return f"from {source[1]}" if source else column
 
 
 def _grid_table(table: _Table) -> list[str]:
@@ -367,6 +362,7 @@ def _grid_table(table: _Table) -> list[str]:
 
     strong = {defense: table.strongest(defense) for defense in table.attacks}
     rows = []
+    # The bare classifier leads, as what the others are to be measured by; a defense without an attack comes last.
     for defense in sorted(strong, key=lambda d: (d != "none", -(v.value if (v := strong[d]) else -1.0), d)):
         best, mine = table.best[defense], cells[cells.defense == defense]
         row = [_escape(defense), _percent(table.clean(defense))]
@@ -395,51 +391,54 @@ def _marks(table: _Table, defense: str) -> str:
     return images + (f" {MARK}" if metrics.all_masked(table.attacks[defense]) else "")
 
 
-def _gaps(table: _Table) -> list[str]:
+def _gaps(table: _Table) -> Iterator[str]:
     """A line for each headline that stands on fewer images than other attacks, and for each that may not be the
     strongest."""
-    notes = []
     for defense, best in table.best.items():
         if best is None:
             continue
         strongest = table.strongest(defense)
         if best.instead_of and best.difference and strongest:
             change, low, high = (100 * (v or 0.0) for v in best.difference[:3])
-            notes.append(
+            yield (
                 f"{defense}: strongest is {_header(best.attack)}, on {strongest.images} images: on the "
                 f"{best.difference.images} that it shares with {_header(best.instead_of)} it is {-change:.1f} points lower "
                 f"(95 %: {-high:.1f} to {-low:.1f})."
             )
         for attack in best.unsure:
-            notes.append(
+            yield (
                 f"{defense}: {_header(attack)} is stronger than {_header(best.instead_of or best.attack)} on the images "
                 "that both have, which are easier than the others; run it on all."
             )
-    return notes
 
 
 def _except(cells: DataFrame, facts: Iterable[Any], spell: Callable[[Any], str] = str) -> str:
     """`500 (100: autoattack-rand; 37: coup under pgd-eot)`: the commonest fact about these cells, and for the others the
     columns, defenses or single cells that they hold for."""
-    told = list(zip(cells.column.map(_header), cells.defense, facts, strict=True))
-    counts = Counter(fact for *_, fact in told)
+    places = list(zip(cells.column.map(_header), cells.defense, facts, strict=True))
+    counts = Counter(fact for *_, fact in places)
+    # Of equally common facts the larger, so that the text does not depend on the order of the cells.
     usual = max(counts, key=lambda fact: (counts[fact], fact))
-    others = []
+    exceptions = []
     for fact in sorted(set(counts) - {usual}):
-        left = {(column, defense) for column, defense, other in told if other == fact}
-        rest = {(column, defense) for column, defense, other in told if other != fact}
+        here = {(column, defense) for column, defense, other in places if other == fact}
+        elsewhere = {(column, defense) for column, defense, other in places if other != fact}
         names = []
-        for i in (0, 1):
-            whole = {place[i] for place in left} - {place[i] for place in rest}
+        # Whole columns, then whole defenses: what remains must be named cell by cell.
+        for axis in (0, 1):
+            whole = {place[axis] for place in here} - {place[axis] for place in elsewhere}
             names += sorted(whole)
-            left = {place for place in left if place[i] not in whole}
-        others.append(f"{spell(fact)}: {_list(names + [f'{d} under {c}' for c, d in sorted(left)])}")
-    return spell(usual) + (f" ({'; '.join(others)})" if others else "")
+            here = {place for place in here if place[axis] not in whole}
+        names += [f"{defense} under {column}" for column, defense in sorted(here)]
+        exceptions.append(f"{spell(fact)}: {_list(names)}")
+    return spell(usual) + (f" ({'; '.join(exceptions)})" if exceptions else "")
 
 
-def _list(names: Iterable[str], most: int = 6) -> str:
+def _list(names: Iterable[str], separator: str = ", ") -> str:
+    """The first LISTED names, and how many more there are."""
     names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return separator.join(names[:LISTED]) + more
 
 
 def _commas(values: Iterable[Any]) -> str:
@@ -485,7 +484,9 @@ def _notes(table: _Table) -> list[str]:
         ]
     grads = []
     for grad, mates in cells[cells.grad != "-"].groupby("grad", sort=False):
-        if len(columns := mates[~mates.bare].column.map(_header).unique()):
+        # A bare classifier has one gradient, which says nothing of how a purifier's was taken.
+        columns = mates.column[mates.defended].map(_header).unique()
+        if len(columns):
             grads.append(f"{grad}: {_list(columns)}")
     if grads:
         notes.append(f"Gradient: {'; '.join(grads)}.")
@@ -498,101 +499,111 @@ def _notes(table: _Table) -> list[str]:
     return notes + _parameters(cells.sort_values("defense", kind="stable"), "defense") + _parameters(cells, "attack")
 
 
-def _warnings(table: _Table) -> list[str]:
+def _warnings(table: _Table) -> Iterator[str]:
     """What makes a number of this table weaker than it looks: what happened, and what to do."""
-    cells = table.cells
-    done = cells[cells.evals > 0]
-    found = []
-    counted = table.whole[table.whole.evals > 0]
-    if len(counted) and (few := counted.images.min()) < 100:
+    counted = table.whole.images[table.whole.evals > 0]
+    if len(counted) and (few := counted.min()) < 100:
+        # The difference of two shares near 1/2, where chance is largest: a warning that is too cautious flatters nobody.
         gap = 100 * metrics.Z * (0.5 / few) ** 0.5
-        found.append(
-            f"{few} images: a difference under about {gap:.0f} points is chance; take 500 for a claim (`--images 500`)."
-        )
-    lucky = done[~done.control & (done.robust > done.clean)]
+        yield f"{few} images: a difference under about {gap:.0f} points is chance; take 500 for a claim (`--images 500`)."
+    yield from _suspicious(table)
+    names = (
+        name for log in table.cells.log for record in (log.cell, *log.runs) for name in record.get("stand_in") or ()
+    )
+    if stand_ins := sorted(set(names)):
+        yield f"not paper-comparable, for what stands in: {'; '.join(stand_ins)}."
+    yield from _not_finite(table.cells)
+    yield from _masked(table)
+    yield from _incomplete(table)
+    yield from _doubtful_networks(table.cells)
+    yield from _without_images(table.cells)
+
+
+def _suspicious(table: _Table) -> Iterator[str]:
+    """Numbers that a sound evaluation would not give, and attacks that are missing from it."""
+    done = table.cells[table.cells.evals > 0]
+    attacked = done[~done.control]
+    lucky = attacked[attacked.robust > attacked.clean]
     if len(lucky):
-        found.append(f"robust above clean: {_places(lucky)}; the attack is broken or its gradients are masked.")
+        yield f"robust above clean: {_places(lucky)}; the attack is broken or its gradients are masked."
+    # To the bit: clean and control are judged on the same draws.
     odd = done[(done.name == "null") & done.clean.notna() & (done.clean != done.robust)]
     if len(odd):
-        found.append(
-            f"the null control differs from clean: {_places(odd)}; the records are damaged or the judge is not paired."
-        )
-    once = done[(done.evals == 1) & ~done.bare]
+        yield f"the null control differs from clean: {_places(odd)}; the records are damaged or the judge is not paired."
+    once = done[(done.evals == 1) & done.defended]
     if len(once):
-        found.append(
-            f"one evaluation of each image, so luck counts if the defense is random: {_places(once)} (`--evals 10`)."
-        )
-    attacked = done[~done.control & done.defended]
-    follows = (attacked.grad == "exact") & (attacked.name != "transfer")
-    if len(inexact := set(attacked.defense) - set(attacked.defense[follows])):
+        yield f"one evaluation of each image, so luck counts if the defense is random: {_places(once)} (`--evals 10`)."
+    attacked = attacked[attacked.defended]
+    # A transfer has the gradient of its source: it says nothing of what follows the defense's own.
+    exact = attacked.defense[(attacked.grad == "exact") & (attacked.name != "transfer")]
+    inexact = set(attacked.defense) - set(exact)
+    if inexact:
         names = (defense for defense in table.attacks if defense in inexact)
-        found.append(f"no attack with the exact gradient on {_list(names)}: robustness may be overstated.")
-    said = (name for log in cells.log for record in (log.cell, *log.runs) for name in record.get("stand_in") or ())
-    if stand_ins := sorted(set(said)):
-        found.append(f"not paper-comparable, for what stands in: {'; '.join(stand_ins)}.")
-    found += _not_finite(cells) + _masked(table)
+        yield f"no attack with the exact gradient on {_list(names)}: robustness may be overstated."
+
+
+def _incomplete(table: _Table) -> Iterator[str]:
+    """Seeds, images and cells of which the same run would make more."""
+    cells = table.cells
     if len(table.partial):
         short = [f"{_places(table.partial.loc[[i]])}, seed {seed}" for i, seed in table.partial.seed.items()]
-        found.append(
-            f"left out of the mean over seeds, which have more images: {_list(short)}; the same run goes on with it."
-        )
+        yield f"left out of the mean over seeds, which have more images: {_list(short)}; the same run goes on with it."
     if missing := _tally(cells, cells.lost):
-        found.append(f"missing, since the attack made no image: {missing}; the same run tries them again.")
+        yield f"missing, since the attack made no image: {missing}; the same run tries them again."
     unfinished = cells[(cells.images > 0) & (cells.images + cells.lost < cells.wanted.fillna(0))]
     if len(unfinished):
-        counts = _tally(unfinished, unfinished.images, unfinished.wanted)
-        found.append(f"unfinished: {counts}; the same run goes on with it.")
-    chance = done.defense[[metrics.at_chance(metrics.judged(log)) for log in done.log]].unique()
+        yield f"unfinished: {_tally(unfinished, unfinished.images, unfinished.wanted)}; the same run goes on with it."
+
+
+def _doubtful_networks(cells: DataFrame) -> Iterator[str]:
+    """Defenses whose networks cannot be what a user means, whatever is measured on them."""
+    chance = cells.defense[[metrics.at_chance(metrics.judged(log)) for log in cells.log]].unique()
     if len(chance):
-        found.append(
-            f"clean accuracy cannot be told from guessing: {_list(chance)}; do network, labels and preprocessing belong together?"
-        )
+        yield f"clean accuracy cannot be told from guessing: {_list(chance)}; do network, labels and preprocessing belong together?"
     for note, why in metrics.NOTES.items():
         noted = [any(note in line.get("notes", ()) for line in log.images) for log in cells.log]
         if any(noted):
-            found.append(f"{_list(cells.defense[noted].unique())}: {why}.")
+            yield f"{_list(cells.defense[noted].unique())}: {why}."
+
+
+def _without_images(cells: DataFrame) -> Iterator[str]:
+    """Cells that failed, and cells that no run has come to."""
     for i, why in cells.failed.dropna().items():
-        found.append(f"failed: {_places(cells.loc[[i]])}: {_code(why)}")
+        yield f"failed: {_places(cells.loc[[i]])}: {_code(why)}"
     empty = cells[(cells.images + cells.lost == 0) & cells.failed.isna()]
     if len(empty):
-        found.append(f"not judged yet: {_places(empty)}.")
-    return found
+        yield f"not judged yet: {_places(empty)}."
 
 
 def _tally(cells: DataFrame, counts: Iterable[int], totals: Iterable[int] | None = None) -> str:
     """`pgd-eot on coup: 3 of 16 images; bpda-eot on coup: 1 of 16`: of the cells that have any; empty if none has. `totals`: of how many;
     left out: of the images that there are."""
     totals = cells.images + cells.lost if totals is None else totals
-    some = [(cell, n, total) for cell, n, total in zip(cells.itertuples(), counts, totals, strict=True) if n]
-    said = [f"{_header(cell.column)} on {cell.defense}: {n} of {total}" for cell, n, total in some]
-    said[:1] = [f"{first} images" for first in said[:1]]
-    return "; ".join(said[:6]) + (f" and {len(said) - 6} more" if len(said) > 6 else "")
+    counted = [(cell, n, total) for cell, n, total in zip(cells.itertuples(), counts, totals, strict=True) if n]
+    texts = [f"{_header(cell.column)} on {cell.defense}: {n} of {total}" for cell, n, total in counted]
+    texts[:1] = [f"{first} images" for first in texts[:1]]
+    return _list(texts, "; ")
 
 
-def _not_finite(cells: DataFrame) -> list[str]:
+def _not_finite(cells: DataFrame) -> Iterator[str]:
     """What of a defense was not finite, and where: purifications, which count as wrong, and gradients, which stop an
     attack."""
-    found = []
     for field, what in (("adversarial", "attacked"), ("clean", "clean")):
         counts = [sum(-1 in line[field] for line in metrics.judged(log)) for log in cells.log]
-        reasons = Counter(
-            where
-            for log, n in zip(cells.log, counts, strict=True)
-            for line in (metrics.judged(log) if n else ())
-            if (where := (line.get("not_finite") or {}).get(field) or line.get("failed"))
-        )
-        if any(counts):
-            why = f" ({reasons.most_common(1)[0][0]})" if reasons else ""
-            found.append(
-                f"purifications of {what} images that are not finite count as wrong: {_tally(cells, counts)}{why}."
-            )
+        if not any(counts):
+            continue
+        # Only of cells that have such an answer: a line's `failed` may be about something else.
+        lines = [line for log, n in zip(cells.log, counts, strict=True) if n for line in metrics.judged(log)]
+        steps = ((line.get("not_finite") or {}).get(field) or line.get("failed") for line in lines)
+        reasons = Counter(filter(None, steps))
+        why = f" ({reasons.most_common(1)[0][0]})" if reasons else ""
+        yield f"purifications of {what} images that are not finite count as wrong: {_tally(cells, counts)}{why}."
     counts = [sum(map(_stopped_too_early, metrics.judged(log))) for log in cells.log]
     if any(counts):
-        found.append(
+        yield (
             f"gradients that were not finite stopped the attack (AutoAttack takes them for zero) on images that it had not "
             f"broken: {_tally(cells, counts)}; robustness may be overstated."
         )
-    return found
 
 
 def _stopped_too_early(line: Record) -> bool:
@@ -600,40 +611,43 @@ def _stopped_too_early(line: Record) -> bool:
     return (line.get("gradients") or {}).get("not_finite", 0) > 0 and line["label"] in line["adversarial"]
 
 
-def _masked(table: _Table) -> list[str]:
+def _masked(table: _Table) -> Iterator[str]:
     """Attacks whose gradient vanished, and defenses on which all of them did."""
-    found = []
     shares = (numbers.get("masked") for numbers in table.cells.numbers)
     counts = [round(s.value * s.images) if s and s.value >= metrics.MASKED else 0 for s in shares]
     if any(counts):
-        found.append(
+        yield (
             "masked, zero gradients (or not finite) wherever an image was still classified rightly: "
             f"{_tally(table.cells, counts)}; such an attack proves little: try another gradient (`bpda-eot`), "
             "another loss (`loss=margin`) or a transfer."
         )
     if blind := [defense for defense, attacks in table.attacks.items() if metrics.all_masked(attacks)]:
-        found.append(
-            f"{MARK} every gradient attack on {_list(blind)} was masked: the headline is no evidence of robustness."
-        )
-    return found
+        yield f"{MARK} every gradient attack on {_list(blind)} was masked: the headline is no evidence of robustness."
 
 
 # ---- layouts and formats -------------------------------------------------------------------------
 
 
 def _tidy_markdown(logs: Sequence[Log]) -> str:
-    def word(value: Any) -> str:
-        return MISSING if value is None else f"{value:g}" if isinstance(value, float) else _escape(str(value))
+    """`tidy` as one Markdown table, without notes."""
 
-    return "\n".join(_lines(COLUMNS, [[word(row[key]) for key in COLUMNS] for row in tidy(logs)], left=8)) + "\n"
+    def word(value: str | float | None) -> str:
+        if value is None:
+            return MISSING
+        return f"{value:g}" if isinstance(value, float) else _escape(str(value))
+
+    rows = [[word(row[key]) for key in COLUMNS] for row in tidy(logs)]
+    return "\n".join(_lines(COLUMNS, rows, left=8)) + "\n"
 
 
 def _grid_markdown(logs: Sequence[Log]) -> str:
+    """A Markdown table with its notes for each scope."""
     return "\n".join(line for table in _tables(_cells(logs)) for line in _grid_table(table))
 
 
+# Name -> (its rows, its Markdown).
 LAYOUTS: dict[str, tuple[Callable[[Sequence[Log]], list[Row]], Callable[[Sequence[Log]], str]]] = {
-    "grid": (grid, _grid_markdown),  # layout: (rows, Markdown)
+    "grid": (grid, _grid_markdown),
     "tidy": (tidy, _tidy_markdown),
 }
 
