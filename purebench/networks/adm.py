@@ -110,6 +110,17 @@ class Stage(nn.ModuleList):
         return h
 
 
+def _widths(options: Config) -> list[int]:
+    """Channels of each level. Raises UserError for a size of which nobody published them."""
+    size = options["image_size"]
+    if not options["channel_mult"] and size not in MULTIPLIERS:
+        raise UserError(
+            f"no published `channel_mult` for image_size {size} (got ``, expected a list such as `1,2,2`)",
+            f"sizes with a default: {', '.join(map(str, sorted(MULTIPLIERS)))}",
+        )
+    return [int(m * options["num_channels"]) for m in numbers(options["channel_mult"] or MULTIPLIERS[size])]
+
+
 class ADM(nn.Module):
     """eps network. x: (B, 3, size, size) in [-1,1] plus noise; t: (B,) = 0 .. 999, integer or not -> eps like x.
 
@@ -125,12 +136,7 @@ class ADM(nn.Module):
         super().__init__()
         options = {**DEFAULTS, **config}
         size, self.width = options["image_size"], options["num_channels"]
-        if not options["channel_mult"] and size not in MULTIPLIERS:
-            raise UserError(
-                f"no published `channel_mult` for image_size {size} (got ``, expected a list such as `1,2,2`)",
-                f"sizes with a default: {', '.join(map(str, sorted(MULTIPLIERS)))}",
-            )
-        widths = [int(m * self.width) for m in numbers(options["channel_mult"] or MULTIPLIERS[size])]
+        widths = _widths(options)
         # The configuration names sides in pixels, the levels are counted in halvings.
         attended = {size // int(r) for r in numbers(options["attention_resolutions"])}
         heads, heads_up = options["num_heads"], options["num_heads_upsample"]
@@ -151,9 +157,8 @@ class ADM(nn.Module):
 
         def attention(channels: int, heads: int) -> Attention:
             per_head = options["num_head_channels"]
-            return Attention(
-                channels, heads if per_head == -1 else channels // per_head, options["use_new_attention_order"]
-            )
+            count = heads if per_head == -1 else channels // per_head
+            return Attention(channels, count, options["use_new_attention_order"])
 
         self.time_embed = nn.Sequential(nn.Linear(self.width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         if options["class_cond"]:

@@ -59,6 +59,7 @@ def key(cell: Mapping[str, Any]) -> str:
 
 def clean_key(cell: Mapping[str, Any]) -> str:
     """The same of what it does to clean images."""
+    # Neither gradient nor threat: the judge purifies clean images without either.
     names = {name: cell[name] for name in ("dataset", "subset", "classifier", "defense", "seed")}
     # A transfer onto a bare classifier is told apart by its source's score model, which its clean images never saw.
     score = cell["score"] if "score" in cell["parts"] else "-"
@@ -86,6 +87,7 @@ def of(layout: Layout, options: Cells, *, baselines: bool = False) -> Sheet:
         for place in places:
             try:
                 cells = tuple(tuple(wanted(one) for one in worst) for worst in place.cells)
+            # A table has dozens of rows: which one is wrong is the first thing to know.
             except UserError as error:
                 raise UserError(f"`{layout.id}`, row `{row.name}`: {error.message}", error.hint, error.code) from None
             line.append(Place(place.reported, cells, place.needs))

@@ -226,6 +226,7 @@ def _mean(entry: Entry, line: Sequence[Entry]) -> Entry:
 
 def _decimals(values: Iterable[Number | None]) -> int:
     """As many digits as the paper prints in a column: 0.00 was read as 0.0."""
+    # TOML reads 59.60 as 59.6: the longest number of a column says how many digits the paper prints.
     texts = [
         repr(v)
         for value in values
