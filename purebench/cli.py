@@ -255,8 +255,8 @@ def _show_outcome(
     if folders and not quiet:
         layout = _layout(request.preset) if request.preset else None
         logs, format = records.load_all(folders), "json" if as_json else "md"
-        print(_paper(layout, request, logs, format) if layout else tables.render(logs, format=format))
-        _say(f"next: purebench table {settings.out}{f' --layout {request.preset}' if layout else ''}")
+        print(_paper(layout, request, logs, format, settings.out) if layout else tables.render(logs, format=format))
+        _say(f"next: {_command(request, 'table', settings.out) if layout else f'purebench table {settings.out}'}")
     if outcome.failed:
         _say(f"hint: `purebench status {settings.out}` shows what is missing; the same command goes on with it")
         raise typer.Exit(errors.FAILED)
@@ -317,7 +317,11 @@ def table(
         )
     logs = records.load_all(results or [Path("results")])
     # Rendered before the file is touched: a mistake in an option leaves the old table there.
-    text = _paper(found, request, logs, format, compare) if found else tables.render(logs, layout=layout, format=format)
+    if found:
+        out_of = results[0] if results else Path("results")
+        text = _paper(found, request, logs, format, out_of, compare)
+    else:
+        text = tables.render(logs, layout=layout, format=format)
     if out is None:
         print(text)
         return
@@ -337,19 +341,27 @@ def _layout(name: str) -> Layout | None:
     return layouts.of(data, name) if layouts.is_layout(data) else None
 
 
-def _paper(layout: Layout, request: Request, logs: list[Log], format: str, compare: bool = False) -> str:
-    """Records in a paper's layout."""
-    from purebench.plan import layouts, sheet
+def _paper(layout: Layout, request: Request, logs: list[Log], format: str, results: Path, compare: bool = False) -> str:
+    """Records in a paper's layout. results: the folder that they are in."""
+    from purebench.plan import places, sheet
+    from purebench.records import store as records
     from purebench.report import papers
 
-    chosen = layouts.chosen(layout, request.only)
-    table = sheet.of(chosen, layouts.options(request), baselines=request.baselines)
-    return papers.render(table, logs, format, honest=request.honest, compare=compare, fill=_command(request))
+    if not logs and (inside := sorted({path.parent.parent.name for path in results.glob(f"*/*/{records.CELL}")})):
+        _say(
+            f"hint: no record is in `{results}` itself; there are some in {', '.join(f'`{results / name}`' for name in inside)}"
+        )
+    chosen, given = places.chosen(layout, request.only), places.overrides(request)
+    places.check_headings(chosen, given, honest=request.honest)
+    table = sheet.of(chosen, given, baselines=request.baselines)
+    fill = _command(request, "run", results)
+    return papers.render(table, logs, format, honest=request.honest, compare=compare, fill=fill)
 
 
-def _command(request: Request) -> str:
-    """The `purebench run` that makes the cells of a table."""
-    given = [f"purebench run {request.preset}"]
+def _command(request: Request, verb: str, results: Path) -> str:
+    """The `purebench run` that makes the cells of a table, or the `purebench table` that prints them."""
+    preset, folder = shlex.quote(str(request.preset)), shlex.quote(str(results))
+    given = [f"purebench run {preset}"] if verb == "run" else [f"purebench table {folder} --layout {preset}"]
     listed = (("-a", request.attacks), ("-t", request.threats), ("--grad", request.grads), ("--only", request.only))
     for option, values in listed:
         given += [f"{option} {shlex.quote(value)}" for value in values]
@@ -357,7 +369,8 @@ def _command(request: Request) -> str:
         value = getattr(request, name)
         given += [f"--{name} {shlex.quote(str(value))}"] if value is not None else []
     given += [f"--seed {seed}" for seed in request.seeds]
-    return " ".join(given + [f"--{name}" for name in ("honest", "baselines") if getattr(request, name)])
+    given += [f"--{name}" for name in ("honest", "baselines") if getattr(request, name)]
+    return " ".join(given + ([f"--out {folder}"] if verb == "run" and folder != "results" else []))
 
 
 @app.command(epilog=_examples("purebench status results", "purebench status results --json"))

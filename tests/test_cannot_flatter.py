@@ -13,7 +13,7 @@ from purebench.engine.identity import Identity
 from purebench.plan import grid as plan
 from purebench.records import store as records
 from purebench.report import metrics, tables
-from purebench.running import evaluate, runner
+from purebench.running import evaluate, rehearsal, runner
 from purebench.running.progress import Reporter
 from purebench.spec import ThreatModel, representable
 
@@ -66,7 +66,10 @@ def network(monkeypatch):
 @pytest.fixture
 def purifier(monkeypatch):
     """`purifier(made)` stands in for the purifier of `one-shot`."""
-    return lambda made: monkeypatch.setattr("purebench.purifiers.one_shot.one_shot", lambda *a, **k: made)
+    # What was walked is remembered: with the stand-in, a purifier that the next test does not have.
+    rehearsal._walk.cache_clear()
+    yield lambda made: monkeypatch.setattr("purebench.purifiers.one_shot.one_shot", lambda *a, **k: made)
+    rehearsal._walk.cache_clear()
 
 
 def run(out, defense, attacks, *, ball="Linf:0.2", images=IMAGES, evals=1, grads=("exact",)):

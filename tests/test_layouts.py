@@ -3,15 +3,17 @@
 import json
 import os
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from purebench import cli
 from purebench.errors import UserError
-from purebench.plan import grid, layouts, sheet
+from purebench.plan import grid, layouts, places, sheet
 from purebench.plan.grid import Request
 from purebench.records.store import Log
-from purebench.report import papers
+from purebench.report import metrics, papers
 
 TABLES = grid.tables()
 GOLDEN = os.environ.get("PUREBENCH_GOLDEN", "")
@@ -75,10 +77,37 @@ def flat(value):
         ("robust = [73.05, 0.4]", "robust = [73.05, 0.4, 1]", "a mean and its std"),
         ('over = "min"', "", "column 3 of the table `mine` does not say `over`"),
         ('over = "min"', 'over = "least"', "`over` of column 3"),
+        ('over = "min"', 'over = "mean"', "has several attacks: min or image"),
+        ('over = "min"', 'over = "min"\nfor = { c = [1, 2] }', "`{c}` of column `Robust` stands in no cell of row 2"),
+        (
+            '[[column]]\ntitle = "Clean"',
+            '[[column]]\nmetric = "robust"\nover = "min"\neach = { e = [1, 2] }\n[[column]]\ntitle = "Clean"',
+            "`{e}` of column `1` stands in no cell",
+        ),
+        ('over = "min"', 'over = "min"\neach = { e = [] }', "is no list of values"),
+        ('over = "min"', 'over = "min"\neach = { e = 5 }', "is no list of values"),
+        (
+            'attack = ["pgd-eot:steps=7", "apgd-ce"]',
+            "",
+            'row 2 of the table `mine` ("COUP") has cells without `attack`',
+        ),
+        ('cells = { defense = "coup:t=0.1,steps=100" }', "cells = {}", "has cells without `defense`"),
+        ('dataset = "cifar10"', "", "has cells without `dataset`"),
+        ('metric = "robust"', 'metric = "robsut"', "unknown `metric` of column 3"),
+        ("images = 100", "images = 100\nseeds = [0, 0]", "names one twice"),
+        ("images = 100", "images = 100\nstand_in = { foo = 'x' }", "unknown key of `stand_in`"),
+        ("images = 100", "images = 100\nstand_in = { score = 3 }", "has the wrong type"),
+        ("standard = 89.02", "standard = nan", "is no number"),
+        ("standard = 89.02", "standard = ['a', 'b']", "is no list of numbers"),
+        ('method = "COUP"', 'method = "COUP"\nneeds = [3]', "is no list of texts"),
+        ('title = "A table"', 'title = "A table"\nnotes = [3]', "is no list of texts"),
+        ('title = "A table"', 'title = "A table"\n[[panel]]\nkey = "a"\n[[panel]]\nkey = "a"', "have one `key`"),
+        ('text = "method"', 'text = "value"', "is a word that every table has"),
+        ('metric = "clean"', 'mean = ["standart", "robust"]', "unknown `mean` of column 2"),
         (
             'attack = ["pgd-eot:steps=7", "apgd-ce"]',
             'attack = "apgd-ce"',
-            "`over` of column 3 of the table `mine` has no list",
+            "`over = 'min'` of column 3 of the table `mine` has no list",
         ),
         ('metric = "clean"', "metric = 3", "`metric = 3` of column 2"),
         ('text = "method"', "", "column 1 of the table `mine` prints nothing"),
@@ -90,7 +119,7 @@ def flat(value):
 def test_a_mistake_is_told_by_its_row(old, new, said):
     assert old in BASE
     with pytest.raises(UserError) as error:
-        layouts.places(made(BASE.replace(old, new)))
+        places.places(made(BASE.replace(old, new)))
     assert said in error.value.message
 
 
@@ -101,7 +130,7 @@ def test_a_row_that_stands_twice_is_refused():
 
 
 def test_the_cells_are_rows_times_columns_and_the_command_line_wins():
-    cells = [place.cells for place in layouts.places(made(), {"grad": ["exact"], "images": 8})[1]]
+    cells = [place.cells for place in places.places(made(), {"grad": ["exact"], "images": 8})[1]]
     assert cells[0] == ()
     [worst] = cells[2]
     assert [one["attack"] for one in worst] == ["pgd-eot:steps=7", "apgd-ce"]
@@ -109,47 +138,56 @@ def test_the_cells_are_rows_times_columns_and_the_command_line_wins():
 
 
 def test_scaled_to_the_digits_only_what_the_table_varies_stays():
-    places = layouts.places(made(), {"dataset": "digits"})
-    [worst] = places[2][2].cells
+    [worst] = places.places(made(), {"dataset": "digits"})[2][2].cells
     assert worst[0]["defense"] == "diffpure"  # the only row of its name: its t is no axis
     assert (worst[0]["dataset"], worst[0]["threat"], worst[1]["attack"]) == ("digits", "Linf:0.2", "apgd-ce")
     assert "classifier" not in worst[0]
     both = made(BASE.replace("diffpure:t=0.05,steps=100", "coup:t=0.05,steps=100"))
-    assert layouts.places(both, {"dataset": "digits"})[2][2].cells[0][0]["defense"] == "coup:t=0.05"
+    assert places.places(both, {"dataset": "digits"})[2][2].cells[0][0]["defense"] == "coup:t=0.05"
 
 
 def test_another_dataset_than_the_tables_is_refused():
     with pytest.raises(UserError, match="is a table of cifar10, and `--dataset imagenet` is another dataset"):
-        layouts.places(made(), {"dataset": "imagenet"})
+        places.places(made(), {"dataset": "imagenet"})
 
 
 def test_run_makes_every_cell_and_the_null_control_of_every_defense():
-    grids = layouts.grids(made(), Request(dataset="digits"))
+    grids = places.grids(made(), Request(dataset="digits"))
     found = {(g["defenses"][0], g["attacks"][0]) for g in grids}
     assert found == {(d, a) for d in ("coup", "diffpure") for a in ("pgd-eot", "apgd-ce", "null")}
-    assert {g["defenses"][0] for g in layouts.grids(made(), Request(only=("coup",)))} == {"coup:t=0.1,steps=100"}
-    with_models = layouts.grids(made(), Request(baselines=True))
+    assert {g["defenses"][0] for g in places.grids(made(), Request(only=("coup",)))} == {"coup:t=0.1,steps=100"}
+    with_models = places.grids(made(), Request(baselines=True))
     assert ("none", "robustbench:id=Carmon2019Unlabeled") in {(g["defenses"][0], g["classifier"]) for g in with_models}
     with pytest.raises(UserError, match="`-d` has no say in a table"):
-        layouts.grids(made(), Request(defenses=("coup",)))
+        places.grids(made(), Request(defenses=("coup",)))
     with pytest.raises(UserError, match="unknown row"):
-        layouts.grids(made(), Request(only=("ScoreOpt",)))
+        places.grids(made(), Request(only=("ScoreOpt",)))
 
 
-def recorded(table, i, right, *, name, n=100, clean=100, started="2026"):
+def recorded(table, i, right, *, name, n=100, clean=100, started="2026", wanted=None, **other):
     """A log of the i-th row whose first `right` images withstood the attack: found by nothing but what the plan says of it. name: which
-    attack of the last column, or the key of a cell."""
+    attack of the last column, or the key of a cell; wanted: how many images its run asked for; `weights`: their hash; `blind`: whether
+    its gradients were all zero."""
     key = json.loads(table.places[i][2].wanted[0][name][0].key if isinstance(name, int) else name)
     cell = {k: v for k, v in key.items() if k != "values"}
-    cell["parts"] = {"score": {"version": 1}} | {k: {"version": 1, "values": v} for k, v in key["values"].items()}
+    cell["parts"] = {"score": {"version": 1}, "classifier": {"hash": other.get("weights", "a")}}
+    cell["parts"] |= {k: {"version": 1, "values": v} for k, v in key["values"].items() if k != "classifier"}
     lines = [
         {
             "position": p, "index": p, "label": 1, "undefended": 1, "clean": [int(p < clean)] * 2,
             "adversarial": [int(p < right)] * 2, "verdict": None, "nfe": [30, 20],
+            "gradients": {"iterates": 2, "zero": 2, "not_finite": 0, "right": 2, "blind": 2 * other.get("blind", False)},
         }
         for p in range(n)
     ]  # fmt: skip
-    return Log(f"{cell['attack']}-{started}", cell, [{"started": started}], lines, 1.0, None)
+    return Log(
+        f"{cell['defense']}-{cell['attack']}-{started}",
+        cell,
+        [{"started": started, "wanted": wanted or n}],
+        lines,
+        1.0,
+        None,
+    )
 
 
 def entries(text):
@@ -184,7 +222,7 @@ def test_of_two_versions_the_newest_counts_and_the_other_is_named():
     ]
     text = papers.render(table, logs)
     assert entries(text)["COUP"][1] == "40.0 ±9.8"
-    assert "pgd-eot:steps=7-2027 is the newest and counts" in text
+    assert "coup-pgd-eot:steps=7-2027 is the newest and counts" in text
 
 
 def test_compare_says_what_is_covered_and_never_of_a_scaled_table():
@@ -250,8 +288,8 @@ def test_every_table_is_read_planned_and_printed_scaled(name):
     assert layout.summary
     assert layout.cite
     table = sheet.of(layout, {"dataset": "digits", "images": 8})
-    runnable = [row for row in layout.rows if row.cells is not None and not layouts.lacking(row.needs, scaled=True)]
-    measured = {c.title for c in layout.columns if c.metric and not layouts.lacking(c.needs, scaled=True)}
+    runnable = [row for row in layout.rows if row.cells is not None and not places.lacking(row.needs, scaled=True)]
+    measured = {c.title for c in layout.columns if c.metric and not places.lacking(c.needs, scaled=True)}
     for line, row in zip(table.places, layout.rows, strict=True):
         assert any(place.wanted for place in line) == (row in runnable and bool(measured)), row.name
     text = papers.render(table, [])
@@ -289,3 +327,136 @@ def test_every_table_of_the_papers_is_a_preset():
     }
     assert theirs == {name for name in TABLES if not name.startswith("leekim")}
     assert len(theirs) == 37
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_row_runs_the_same_cells_whoever_else_is_chosen(name):
+    layout = layouts.read(TABLES[name], name)
+    for options in ({}, {"dataset": "digits"}):
+        whole = places.places(layout, options)
+        for i, row in enumerate(layout.rows):
+            assert places.places(replace(layout, rows=(row,)), options) == [whole[i]], row.name
+
+
+def test_what_was_cut_off_is_no_number_and_fewer_images_are_named():
+    table = sheet.of(made(), {})
+    whole = recorded(table, 1, 70, name=0)
+    text = papers.render(table, [whole, recorded(table, 1, 1, name=1, n=1, wanted=100)], fill="again")
+    assert entries(text)["COUP"][1] == "–"
+    assert "unfinished: 1 of 100 images: COUP" in text
+    assert "`again`" in text
+    # A run that asked for 40 is done with them; the other attack counts on the same 40.
+    text = papers.render(table, [whole, recorded(table, 1, 30, name=1, n=40)])
+    assert entries(text)["COUP"][1] == "**75.0 ±15.2**"
+    assert "(40: Robust of COUP)" in text
+    lost = recorded(table, 1, 50, name=1)
+    lost.images[3] |= {"failed": "no image", "adversarial": []}
+    assert "the attack made no image: 1 of 100" in papers.render(table, [whole, lost])
+
+
+def test_a_seed_that_was_cut_off_is_no_number():
+    table = sheet.of(made(BASE.replace("images = 100", "images = 100\nseeds = [0, 1]")), {})
+    logs = [
+        recorded(table, 1, n, name=table.places[1][2].wanted[0][k][seed].key, started=str(seed), n=n, wanted=100)
+        for k in (0, 1)
+        for seed, n in ((0, 100), (1, 1))
+    ]
+    assert entries(papers.render(table, logs))["COUP"][1] == "–"
+
+
+def test_weights_that_differ_inside_a_place_are_no_number_and_in_a_table_are_told():
+    table = sheet.of(made(), {})
+    logs = [recorded(table, 1, 40, name=0), recorded(table, 1, 30, name=1, weights="b")]
+    text = papers.render(table, logs)
+    assert entries(text)["COUP"][1] == "–"
+    assert "different versions or weights (classifier robustbench)" in text
+    text = papers.render(table, [recorded(table, i, 40, name=k, weights=str(i)) for i in (1, 2) for k in (0, 1)])
+    assert "Not all numbers are of the same versions or weights of classifier robustbench" in text
+
+
+def test_a_masked_attack_is_marked_and_never_the_best():
+    table = sheet.of(made(), {})
+    blind = [recorded(table, 1, 100, name=k, blind=True) for k in (0, 1)]
+    text = papers.render(table, [*blind, *[recorded(table, 2, 65, name=k) for k in (0, 1)]])
+    assert entries(text)["COUP"][1] == "100.0 ±3.7 §"
+    assert entries(text)["DiffPure"][1] == "**65.0 ±9.7**"
+    assert "§ every gradient attack was masked" in text
+    assert "Warning: masked, zero gradients" in text
+    one = papers.render(table, [blind[0], recorded(table, 1, 60, name=1)])
+    assert entries(one)["COUP"][1] == "60.0 ±9.8"
+
+
+def test_the_papers_average_is_of_the_papers_columns():
+    text = BASE.replace(
+        "[[row]]",
+        """[[column]]
+title = "Avg."
+mean = ["standard", "robust"]
+[[column]]
+title = "ours"
+number = "robust"
+metric = "robust"
+over = "min"
+cells = { grad = "bpda", attack = ["bpda-eot", "pgd-eot"] }
+honest = true
+[[row]]""",
+        1,
+    )
+    table = sheet.of(made(text), {})
+    logs = [recorded(table, 1, 40, name=one.key, clean=80) for one in (w[0] for w in table.places[1][2].wanted[0])]
+    logs += [recorded(table, 1, 10, name=one.key, clean=80) for one in (w[0] for w in table.places[1][4].wanted[0])]
+    assert entries(papers.render(table, logs))["COUP"][2] == "60.0"
+    assert entries(papers.render(table, logs, honest=True))["COUP"][2:] == ["60.0", "10.0 ±7.4"]
+
+
+def test_a_stand_in_is_not_held_against_a_quoted_number():
+    table = sheet.of(made(BASE.replace("images = 100", "images = 100\nstand_in = { classifier = 'another' }")), {})
+    text = papers.render(table, [recorded(table, 1, 90, name=k) for k in (0, 1)])
+    assert entries(text)["COUP"][1] == "90.0 ±7.4 ‡"
+    assert "another" in text
+
+
+def test_an_option_may_not_contradict_a_heading_and_what_it_changes_is_said():
+    text = BASE.replace('over = "min"', 'over = "min"\ncells = { threat = "L2:0.5" }')
+    with pytest.raises(UserError, match="`--threat` would undo what column `Robust` of `mine` says itself"):
+        places.grids(made(text), Request(threats=("Linf:8/255",)))
+    with pytest.raises(UserError, match="`--threat` would undo"):
+        places.check_headings(made(text), {"dataset": "digits", "threat": ["Linf:0.2"]}, honest=False)
+    with pytest.raises(UserError, match="would undo what row `COUP`"):
+        places.check_headings(
+            made(BASE.replace('steps=100"', 'steps=100", grad = "bpda"', 1)), {"grad": ["exact"]}, honest=False
+        )
+    other = sheet.of(made(), {"threat": ["L2:0.5"]})
+    assert "Other than in the file: threat = L2:0.5." in papers.render(other, [])
+    with pytest.raises(UserError, match=r"with threat = L2:0\.5: the paper's numbers are of other cells"):
+        papers.render(other, [], compare=True)
+
+
+def test_a_copy_with_fewer_images_does_not_take_the_place_of_the_whole():
+    table = sheet.of(made(), {})
+    logs = [recorded(table, 1, 70, name=0), recorded(table, 1, 60, name=1), recorded(table, 1, 2, name=1, n=2)]
+    logs[2].runs[0]["started"] = "2027"
+    assert entries(papers.render(table, logs))["COUP"][1] == "60.0 ±9.8"
+
+
+def test_every_metric_that_a_table_may_ask_for_is_measured():
+    lines = [
+        {
+            "position": p, "index": p, "label": 1, "undefended": 1, "clean": [-1] * 10, "adversarial": [-1] * 10, "verdict": False,
+            "nfe": [1, 1], "stopped": 1, "gradients": {"iterates": 1, "zero": 1, "not_finite": 1, "right": 1, "blind": 1},
+        }
+        for p in range(3)
+    ]  # fmt: skip
+    found = metrics.summary(Log("x", {}, [], lines, 1.0, None))
+    assert set(found) == set(layouts.METRICS)
+
+
+def test_the_command_that_fills_a_table_names_its_folder(tmp_path, monkeypatch, capsys):
+    (tmp_path / "my.toml").write_text(BASE)
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["purebench", "table", "out", "--layout", "my.toml", "--only", "coup"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 0
+    assert "Fill it with: `purebench run my.toml --only coup --out out`" in capsys.readouterr().out

@@ -14,7 +14,7 @@ from typing import Any, TypedDict
 from purebench import assets, datasets, registry
 from purebench.errors import unknown
 from purebench.plan import grid as plan
-from purebench.plan import layouts
+from purebench.plan import layouts, places
 from purebench.spec import Part, Value, show
 
 # Layouts of any records; the papers' tables are presets.
@@ -131,7 +131,7 @@ def _paper(data: dict[str, Any], name: str) -> dict[str, Any]:
     layout = layouts.of(data, name)
     rows = []
     for row in layout.rows:
-        lacks = layouts.lacking(row.needs)
+        lacks = places.lacking(row.needs)
         runs = (
             f"runs {row.cells.get('defense', layout.cells.get('defense', ''))}" if row.cells is not None else "quoted"
         )

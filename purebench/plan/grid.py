@@ -16,7 +16,7 @@ from typing import Any
 from purebench import assets, datasets, registry
 from purebench.engine import gradients
 from purebench.errors import UserError, unknown
-from purebench.plan import aliases, layouts
+from purebench.plan import aliases, layouts, places
 from purebench.plan import resolved as components
 from purebench.plan.resolved import Component
 from purebench.spec import NONE, Cell, Part, Resolved, ThreatModel, Value, parse, parts, rotation, show, threat
@@ -99,7 +99,7 @@ def jobs(one: dict[str, Any]) -> list[Job]:
     dataset = components.find("dataset", _dataset(Request(), one, []))
     found = [job for job, _ in _jobs(Request(), one, dataset, [])]
     sources = {job.cell.source for job in found}
-    return [job for job in found if job.cell not in sources] or found
+    return [job for job in found if job.cell not in sources]
 
 
 def _merged(old: Job, new: Job) -> Job:
@@ -150,7 +150,7 @@ def _grids(request: Request) -> tuple[list[dict[str, Any]], list[str], Request]:
     name, data = read(path)
     if layouts.is_layout(data):
         layout = layouts.of(data, name)
-        return layouts.grids(layout, request), [f"table `{name}`: {layout.summary}"], Request(sanity=request.sanity)
+        return places.grids(layout, request), [f"table `{name}`: {layout.summary}"], Request(sanity=request.sanity)
     _no_table_options(request)
     top = {k: v for k, v in data.items() if k != "grid"}
     tables = data.get("grid", [{}])

@@ -1,25 +1,20 @@
 """A paper's table as data: one TOML file says what is run and how it is printed. Torch-free, and reads no other file.
 
-There is no separate grid: the cells are rows x columns. What one cell asks for is `[cells]`, overridden by its row's `cells`, then by its
-column's, then by the command line. `read` gives a validated `Layout`; `places` what stands where rows and columns meet.
+There is no separate grid: the cells are rows x columns. `read` gives a validated `Layout`; what is wrong in a file is told by its row or
+column, before anything is planned. What stands where rows and columns meet is said in `places`.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from purebench import assets, datasets, registry
 from purebench.errors import UserError, unknown
-from purebench.spec import Part, ThreatModel, parse, threat
-
-if TYPE_CHECKING:
-    from purebench.plan.grid import Request
 
 Cells = dict[str, Any]  # of CELLS
 Number = (
@@ -30,9 +25,17 @@ CELLS: dict[str, tuple[type, ...]] = {  # key -> what it may be
     "dataset": (str, list), "subset": (str, int), "images": (int,), "evals": (int,), "seeds": (list,), "classifier": (str,),
     "score": (str,), "threat": (str, list), "defense": (str,), "attack": (str, list), "grad": (str, list), "stand_in": (dict,),
 }  # fmt: skip
-GRID = {"defense": "defenses", "attack": "attacks", "threat": "threats", "grad": "grads"}  # a cell's key -> a grid's
 WORST = ("attack", "grad", "threat")  # lists of these are reduced to the worst for the defense; datasets to their mean
 OVER = ("min", "image", "mean")
+CLEAN = ("clean", "undefended")  # metrics of a defense, whatever attacked it
+METRICS = (
+    *CLEAN, "robust", "robust_std", "aa", "worst10", "vote10", "clean_worst10", "clean_vote10", "masked", "stopped", "not_finite",
+    "clean_not_finite",
+)  # fmt: skip
+LATER = ("seconds", "certified", "success", "detection")  # metrics that papers print and nothing measures yet: a dash
+RESERVED = (  # keys of the rows that csv and json print
+    "table", "column", "metric", "reported", "value", "low", "high", "std", "images", "evals", "seeds", "missing", "masked",
+)  # fmt: skip
 ROW = {
     "cells": dict, "scaled": dict, "group": str, "panel": str, "model": str, "mark": str, "ours": bool, "needs": (str, list),
     "underline": list, "stand_in": dict,
@@ -41,7 +44,7 @@ TOP = {
     "summary": str, "title": str, "cite": str, "quoted": str, "notes": list, "transpose": bool, "cells": dict, "scaled": dict,
     "panel": list, "column": list, "row": list,
 }  # fmt: skip
-HINT = "`purebench show coup/1` prints a table's file; docs/tables.md has every key"
+HINT = "`purebench show coup/1` says where a table's file is; docs/tables.md has every key"
 
 
 @dataclass(frozen=True)
@@ -115,20 +118,13 @@ class Layout:
     panels: tuple[Panel, ...]
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
+    whole: tuple[
+        Row, ...
+    ]  # the rows of the file, of which `rows` may be some: what a table varies does not depend on who looks
 
     def shown(self, honest: bool) -> list[Column]:
         """The columns that are printed: those of the paper, and on demand ours."""
         return [column for column in self.columns if honest or not column.honest]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a row and a column meet. `cells`: what is to be measured, empty for what is not; the outer tuple is averaged over, of the
-    inner one the worst counts. Each is a grid of one cell, but for its seeds. `needs`: what does not exist yet."""
-
-    reported: Number | None = None
-    cells: tuple[tuple[Cells, ...], ...] = ()
-    needs: tuple[str, ...] = ()
 
 
 # ---- reading -------------------------------------------------------------------------------------
@@ -154,16 +150,19 @@ def of(data: Mapping[str, Any], name: str) -> Layout:
     for key in ("title", "column", "row"):
         if not data.get(key):
             raise UserError(f"{where} has no `{key}`", HINT)
+    for key in ("notes", "panel", "column", "row"):
+        _check_items(data.get(key, []), str if key == "notes" else dict, f"`{key}` of {where}")
     panels = tuple(_panel(panel, f"panel {i} of {where}") for i, panel in enumerate(data.get("panel", []), 1))
+    keys = [panel.key for panel in panels]
+    if len(set(keys)) < len(keys):
+        raise UserError(f"two panels of {where} have one `key`", HINT)
     columns = tuple(
         column
         for i, given in enumerate(data["column"], 1)
         for column in _columns(given, panels, f"column {i} of {where}")
     )
     rows = tuple(_row(row, columns, panels, f"row {i} of {where}") for i, row in enumerate(data["row"], 1))
-    _check_unlike(rows, columns, where)
-    _check_axes(data.get("cells", {}), rows, columns, where)
-    return Layout(
+    layout = Layout(
         id=name,
         title=data["title"],
         summary=data.get("summary", data["title"]),
@@ -176,7 +175,21 @@ def of(data: Mapping[str, Any], name: str) -> Layout:
         panels=panels,
         columns=columns,
         rows=rows,
+        whole=rows,
     )
+    _check_unlike(rows, where)
+    _check_means(columns, where)
+    for i, row in enumerate(rows, 1):
+        if row.cells is not None:
+            _check_cells(layout, row, f'row {i} of {where} ("{row.name}")')
+    _check_axes(layout, where)
+    return layout
+
+
+def cells_of(layout: Layout, row: Row, column: Column) -> Cells:
+    """What the paper's cell of a row and a column asks for: the column's word counts most, `[cells]` least."""
+    panel = next((panel.cells for panel in layout.panels if panel.key == row.panel), {})
+    return {**layout.cells, **panel, **(row.cells or {}), **column.cells}
 
 
 def _check(data: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:
@@ -192,14 +205,24 @@ def _check(data: Mapping[str, Any], known: Mapping[str, Any], where: str) -> Non
             raise UserError(f"`{key} = {value!r}` of {where} has the wrong type", HINT)
 
 
+def _check_items(values: Any, kind: type, where: str) -> None:
+    """Refuses what is no list of texts, numbers or tables."""
+    if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
+        raise UserError(f"{where} is no list of {'texts' if kind is str else 'tables'}", HINT)
+
+
 def _cells(data: Any, where: str) -> Cells:
     _check(data, CELLS, where)
+    _check(data.get("stand_in", {}), dict.fromkeys(("dataset", "classifier", "score"), str), f"`stand_in` of {where}")
     for key, value in data.items():
         if not isinstance(value, list):
             continue
         kind = int if key == "seeds" else str
         if not value or not all(isinstance(v, kind) and not isinstance(v, bool) for v in value):
             raise UserError(f"`{key} = {value!r}` of {where} is no list of {'seeds' if kind is int else 'names'}", HINT)
+        # Twice the same seed would pass for two that agree.
+        if len(set(value)) < len(value):
+            raise UserError(f"`{key} = {value!r}` of {where} names one twice", "leave one out")
     return dict(data)
 
 
@@ -217,8 +240,15 @@ def _columns(data: Any, panels: Sequence[Panel], where: str) -> list[Column]:
         "honest": bool, "panel": str, "group": str, "needs": (str, list), "for": dict, "each": dict, "titles": list,
     }  # fmt: skip
     _check(data, known, where)
-    if not any(data.get(key) for key in ("text", "number", "metric")):
-        raise UserError(f"{where} prints nothing: it has no `text`, `number` or `metric`", HINT)
+    if not any(data.get(key) for key in ("text", "number", "metric", "mean")):
+        raise UserError(f"{where} prints nothing: it has no `text`, `number`, `metric` or `mean`", HINT)
+    if data.get("metric") and data["metric"] not in METRICS + LATER:
+        raise unknown(f"`metric` of {where}", data["metric"], METRICS + LATER)
+    for key in ("text", "number"):
+        if data.get(key) in (*ROW, *RESERVED):
+            raise UserError(f"`{key} = {data[key]!r}` of {where} is a word that every table has", "take another word")
+    for key in ("mean", "titles"):
+        _check_items(data.get(key, []), str, f"`{key}` of {where}")
     for key, words in (("over", OVER), ("best", ("max", "min"))):
         if data.get(key) and data[key] not in words:
             raise unknown(f"`{key}` of {where}", data[key], words)
@@ -228,7 +258,7 @@ def _columns(data: Any, panels: Sequence[Panel], where: str) -> list[Column]:
         cells=_cells(data.get("cells", {}), where),
         scaled=_cells(data.get("scaled", {}), where),
         mean=tuple(data.get("mean", [])),
-        needs=_list(data.get("needs", ())),
+        needs=_needs(data, where),
         axis=tuple(_words(data.get("for", {}), where)),
         **{
             key: data[key]
@@ -241,6 +271,8 @@ def _columns(data: Any, panels: Sequence[Panel], where: str) -> list[Column]:
     if len(data["each"]) != 1:
         raise UserError(f"`each` of {where} names {len(data['each'])} things, and a column has one", HINT)
     ((key, values),) = data["each"].items()
+    if not isinstance(values, list) or not values or any(value == [] for value in values):
+        raise UserError(f"`each` of {where}: `{key}` is no list of values", HINT)
     titles = data.get("titles", values)
     if len(titles) != len(values):
         raise UserError(f"{where} has {len(titles)} `titles` for {len(values)} values of `{key}`", HINT)
@@ -273,11 +305,16 @@ def _row(data: Any, columns: Sequence[Column], panels: Sequence[Panel], where: s
     where = f'{where} ("{data["method"]}")' if data.get("method") else where
     texts = [column.text for column in columns if column.text]
     numbers = {column.number: column for column in columns if column.number}
-    _check(data, ROW | dict.fromkeys([*texts, *numbers], (str, int, float, list)), where)
+    _check(data, ROW | dict.fromkeys(texts, (str, int, float)) | dict.fromkeys(numbers, (str, int, float, list)), where)
     if not any(key in data for key in (*texts, *numbers)):
         raise UserError(f"{where} names no column", f"the columns read {', '.join(dict.fromkeys([*texts, *numbers]))}")
     _check_panel(data, panels, where)
+    _check_items(data.get("underline", []), str, f"`underline` of {where}")
     for key in numbers:
+        if key in data and not all(map(_is_number, data[key] if isinstance(data[key], list) else ())):
+            raise UserError(f"`{key} = {data[key]}` of {where} is no list of numbers", HINT)
+        if isinstance(data.get(key), float) and not math.isfinite(data[key]):
+            raise UserError(f"`{key} = {data[key]}` of {where} is no number", 'write what the paper prints: "-"')
         places = [column for column in columns if column.number == key and column.place is not None]
         if key in data and places and not (isinstance(data[key], list) and len(data[key]) == len(places)):
             raise UserError(f"`{key}` of {where} is no list of {len(places)} numbers, one for each column", HINT)
@@ -289,14 +326,33 @@ def _row(data: Any, columns: Sequence[Column], panels: Sequence[Panel], where: s
     return Row(
         texts={key: str(data.get(key, "")) for key in dict.fromkeys(texts)},
         numbers={key: _number(data[key]) for key in numbers if key in data},
-        cells=_cells(data["cells"], where) | ({"stand_in": data["stand_in"]} if "stand_in" in data else {})
-        if "cells" in data
-        else None,
+        cells=_row_cells(data, where),
         scaled=_cells(data.get("scaled", {}), where),
-        needs=_list(data.get("needs", ())),
+        needs=_needs(data, where),
         underline=tuple(data.get("underline", [])),
         **{key: data[key] for key in ("group", "panel", "model", "mark", "ours") if key in data},
     )
+
+
+def _row_cells(data: Mapping[str, Any], where: str) -> Cells | None:
+    """The cells of a row, with what it says to stand in; None for a row that is only quoted."""
+    if "cells" not in data:
+        return None
+    return _cells({**data["cells"], **({"stand_in": data["stand_in"]} if "stand_in" in data else {})}, where)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _needs(data: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    needs = data.get("needs", [])
+    _check_items([needs] if isinstance(needs, str) else needs, str, f"`needs` of {where}")
+    for name in listed(needs):
+        kind, _, word = name.partition(":")
+        if kind not in ("attack", "metric", "asset") or not word:
+            raise UserError(f"`needs = {name!r}` of {where} is no `attack:NAME`, `metric:NAME` or `asset:NAME`", HINT)
+    return listed(needs)
 
 
 def _check_panel(data: Mapping[str, Any], panels: Sequence[Panel], where: str) -> None:
@@ -304,7 +360,7 @@ def _check_panel(data: Mapping[str, Any], panels: Sequence[Panel], where: str) -
         raise unknown(f"panel of {where}", data["panel"], [panel.key for panel in panels])
 
 
-def _check_unlike(rows: Sequence[Row], columns: Sequence[Column], where: str) -> None:
+def _check_unlike(rows: Sequence[Row], where: str) -> None:
     """Refuses a row that stands twice: nobody could tell whose number is whose."""
     seen: dict[object, int] = {}
     for i, row in enumerate(rows, 1):
@@ -315,284 +371,62 @@ def _check_unlike(rows: Sequence[Row], columns: Sequence[Column], where: str) ->
         seen[key] = i
 
 
-def _check_axes(cells: Cells, rows: Sequence[Row], columns: Sequence[Column], where: str) -> None:
-    """Refuses lists that no `over` reduces, and an `over` that has nothing to reduce."""
+def _check_means(columns: Sequence[Column], where: str) -> None:
+    """Refuses a mean of columns that are not there: of one that is misspelt it would be that of the others."""
+    known = [column.number for column in columns if column.number and not column.mean and not column.honest]
     for i, column in enumerate(columns, 1):
-        if not column.metric or column.metric in ("clean", "undefended"):
+        for name in column.mean:
+            if name not in known:
+                raise unknown(f"`mean` of column {i} of {where}", name, known)
+
+
+def _check_cells(layout: Layout, row: Row, where: str) -> None:
+    """Refuses a row whose cells leave open what is measured: a grid would take the dataset's defaults, all of them."""
+    for column in layout.columns:
+        if not column.metric or column.panel not in ("", row.panel):
             continue
-        # Clean accuracies are exempt: they are the same whatever attacked.
-        lists = [
-            [
-                key
-                for key in (*WORST, "dataset")
-                if isinstance((cells | (row.cells or {}) | column.cells).get(key), list)
-            ]
-            for row in rows
-            if row.cells is not None
-        ]
-        if any(lists) and not column.over:
-            raise UserError(
-                f"column {i} of {where} does not say `over` what its several cells become", f"one of {', '.join(OVER)}"
+        asked = cells_of(layout, row, column)
+        for key in ("dataset", "defense", "attack"):
+            if key not in asked and not (key == "attack" and column.metric in CLEAN):
+                raise UserError(f"{where} has cells without `{key}`", f"say it in the row, or in `[cells]` ({HINT})")
+        for name in {**column.words, **column.axis[0]}:
+            if f"{{{name}}}" not in repr(asked):
+                raise UserError(f"`{{{name}}}` of column `{column.title}` stands in no cell of {where}", HINT)
+
+
+def _check_axes(layout: Layout, where: str) -> None:
+    """Refuses lists that no `over` reduces, and an `over` that does not fit: of attacks the worst counts, of datasets the mean."""
+    for i, column in enumerate(layout.columns, 1):
+        if not column.metric:
+            continue
+        asked = [cells_of(layout, row, column) for row in layout.rows if row.cells is not None]
+        attacks = any(isinstance(cells.get(key), list) for cells in asked for key in WORST)
+        # Clean accuracies are the same whatever attacked.
+        attacks = attacks and column.metric not in CLEAN
+        datasets = len(column.axis) > 1 or any(isinstance(cells.get("dataset"), list) for cells in asked)
+        fitting = {(True, False): ("min", "image"), (False, True): ("mean",), (False, False): ("",)}.get(
+            (attacks, datasets)
+        )
+        named = f"column {i} of {where}"
+        if fitting is None:
+            raise UserError(f"{named} has several attacks and several datasets", "make a column of each")
+        if asked and column.over not in fitting:
+            if not column.over:
+                raise UserError(
+                    f"{named} does not say `over` what its several cells become", f"one of {', '.join(fitting)}"
+                )
+            what = (
+                "no list to reduce"
+                if fitting == ("",)
+                else f"several {'attacks' if attacks else 'datasets'}: {' or '.join(fitting)}"
             )
-        if column.over and not any(lists) and len(column.axis) == 1:
-            raise UserError(
-                f"`over` of column {i} of {where} has no list to reduce", "leave it out, or give several attacks"
-            )
+            raise UserError(f"`over = {column.over!r}` of {named} has {what}", HINT)
 
 
 def _number(value: Any) -> Number:
     return tuple(map(_number, value)) if isinstance(value, list) else value
 
 
-def _list(value: Any) -> tuple[str, ...]:
+def listed(value: Any) -> tuple[str, ...]:
+    """A name or a list of names as names."""
     return (value,) if isinstance(value, str) else tuple(value)
-
-
-# ---- rows x columns ------------------------------------------------------------------------------
-
-
-def places(layout: Layout, options: Cells | None = None, *, baselines: bool = False) -> list[list[Place]]:
-    """Of every row and column what is reported, and what is to be measured. options: cells' keys that the command line gave; they win.
-
-    With `dataset = "digits"` among them the table is scaled: `[scaled]`, and the values of `datasets/digits.toml`, take the place of the
-    paper's, but for the parameters that the table varies. Raises UserError for a dataset that is not the table's.
-    """
-    options = options or {}
-    scaled = is_scaled(layout, options)
-    axes = _Axes(layout) if scaled else None
-    found = []
-    for row in layout.rows:
-        line = []
-        for column in layout.columns:
-            reported = _reported(row, column)
-            needs = lacking((*row.needs, *column.needs), scaled=scaled)
-            # A quoted row has no cells; with `--baselines` its published model stands for them, bare.
-            cells = row.cells
-            if cells is None and baselines and row.model:
-                cells = {"defense": "none", "classifier": row.model}
-            fits = column.panel in ("", row.panel)
-            if cells is None or not column.metric or not fits:
-                line.append(Place(reported))
-                continue
-            if needs:
-                line.append(Place(reported, (), needs))
-                continue
-            own = {**cells, **column.cells}
-            asked = {**layout.cells, **_of_panel(layout, row), **own}
-            if axes:
-                asked = axes.scale(asked, own, _given(row, column), column)
-                options = {
-                    key: value for key, value in options.items() if key != "dataset"
-                }  # which may be corrupted digits
-            line.append(Place(reported, _expanded(asked | options, column)))
-        found.append(line)
-    return found
-
-
-def lacking(needs: Iterable[str], *, scaled: bool = False) -> tuple[str, ...]:
-    """Of `attack:NAME`, `metric:NAME` and `asset:NAME` those that do not exist yet. A scaled table needs no network but the digits'."""
-    found = []
-    for name in needs:
-        kind, _, word = name.partition(":")
-        if kind not in ("attack", "metric", "asset") or not word:
-            raise UserError(f"`needs = {name!r}` is no `attack:NAME`, `metric:NAME` or `asset:NAME`", HINT)
-        trained = assets.cache_folder() / "trained" / f"{word}.safetensors"
-        here = kind == "asset" and (scaled or trained.is_file() or (word in assets.table() and assets.present(word)))
-        if not here and not (kind == "attack" and word in registry.names("attack")):
-            found.append(name)
-    return tuple(found)
-
-
-def _reported(row: Row, column: Column) -> Number | None:
-    value = row.numbers.get(column.number)
-    return value[column.place] if isinstance(value, tuple) and column.place is not None else value
-
-
-def _of_panel(layout: Layout, row: Row) -> Cells:
-    return next((panel.cells for panel in layout.panels if panel.key == row.panel), {})
-
-
-def is_scaled(layout: Layout, options: Cells) -> bool:
-    """Whether the table is run on the embedded digits in place of its own dataset."""
-    if "dataset" not in options:
-        return False
-    given = parse(options["dataset"], "dataset").name
-    # Not parsed: `{corruption}` in it is not filled in yet.
-    theirs = {name.partition(":")[0] for name in _datasets(layout)}
-    if given == "digits" and "digits" not in theirs:
-        return True
-    info = registry.info("dataset", given)
-    sets = {registry.info("dataset", name).get("training_set", name) for name in theirs}
-    if given not in theirs and info.get("training_set", given) not in sets and info.get("training_set", given):
-        raise UserError(
-            f"`{layout.id}` is a table of {', '.join(sorted(theirs))}, and `--dataset {given}` is another dataset",
-            "leave it out, or take `--dataset digits` for a small run of everything in it",
-        )
-    return False
-
-
-def _datasets(layout: Layout) -> list[str]:
-    """The datasets that the table's cells name."""
-    given = [layout.cells, *(panel.cells for panel in layout.panels)]
-    given += [row.cells or {} for row in layout.rows] + [column.cells for column in layout.columns]
-    return [name for cells in given for name in _list(cells.get("dataset", ()))]
-
-
-def _expanded(asked: Cells, column: Column) -> tuple[tuple[Cells, ...], ...]:
-    """Lists and `{names}` as single cells: the outer tuple over datasets and the column's axis, the inner over attacks and the like."""
-    found = []
-    for words in column.axis:
-        named = {key: _fill(value, {**column.words, **words}) for key, value in asked.items()}
-        for dataset in _list(named.get("dataset", ())) or (None,):
-            one = named | ({"dataset": dataset} if dataset else {})
-            # Every combination: an attacker may choose his gradient along with his attack.
-            choices = [[(key, v) for v in _list(one[key])] for key in WORST if key in one]
-            found.append(tuple(one | dict(choice) for choice in itertools.product(*choices)))
-    return tuple(found)
-
-
-def _fill(value: Any, words: Mapping[str, str]) -> Any:
-    """A value with `{severity}` replaced; other braces stay."""
-    if isinstance(value, str):
-        for key, word in words.items():
-            value = value.replace(f"{{{key}}}", word)
-        return value
-    return [_fill(v, words) for v in value] if isinstance(value, list) else value
-
-
-def options(request: Request) -> Cells:
-    """What of a request overrides a table's cells. Raises UserError for `-d`: the rows name the defenses."""
-    if request.defenses:
-        raise UserError("`-d` has no say in a table: its rows name the defenses", "choose rows with `--only WORD`")
-    given: Cells = {
-        "dataset": request.dataset, "classifier": request.classifier, "score": request.score, "images": request.images,
-        "subset": request.subset, "evals": request.evals, "seeds": list(request.seeds), "attack": list(request.attacks),
-        "threat": list(request.threats), "grad": list(request.grads),
-    }  # fmt: skip
-    return {key: value for key, value in given.items() if value not in (None, [])}
-
-
-def grids(layout: Layout, request: Request) -> list[dict[str, Any]]:
-    """Every cell of a table once, as grids of one, and the null control of every defense."""
-    layout = chosen(layout, request.only)
-    shown = layout.shown(request.honest)
-    found: dict[str, dict[str, Any]] = {}
-    for line in places(layout, options(request), baselines=request.baselines):
-        for column, place in zip(layout.columns, line, strict=True):
-            if column not in shown:
-                continue
-            for cells in (cells for worst in place.cells for cells in worst):
-                for attack in (cells.get("attack"), "null"):
-                    grid = as_grid(cells | ({"attack": attack} if attack else {}))
-                    found[repr(sorted(grid.items()))] = grid
-    if not found:
-        lacks = "; ".join(sorted({name for line in places(layout, options(request)) for p in line for name in p.needs}))
-        raise UserError(
-            f"`{layout.id}` has nothing to run" + (f": it needs {lacks}" if lacks else ""),
-            "it prints with `purebench table`",
-        )
-    # A row goes over all datasets before the next row begins.
-    order = list(dict.fromkeys(str(grid.get("dataset")) for grid in found.values()))
-    # One dataset after the other: a run then reads each of them once.
-    return sorted(found.values(), key=lambda grid: order.index(str(grid.get("dataset"))))
-
-
-def chosen(layout: Layout, only: Sequence[str]) -> Layout:
-    """The table with the rows that have one of these words, in any case; all rows for none. Raises UserError where no row is left."""
-    if not only:
-        return layout
-    words = [word.lower() for word in only]
-    rows = [
-        row
-        for row in layout.rows
-        if any(word in f"{row.group} {' '.join(row.texts.values())}".lower() for word in words)
-    ]
-    if not rows:
-        raise unknown("row", ", ".join(only), [row.name for row in layout.rows])
-    return replace(layout, rows=tuple(rows))
-
-
-def as_grid(cells: Cells) -> dict[str, Any]:
-    """A place's cell in the keys of a grid."""
-    return {GRID.get(key, key): [value] if key in GRID else value for key, value in cells.items() if key != "stand_in"}
-
-
-# ---- the digits in place of the paper's dataset --------------------------------------------------
-
-
-def _given(row: Row, column: Column) -> Cells:
-    """What row and column say for the digits; what a column asks of every row, a row's own word for the digits does not undo."""
-    return {key: value for key, value in row.scaled.items() if key not in column.cells} | column.scaled
-
-
-class _Axes:
-    """What a table varies, and so what stays when it is scaled to the digits."""
-
-    def __init__(self, layout: Layout):
-        self.layout = layout
-        self.defaults = datasets.defaults("digits")
-        requests = [
-            {**layout.cells, **_of_panel(layout, row), **(row.cells or {}), **column.cells, "words": words}
-            for row in layout.rows
-            if row.cells is not None
-            for column in layout.columns
-            if column.metric and not lacking((*row.needs, *column.needs), scaled=True)
-            # The first of the axis stands for all: what an axis fills in is a dataset, never a parameter of a defense.
-            for words in [{**column.words, **column.axis[0]}]
-        ]
-        self.varied = {
-            kind: _varied(
-                [parse(_fill(text, of["words"]), kind) for of in requests for text in _list(of.get(kind, ()))]
-            )
-            for kind in ("defense", "attack")
-        }
-        radii = [threat(text) for of in requests for text in _list(of.get("threat", ()))]
-        self.largest = {limit.norm: max(t.eps for t in radii if t.norm == limit.norm) for limit in radii}
-
-    def scale(self, asked: Cells, own: Cells, given: Cells, column: Column) -> Cells:
-        """asked: all that the paper's cell asks for; own: what its row and column say themselves; given: their `scaled`."""
-        scaled: Cells = {key: asked[key] for key in ("evals",) if key in asked}
-        for kind in ("defense", "attack"):
-            scaled[kind] = [self._part(kind, _fill(text, column.words)) for text in _list(asked.get(kind, ()))]
-        scaled["defense"] = scaled["defense"][0] if scaled["defense"] else "none"
-        scaled["grad"] = asked.get("grad", "exact")
-        if "threat" in asked:
-            scaled["threat"] = [str(self._threat(threat(text))) for text in _list(asked["threat"])]
-        table = {key: value for key, value in self.layout.scaled.items() if key not in own or key == "images"}
-        return {"dataset": self._dataset(asked), **scaled, **table, **given}
-
-    def _part(self, kind: str, text: str) -> str:
-        part = parse(text, kind)
-        return str(
-            Part(part.name, tuple((k, v) for k, v in part.parameters if k in self.varied[kind].get(part.name, ())))
-        )
-
-    def _threat(self, limit: ThreatModel) -> ThreatModel:
-        """The digits' radius for the table's largest of a norm, and others in proportion."""
-        # The digits are easier to see and harder to break: 8/255 would break nothing, so radii are the digits' own.
-        radii = {t.norm: t.eps for t in map(threat, self.defaults["radii"])}
-        if limit.norm not in radii:
-            raise UserError(f"the digits have no radius for {limit.norm}", "give `--threat`")
-        eps = radii[limit.norm] * float(Fraction(limit.eps / self.largest[limit.norm]).limit_denominator(1000))
-        return replace(limit, eps=round(eps, 4))
-
-    def _dataset(self, asked: Cells) -> Any:
-        """Of a corrupted dataset the same corruption of the digits."""
-        names = [_corrupted(name) for name in _list(asked.get("dataset", ()))]
-        return names if len(names) > 1 else (names or ["digits"])[0]
-
-
-def _corrupted(name: str) -> str:
-    kind, _, parameters = name.partition(":")
-    return f"corrupted:of=(digits),{parameters}" if kind.endswith("-c") else "digits"
-
-
-def _varied(of: Sequence[Part]) -> dict[str, set[str]]:
-    """By name the parameters that are not the same wherever the name stands."""
-    found: dict[str, set[str]] = {}
-    # By name: `steps` of one defense says nothing of another's.
-    for name in {part.name for part in of}:
-        mates = [dict(part.parameters) for part in of if part.name == name]
-        keys = {key for values in mates for key in values}
-        found[name] = {key for key in keys if len({str(values.get(key)) for values in mates}) > 1}
-    return found

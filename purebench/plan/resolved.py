@@ -53,7 +53,7 @@ class Component:
         of = self.where.get(self.info["of"], self.values[self.info["of"]])
         if not of:
             raise UserError(f"`{self.name}` does not say of which dataset", f"write `{self.name}:of=(digits)`")
-        return find("dataset", of if isinstance(of, str) else show(of).strip("()"))
+        return _inner(of)
 
     @property
     def base(self) -> str:
@@ -226,6 +226,11 @@ def of(kind: str, part: Part) -> Component:
     if "path" in known and "path" not in where and given.get("name"):
         raise UserError(f"`name={show(given['name'])}` of `{part.name}` names a file", "give it: path=FILE")
     info = registry.info(kind, part.name)
+    if "of" in info and values[info["of"]]:
+        # The dataset inside is named as it would be alone: where its files lie is no part of a cell.
+        inner = _inner(values[info["of"]])
+        where |= {info["of"]: values[info["of"]]} if inner.where else {}
+        given[info["of"]] = values[info["of"]] = parse(inner.text, "dataset")
     # It would be recorded, and do nothing: two cells of one network.
     for key, (condition, why) in info.get("moot", {}).items():
         if key in given and registry.expression(condition, values):
@@ -240,11 +245,15 @@ def of(kind: str, part: Part) -> Component:
     return found
 
 
+def _inner(given: Any) -> Component:
+    """The dataset that another is made of, as a part or as text."""
+    return of("dataset", given if isinstance(given, Part) else parse(str(given), "dataset"))
+
+
 def load(kind: str, name: str, values: Mapping[str, object]) -> Any:
     """The dataset, network or score model itself. A plug-in's dataset may be two tensors: images in [0,1], labels."""
     if "of" in (info := registry.info(kind, name)):
-        inner = values[info["of"]]
-        values = {**values, info["of"]: find(kind, inner if isinstance(inner, str) else show(inner).strip("()")).images}  # type: ignore[arg-type]
+        values = {**values, info["of"]: _inner(values[info["of"]]).images}
     made = registry.factory(kind, name)(**values)
     if isinstance(made, tuple):
         # Imported here, for it loads torch.

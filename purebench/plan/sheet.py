@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from purebench.errors import UserError
-from purebench.plan import grid, layouts
+from purebench.plan import grid
+from purebench.plan import places as meeting
 from purebench.plan.layouts import Cells, Layout, Number
 
 # What a defense does to clean images depends on none of these.
@@ -46,6 +47,7 @@ class Sheet:
     layout: Layout
     places: list[list[Place]]
     scaled: str = ""
+    changed: str = ""  # what the command line says in place of the file
 
 
 def key(cell: Mapping[str, Any]) -> str:
@@ -82,7 +84,7 @@ def of(layout: Layout, options: Cells, *, baselines: bool = False) -> Sheet:
         return known[name]
 
     lines = []
-    for row, places in zip(layout.rows, layouts.places(layout, options, baselines=baselines), strict=True):
+    for row, places in zip(layout.rows, meeting.places(layout, options, baselines=baselines), strict=True):
         line = []
         for place in places:
             try:
@@ -92,13 +94,22 @@ def of(layout: Layout, options: Cells, *, baselines: bool = False) -> Sheet:
                 raise UserError(f"`{layout.id}`, row `{row.name}`: {error.message}", error.hint, error.code) from None
             line.append(Place(place.reported, cells, place.needs))
         lines.append(line)
-    return Sheet(layout, lines, _scaled(lines) if layouts.is_scaled(layout, options) else "")
+    scaled = meeting.is_scaled(layout, options)
+    own = {key: options[key] for key in (*meeting.IDENTITY, "subset", "seeds") if key in options and key != "dataset"}
+    own |= {"dataset": options["dataset"]} if "dataset" in options and not scaled else {}
+    changed = "; ".join(f"{key} = {_words(value)}" for key, value in own.items())
+    return Sheet(layout, lines, _scaled(lines) if scaled else "", changed)
+
+
+def _words(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _wanted(cells: Cells) -> list[Wanted]:
+    """One for each seed: a cell of a table is one cell of the plan."""
     return [
         Wanted(key(data), clean_key(data), job.images, job.cell.seed, (*job.stand_in, *_stand_in(cells, job)))
-        for job in grid.jobs(layouts.as_grid(cells))
+        for job in grid.jobs(meeting.as_grid(cells))
         for data in [job.cell.data()]
     ]
 

@@ -139,7 +139,9 @@ def _read(folder: Path) -> Json:
         data = json.loads(path.read_text(encoding="utf-8"))
         schema = data["schema"]
         kinds = {"schema": int} if schema > SCHEMA else {"id": str, "cell": dict, "runs": list}
-        if not all(isinstance(data[key], kind) for key, kind in kinds.items()) or schema < 1:
+        parts = {"parts": dict} if schema == SCHEMA else {}
+        whole = all(isinstance(data[key], kind) for key, kind in kinds.items())
+        if not whole or not all(isinstance(data["cell"].get(key), kind) for key, kind in parts.items()) or schema < 1:
             raise TypeError("not a cell")
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(

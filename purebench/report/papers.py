@@ -17,22 +17,29 @@ from typing import Any
 
 from purebench.errors import UserError, unknown
 from purebench.plan import sheet as plan
-from purebench.plan.layouts import Column, Number, Row
+from purebench.plan.layouts import CLEAN, Column, Number, Row
 from purebench.plan.sheet import Place, Sheet, Wanted
+from purebench.records import frame
+from purebench.records import store as records
 from purebench.records.store import Log
-from purebench.report import metrics
+from purebench.report import markdown, metrics, tables
 from purebench.report.metrics import Value
 
 FORMATS = ("md", "tex", "csv", "json")
 MISSING = "–"
 QUOTED = "†"
 STAND_IN = "‡"
-CLEAN = ("clean", "undefended")  # metrics of a defense, whatever attacked it
+MASKED = "§"
+NOT_RUN = "not run yet"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One place filled in. `std`: over `seeds`, where there are several; `low`, `high`: of one seed."""
+    """One place filled in.
+
+    `std`: over `seeds`, where there are several; `low`, `high`: of one seed; `logs`: what it was made of, cut to the images that all of
+    these have; `masked`: every gradient attack was blind, so that the number proves nothing; `why`: there is no number.
+    """
 
     row: Row
     column: Column
@@ -44,9 +51,10 @@ class Entry:
     images: int = 0
     evals: int | None = None
     seeds: tuple[int, ...] = ()
-    cells: tuple[str, ...] = ()
+    logs: tuple[Log, ...] = ()
     stand_in: tuple[str, ...] = ()
-    why: str = ""  # there is no number
+    masked: bool = False
+    why: str = ""
 
     @property
     def measured(self) -> bool:
@@ -64,7 +72,7 @@ def render(
 ) -> str:
     """The table as text that ends in a newline. honest: with our columns beside the paper's; compare: with the reported value, the
     difference, and whether the interval covers it; fill: the command that makes what is missing. Raises UserError for an unknown format,
-    and for a comparison of a scaled table."""
+    and for a comparison of a table that is scaled, or of other cells than the file's."""
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
     if compare and table.scaled:
@@ -72,14 +80,19 @@ def render(
             f"`--compare` of `{table.layout.id}` on the digits: no number of a scaled table compares with the paper",
             "leave out `--compare`, or `--dataset digits`",
         )
-    records = _Records(logs)
-    entries = [_line(table, i, records, honest) for i in range(len(table.layout.rows))]
+    if compare and (other := table.changed):
+        raise UserError(
+            f"`--compare` of `{table.layout.id}` with {other}: the paper's numbers are of other cells",
+            "leave out `--compare`, or these options",
+        )
+    found = _Records(logs)
+    entries = [_line(table, i, found, honest) for i in range(len(table.layout.rows))]
     if format == "json":
         return json.dumps(_tidy(table, entries), indent=1, ensure_ascii=False) + "\n"
     if format == "csv":
         return _csv(_tidy(table, entries))
     matrix = _Matrix(table, entries, compare)
-    notes = _notes(table, entries, records, compare, fill)
+    notes = _notes(table, entries, found, fill)
     return (_tex if format == "tex" else _markdown)(table, matrix, notes)
 
 
@@ -91,27 +104,26 @@ class _Records:
 
     def __init__(self, logs: Iterable[Log]):
         self.cells: dict[str, Log] = {}
-        self.clean: dict[str, Log] = {}
+        self.clean: dict[str, list[Log]] = defaultdict(list)
         self.twice: dict[str, list[str]] = defaultdict(list)
-        # The newest last, so that it is the one that stays.
-        for log in sorted(logs, key=_started):
+        # The newest last, so that it is the one that stays. Copies of one cell are not two: the one with the most images is kept.
+        for log in sorted(frame.settled(logs), key=_started):
             if not metrics.judged(log):
                 continue
             key = plan.key(log.cell)
-            if (old := self.cells.get(key)) and old.id != log.id:
-                self.twice[log.id].append(old.id)
+            if key in self.cells:
+                self.twice[log.id].append(self.cells[key].id)
             self.cells[key] = log
         for log in self.cells.values():
-            clean = plan.clean_key(log.cell)
-            if clean not in self.clean or _extent(log) > _extent(self.clean[clean]):
-                self.clean[clean] = log
+            self.clean[plan.clean_key(log.cell)].append(log)
 
     def of(self, one: Wanted, metric: str) -> Log | None:
-        """The log that speaks for a cell, cut to the table's images: accuracies of one row are then of the same ones."""
-        log = self.clean.get(one.clean) if metric in CLEAN else self.cells.get(one.key)
-        if log is None or len(log.images) <= one.images:
-            return log
-        return replace(log, images=[line for line in log.images if line["position"] < one.images])
+        """The log that speaks for a cell: its own, or for what attacks do not change the one that has the most."""
+        if metric not in CLEAN:
+            return self.cells.get(one.key)
+        return max(
+            self.clean.get(one.clean, []), key=lambda log: (not _short(log, one.images), _extent(log)), default=None
+        )
 
 
 def _started(log: Log) -> str:
@@ -123,6 +135,35 @@ def _extent(log: Log) -> tuple[int, int]:
     return len(lines), sum(len(line["clean"]) for line in lines)
 
 
+def _short(log: Log, images: int) -> str:
+    """Why a log is not yet what a table of so many images asks for; empty if it is. A run that asked for fewer images is done with these:
+    the table then says so. One that was cut off may have the easy ones."""
+    positions = {line["position"] for line in metrics.judged(log)}
+    wanted = log.runs[-1].get("wanted") if log.runs else None
+    needed = min(images, wanted or max(positions, default=-1) + 1)
+    have = sum(position < needed for position in positions)
+    if have == needed:
+        return ""
+    lost = sum(line["position"] < needed for line in log.images) - have
+    return f"the attack made no image: {lost} of {needed}" if lost else f"unfinished: {have} of {needed} images"
+
+
+def _makes(logs: Iterable[Log]) -> dict[str, set[str]]:
+    """Of each part, as a cell names it, the versions and weights that these logs are of."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for log in logs:
+        for kind, part in records.parts(log.cell).items():
+            if kind not in ("attack", "gradient"):  # which differ from column to column
+                named = f"{kind} {log.cell.get(kind.partition('.')[0], '')}".strip()
+                found[named].add(f"{part.get('version')} {part.get('hash')}")
+    return found
+
+
+def _mixed(logs: Iterable[Log]) -> list[str]:
+    """The parts of which these logs know more than one version or weights."""
+    return sorted(name for name, makes in _makes(logs).items() if len(makes) > 1)
+
+
 def _line(table: Sheet, i: int, records: _Records, honest: bool) -> list[Entry]:
     """The entries of a row, those that are means of others last."""
     row = table.layout.rows[i]
@@ -132,76 +173,89 @@ def _line(table: Sheet, i: int, records: _Records, honest: bool) -> list[Entry]:
     return [_mean(entry, line) if entry.column.mean else entry for entry in line]
 
 
+Logs = list[list[list[Log]]]  # of a place: averaged over, of these the worst, seeds
+
+
 def _entry(row: Row, column: Column, place: Place, records: _Records) -> Entry:
     entry = Entry(row, column, place.reported)
     if place.needs:
         return replace(entry, why=f"needs {', '.join(name.replace(':', ' ') for name in place.needs)}")
     if not place.wanted:
         return entry
-    parts = [_worst(column, worst, records) for worst in place.wanted]
-    if missing := [part for part in parts if isinstance(part, str)]:
-        return replace(entry, why=missing[0])
-    found = [part for part in parts if not isinstance(part, str)]
-    return _averaged(entry, found, place)
+    found = _gathered(column, place, records)
+    return replace(entry, why=found) if isinstance(found, str) else _filled(entry, place, found)
 
 
-@dataclass(frozen=True)
-class _Found:
-    """A metric over the seeds of one cell."""
+def _gathered(column: Column, place: Place, records: _Records) -> Logs | str:
+    """The logs of a place, cut to the images that all of them have; or why there is no number. Of a table's attacks, seeds and datasets
+    one that is missing, or is not done, would flatter the defense."""
+    logs: Logs = []
+    for worst in place.wanted:
+        logs.append([])
+        for seeds in worst:
+            logs[-1].append([])
+            for one in seeds:
+                log = records.of(one, column.metric)
+                if log is None:
+                    return NOT_RUN
+                if short := _short(log, one.images):
+                    return short
+                logs[-1][-1].append(log)
+    everything = [log for worst in logs for seeds in worst for log in seeds]
+    if mixed := _mixed(everything):
+        return f"its records are of different versions or weights ({', '.join(mixed)})"
+    most = min(one.images for worst in place.wanted for seeds in worst for one in seeds)
+    common = set(range(most)).intersection(*({line["position"] for line in metrics.judged(log)} for log in everything))
+    if not common:
+        return "its records have no image in common"
+    return [[[_cut(log, common) for log in seeds] for seeds in worst] for worst in logs]
 
-    of: Value
-    std: float | None
-    seeds: tuple[int, ...]
-    cells: tuple[str, ...]
+
+def _cut(log: Log, positions: set[int]) -> Log:
+    return replace(log, images=[line for line in log.images if line["position"] in positions])
 
 
-def _averaged(entry: Entry, found: Sequence[_Found], place: Place) -> Entry:
-    """The mean over datasets, severities and the like; its interval is that of a single one, else none."""
-    single = len(found) == 1
-    evals = [one.of.evals for one in found if one.of.evals is not None]
-    stand_ins = [name for worst in place.wanted for seeds in worst for one in seeds for name in one.stand_in]
+def _filled(entry: Entry, place: Place, logs: Logs) -> Entry:
+    """The entry with its number: the mean over datasets, severities and the like; its interval is that of a single one, else none."""
+    column, seeds = entry.column, tuple(one.seed for one in place.wanted[0][0])
+    parts = [_least(column, worst) for worst in logs]
+    found = [part for part in parts if part is not None]
+    if len(found) < len(parts):
+        return replace(entry, why=f"its records have no `{column.metric}`")
+    single = found[0] if len(found) == 1 else None
+    everything = [log for worst in logs for mates in worst for log in mates]
+    stand_ins = [name for worst in place.wanted for mates in worst for one in mates for name in one.stand_in]
     return replace(
         entry,
-        value=fmean(one.of.value for one in found),
+        value=fmean(value.value for value, _ in found),
         # Corruptions of the same images are not independent: no interval is better than one too narrow.
-        low=found[0].of.low if single else None,
-        high=found[0].of.high if single else None,
-        std=found[0].std if single else None,
-        images=min(one.of.images for one in found),
-        evals=min(evals, default=None),
-        seeds=found[0].seeds,
-        cells=tuple(dict.fromkeys(cell for one in found for cell in one.cells)),
+        low=single[0].low if single else None,
+        high=single[0].high if single else None,
+        std=single[1] if single else None,
+        images=min(value.images for value, _ in found),
+        evals=min((value.evals for value, _ in found if value.evals is not None), default=None),
+        seeds=seeds,
+        logs=tuple({log.id: log for log in everything}.values()),
         stand_in=tuple(dict.fromkeys(stand_ins)),
+        masked=column.metric not in CLEAN and any(metrics.all_masked({m[0].id: m for m in worst}) for worst in logs),
     )
 
 
-def _worst(column: Column, worst: Sequence[Sequence[Wanted]], records: _Records) -> _Found | str:
-    """The least of several attacks, or why it cannot be told: of a table's attacks one missing would flatter the defense."""
-    by_attack = [[records.of(one, column.metric) for one in seeds] for seeds in worst]
-    # One seed short is short, too: a mean over fewer seeds is another number.
-    if any(log is None for logs in by_attack for log in logs):
-        return "not run yet"
-    known = [[log for log in logs if log is not None] for logs in by_attack]
-    seeds = tuple(one.seed for one in worst[0])
-    cells = tuple(dict.fromkeys(log.id for logs in known for log in logs))
+def _least(column: Column, worst: Sequence[Sequence[Log]]) -> tuple[Value, float | None] | None:
+    """The metric of the attack that is worst for the defense, with its deviation over the seeds; None where a record has none."""
     if column.over == "image":
-        return _over_seeds([_per_image(column.metric, mates) for mates in zip(*known, strict=True)], seeds, cells)
-    found = []
-    for logs in known:
-        one = _over_seeds([metrics.summary(log).get(column.metric) for log in logs], seeds, cells)
-        if isinstance(one, str):
-            return one
-        found.append(one)
-    return min(found, key=lambda one: one.of.value)
+        return _over_seeds([_per_image(column.metric, mates) for mates in zip(*worst, strict=True)])
+    found = [_over_seeds([metrics.summary(log).get(column.metric) for log in mates]) for mates in worst]
+    known = [one for one in found if one is not None]
+    return min(known, key=lambda one: one[0].value) if len(known) == len(found) else None
 
 
-def _over_seeds(values: Sequence[Value | None], seeds: tuple[int, ...], cells: tuple[str, ...]) -> _Found | str:
+def _over_seeds(values: Sequence[Value | None]) -> tuple[Value, float | None] | None:
     known = [value for value in values if value is not None]
-    if len(known) < len(values) or not known:
-        return "its records have no such metric"
+    if len(known) < len(values):
+        return None
     # Over seeds the papers print the sample deviation.
-    std = stdev(value.value for value in known) if len(known) > 1 else None
-    return _Found(metrics.pool(known), std, seeds, cells)
+    return metrics.pool(known), stdev(value.value for value in known) if len(known) > 1 else None
 
 
 def _per_image(metric: str, logs: Sequence[Log]) -> Value | None:
@@ -210,14 +264,18 @@ def _per_image(metric: str, logs: Sequence[Log]) -> Value | None:
 
 
 def _mean(entry: Entry, line: Sequence[Entry]) -> Entry:
-    """A column that is the mean of others: of what was measured in them."""
-    parts = [other for other in line if other.column.number in entry.column.mean and other.column is not entry.column]
-    values = [part.value for part in parts if part.value is not None]
+    """A column that is the mean of the paper's others: of what was measured in them."""
+    parts = [other for other in line if other.column.number in entry.column.mean and not other.column.honest]
+    parts = [part for part in parts if not part.column.mean]
     # A mean of one column would pass for a mean of two.
-    if not parts or len(values) < len(parts):
-        return entry
+    if any(part.value is None for part in parts):
+        return replace(entry, why=next((part.why for part in parts if part.why), ""))
     return replace(
-        entry, value=fmean(values), cells=tuple(dict.fromkeys(cell for part in parts for cell in part.cells))
+        entry,
+        value=fmean(part.value for part in parts if part.value is not None),
+        logs=tuple({log.id: log for part in parts for log in part.logs}.values()),
+        stand_in=tuple(dict.fromkeys(name for part in parts for name in part.stand_in)),
+        masked=any(part.masked for part in parts),
     )
 
 
@@ -254,7 +312,8 @@ def _measured(entry: Entry) -> str:
         spread = ""
     else:
         spread = f" ±{100 * max(entry.high - value, value - entry.low):.1f}"
-    return f"{100 * value:.1f}{spread}" + (f" {STAND_IN}" if entry.stand_in else "")
+    marks = (STAND_IN if entry.stand_in else "") + (MASKED if entry.masked else "")
+    return f"{100 * value:.1f}{spread} {marks}".rstrip()
 
 
 class _Matrix:
@@ -295,30 +354,30 @@ class _Matrix:
         return self.compare and bool(column.number and column.metric)
 
     def _best(self, entries: list[list[Entry]]) -> set[tuple[int, int]]:
-        """Places that are printed bold. Of a scaled table only what was measured is compared, among itself."""
+        """Places that are printed bold: the best of what may be compared. Nothing scaled, and nothing on a stand-in, is held against a
+        quoted number; a masked one proves nothing."""
         found = set()
         for j, column in enumerate(entry.column for entry in entries[0]):
             if not column.best:
                 continue
             for panel in {line[0].row.panel for line in entries}:
-                values = {
-                    i: value
-                    for i, line in enumerate(entries)
-                    if line[0].row.panel == panel and (value := self._comparable(line[j])) is not None
+                lines = [(i, line[j]) for i, line in enumerate(entries) if line[0].row.panel == panel]
+                quoted = {i: value for i, entry in lines if (value := self._quoted(entry)) is not None}
+                values = quoted | {
+                    i: round(100 * entry.value, 4)
+                    for i, entry in lines
+                    if entry.value is not None and not entry.masked and not (quoted and entry.stand_in)
                 }
                 if len(values) > 1:
                     best = (max if column.best == "max" else min)(values.values())
                     found |= {(id(entries[i][0].row), j) for i, value in values.items() if value == best}
         return found
 
-    def _comparable(self, entry: Entry) -> float | None:
-        if entry.value is not None:
-            return round(100 * entry.value, 4)
+    def _quoted(self, entry: Entry) -> float | None:
+        """A number that is only quoted; what is not run yet prints a dash, and wins nothing."""
         value = entry.reported[0] if isinstance(entry.reported, tuple) else entry.reported
-        quoted = (
-            entry.row.cells is None and not self.table.scaled
-        )  # what is not run yet prints a dash, and wins nothing
-        return float(value) if quoted and isinstance(value, float | int) else None
+        only = entry.row.cells is None and not entry.measured and not self.table.scaled
+        return float(value) if only and isinstance(value, float | int) else None
 
     def _block(self, lines: list[list[Entry]], panel: str) -> list[tuple[str, list[list[str]]]]:
         """(group, its lines of words), in order."""
@@ -396,16 +455,18 @@ def _side_by_side(blocks: list[list[tuple[str, list[list[str]]]]], widths: list[
     return lines
 
 
-def _notes(table: Sheet, entries: list[list[Entry]], records: _Records, compare: bool, fill: str) -> list[str]:
+def _notes(table: Sheet, entries: list[list[Entry]], found: _Records, fill: str) -> list[str]:
     """What a reader must know to believe or repeat the numbers."""
     layout = table.layout
     flat = [entry for line in entries for entry in line]
     measured = [entry for entry in flat if entry.measured and entry.column.metric]
-    notes = []
+    notes = [f"Other than in the file: {table.changed}."] if table.changed else []
     if any(not entry.measured and isinstance(entry.reported, float | int | tuple) and not entry.why for entry in flat):
         notes.append(f"{QUOTED} quoted: {layout.quoted or layout.cite or 'as the paper prints it'}.")
     if stand_ins := list(dict.fromkeys(name for entry in measured for name in entry.stand_in)):
         notes.append(f"{STAND_IN} not paper-comparable, for what stands in: {'; '.join(stand_ins)}.")
+    if any(entry.masked for entry in flat):
+        notes.append(f"{MASKED} every gradient attack was masked: no evidence of robustness.")
     if measured:
         notes += _protocol(table, measured)
     over = {entry.column.over for entry in measured if entry.column.over}
@@ -419,32 +480,45 @@ def _notes(table: Sheet, entries: list[list[Entry]], records: _Records, compare:
             whys[entry.why].append(entry.row.name)
     for why, names in whys.items():
         notes.append(f"{MISSING} {why}: {', '.join(dict.fromkeys(names))}.")
-    if fill and any(entry.why == "not run yet" for entry in flat):
+    if fill and any(entry.why == NOT_RUN or entry.why.startswith("unfinished") for entry in flat):
         notes.append(f"Fill it with: `{fill}`")
-    used = {cell for entry in flat for cell in entry.cells}
-    for new, old in records.twice.items():
+    used = {log.id: log for entry in flat for log in entry.logs}
+    for new, old in found.twice.items():
         if new in used:
             notes.append(
                 f"Several records of one cell, by other versions or weights: {new} is the newest and counts, {', '.join(old)} not."
             )
+    if mixed := _mixed(used.values()):
+        notes.append(f"Not all numbers are of the same versions or weights of {', '.join(mixed)}.")
+    notes += [f"Warning: {doubt}" for doubt in tables.doubts(used.values())]
     return notes + [note if note.endswith(".") else f"{note}." for note in layout.notes]
 
 
 def _protocol(table: Sheet, measured: Sequence[Entry]) -> list[str]:
-    images = sorted({entry.images for entry in measured})
+    """On how many images and evaluations, place by place where they differ; and what stands behind the ±."""
     wanted = max(
         one.images for line in table.places for place in line for worst in place.wanted for s in worst for one in s
     )
+    by_count: dict[int, list[str]] = defaultdict(list)
+    for entry in measured:
+        by_count[entry.images].append(f"{entry.column.title} of {entry.row.name}")
+    usual = max(by_count, key=lambda count: len(by_count[count]))
+    said = f"Measured: {usual} images" + (f" of the table's {wanted}" if usual < wanted else "")
+    # What stands on fewer images than its neighbours must be seen to do so.
+    others = [f"{count}: {_some(by_count[count])}" for count in sorted(by_count) if count != usual]
+    said += f" ({'; '.join(others)})" if others else ""
     evals = sorted({entry.evals for entry in measured if entry.evals})
-    # What was measured on fewer images than the table has must be seen to be.
-    said = f"Measured: {_range(images)} images"
-    if images[0] < wanted:
-        said += f" of the table's {wanted}"
     said += f", {_range(evals)} fresh evaluation{'s' * (evals != [1])} each" if evals else ""
-    several = any(entry.std is not None for entry in measured)
-    return [
-        f"{said}; ± {'the standard deviation over seeds' if several else 'the farther end of the 95 % Wilson interval'}."
-    ]
+    spreads = {entry.std is not None for entry in measured if entry.std is not None or entry.low is not None}
+    behind = {
+        True: "the standard deviation over seeds",
+        False: "the farther end of the 95 % Wilson interval (one seed)",
+    }
+    return [f"{said}."] + [f"±: {' or '.join(behind[several] for several in sorted(spreads))}."] * bool(spreads)
+
+
+def _some(names: Sequence[str], limit: int = 4) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def _range(numbers: Sequence[int]) -> str:
@@ -456,13 +530,9 @@ def _range(numbers: Sequence[int]) -> str:
 
 def _markdown(table: Sheet, matrix: _Matrix, notes: Sequence[str]) -> str:
     def word(text: str) -> str:
-        text = " ".join(text.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*").replace("<", "\\<").split())
-        return text.replace(_BOLD, "**").replace(_LINE, "__")
+        return markdown.escape(text).replace(_BOLD, "**").replace(_LINE, "__")
 
-    lines = [f"### {word(table.layout.title)}"]
-    if table.scaled:
-        lines.append(table.scaled)
-    lines.append("")
+    lines = [f"### {word(table.layout.title)}", *([table.scaled] if table.scaled else []), ""]
     header = [word(title) for title in matrix.header]
     body = [
         [f"*{word(line)}*", *[""] * (len(header) - 1)] if isinstance(line, str) else list(map(word, line))
@@ -471,18 +541,7 @@ def _markdown(table: Sheet, matrix: _Matrix, notes: Sequence[str]) -> str:
     if len(matrix.spans) > 1:
         spans = [word(title) for title, width in matrix.spans for title in [title, *[""] * (width - 1)]]
         header, body = spans, [[f"**{title}**" if title else "" for title in header], *body]
-    widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
-
-    def row(words: Sequence[str]) -> str:
-        pads = [str.ljust if left else str.rjust for left in matrix.left]
-        return "| " + " | ".join(pad(text, width) for pad, text, width in zip(pads, words, widths, strict=True)) + " |"
-
-    rule = (
-        "|"
-        + "|".join("-" * (w + 2) if left else "-" * (w + 1) + ":" for w, left in zip(widths, matrix.left, strict=True))
-        + "|"
-    )
-    lines += [row(header), rule, *map(row, body)]
+    lines += markdown.table(header, body, matrix.left)
     if notes:
         lines += ["", *(f"- {note}" for note in notes)]
     return "\n".join(lines) + "\n"
@@ -491,7 +550,9 @@ def _markdown(table: Sheet, matrix: _Matrix, notes: Sequence[str]) -> str:
 _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$", "*": r"$^*$",
-    "±": r"$\pm$", "–": "--", "†": r"$^\dagger$", "‡": r"$^\ddagger$",
+    "±": r"$\pm$", "–": "--", "†": r"$^\dagger$", "‡": r"$^\ddagger$", "§": r"$^\S$", "−": "$-$", "×": r"$\times$", "≤": r"$\leq$",
+    "≥": r"$\geq$", "→": r"$\rightarrow$", "α": r"$\alpha$", "β": r"$\beta$", "γ": r"$\gamma$", "δ": r"$\delta$", "ε": r"$\epsilon$",
+    "η": r"$\eta$", "λ": r"$\lambda$", "μ": r"$\mu$", "σ": r"$\sigma$", "τ": r"$\tau$",
 }  # fmt: skip
 
 
@@ -549,7 +610,8 @@ def _tidy(table: Sheet, entries: list[list[Entry]]) -> list[dict[str, Any]]:
                     "column": entry.column.title, "metric": entry.column.metric, "reported": entry.reported, "value": _rounded(entry.value),
                     "low": _rounded(entry.low), "high": _rounded(entry.high), "std": _rounded(entry.std), "images": entry.images or None,
                     "evals": entry.evals, "seeds": " ".join(map(str, entry.seeds)), "stand_in": "; ".join(entry.stand_in),
-                    "scaled": bool(table.scaled), "missing": entry.why, "cells": " ".join(entry.cells),
+                    "masked": entry.masked, "scaled": bool(table.scaled), "missing": entry.why,
+                    "cells": " ".join(log.id for log in entry.logs),
                 }
             )  # fmt: skip
     return rows

@@ -19,7 +19,7 @@ from purebench.errors import UserError, unknown
 from purebench.records import frame
 from purebench.records import store as records
 from purebench.records.store import Log, Record
-from purebench.report import metrics
+from purebench.report import markdown, metrics
 from purebench.report.metrics import Value
 from purebench.spec import show
 
@@ -284,13 +284,6 @@ def _grid_rows(table: _Table) -> list[Row]:
 # ---- Markdown ------------------------------------------------------------------------------------
 
 
-def _escape(text: str) -> str:
-    """A word of a Markdown table: `|` would end it, `*`, `<` and a backtick would format it."""
-    for char in "\\|*<`":
-        text = text.replace(char, "\\" + char)
-    return " ".join(text.split())
-
-
 def _code(text: str, width: int = 100) -> str:
     """Inside backticks, on one line."""
     text = " ".join(text.split()).replace("`", "'")
@@ -330,18 +323,6 @@ def _time(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
-def _lines(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
-    """An aligned Markdown table; the first `left` columns are flush left, the others right."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    pads = [str.ljust if i < left else str.rjust for i in range(len(header))]
-
-    def line(words: Sequence[str]) -> str:
-        return "| " + " | ".join(pad(word, width) for pad, word, width in zip(pads, words, widths, strict=True)) + " |"
-
-    rule = "|" + "|".join("-" * (w + 2) if i < left else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
-    return [line(header), rule, *map(line, rows)]
-
-
 def _header(column: str) -> str:
     """`transfer:from=(reverse-sde)` is short as `from reverse-sde`."""
     # Only where the source is all that it says: with another parameter, or one within another, the short form would be ambiguous.
@@ -356,7 +337,7 @@ def _grid_table(table: _Table) -> list[str]:
     own = {column for _, column, metric in table.values if metric == "aa"}
     header = ["defense", "clean"]
     for column in attacks:
-        title = _escape(_header(column))
+        title = markdown.escape(_header(column))
         header += [title, f"{title} (aa)"] if column in own else [title]
     header += [STRONGEST, "per image", "NFE/image", "time"]
 
@@ -365,7 +346,7 @@ def _grid_table(table: _Table) -> list[str]:
     # The bare classifier leads, as what the others are to be measured by; a defense without an attack comes last.
     for defense in sorted(strong, key=lambda d: (d != "none", -(v.value if (v := strong[d]) else -1.0), d)):
         best, mine = table.best[defense], cells[cells.defense == defense]
-        row = [_escape(defense), _percent(table.clean(defense))]
+        row = [markdown.escape(defense), _percent(table.clean(defense))]
         for column in attacks:
             text = _percent(table.value(defense, column, "robust"))
             row += [f"**{text}**" if best and column == best.attack else text]
@@ -380,7 +361,7 @@ def _grid_table(table: _Table) -> list[str]:
     title = f"### {dataset}, {threat}" if threat != "-" else f"### {dataset}"
     models = f"Classifier {_code(classifier)}" + (f", score model {_code(score)}." if score != "-" else ".")
     notes = _notes(table) + [f"**Warning:** {text}" for text in _warnings(table)]
-    return [title, "", models, "", *_lines(header, rows), "", *(f"- {note}" for note in notes), ""]
+    return [title, "", models, "", *markdown.table(header, rows), "", *(f"- {note}" for note in notes), ""]
 
 
 def _marks(table: _Table, defense: str) -> str:
@@ -514,9 +495,20 @@ def _warnings(table: _Table) -> Iterator[str]:
         yield f"not paper-comparable, for what stands in: {'; '.join(stand_ins)}."
     yield from _not_finite(table.cells)
     yield from _masked(table)
+    yield from _blind(table)
     yield from _incomplete(table)
     yield from _doubtful_networks(table.cells)
     yield from _without_images(table.cells)
+
+
+def doubts(logs: Iterable[Log]) -> list[str]:
+    """What makes a number of these records weaker than it looks, in whatever layout it is printed; each said once."""
+    logs, found = list(logs), dict[str, None]()
+    for table in _tables(_cells(logs)) if logs else ():
+        cells = table.cells
+        for warnings in (_suspicious(table), _not_finite(cells), _masked(table), _doubtful_networks(cells)):
+            found |= dict.fromkeys(warnings)
+    return list(found)
 
 
 def _suspicious(table: _Table) -> Iterator[str]:
@@ -612,7 +604,7 @@ def _stopped_too_early(line: Record) -> bool:
 
 
 def _masked(table: _Table) -> Iterator[str]:
-    """Attacks whose gradient vanished, and defenses on which all of them did."""
+    """Attacks whose gradient vanished."""
     shares = (numbers.get("masked") for numbers in table.cells.numbers)
     counts = [round(s.value * s.images) if s and s.value >= metrics.MASKED else 0 for s in shares]
     if any(counts):
@@ -621,6 +613,10 @@ def _masked(table: _Table) -> Iterator[str]:
             f"{_tally(table.cells, counts)}; such an attack proves little: try another gradient (`bpda-eot`), "
             "another loss (`loss=margin`) or a transfer."
         )
+
+
+def _blind(table: _Table) -> Iterator[str]:
+    """Defenses whose headline is marked."""
     if blind := [defense for defense, attacks in table.attacks.items() if metrics.all_masked(attacks)]:
         yield f"{MARK} every gradient attack on {_list(blind)} was masked: the headline is no evidence of robustness."
 
@@ -634,10 +630,10 @@ def _tidy_markdown(logs: Sequence[Log]) -> str:
     def word(value: str | float | None) -> str:
         if value is None:
             return MISSING
-        return f"{value:g}" if isinstance(value, float) else _escape(str(value))
+        return f"{value:g}" if isinstance(value, float) else markdown.escape(str(value))
 
     rows = [[word(row[key]) for key in COLUMNS] for row in tidy(logs)]
-    return "\n".join(_lines(COLUMNS, rows, left=8)) + "\n"
+    return "\n".join(markdown.table(COLUMNS, rows, left=8)) + "\n"
 
 
 def _grid_markdown(logs: Sequence[Log]) -> str:
