@@ -25,7 +25,7 @@ def record(position, evals=2, **more):
 
 
 def opened(folder):
-    return records.Store(folder, "the-id", {"defense": "coup"}, SHAPE, {"started": "now"})
+    return records.Store(folder, "the-id", {"defense": "coup", "parts": {}}, SHAPE, {"started": "now"})
 
 
 def append(store, positions, salt=0, **more):
@@ -183,6 +183,7 @@ NO_CELLS = [
     '{"schema": "1"}',
     '{"schema": 1}',
     '{"schema": 1, "id": 3, "cell": {}, "runs": []}',
+    '{"schema": 2, "id": "x", "cell": {"defense": "coup"}, "runs": []}',
 ]
 
 
