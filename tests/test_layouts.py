@@ -210,7 +210,9 @@ def test_the_worst_attack_counts_and_a_missing_one_is_a_dash():
 def test_numbers_are_of_the_tables_images_alone():
     table = sheet.of(made(), {"images": 50})
     logs = [recorded(table, 1, 40, name=k, clean=45) for k in (0, 1)]
-    assert entries(papers.render(table, logs))["COUP"] == ["90.0 ±11.4", "**80.0 ±13.0**"]
+    text = papers.render(table, logs)
+    assert entries(text)["COUP"] == ["90.0 ±11.4", "**80.0 ±13.0**"]
+    assert "Warning: 50 images: a difference under about 20 points is chance" in text
 
 
 def test_of_two_versions_the_newest_counts_and_the_other_is_named():

@@ -482,11 +482,7 @@ def _notes(table: _Table) -> list[str]:
 
 def _warnings(table: _Table) -> Iterator[str]:
     """What makes a number of this table weaker than it looks: what happened, and what to do."""
-    counted = table.whole.images[table.whole.evals > 0]
-    if len(counted) and (few := counted.min()) < 100:
-        # The difference of two shares near 1/2, where chance is largest: a warning that is too cautious flatters nobody.
-        gap = 100 * metrics.Z * (0.5 / few) ** 0.5
-        yield f"{few} images: a difference under about {gap:.0f} points is chance; take 500 for a claim (`--images 500`)."
+    yield from _few(table)
     yield from _suspicious(table)
     names = (
         name for log in table.cells.log for record in (log.cell, *log.runs) for name in record.get("stand_in") or ()
@@ -501,12 +497,27 @@ def _warnings(table: _Table) -> Iterator[str]:
     yield from _without_images(table.cells)
 
 
+def _few(table: _Table) -> Iterator[str]:
+    """So few images that chance alone makes differences."""
+    counted = table.whole.images[table.whole.evals > 0]
+    if len(counted) and (few := counted.min()) < 100:
+        # The difference of two shares near 1/2, where chance is largest: a warning that is too cautious flatters nobody.
+        gap = 100 * metrics.Z * (0.5 / few) ** 0.5
+        yield f"{few} images: a difference under about {gap:.0f} points is chance; take 500 for a claim (`--images 500`)."
+
+
 def doubts(logs: Iterable[Log]) -> list[str]:
     """What makes a number of these records weaker than it looks, in whatever layout it is printed; each said once."""
     logs, found = list(logs), dict[str, None]()
     for table in _tables(_cells(logs)) if logs else ():
         cells = table.cells
-        for warnings in (_suspicious(table), _not_finite(cells), _masked(table), _doubtful_networks(cells)):
+        for warnings in (
+            _few(table),
+            _suspicious(table),
+            _not_finite(cells),
+            _masked(table),
+            _doubtful_networks(cells),
+        ):
             found |= dict.fromkeys(warnings)
     return list(found)
 
