@@ -259,12 +259,14 @@ def need(name: str) -> Path:
 
 
 def bring(names: list[str]) -> str:
-    """How to get what is missing: fetched, or trained where nobody published it."""
-    fetched = [name for name in names if name in table()]
+    """How to get what is missing: fetched, trained where nobody published it, or supplied where nobody may hand it on."""
+    known = table()
+    yours = [known[name]["yours"] for name in names if "yours" in known.get(name, {})]
+    fetched = [name for name in names if name in known and "yours" not in known[name]]
     ways = [f"`purebench fetch {' '.join(fetched)}`"] if fetched else []
     folder = cache_folder() / "trained"
-    ways += [f"`purebench train {name} --out {folder}` (minutes)" for name in names if name not in fetched]
-    return " and ".join(ways)
+    ways += [f"`purebench train {name} --out {folder}` (minutes)" for name in names if name not in known]
+    return " and ".join(ways + [f"your own images: {how}" for how in yours])
 
 
 def unreleased(name: str) -> UserError:

@@ -10,6 +10,7 @@ A subset is a rule that says which dataset index each position 0, 1, 2, .. of a 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import struct
 import tomllib
@@ -18,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from purebench import assets
 from purebench.errors import UserError, unknown
 
 Table = dict[str, Any]  # of a TOML file: what its values are is known by whoever reads the key
@@ -62,6 +64,14 @@ def base(name: str, values: Mapping[str, Any]) -> str:
     return (
         str(inner).strip("()").partition(":")[0] if isinstance(inner, str) else base(inner.name, dict(inner.parameters))
     )
+
+
+def supplied(own: Mapping[str, str], folder: object = "") -> tuple[Path, str]:
+    """Where a dataset lies that only its user can supply, there or not, and what the user said of it: the parameter `folder`, else the
+    environment variable that INFO's `own` names; empty where it is the cache's own place."""
+    # Through str: on the command line a name of digits alone is read as a number.
+    given = str(folder) or os.environ.get(own["variable"], "")
+    return (Path(given) if given else assets.path(own["asset"])), given
 
 
 def _less(table: Table, without: list[str]) -> Table:

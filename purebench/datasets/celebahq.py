@@ -16,6 +16,8 @@ INFO = {
         "shape": [3, 256, 256],
         "classes": 2,
         "size": 0,  # known when read
+        "own": {"asset": "data-celebahq", "variable": "PUREBENCH_CELEBAHQ"},
+        "expected": 2993,  # of the 30,000 faces those in CelebA's validation part
         "version": 1,
         "source": "https://github.com/tkarras/progressive_growing_of_gans",
         "licence": "CelebA agreement: non-commercial research",
@@ -29,7 +31,7 @@ ATTRIBUTES, PARTITION, VALIDATION = "list_attr_celeba.txt", "list_eval_partition
 
 def celebahq(*, folder: str = "", attribute: str = "Smiling") -> Images:
     """folder: see above; PUREBENCH_CELEBAHQ if empty. attribute: a column of `list_attr_celeba.txt`. Order: sorted file names."""
-    given = own_folder("celebahq", folder, "PUREBENCH_CELEBAHQ", "data-celebahq", LAYOUT)
+    given = own_folder("celebahq", folder, INFO["celebahq"], LAYOUT)
     # The folder above it is taken too, as of every other dataset.
     root = given / "celebahq" if (given / "celebahq").is_dir() else given
     absent = [name for name in ("images", ATTRIBUTES, PARTITION) if not (root / name).exists()]

@@ -20,6 +20,8 @@ INFO = {
         "shape": [3, 224, 224],
         "classes": CLASSES,
         "size": 0,  # known when read: it depends on `ids`
+        "own": {"asset": "data-imagenet-val", "variable": "PUREBENCH_IMAGENET"},
+        "expected": {"ids=all": 50000, "ids=robustbench": 5000},
         "version": 1,
         "source": "https://image-net.org/download.php",
         "licence": "ImageNet terms of access: non-commercial research",
@@ -35,7 +37,7 @@ NUMBERS = "imagenet_class_to_id_map.json"
 
 def imagenet(*, folder: str = "", resize: int = 256, crop: int = 224, ids: str = "all") -> Images:
     """folder: see LAYOUT; PUREBENCH_IMAGENET if empty. ids: all, or robustbench for its list of 5,000, in its order."""
-    root = own_folder("imagenet", folder, "PUREBENCH_IMAGENET", "data-imagenet-val", LAYOUT)
+    root = own_folder("imagenet", folder, INFO["imagenet"], LAYOUT)
     root = root / "val" if (root / "val").is_dir() else root
     # A class's number is its wnid's rank, for every classifier of ImageNet; asked of RobustBench's table, not of the folder, which may
     # hold a part of the classes.

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from purebench import assets
+from purebench.datasets import supplied
 from purebench.errors import DOWNLOAD, USAGE, UserError
 
 WHOLE = 512 << 20  # bytes: the content of a folder of images up to this size is read for its digest
@@ -148,18 +149,17 @@ def missing(dataset: str, folder: str, message: str) -> UserError:
     return UserError(message, f"{hint}; `{dataset}:folder=PATH` reads a copy of your own", DOWNLOAD)
 
 
-def own_folder(dataset: str, folder: str, variable: str, asset: str, layout: str) -> Path:
-    """The folder of a dataset that only its user can supply: the parameter, else the environment variable, else the cache."""
-    given = str(folder) or os.environ.get(variable, "")
-    # Not `find`: no archive says how the folder is called, and nothing can be fetched.
-    place = Path(given) if given else assets.path(asset)
+def own_folder(dataset: str, folder: str, info: Mapping[str, Any], layout: str) -> Path:
+    """The folder of a dataset that only its user can supply; UserError where there is none. info: the dataset's INFO; layout: what the
+    folder holds."""
+    place, given = supplied(info["own"], folder)
     if place.is_dir():
         return place
     if given:
         raise UserError(f"there is no folder `{given}` for {dataset}", f"it should hold {layout}")
     raise UserError(
         f"{dataset} is yours to supply: no folder is given, and there is no `{place}`",
-        f"write `{dataset}:folder=PATH` or set {variable}; the folder holds {layout}",
+        f"write `{dataset}:folder=PATH` or set {info['own']['variable']}; the folder holds {layout}",
     )
 
 

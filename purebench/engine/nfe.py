@@ -13,12 +13,14 @@ from torch import Tensor, nn
 @dataclass
 class NFE:
     """Calls of networks (each serves all rows of its batch): `forward`, `backward` (vector-Jacobian products), and
-    `recomputed`: forwards and inner backwards done again to save memory, which are not part of the method's cost."""
+    `recomputed`: forwards and inner backwards done again to save memory, which are not part of the method's cost. `only`: the one
+    network whose calls count; None: all."""
 
     forward: int = 0
     backward: int = 0
     recomputed: int = 0
     recomputing: bool = False
+    only: nn.Module | None = None
 
     def _add(self, kind: str) -> None:
         kind = "recomputed" if self.recomputing else kind
@@ -29,9 +31,9 @@ _active: ContextVar[tuple[NFE, ...]] = ContextVar("nfe", default=())
 
 
 @contextmanager
-def counting() -> Iterator[NFE]:
-    """Counts the network calls inside the block; blocks may nest."""
-    counter = NFE()
+def counting(only: nn.Module | None = None) -> Iterator[NFE]:
+    """Counts the network calls inside the block, all or those of one network; blocks may nest."""
+    counter = NFE(only=only)
     token = _active.set((*_active.get(), counter))
     try:
         yield counter
@@ -59,9 +61,11 @@ def watch(network: nn.Module) -> nn.Module:
     return network
 
 
-def _count(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _count(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     own = args[0].view_as(args[0])  # of this call alone: x may serve others
     for counter in _active.get():
+        if counter.only not in (None, module):
+            continue
         counter._add("forward")
         if own.requires_grad:
             own.register_hook(lambda _grad, counter=counter: counter._add("backward"))

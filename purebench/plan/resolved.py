@@ -98,7 +98,27 @@ class Component:
         """Assets that are not in the cache, and networks that are not trained yet."""
         trained = self.info.get("trained")
         untrained = [trained] if trained and not self._trained_file.is_file() else []
-        return [name for name in self.assets if not assets.present(name)] + untrained
+        unsupplied = [self.info["own"]["asset"]] if self.unsupplied else []
+        return [name for name in self.assets if not assets.present(name)] + untrained + unsupplied
+
+    @property
+    def unsupplied(self) -> bool:
+        """Whether it is a dataset that only its user can supply, nothing is said of where it is, and it is not in the cache either. What
+        a folder that was named has, or that it is not there, is told when it is read."""
+        if self.inner:
+            return self.inner.unsupplied
+        if "own" not in self.info:
+            return False
+        place, given = datasets.supplied(self.info["own"], self.values["folder"])
+        return not given and not place.is_dir()
+
+    @property
+    def _expected(self) -> int:
+        """How many images a dataset has that is not here; INFO's `expected`, a number or one for each value of a parameter."""
+        expected = self.info["expected"]
+        if isinstance(expected, int):
+            return expected
+        return next(n for text, n in expected.items() if str(self.values[text.partition("=")[0]]) == text.partition("=")[2])
 
     @property
     def _trained_file(self) -> Path:
@@ -114,7 +134,7 @@ class Component:
             return str(self.info.get("digest") or self.info["sha256"])
         if self.kind == "dataset":
             # A plan is made, and its cells named, before the files are fetched.
-            return self.published if self.assets and self.missing else self.images.digest
+            return self.published if self.missing else self.images.digest
         if "trained" in self.info:
             return assets.hashed(self._trained_file)
         if self.where:
@@ -166,7 +186,7 @@ class Component:
         """Test images of a dataset."""
         if self.inner:
             return self.inner.size
-        return self.info["size"] or len(self.images)
+        return self.info["size"] or (self._expected if self.unsupplied else len(self.images))
 
     @property
     def classes(self) -> int:
@@ -191,7 +211,8 @@ class Component:
         """What this stands in for on a dataset (itself, for one): it is no paper's, your own, or trained on other images; else empty."""
         note = self.info.get("stand_in", "")
         if self.kind == "dataset":
-            return note or ("" if self.info["size"] else getattr(self.images, "note", ""))
+            # What only its user has says of itself what it is, and is not read where it is not here.
+            return note or ("" if self.info["size"] or self.unsupplied else getattr(self.images, "note", ""))
         if self.where:
             return f"your own weights `{self.text}`"
         trained_on = self.info.get("trained_on", "").format(**self.values)

@@ -16,46 +16,60 @@ if TYPE_CHECKING:
 Calls = tuple[float, float]  # (forward, backward) of the networks, per image
 
 
-def attack(cell: Cell, shape: list[int]) -> Calls | None:
-    """The calls that the attack needs at most, classifier included; shape: [C,H,W] of the images. None where a plug-in's cannot be counted
-    on stand-ins."""
+def attack(cell: Cell, shape: list[int], *, classifier: bool = False) -> Calls | None:
+    """The calls that the attack needs at most, of all networks or of the classifier alone; shape: [C,H,W] of the images. None where a
+    plug-in's cannot be counted on stand-ins."""
     info, values = cell.attack.info, cell.attack.values
     gradients = registry.expression(info.get("gradient_calls", "0"), values)
     forwards = registry.expression(info.get("forward_calls", "0"), values)
     # An attack on the bare classifier passes no purifier.
     if info.get("bare"):
         return gradients + forwards, gradients
-    once, gradient = purification(cell, shape), _gradient(cell, shape)
+    once, gradient = purification(cell, shape, classifier=classifier), _gradient(cell, shape, classifier)
     if once is None or gradient is None:
         return None if gradients or forwards else (0, 0)
     return gradients * gradient[0] + forwards * once[0], gradients * gradient[1] + forwards * once[1]
 
 
-def purification(cell: Cell, shape: list[int]) -> Calls | None:
+def purification(cell: Cell, shape: list[int], *, classifier: bool = False) -> Calls | None:
     """The calls of one purification and classification, with all its votes; None where they cannot be counted on stand-ins."""
     walked = _walk(cell, shape)
-    return (tasks.votes(cell) * (walked.forward + 1), tasks.votes(cell) * walked.backward) if walked else None
+    if walked is None:
+        return None
+    forward, backward = _counted(walked, classifier)
+    return tasks.votes(cell) * (forward + 1), tasks.votes(cell) * backward
+
+
+def calls(job: Job, *, classifier: bool = False) -> Calls:
+    """Network calls per image, attack and judging together. A purification that cannot be counted is taken for one call of a network."""
+    judging, attacking = (count(job.cell, job.shape, classifier=classifier) for count in (purification, attack))
+    (forward, backward), attacking = judging or (2 - classifier, 0), attacking or (0, 0)
+    # Twice: the clean image is judged beside the attacked one. And once more, bare.
+    return attacking[0] + 2 * job.evals * forward + 1, attacking[1] + 2 * job.evals * backward
 
 
 def work(job: Job) -> float:
-    """Network calls per image, attack and judging together: what progress counts. A purification that cannot be counted is taken for one
-    call of a network: progress then runs ahead."""
-    calls = sum(purification(job.cell, job.shape) or (2, 0))
-    # Twice: the clean image is judged beside the attacked one. And once more, bare.
-    return sum(attack(job.cell, job.shape) or (0, 0)) + 2 * job.evals * calls + 1
+    """The sum of the calls: what progress counts. Where they cannot be counted, it runs ahead."""
+    return sum(calls(job))
 
 
-def _gradient(cell: Cell, shape: list[int]) -> Calls | None:
+def _counted(walked: Walked, classifier: bool) -> tuple[int, int]:
+    """What a purification asks of all networks, or of the classifier inside it."""
+    return walked.guidance if classifier else (walked.forward, walked.backward)
+
+
+def _gradient(cell: Cell, shape: list[int], classifier: bool) -> Calls | None:
     """Of one gradient: every network that was called forwards is passed once more, backwards; by `bpda`, the classifier alone; by
     `adjoint`, after the chain has been solved a second time, from its end, in one step more."""
     walked = _walk(cell, shape, surrogate=cell.surrogate is not None)
     if walked is None:
         return None
-    forward, backward = walked.forward + 1, walked.backward
+    once, inside = _counted(walked, classifier)
+    forward, backward = once + 1, inside
     backward += 1 if cell.gradient.name == "bpda" else forward
     if cell.gradient.name == "adjoint" and walked.steps:
         again = (walked.steps + 1) / walked.steps
-        forward, backward = forward + round(again * walked.forward), backward + round(again * walked.backward)
+        forward, backward = forward + round(again * once), backward + round(again * inside)
     return tasks.votes(cell) * forward, tasks.votes(cell) * backward
 
 

@@ -54,10 +54,12 @@ CLASSIFIER = watch(Stub("logits"))
 @dataclass(frozen=True)
 class Walked:
     """What one purification of one image asked of the networks: `forward` and `backward` calls of the score models and the classifier
-    inside it, in so many `steps`, and the noise `levels` (sigma on the [-1,1] scale) of each score model, in their order."""
+    inside it, those of the classifier alone (`guidance`), in so many `steps`, and the noise `levels` (sigma on the [-1,1] scale) of each
+    score model, in their order."""
 
     forward: int
     backward: int
+    guidance: tuple[int, int]
     steps: int
     levels: tuple[tuple[float, ...], ...]
 
@@ -114,13 +116,15 @@ def _walk(purifier: Resolved, scores: tuple[Resolved, ...], shape: tuple[int, ..
     # A plug-in may be written for one size of images.
     largest = SIZE if ours else max(height, width)
     try:
-        calls = count(made, torch.full((1, channels, min(height, largest), min(width, largest)), 0.5))
+        with chain.nfe(CLASSIFIER) as guidance:
+            calls = count(made, torch.full((1, channels, min(height, largest), min(width, largest)), 0.5))
     except Exception as error:
         if not foreign and (ours or isinstance(error, UserError)):
             raise
         # A plug-in that wants the real networks: the run will tell.
         return None
-    return Walked(calls.forward, calls.backward, made.n, () if foreign else tuple(map(tuple, levels)))
+    levels_of = () if foreign else tuple(map(tuple, levels))
+    return Walked(calls.forward, calls.backward, (guidance.forward, guidance.backward), made.n, levels_of)
 
 
 def count(purifier: chain.Purifier, x: Tensor) -> NFE:
