@@ -11,7 +11,8 @@ from purebench.engine.noise import Noise
 from purebench.plan import grid as plan
 from purebench.plan.grid import Request
 from purebench.records import store as records
-from purebench.running import cost, estimate, evaluate, progress, rehearsal, runner
+from purebench.errors import UserError
+from purebench.running import cost, estimate, evaluate, preflight, progress, rehearsal, runner, speed
 
 CPU = torch.device("cpu")
 ATTACK = "pgd-eot:steps=1,eot=1"
@@ -208,3 +209,85 @@ def test_a_purifier_that_cannot_be_made_fails_its_own_cell_alone(tmp_path):
     outcome = runner.run(the_plan, runner.Settings(tmp_path, device="cpu", rows=16), progress.Reporter())
     assert (len(outcome.done), len(outcome.failed)) == (1, 1)
     assert "stages" in next(iter(outcome.failed.values()))
+
+
+# ------------------------------------------------------------------------------------------------- plans of what is not here
+
+
+def test_what_only_its_user_can_supply_is_planned_without_it(tmp_path, monkeypatch):
+    """And a folder that was named is read, since it may be a part."""
+    monkeypatch.setenv("PUREBENCH_CACHE", str(tmp_path))
+    for variable in ("PUREBENCH_IMAGENET", "PUREBENCH_CELEBAHQ"):
+        monkeypatch.delenv(variable, raising=False)
+    for preset, shape, size in (
+        ("diffpure/imagenet", [3, 224, 224], 50000),
+        ("diffpure/bpda-celebahq", [3, 256, 256], 2993),
+        ("scoreopt/13", [3, 224, 224], 50000),
+    ):
+        the_plan = plan.build(Request(preset=preset))
+        assert {(*job.shape, job.size) for job in the_plan.jobs} == {(*shape, size)}
+        assert "data-" in " ".join(the_plan.missing)
+        with pytest.raises(UserError, match="not in the cache") as error:
+            preflight.require_files(the_plan)
+        assert "folder=PATH" in error.value.hint
+    [own] = plan.build(Request(dataset="imagenet:ids=robustbench", defenses=("none",), attacks=("null",))).jobs
+    assert own.size == 5000
+    monkeypatch.setenv("PUREBENCH_IMAGENET", str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="there is no folder"):
+        plan.build(Request(preset="diffpure/imagenet"))
+
+
+def test_a_slow_network_is_timed_once_for_all_its_cells(tmp_path, monkeypatch):
+    """Seconds are calls times what a call takes; a chain's graphs are made twice; GPU-hours are counted operations at a stated rate."""
+    timed = []
+
+    def of(part, shape, device, rows):
+        timed.append(part.kind)
+        return speed.Speed(1.0, 2.0, 1e12) if part.kind == "classifier" else speed.Speed(10.0, 20.0, 5e12)
+
+    monkeypatch.setattr(speed, "of", of)
+    monkeypatch.setattr(speed.Clock, "_beginning", lambda *_: pytest.fail("no slow defense is begun"))
+    the_plan = plan.build(
+        Request(defenses=("one-shot",), attacks=("pgd-eot:steps=1,eot=1",), dataset="digits", images=2, evals=1)
+    )
+    [row] = json.loads(estimate.describe(the_plan, runner.Settings(tmp_path, device="cpu", workers=1), True))
+    # The attack: a call of each forwards and backwards, the score model's forward twice. Judging: two of each, and one bare.
+    score, classifier = (10 + 20 + 10) + 2 * 10, (1 + 2 + 1) + 2 * 1 + 1
+    assert row["seconds"] == 2 * (score + classifier)
+    flop = 2 * ((2 + 2) * 5e12 + (2 + 3) * 1e12)
+    assert row["gpu_hours"] == pytest.approx(flop / (67e12 * 0.4) / 3600)
+    assert row["score"] == "digits-vp"
+
+
+def test_a_networks_operations_are_those_of_its_convolutions():
+    [[job], shape] = jobs("one-shot")
+    found = speed.of(job.cell.classifier, tuple(shape), CPU)
+    network = evaluate._network(job.cell.classifier, CPU)
+    products = []
+
+    def note(module, args, out):
+        kernel = module.weight[0].numel()  # of a linear layer: its inputs
+        products.append(out[0].numel() * kernel)
+
+    hooks = [m.register_forward_hook(note) for m in network.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+    network(torch.zeros(1, *shape))
+    for hook in hooks:
+        hook.remove()
+    assert found.flop == 2 * sum(products)
+
+
+@pytest.mark.parametrize(("defense", "inside"), [("coup:steps=3", (3, 3)), ("reverse-sde:steps=3", (0, 0))])
+def test_the_classifiers_share_of_the_calls_is_the_guidance(defense, inside):
+    [[job], shape] = jobs(defense)
+    assert cost.purification(job.cell, shape, classifier=True) == (inside[0] + 1, inside[1])
+    assert cost.purification(job.cell, shape)[0] == inside[0] + 3 + 1
+
+
+def test_the_dry_run_says_what_is_missing_and_how_large(tmp_path, monkeypatch):
+    monkeypatch.setenv("PUREBENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(speed, "of", lambda *_: speed.Speed(1.0, 2.0, 1e12))
+    the_plan = plan.build(Request(preset="coup/1"))
+    text = estimate.describe(the_plan, runner.Settings(tmp_path, device="cpu", workers=2), False)
+    assert "  score-sde-cifar10-vp: 1.71 GB" in text
+    assert "  data-cifar10: 170 MB" in text
+    assert "GPU-hours on one H100 (counted operations, 67 TFLOP/s of float32 at 40%)" in text

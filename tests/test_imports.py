@@ -18,7 +18,7 @@ MODULES = {
 LIGHT = [
     ".", "cli", "registry", "spec", "errors", "atomic",
     "plan.grid", "plan.resolved", "plan.catalogue", "records.store", "report.metrics",
-    "running.tasks", "running.cost", "running.pools", "running.runner", "running.progress", "running.speed", "running.estimate", "running.preflight",
+    "running.tasks", "running.cost", "running.pools", "running.runner", "running.progress", "running.estimate", "running.preflight",
     "datasets", "assets", "engine.gradients",
 ]  # fmt: skip
 HEAVY = {

@@ -118,7 +118,9 @@ class Component:
         expected = self.info["expected"]
         if isinstance(expected, int):
             return expected
-        return next(n for text, n in expected.items() if str(self.values[text.partition("=")[0]]) == text.partition("=")[2])
+        return next(
+            n for text, n in expected.items() if str(self.values[text.partition("=")[0]]) == text.partition("=")[2]
+        )
 
     @property
     def _trained_file(self) -> Path:

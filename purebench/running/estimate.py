@@ -51,11 +51,12 @@ def _rows(plan: Plan, settings: runner.Settings) -> list[Row]:
             flop = clock.flop(job)
             hours = None if flop is None else left * flop / (PEAK * SHARE) / 3600
         forward, backward = calls or (None, None)
+        where = {"dataset": str(cell.dataset), "classifier": str(cell.classifier), "score": cell.score}
         parts = {kind: part.data() for kind, part in cell.parts().items()}
         parameters = {kind: part["values"] for kind, part in parts.items() if "values" in part}
         rows.append(
             {
-                "cell": str(cell), "done": job.images - left, "left": left, "evals": job.evals, "nfe_forward": forward,
+                "cell": str(cell), **where, "done": job.images - left, "left": left, "evals": job.evals, "nfe_forward": forward,
                 "nfe_backward": backward, "seconds": seconds, "gpu_hours": hours, "id": cell.id,
                 "parameters": parameters, "origin": job.origin, "stand_in": list(job.stand_in),
             }
@@ -65,15 +66,20 @@ def _rows(plan: Plan, settings: runner.Settings) -> list[Row]:
 
 def _table(rows: list[Row]) -> list[str]:
     """The rows as aligned text, under a header."""
-    width = max(len(row["cell"]) for row in rows)
+    # What all cells share is said in the header of a table; what differs tells them apart here.
+    unlike = [key for key in ("dataset", "classifier", "score") if len({row[key] for row in rows}) > 1]
+    names = [" ".join([row["cell"], *(f"{key}={row[key]}" for key in unlike)]) for row in rows]
+    width = max(map(len, names))
     # The digits' networks are too small for a GPU's hours.
     hours = _hours(rows) >= LEAST
     lines = [f"{'cell'.ljust(width)}  done  left  NFE forward  backward    at most{'  GPU-hours' * hours}"]
-    for row in rows:
+    for name, row in zip(names, rows, strict=True):
         forward, backward = ("?" if n is None else f"{n:,.0f}" for n in (row["nfe_forward"], row["nfe_backward"]))
         seconds = "-" if not row["left"] else "?" if row["seconds"] is None else duration(row["seconds"])
         progress = f"{row['done']:4d}  {row['left']:4d}"
-        lines.append(f"{row['cell'].ljust(width)}  {progress}  {forward:>11}  {backward:>9}  {seconds:>9}{_hours_text(row) * hours}")
+        lines.append(
+            f"{name.ljust(width)}  {progress}  {forward:>11}  {backward:>9}  {seconds:>9}{_hours_text(row) * hours}"
+        )
     return lines
 
 

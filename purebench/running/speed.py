@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -30,7 +31,9 @@ from purebench.running.runner import Settings
 from purebench.spec import Cell, Resolved
 
 SLOW = 0.05  # seconds of a forward call and row from which a network is timed alone
-PATIENCE = 4.0  # seconds of a forward call from which the backward call is taken for twice as long, and neither is timed again
+PATIENCE = (
+    4.0  # seconds of a forward call from which the backward call is taken for twice as long, and neither is timed again
+)
 
 
 @dataclass(frozen=True)
@@ -86,9 +89,11 @@ def _timed(call: Callable[[Tensor], Tensor], x: Tensor) -> Speed:
 
 
 def _operations(call: Callable[[Tensor], Tensor], x: Tensor) -> float:
-    """Floating-point operations of a call, per row. Counted on a fake tensor, which computes nothing."""
-    # Imported here: it takes half a second, and who measures nothing needs none of it.
-    from torch.utils.flop_counter import FlopCounterMode
+    """Floating-point operations of a call, per row: of convolutions and matrix products, as torch counts them."""
+    # Imported here: it takes half a second, and who measures nothing needs none of it; torch then warns of its own old parts.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         call(x[:1])
