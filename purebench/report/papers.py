@@ -75,6 +75,50 @@ def render(
     and for a comparison of a table that is scaled, or of other cells than the file's."""
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
+    found = _Records(logs)
+    if format in ("md", "tex"):
+        return (_tex if format == "tex" else _markdown)(
+            _in_words(table, found, honest=honest, compare=compare, fill=fill)
+        )
+    _check_comparison(table, compare)
+    entries = _entries(table, found, honest)
+    if format == "json":
+        return json.dumps(_tidy(table, entries), indent=1, ensure_ascii=False) + "\n"
+    return _csv(_tidy(table, entries))
+
+
+@dataclass(frozen=True)
+class Printed:
+    """A table as words that no format has touched yet: `spans`, the headings of panels side by side with their widths; `lines`: words,
+    or one text that spans the table; `left`: which columns are flush left. BOLD or UNDERLINE stands before and behind a marked word."""
+
+    table: Sheet
+    spans: list[tuple[str, int]]
+    header: list[str]
+    left: list[bool]
+    lines: list[list[str] | str]
+    notes: list[str]
+
+
+def printed(
+    table: Sheet, logs: Iterable[Log], *, honest: bool = False, compare: bool = False, fill: str = ""
+) -> Printed:
+    """The table in words; parameters and errors as of `render`."""
+    return _in_words(table, _Records(logs), honest=honest, compare=compare, fill=fill)
+
+
+def _in_words(table: Sheet, found: _Records, *, honest: bool, compare: bool, fill: str) -> Printed:
+    _check_comparison(table, compare)
+    entries = _entries(table, found, honest)
+    matrix = _Matrix(table, entries, compare)
+    return Printed(table, matrix.spans, matrix.header, matrix.left, matrix.lines, _notes(table, entries, found, fill))
+
+
+def _entries(table: Sheet, found: _Records, honest: bool) -> list[list[Entry]]:
+    return [_line(table, i, found, honest) for i in range(len(table.layout.rows))]
+
+
+def _check_comparison(table: Sheet, compare: bool) -> None:
     if compare and table.scaled:
         raise UserError(
             f"`--compare` of `{table.layout.id}` on the digits: no number of a scaled table compares with the paper",
@@ -85,15 +129,6 @@ def render(
             f"`--compare` of `{table.layout.id}` with {other}: the paper's numbers are of other cells",
             "leave out `--compare`, or these options",
         )
-    found = _Records(logs)
-    entries = [_line(table, i, found, honest) for i in range(len(table.layout.rows))]
-    if format == "json":
-        return json.dumps(_tidy(table, entries), indent=1, ensure_ascii=False) + "\n"
-    if format == "csv":
-        return _csv(_tidy(table, entries))
-    matrix = _Matrix(table, entries, compare)
-    notes = _notes(table, entries, found, fill)
-    return (_tex if format == "tex" else _markdown)(table, matrix, notes)
 
 
 # ---- records -------------------------------------------------------------------------------------
@@ -406,8 +441,8 @@ class _Matrix:
             word = _printed(entry.reported, self.digits[column.number])
             word += f" {QUOTED}" if isinstance(entry.reported, float | int | tuple) else ""
         if (id(row), j) in self.best:
-            word = _BOLD + word + _BOLD
-        return _LINE + word + _LINE if column.number in row.underline else word
+            word = BOLD + word + BOLD
+        return UNDERLINE + word + UNDERLINE if column.number in row.underline else word
 
     def _comparison(self, entry: Entry) -> list[str]:
         """The reported value, the difference in points, and whether the 95 % interval covers it."""
@@ -433,7 +468,7 @@ class _Matrix:
         self.left = [i == 0 for i in range(len(self.header))]
 
 
-_BOLD, _LINE = "\0b", "\0u"  # marks inside a word, which every format writes in its own way
+BOLD, UNDERLINE = "\0b", "\0u"  # marks inside a word, which every format writes in its own way
 
 
 def covers(entry: Entry) -> bool | None:
@@ -528,9 +563,11 @@ def _range(numbers: Sequence[int]) -> str:
 # ---- formats -------------------------------------------------------------------------------------
 
 
-def _markdown(table: Sheet, matrix: _Matrix, notes: Sequence[str]) -> str:
+def _markdown(matrix: Printed) -> str:
+    table, notes = matrix.table, matrix.notes
+
     def word(text: str) -> str:
-        return markdown.escape(text).replace(_BOLD, "**").replace(_LINE, "__")
+        return markdown.escape(text).replace(BOLD, "**").replace(UNDERLINE, "__")
 
     lines = [f"### {word(table.layout.title)}", *([table.scaled] if table.scaled else []), ""]
     header = [word(title) for title in matrix.header]
@@ -556,15 +593,16 @@ _TEX = {
 }  # fmt: skip
 
 
-def _tex(table: Sheet, matrix: _Matrix, notes: Sequence[str]) -> str:
+def _tex(matrix: Printed) -> str:
     """A `table` environment; needs the package booktabs."""
+    table, notes = matrix.table, matrix.notes
 
     def escaped(text: str) -> str:
         return "".join(_TEX.get(char, char) for char in text)
 
     def word(text: str) -> str:
         parts = escaped(text)
-        for mark, command in ((_BOLD, "textbf"), (_LINE, "underline")):
+        for mark, command in ((BOLD, "textbf"), (UNDERLINE, "underline")):
             if mark in parts:
                 before, inside, after = parts.split(mark)
                 parts = f"{before}\\{command}{{{inside}}}{after}"

@@ -10,6 +10,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas
@@ -330,38 +331,109 @@ def _header(column: str) -> str:
     return f"from {source[1]}" if source else column
 
 
-def _grid_table(table: _Table) -> list[str]:
-    """One Markdown table and its footnotes."""
+@dataclass(frozen=True)
+class Headline:
+    """A defense in one table: its accuracy on `clean` images and under the `strongest` attack, by its column in `attack`;
+    `calls`: network forwards and backwards per image of its costliest attack, by its column in `costliest`; `masked`: every gradient attack
+    was, so that the strongest is no evidence. None, or empty, where nothing was measured."""
+
+    defense: str
+    clean: Value | None
+    strongest: Value | None
+    attack: str
+    calls: tuple[float, float] | None
+    costliest: str
+    masked: bool
+
+
+@dataclass(frozen=True)
+class Printed:
+    """One table of the grid as words that no format has touched yet: what each writes is the same. `bold`: places (row, column);
+    `notes`, `warnings`: one line each, with code in backticks; `headlines`: what the rows are about, in their order."""
+
+    title: str
+    models: str
+    header: list[str]
+    rows: list[list[str]]
+    bold: set[tuple[int, int]]
+    notes: list[str]
+    warnings: list[str]
+    headlines: list[Headline]
+
+
+def printed(logs: Iterable[Log]) -> list[Printed]:
+    """The tables of the grid, one for each scope."""
+    return [_printed(table) for table in _tables(_cells(logs))]
+
+
+def named(logs: Iterable[Log]) -> list[tuple[Log, str, str]]:
+    """Each cell once, in the tables' order: its log, and its defense and attack under the names that the tables print."""
+    cells = _cells(logs)
+    return [(of.log, of.defense, _header(of.column)) for of in cells.itertuples()]
+
+
+def _printed(table: _Table) -> Printed:
+    """One table and its footnotes in words."""
     cells = table.cells
     attacks = list(cells.sort_values(RANK)["column"].unique())
     own = {column for _, column, metric in table.values if metric == "aa"}
     header = ["defense", "clean"]
     for column in attacks:
-        title = markdown.escape(_header(column))
-        header += [title, f"{title} (aa)"] if column in own else [title]
+        header += [_header(column), f"{_header(column)} (aa)"] if column in own else [_header(column)]
     header += [STRONGEST, "per image", "NFE/image", "time"]
 
-    strong = {defense: table.strongest(defense) for defense in table.attacks}
-    rows = []
-    # The bare classifier leads, as what the others are to be measured by; a defense without an attack comes last.
-    for defense in sorted(strong, key=lambda d: (d != "none", -(v.value if (v := strong[d]) else -1.0), d)):
+    rows, bold = [], set()
+    headlines = _headlines(table)
+    for i, headline in enumerate(headlines):
+        defense = headline.defense
         best, mine = table.best[defense], cells[cells.defense == defense]
-        row = [markdown.escape(defense), _percent(table.clean(defense))]
+        row = [defense, _percent(headline.clean)]
         for column in attacks:
-            text = _percent(table.value(defense, column, "robust"))
-            row += [f"**{text}**" if best and column == best.attack else text]
+            if best and column == best.attack:
+                bold.add((i, len(row)))
+            row += [_percent(table.value(defense, column, "robust"))]
             row += [_percent(table.value(defense, column, "aa"))] if column in own else []
-        row += [_percent(strong[defense]) + _marks(table, defense), _percent(table.per_image(defense))]
-        calls = mine[["nfe_forward", "nfe_backward"]].dropna()
-        row += ["+".join(map(_count, calls.loc[calls.sum(axis=1).idxmax()])) if len(calls) else MISSING]
-        row += [_time(mine.seconds.sum())]
+        row += [_percent(headline.strongest) + _marks(table, defense), _percent(table.per_image(defense))]
+        row += ["+".join(map(_count, headline.calls)) if headline.calls else MISSING, _time(mine.seconds.sum())]
         rows.append(row)
 
     dataset, _, classifier, score, threat = table.scope.values()
-    title = f"### {dataset}, {threat}" if threat != "-" else f"### {dataset}"
+    title = f"{dataset}, {threat}" if threat != "-" else dataset
     models = f"Classifier {_code(classifier)}" + (f", score model {_code(score)}." if score != "-" else ".")
-    notes = _notes(table) + [f"**Warning:** {text}" for text in _warnings(table)]
-    return [title, "", models, "", *markdown.table(header, rows), "", *(f"- {note}" for note in notes), ""]
+    return Printed(title, models, header, rows, bold, _notes(table), list(_warnings(table)), headlines)
+
+
+def _headlines(table: _Table) -> list[Headline]:
+    """One for each defense. The bare classifier leads, as what the others are to be measured by; a defense without an attack
+    comes last."""
+    found = []
+    for defense, attacks in table.attacks.items():
+        best, mine = table.best[defense], table.cells[table.cells.defense == defense]
+        calls = mine[["nfe_forward", "nfe_backward"]].dropna()
+        most = calls.sum(axis=1).idxmax() if len(calls) else None
+        found.append(
+            Headline(
+                defense,
+                table.clean(defense),
+                table.strongest(defense),
+                _header(best.attack) if best else "",
+                tuple(calls.loc[most]) if len(calls) else None,
+                _header(mine.column[most]) if len(calls) else "",
+                metrics.all_masked(attacks) is not None,
+            )
+        )
+    return sorted(found, key=lambda h: (h.defense != "none", -(h.strongest.value if h.strongest else -1.0), h.defense))
+
+
+def _grid_table(table: Printed) -> list[str]:
+    """One Markdown table and its footnotes."""
+    rows = [
+        [f"**{word}**" if (i, j) in table.bold else markdown.escape(word) for j, word in enumerate(row)]
+        for i, row in enumerate(table.rows)
+    ]
+    notes = table.notes + [f"**Warning:** {text}" for text in table.warnings]
+    words = markdown.table(list(map(markdown.escape, table.header)), rows)
+    return [f"### {table.title}", "", table.models, "", *words, "", *(f"- {note}" for note in notes), ""]
 
 
 def _marks(table: _Table, defense: str) -> str:
@@ -649,7 +721,7 @@ def _tidy_markdown(logs: Sequence[Log]) -> str:
 
 def _grid_markdown(logs: Sequence[Log]) -> str:
     """A Markdown table with its notes for each scope."""
-    return "\n".join(line for table in _tables(_cells(logs)) for line in _grid_table(table))
+    return "\n".join(line for table in printed(logs) for line in _grid_table(table))
 
 
 # Name -> (its rows, its Markdown).
