@@ -308,6 +308,10 @@ def table(
         subset=subset, seeds=seed, honest=honest, baselines=baselines, only=only,
     )  # fmt: skip
     found = None if layout in tables.LAYOUTS else _layout(layout)
+    if found is None and layout.endswith(".toml"):
+        raise UserError(
+            f"`{layout}` is no table: it has no `[[column]]` and no `[[row]]`", "docs/tables.md has an example"
+        )
     if found is None and layout not in tables.LAYOUTS:
         raise errors.unknown("layout", layout, [*tables.LAYOUTS, *grid.tables()], see="purebench list layouts")
     if found is None and (compare or request != grid.Request(preset=layout)):
@@ -319,6 +323,8 @@ def table(
     # Rendered before the file is touched: a mistake in an option leaves the old table there.
     if found:
         out_of = results[0] if results else Path("results")
+        # Of a record's own folder the run that fills it lies above.
+        out_of = out_of.parent if (out_of / records.CELL).exists() else out_of
         text = _paper(found, request, logs, format, out_of, compare)
     else:
         text = tables.render(logs, layout=layout, format=format)

@@ -8,10 +8,10 @@ import torch
 from purebench import registry
 from purebench.engine.identity import Identity
 from purebench.engine.noise import Noise
+from purebench.errors import UserError
 from purebench.plan import grid as plan
 from purebench.plan.grid import Request
 from purebench.records import store as records
-from purebench.errors import UserError
 from purebench.running import cost, estimate, evaluate, preflight, progress, rehearsal, runner, speed
 
 CPU = torch.device("cpu")
@@ -269,7 +269,9 @@ def test_a_networks_operations_are_those_of_its_convolutions():
         kernel = module.weight[0].numel()  # of a linear layer: its inputs
         products.append(out[0].numel() * kernel)
 
-    hooks = [m.register_forward_hook(note) for m in network.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+    hooks = [
+        m.register_forward_hook(note) for m in network.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)
+    ]
     network(torch.zeros(1, *shape))
     for hook in hooks:
         hook.remove()

@@ -204,14 +204,14 @@ def test_the_worst_attack_counts_and_a_missing_one_is_a_dash():
     assert "Fill it with: `purebench run mine.toml`" in text
     text = papers.render(table, [*one, recorded(table, 1, 40, name=1, clean=90)])
     assert entries(text)["COUP"][1] == "40.0 ±9.8"
-    assert entries(text)["Quoted"] == ["89.67 †", "**63.10 †**"]
+    assert entries(text)["Quoted"] == ["89.67 †", "63.10 †"]
 
 
 def test_numbers_are_of_the_tables_images_alone():
     table = sheet.of(made(), {"images": 50})
     logs = [recorded(table, 1, 40, name=k, clean=45) for k in (0, 1)]
     text = papers.render(table, logs)
-    assert entries(text)["COUP"] == ["90.0 ±11.4", "**80.0 ±13.0**"]
+    assert entries(text)["COUP"] == ["90.0 ±11.4", "80.0 ±13.0"]
     assert "Warning: 50 images: a difference under about 20 points is chance" in text
 
 
@@ -349,7 +349,7 @@ def test_what_was_cut_off_is_no_number_and_fewer_images_are_named():
     assert "`again`" in text
     # A run that asked for 40 is done with them; the other attack counts on the same 40.
     text = papers.render(table, [whole, recorded(table, 1, 30, name=1, n=40)])
-    assert entries(text)["COUP"][1] == "**75.0 ±15.2**"
+    assert entries(text)["COUP"][1] == "75.0 ±15.2"
     assert "(40: Robust of COUP)" in text
     lost = recorded(table, 1, 50, name=1)
     lost.images[3] |= {"failed": "no image", "adversarial": []}
@@ -462,3 +462,59 @@ def test_the_command_that_fills_a_table_names_its_folder(tmp_path, monkeypatch, 
         cli.main()
     assert stop.value.code == 0
     assert "Fill it with: `purebench run my.toml --only coup --out out`" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------ what newcomers found, of all its kind
+
+
+def test_nothing_is_the_best_while_a_place_waits_for_its_run():
+    """Half filled, the best would be whatever happens to be there."""
+    table = sheet.of(made(), {})
+    logs = [recorded(table, row, 70, name=k) for row in (1, 2) for k in (0, 1)]
+    assert "**" not in papers.render(table, logs[:-1])
+    assert "**" in papers.render(table, logs)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda d: d | {"transpose": True, "panel": [{"key": "a"}, {"key": "b"}]}, "transpose"),
+        (lambda d: _with(d, standard=-85.0), "no accuracy in percent"),
+        (lambda d: _with(d, robust=850.0), "no accuracy in percent"),
+        (lambda d: _with(d, robust=[63.1, -0.4]), "not negative"),
+        (lambda d: d | {"column": [*d["column"], d["column"][1] | {"title": "again"}, MEAN]}, "number of 2 columns"),
+    ],
+)
+def test_what_no_paper_prints_is_refused_when_the_file_is_read(change, said):
+    data = tomllib.loads(PATH.read_text())
+    with pytest.raises(UserError, match=said):
+        layouts.of(change(data), "mine")
+
+
+PATH = grid.presets()["coup/1"]
+MEAN = {"title": "Avg.", "mean": ["standard", "robust"]}
+
+
+def _with(data, **values):
+    return data | {"row": [data["row"][0] | values, *data["row"][1:]]}
+
+
+def test_a_mean_is_a_row_of_csv_too():
+    data = tomllib.loads(PATH.read_text())
+    table = sheet.of(layouts.of(data | {"column": [*data["column"], MEAN]}, "mine"), {})
+    rows = json.loads(papers.render(table, [], "json"))
+    assert "Avg." in {row["column"] for row in rows}
+
+
+def test_a_control_is_no_attack_of_a_robustness_and_every_word_finds_a_row():
+    layout = layouts.of(tomllib.loads(PATH.read_text()), "coup/1")
+    with pytest.raises(UserError, match="is a control and no attack"):
+        places.check_headings(layout, {"attack": ["null"]}, honest=False)
+    with pytest.raises(UserError, match="zzz"):
+        places.chosen(layout, ["COUP", "zzz"])
+
+
+def test_a_row_without_a_group_stands_under_nobody_elses():
+    """Beside each other, panels share a line only where they share the group."""
+    lines = papers._side_by_side([[("Old", [["a"]])], [("", [["b"]])]], [1, 1])
+    assert lines == [["", "b"], "Old", ["a", ""]]

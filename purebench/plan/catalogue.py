@@ -112,11 +112,11 @@ def facts(name: str) -> dict[str, Any]:
     """All that is known of one name, whatever its kind; UserError with a did-you-mean if there is none.
 
     Where kinds share the name, as the defense and the score model `edm` do, the first has the others under `also`."""
-    part = name.partition(":")[0]
+    part = name if name.endswith(".toml") else name.partition(":")[0]
     found = [_component(kind, part) for kind in KINDS if part in registry.names(kind)]
-    if part in plan.presets():
-        path = plan.presets()[part]
-        grid = _preset(path)
+    if part in plan.presets() or part.endswith(".toml"):
+        path = plan.presets().get(part, Path(part))
+        grid = plan.read(part)[1]
         about = {"kind": "preset", "name": part, "summary": grid.get("summary", ""), "file": str(path)}
         found.append(about | (_paper(grid, part) if layouts.is_layout(grid) else {"grid": grid}))
     if not found:

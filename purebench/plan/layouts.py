@@ -33,6 +33,9 @@ METRICS = (
     "clean_not_finite",
 )  # fmt: skip
 LATER = ("seconds", "certified", "success", "detection")  # metrics that papers print and nothing measures yet: a dash
+ACCURACIES = tuple(
+    name for name in METRICS if name not in ("robust_std", "masked", "stopped", "not_finite", "clean_not_finite")
+)
 RESERVED = (  # keys of the rows that csv and json print
     "table", "column", "metric", "reported", "value", "low", "high", "std", "images", "evals", "seeds", "missing", "masked",
 )  # fmt: skip
@@ -177,8 +180,11 @@ def of(data: Mapping[str, Any], name: str) -> Layout:
         rows=rows,
         whole=rows,
     )
+    # Methods as columns, and tables side by side: what would stand beside what?
+    if layout.transpose and layout.panels:
+        raise UserError(f"{where} has `transpose` and `[[panel]]`", "leave one out, or make a table of each panel")
     _check_unlike(rows, where)
-    _check_means(columns, where)
+    _check_means(layout, where)
     for i, row in enumerate(rows, 1):
         if row.cells is not None:
             _check_cells(layout, row, f'row {i} of {where} ("{row.name}")')
@@ -313,6 +319,7 @@ def _row(data: Any, columns: Sequence[Column], panels: Sequence[Panel], where: s
     for key in numbers:
         if key in data and not all(map(_is_number, data[key] if isinstance(data[key], list) else ())):
             raise UserError(f"`{key} = {data[key]}` of {where} is no list of numbers", HINT)
+        _check_range(key, data.get(key), numbers[key], where)
         if isinstance(data.get(key), float) and not math.isfinite(data[key]):
             raise UserError(f"`{key} = {data[key]}` of {where} is no number", 'write what the paper prints: "-"')
         places = [column for column in columns if column.number == key and column.place is not None]
@@ -332,6 +339,17 @@ def _row(data: Any, columns: Sequence[Column], panels: Sequence[Panel], where: s
         underline=tuple(data.get("underline", [])),
         **{key: data[key] for key in ("group", "panel", "model", "mark", "ours") if key in data},
     )
+
+
+def _check_range(key: str, value: Any, column: Column, where: str) -> None:
+    """Refuses an accuracy outside 0 to 100 %, and a standard deviation below 0."""
+    several = column.place is not None
+    mean, *spread = value if isinstance(value, list) and not several else [value]
+    accuracies = [v for v in (value if several and isinstance(value, list) else [mean]) if _is_number(v)]
+    if column.metric in ACCURACIES and any(not 0 <= v <= 100 for v in accuracies):
+        raise UserError(f"`{key} = {value}` of {where} is no accuracy in percent", "0 to 100")
+    if any(_is_number(v) and v < 0 for v in spread):
+        raise UserError(f"`{key} = {value}` of {where}: a standard deviation is not negative", "write [mean, std]")
 
 
 def _row_cells(data: Mapping[str, Any], where: str) -> Cells | None:
@@ -364,20 +382,30 @@ def _check_unlike(rows: Sequence[Row], where: str) -> None:
     """Refuses a row that stands twice: nobody could tell whose number is whose."""
     seen: dict[object, int] = {}
     for i, row in enumerate(rows, 1):
-        key = repr((row.group, row.panel, row.texts, row.cells, row.numbers, row.model))
+        key = repr((row.group, row.panel, row.texts, row.cells, row.scaled, row.numbers, row.model))
         if key in seen:
             raise UserError(f"rows {seen[key]} and {i} of {where} are the same", "leave one out, or tell them apart")
         # The numbers are part of it: papers print the same method twice, under two settings that have no column.
         seen[key] = i
 
 
-def _check_means(columns: Sequence[Column], where: str) -> None:
-    """Refuses a mean of columns that are not there: of one that is misspelt it would be that of the others."""
-    known = [column.number for column in columns if column.number and not column.mean and not column.honest]
-    for i, column in enumerate(columns, 1):
+def _check_means(layout: Layout, where: str) -> None:
+    """Refuses a mean of columns that are not there, of which one that is misspelt would make it that of the others; and of a number that
+    two columns have, which would count twice."""
+    own = [column for column in layout.columns if column.number and not column.mean and not column.honest]
+    for i, column in enumerate(layout.columns, 1):
         for name in column.mean:
-            if name not in known:
-                raise unknown(f"`mean` of column {i} of {where}", name, known)
+            theirs = [
+                other for other in own if other.number == name and other.panel in ("", column.panel or other.panel)
+            ]
+            if not theirs:
+                raise unknown(f"`mean` of column {i} of {where}", name, [other.number for other in own])
+            panels = [other.panel for other in theirs]
+            if len(set(panels)) < len(panels) and any(other.place is None for other in theirs):
+                raise UserError(
+                    f"`mean` of column {i} of {where}: `{name}` is the number of {len(theirs)} columns",
+                    "give each its own name, or all would count",
+                )
 
 
 def _check_cells(layout: Layout, row: Row, where: str) -> None:

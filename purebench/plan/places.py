@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from purebench.plan.grid import Request
 
 GRID = {"defense": "defenses", "attack": "attacks", "threat": "threats", "grad": "grads"}  # a cell's key -> a grid's
+CONTROLS = ("null", "noise")
 IDENTITY = ("dataset", "classifier", "score", *WORST)  # what a number is of; the other keys say how much of it
 
 
@@ -161,6 +162,14 @@ def grids(layout: Layout, request: Request) -> list[dict[str, Any]]:
 def check_headings(layout: Layout, options: Cells, *, honest: bool) -> None:
     """Refuses an option that says something else than a row or a column does of itself: the number would stand under a heading that is
     not its own. Amounts (images, evaluations, seeds, subset) have no heading; on the digits networks are the digits' for all."""
+    for name in options.get("attack", ()):
+        if parse(name, "attack").name in CONTROLS and any(
+            column.metric not in CLEAN for column in layout.shown(honest)
+        ):
+            raise UserError(
+                f"`-a {name}` is a control and no attack, and `{layout.id}` has columns of robustness",
+                "name an attack; every run has the null control beside it",
+            )
     identity = [key for key in IDENTITY if key in options]
     if is_scaled(layout, options):
         identity = [key for key in identity if key in WORST]
@@ -181,13 +190,12 @@ def chosen(layout: Layout, only: Sequence[str]) -> Layout:
     if not only:
         return layout
     words = [word.lower() for word in only]
-    rows = [
-        row
-        for row in layout.rows
-        if any(word in f"{row.group} {' '.join(row.texts.values())}".lower() for word in words)
-    ]
-    if not rows:
-        raise unknown("row", ", ".join(only), [row.name for row in layout.rows])
+    named = [(row, f"{row.group} {' '.join(row.texts.values())}".lower()) for row in layout.rows]
+    # Each word has to find something: of two, one misspelt would go unnoticed.
+    for word in words:
+        if not any(word in text for _, text in named):
+            raise unknown("row", word, [row.name for row in layout.rows])
+    rows = [row for row, text in named if any(word in text for word in words)]
     return replace(layout, rows=tuple(rows))
 
 

@@ -403,7 +403,9 @@ class _Matrix:
                     for i, entry in lines
                     if entry.value is not None and not entry.masked and not (quoted and entry.stand_in)
                 }
-                if len(values) > 1:
+                # While one waits for its run, nobody knows which is best.
+                waits = any(entry.why == NOT_RUN or entry.why.startswith("unfinished") for _, entry in lines)
+                if len(values) > 1 and not waits:
                     best = (max if column.best == "max" else min)(values.values())
                     found |= {(id(entries[i][0].row), j) for i, value in values.items() if value == best}
         return found
@@ -480,12 +482,19 @@ def covers(entry: Entry) -> bool | None:
 
 
 def _side_by_side(blocks: list[list[tuple[str, list[list[str]]]]], widths: list[int]) -> list[list[str] | str]:
-    """The lines of panels beside each other, group by group; a shorter one is filled up with blanks."""
-    lines: list[list[str] | str] = []
-    for groups in zip_longest(*blocks, fillvalue=("", [])):
-        if title := next((group for group, _ in groups if group), ""):
-            lines.append(title)
-        for parts in zip_longest(*(of for _, of in groups)):
+    """The lines of panels beside each other, group by group under one title; a shorter one is filled up with blanks."""
+    # A panel alone keeps the order of its rows. Beside others, what has no group comes first: below a title it would seem to belong to it.
+    titles = list(dict.fromkeys(group for block in blocks for group, _ in block))
+    if len(blocks) == 1:
+        lines: list[list[str] | str] = []
+        for title, of in blocks[0]:
+            lines += [title, *of] if title else of
+        return lines
+    lines = []
+    for title in sorted(titles, key=bool):
+        lines += [title] if title else []
+        parts_of = [[line for group, of in block if group == title for line in of] for block in blocks]
+        for parts in zip_longest(*parts_of):
             lines.append([word for part, width in zip(parts, widths, strict=True) for word in (part or [""] * width)])
     return lines
 
@@ -640,7 +649,7 @@ def _tidy(table: Sheet, entries: list[list[Entry]]) -> list[dict[str, Any]]:
     rows = []
     for line in entries:
         for entry in line:
-            if not (entry.column.metric or entry.column.number):
+            if not (entry.column.metric or entry.column.number or entry.column.mean):
                 continue
             rows.append(
                 {

@@ -10,6 +10,7 @@ from pathlib import Path
 from purebench import assets
 from purebench.errors import DOWNLOAD, UserError
 from purebench.plan import grid
+from purebench.records import store
 from purebench.running import runner
 
 
@@ -38,6 +39,8 @@ def prepare(
     """
     plan = grid.build(request)
     _check_counts(resources)
+    if (out / store.CELL).exists():
+        raise UserError(f"`--out {out}` is the folder of one cell", f"name the one above it: `--out {out.parent}`")
     # Before the rehearsal may refuse the plan: a note says which dataset was taken, and so what the refusal is about.
     if note is not None:
         for line in plan.notes:
