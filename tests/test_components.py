@@ -240,7 +240,7 @@ def test_what_is_missing_is_said_with_the_command_that_brings_it(tmp_path):
         ({"dataset": "cifar10", "classifier": "robustbench:threat=Foo"}, "unknown threat of `robustbench` `Foo`"),
         ({"dataset": "cifar10", "score": "ncsnv2:weights=xx"}, "unknown weights of `ncsnv2`"),
         ({"dataset": "cifar100", "score": "score-sde"}, "has no default classifier"),
-        ({"dataset": "imagenet"}, "no folder is given"),
+        ({"dataset": "imagenet:folder=nowhere"}, "nowhere"),
         ({"dataset": "cifar10", "images": 600, "subset": None}, None),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
