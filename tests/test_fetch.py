@@ -532,7 +532,13 @@ def test_the_registry_holds_every_asset_and_no_other():
     assert len(GENERAL) == 41
     assert len(zoo) == 45
     folders = Counter(name.rpartition("/")[0].removeprefix("robustbench/") for name in zoo)
-    assert folders == {"cifar10/Linf": 19, "cifar10/L2": 16, "cifar10/corruptions": 1, "cifar100/Linf": 3, "imagenet/Linf": 6}
+    assert folders == {
+        "cifar10/Linf": 19,
+        "cifar10/L2": 16,
+        "cifar10/corruptions": 1,
+        "cifar100/Linf": 3,
+        "imagenet/Linf": 6,
+    }
 
 
 def test_known_hashes_sizes_and_identifiers():

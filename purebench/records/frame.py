@@ -184,7 +184,7 @@ def _facts(log: Log) -> dict[str, Any]:
         "source": log.cell.get("source", ""),
         "parts": store.parts(log.cell),
         "runs": log.runs,
-        "wanted": log.runs[-1].get("wanted") if log.runs else None,
+        "wanted": log.wanted,
         "images": len(judged),
         "lost": len(log.images) - len(judged),
         "evals": min((len(line["adversarial"]) for line in judged), default=0),

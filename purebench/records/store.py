@@ -115,6 +115,12 @@ class Log:
     failed: str | None
     folder: Path = field(default_factory=Path)
 
+    @property
+    def wanted(self) -> int | None:
+        """How many images the last run asked for; None where it did not say, as older versions did."""
+        number = self.runs[-1].get("wanted") if self.runs and isinstance(self.runs[-1], dict) else None
+        return number if isinstance(number, int) else None
+
 
 def judged(log: Log) -> list[Record]:
     """The lines that were judged: those that have an image."""
