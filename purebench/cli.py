@@ -328,6 +328,13 @@ def table(
         text = _paper(found, request, logs, format, out_of, compare)
     else:
         text = tables.render(logs, layout=layout, format=format)
+    _deliver(text, out)
+
+
+def _deliver(text: str, out: Path | None) -> None:
+    """A table on stdout, or into its file."""
+    from purebench.records import store as records
+
     if out is None:
         print(text)
         return
@@ -377,6 +384,51 @@ def _command(request: Request, verb: str, results: Path) -> str:
     given += [f"--seed {seed}" for seed in request.seeds]
     given += [f"--{name}" for name in ("honest", "baselines") if getattr(request, name)]
     return " ".join(given + ([f"--out {folder}"] if verb == "run" and folder != "results" else []))
+
+
+@app.command(
+    epilog=_examples(
+        "purebench compare before after",
+        "purebench compare results --by gradient -a pgd-eot",
+        "purebench compare results -d coup -d diffpure -a pgd-eot --format csv",
+        "purebench compare results --grad exact --grad adjoint --metric aa",
+    )
+)
+def compare(
+    places: Annotated[
+        list[Path] | None, Argument(metavar="A [B]", help="folders of records, or cells", show_default="results/")
+    ] = None,
+    by: Annotated[
+        str | None,
+        Option(
+            metavar="WHAT", help="defense, attack, gradient, classifier, score, threat, dataset, subset, seed, version"
+        ),
+    ] = None,
+    defense: Defenses = None,
+    attack: Attacks = None,
+    threat: Threats = None,
+    grad: Gradients = None,
+    dataset: Annotated[list[str] | None, Option(metavar="PART", help=_PARTS)] = None,
+    classifier: Annotated[list[str] | None, Option(metavar="PART", help=_PARTS)] = None,
+    score: Annotated[list[str] | None, Option(metavar="PART", help=_PARTS)] = None,
+    seed: Seeds = None,
+    metric: Annotated[str, Option(help="robust, clean, aa or undefended")] = "robust",
+    format: Annotated[str, Option(help="md, csv or json")] = "md",
+    out: Annotated[Path | None, Option(metavar="FILE", help="write there instead of stdout")] = None,
+) -> None:
+    """Compare cells on the images that both have: difference, paired interval, McNemar's test. An option that is given once chooses cells; of
+    one folder, one that is given several times says what is compared, the first against each of the others."""
+    from purebench.report import compare as comparing
+
+    if format not in comparing.FORMATS:
+        raise errors.unknown("format", format, comparing.FORMATS)
+    given = {
+        "dataset": dataset, "classifier": classifier, "score": score, "threat": threat, "defense": defense, "attack": attack,
+        "gradient": grad, "seed": [str(one) for one in seed or ()],
+    }  # fmt: skip
+    wanted = {kind: texts for kind, texts in given.items() if texts}
+    found = comparing.of(places or [Path("results")], by, wanted, metric)
+    _deliver(comparing.render(found, format), out)
 
 
 @app.command(epilog=_examples("purebench status results", "purebench status results --json"))

@@ -69,9 +69,7 @@ def _cells(logs: Iterable[Log]) -> DataFrame:
     cells["bare"] = cells.defense == "none"
     cells["defended"] = ~cells.bare
     cells["control"] = cells.attack.map(metrics.control)
-    usual = cells.name.map(lambda name: "bpda" if name == "bpda-eot" else "exact")
-    # Without a defense there is nothing to approximate: exact and BPDA are one gradient, and share a column.
-    cells["natural"] = (cells.grad == "-") | (cells.grad == usual) | cells.bare & cells.grad.isin(["exact", "bpda"])
+    cells["natural"] = list(map(metrics.natural, cells.defense, cells.attack, cells.grad))
     gradient = (" @" + cells.grad).where(~cells.natural, "")
     _tell_apart(cells, gradient)
     cells["column"] = cells.attack + gradient
@@ -578,13 +576,14 @@ def _few(table: _Table) -> Iterator[str]:
         yield f"{few} images: a difference under about {gap:.0f} points is chance; take 500 for a claim (`--images 500`)."
 
 
-def doubts(logs: Iterable[Log]) -> list[str]:
-    """What makes a number of these records weaker than it looks, in whatever layout it is printed; each said once."""
+def doubts(logs: Iterable[Log], *, paired: bool = False) -> list[str]:
+    """What makes a number of these records weaker than it looks, in whatever layout it is printed; each said once. paired: whether what is
+    printed is differences on the same images, whose chance is smaller than that of two numbers side by side, and printed with them."""
     logs, found = list(logs), dict[str, None]()
     for table in _tables(_cells(logs)) if logs else ():
         cells = table.cells
         for warnings in (
-            _few(table),
+            () if paired else _few(table),
             _suspicious(table),
             _not_finite(cells),
             _masked(table),
