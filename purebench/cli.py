@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from purebench.plan.grid import Plan, Request
     from purebench.plan.layouts import Layout
     from purebench.records.store import Log
+    from purebench.report.expect import Verdict
     from purebench.running.runner import Outcome, Settings
 
 app = typer.Typer(
@@ -99,6 +100,14 @@ def _examples(*lines: str) -> str:
 
 Results = Annotated[
     list[Path] | None, Argument(metavar="RESULTS..", help="folders of records", show_default="results/")
+]
+Expected = Annotated[
+    list[str] | None,
+    Option(
+        "--expect",
+        metavar="CELL>=NUMBER",
+        help="such as 'coup/strongest>=0.40'; exit code 4 where it does not hold; repeat for several",
+    ),
 ]
 AsJson = Annotated[bool, Option("--json", help="JSON on stdout")]
 
@@ -271,6 +280,7 @@ def _show_outcome(
         "purebench table results --layout tidy --format csv --out results.csv",
         "purebench table results/digits-coup-* --format json",
         "purebench table results --layout coup/1 --compare",
+        "purebench table results --expect 'coup/strongest>=0.40' --expect 'coup/clean>=95%'",
         "purebench table results/embedded --layout coup/1 --dataset digits --grad exact",
     )
 )
@@ -296,11 +306,13 @@ def table(
     compare: Annotated[
         bool, Option("--compare", help="a paper's table: beside the reported values, and whether they are covered")
     ] = False,
+    expect: Expected = None,
     out: Annotated[Path | None, Option(metavar="FILE", help="write there instead of stdout")] = None,
 ) -> None:
     """Print the table of what has been run; a pure function of the records. A paper's table takes the options that it was run with."""
     from purebench.plan import grid
     from purebench.records import store as records
+    from purebench.report import expect as expecting
     from purebench.report import tables
 
     request = _request(
@@ -319,7 +331,14 @@ def table(
             f"the layout `{layout}` prints all records, and takes no such options",
             "name a paper's table: --layout coup/1",
         )
+    if found and expect:
+        raise UserError(
+            f"`--expect` is about cells of the grid, and `{layout}` prints them on the paper's images alone",
+            "leave out `--layout`, or `--expect`",
+        )
+    expected = [expecting.read(text) for text in expect or ()]
     logs = records.load_all(results or [Path("results")])
+    expecting.check_known(expected, logs)
     # Rendered before the file is touched: a mistake in an option leaves the old table there.
     if found:
         out_of = results[0] if results else Path("results")
@@ -329,6 +348,17 @@ def table(
     else:
         text = tables.render(logs, layout=layout, format=format)
     _deliver(text, out)
+    if expected:
+        numbers = expecting.of_grid(logs)
+        _judge([expecting.judged(one, numbers) for one in expected])
+
+
+def _judge(verdicts: Sequence[Verdict]) -> None:
+    """What became of the expectations, on stderr; if one is unmet, that is the exit code."""
+    for verdict in verdicts:
+        _say(verdict.line)
+    if not all(verdict.met for verdict in verdicts):
+        raise typer.Exit(errors.UNMET)
 
 
 def _deliver(text: str, out: Path | None) -> None:
@@ -392,6 +422,7 @@ def _command(request: Request, verb: str, results: Path) -> str:
         "purebench compare results --by gradient -a pgd-eot",
         "purebench compare results -d coup -d diffpure -a pgd-eot --format csv",
         "purebench compare results --grad exact --grad adjoint --metric aa",
+        "purebench compare before after --expect 'coup/pgd-eot(difference)>=-2%'",
     )
 )
 def compare(
@@ -414,11 +445,15 @@ def compare(
     seed: Seeds = None,
     metric: Annotated[str, Option(help="robust, clean, aa or undefended")] = "robust",
     format: Annotated[str, Option(help="md, csv or json")] = "md",
+    expect: Expected = None,
     out: Annotated[Path | None, Option(metavar="FILE", help="write there instead of stdout")] = None,
 ) -> None:
-    """Compare cells on the images that both have: difference, paired interval, McNemar's test. An option that is given once chooses cells; of
-    one folder, one that is given several times says what is compared, the first against each of the others."""
+    """Compare cells on the images that both have: difference, paired interval, McNemar's test.
+
+    An option that is given once chooses cells; of one folder, one that is given several times says what is compared: the first against each
+    of the others."""
     from purebench.report import compare as comparing
+    from purebench.report import expect as expecting
 
     if format not in comparing.FORMATS:
         raise errors.unknown("format", format, comparing.FORMATS)
@@ -427,8 +462,12 @@ def compare(
         "gradient": grad, "seed": [str(one) for one in seed or ()],
     }  # fmt: skip
     wanted = {kind: texts for kind, texts in given.items() if texts}
+    expected = [expecting.read(text, compared=True) for text in expect or ()]
     found = comparing.of(places or [Path("results")], by, wanted, metric)
+    expecting.check_known(expected, [log for row in found.rows for side in (0, 1) for log in row.logs(side)])
     _deliver(comparing.render(found, format), out)
+    numbers = comparing.measured(found)
+    _judge([expecting.judged(one, numbers, nothing="nothing of that was compared") for one in expected])
 
 
 @app.command(epilog=_examples("purebench status results", "purebench status results --json"))

@@ -19,7 +19,7 @@ from pandas import DataFrame
 from purebench.errors import UserError, unknown
 from purebench.records import frame, store
 from purebench.records.store import Log, Record, judged
-from purebench.report import markdown, mates, metrics, pairs, selection, tables
+from purebench.report import expect, markdown, mates, metrics, pairs, selection, tables
 from purebench.report.mates import Side
 from purebench.report.pairs import Pair
 
@@ -148,7 +148,7 @@ def of_two(sets: Sequence[list[Log]], places: tuple[str, ...], by: str | None, m
             )
     free = mates.free(*sets) if by is None else [] if by == "version" else [by]
     sides = [mates.sides(logs) for logs in sets]
-    found = mates.between(*sides, free)
+    found = mates.between(sides[0], sides[1], free)
     if not found:
         differ = f"but for {', '.join(free)}" if free else "in all of its names"
         raise UserError(
@@ -197,8 +197,8 @@ def _comparison(
     corrected = pairs.holm([row.pair.p for row in rows])
     rows = [replace(row, corrected=p) for row, p in zip(rows, corrected, strict=True)]
     rows.sort(key=lambda row: [mates.rank(name, row.common(name) or "") for name in mates.NAMES])
-    paired = {tuple(log.folder for log in side.logs.values()) for pair in found for side in pair}
-    alone = [_title(side) for side in sides if tuple(log.folder for log in side.logs.values()) not in paired]
+    paired = {id(log) for pair in found for side in pair for log in side.logs.values()}
+    alone = [_title(side) for side in sides if not {id(log) for log in side.logs.values()} & paired]
     return Comparison(places, tuple(free), metric, rows, refused, alone)
 
 
@@ -240,7 +240,7 @@ def compared(a: Side, b: Side, free: Sequence[str], metric: str) -> Compared | s
         (blind[0], blind[1]),
         # Without anything that is free, all that differs is what is compared, and stands in the labels.
         tuple(mates.also(a, b, free)) if free else (),
-        pairs.pair(*shares, *first),
+        pairs.pair(shares[0], shares[1], first[0], first[1]),
     )
 
 
@@ -266,6 +266,31 @@ def _answers(lines: Mapping[Key, Record], images: Sequence[Key], metric: str) ->
     known = [of for of in answers if of is not None]
     k = min(map(len, known), default=0)
     return [of[:k] for of in known] if len(known) == len(images) else None
+
+
+def measured(found: Comparison) -> list[expect.Measured]:
+    """What an expectation may be about: A, B and their difference, on the images that both have."""
+    numbers = []
+    for row in found.rows:
+        logs = [row.logs(side) for side in (0, 1)]
+        short = ["; ".join(filter(None, map(metrics.short, of))) for of in logs]
+        cells = [tuple(log.cell for log in of) for of in logs]
+        for side, value in enumerate((row.pair.a, row.pair.b)):
+            of = {found.metric: value}
+            numbers.append(
+                expect.Measured(cells[side], of, row.pair.images, masked=row.masked[side], short=short[side])
+            )
+        numbers.append(
+            expect.Measured(
+                cells[1] + cells[0],
+                {expect.DIFFERENCE: row.pair.difference},
+                row.pair.images,
+                masked=any(row.masked),
+                short="; ".join(filter(None, short)),
+                label=row.name(),
+            )
+        )
+    return numbers
 
 
 # ---- words ---------------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ def rank(name: str, value: str) -> tuple[int, float, str]:
 
 
 def _made(log: Log) -> dict[tuple[str, str], str]:
-    texts = {}
+    texts: dict[tuple[str, str], str] = {}
     for kind, part in store.parts(log.cell).items():
         texts |= {(kind, key): _text(value) for key, value in part["values"].items()}
         texts |= {(kind, key): str(part[key]) for key in ("version", "hash") if part[key] is not None}
@@ -172,14 +172,15 @@ def _short(side: Side, key: tuple[str, str]) -> str:
 
 def between(first: Sequence[Side], second: Sequence[Side], free: Sequence[str]) -> list[tuple[Side, Side]]:
     """Every side of either with its best mate in the other: the one that differs in the fewest other things, of these the newest."""
-
-    def best(one: Side, others: Sequence[Side], order: int) -> Side | None:
-        mates = [other for other in others if other is not one and are(*(one, other)[::order], free)]
-        newest = sorted(mates, key=lambda other: other.started, reverse=True)
-        return min(newest, key=lambda other: len(also(*(one, other)[::order], free)), default=None)
-
-    found = [(a, b) for a in first if (b := best(a, second, 1))] + [(a, b) for b in second if (a := best(b, first, -1))]
-    return list({(id(a), id(b)): (a, b) for a, b in found}.values())
+    meeting = [(a, b) for a in first for b in second if a is not b and are(a, b, free)]
+    ordered = sorted(meeting, key=lambda pair: (pair[0].started, pair[1].started), reverse=True)
+    ordered.sort(key=lambda pair: len(also(pair[0], pair[1], free)))
+    best: dict[tuple[int, int], tuple[int, int]] = {}
+    for a, b in ordered:
+        best.setdefault((0, id(a)), (id(a), id(b)))
+        best.setdefault((1, id(b)), (id(a), id(b)))
+    kept = set(best.values())
+    return [(a, b) for a, b in meeting if (id(a), id(b)) in kept]
 
 
 def within(logs: Sequence[Log], name: str, wanted: Sequence[str]) -> Iterator[tuple[Side, Side]]:
@@ -188,7 +189,7 @@ def within(logs: Sequence[Log], name: str, wanted: Sequence[str]) -> Iterator[tu
     every = sides(logs, by_seed=name == "seed")
     if name == "version":
         by_age = sorted(every, key=lambda side: side.started)
-        yield from (pair for pair in itertools.combinations(by_age, 2) if are(*pair, []))
+        yield from ((a, b) for a, b in itertools.combinations(by_age, 2) if are(a, b, []))
         return
     if wanted:
         levels = [[side for side in every if _is(side, name, text)] for text in wanted]

@@ -370,6 +370,37 @@ def named(logs: Iterable[Log]) -> list[tuple[Log, str, str]]:
     return [(of.log, of.defense, _header(of.column)) for of in cells.itertuples()]
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What stands in one place of the grid: its `logs`, one per seed, those too that do not count since others have more images; the
+    `numbers` over the seeds. `headline`: of the strongest attack, whose log is the first; behind it those of all that it was chosen
+    from. `masked`: every gradient attack of the place was."""
+
+    logs: tuple[Log, ...]
+    numbers: Mapping[str, Value]
+    headline: bool
+    masked: bool
+
+
+def measured(logs: Iterable[Log]) -> Iterator[Measured]:
+    """The places of the grid's tables, and the headline of each defense that was attacked."""
+    for table in _tables(_cells(logs)):
+        numbers: dict[tuple[str, str], dict[str, Value]] = defaultdict(dict)
+        for (defense, column, metric), value in table.values.items():
+            numbers[defense, column][metric] = value
+        for (defense, column), mates in table.cells.groupby(["defense", "column"], sort=False):
+            whole = {column: table.attacks[defense][column]}
+            blind = metrics.all_masked(whole) is not None
+            yield Measured(tuple(mates["log"]), numbers[defense, column], False, blind)
+        for defense, best in table.best.items():
+            headline = table.strongest(defense)
+            if best and headline:
+                real = table.cells[(table.cells.defense == defense) & ~table.cells.control]
+                chosen_from = (*table.attacks[defense][best.attack], *real["log"])
+                blind = metrics.all_masked(table.attacks[defense]) is not None
+                yield Measured(chosen_from, {"robust": headline}, True, blind)
+
+
 def _printed(table: _Table) -> Printed:
     """One table and its footnotes in words."""
     cells = table.cells
