@@ -5,6 +5,7 @@ A command reads its options, calls one function of a room, and prints what it re
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shlex
@@ -546,6 +547,31 @@ def where(as_json: AsJson = False) -> None:
         return _columns([{"what": what, "path": path} for what, path in places.items()])
 
     _print(assets.places(), as_json, columns)
+
+
+@app.command(epilog=_examples("purebench doctor", "purebench doctor --json", "purebench doctor --out /scratch/results"))
+def doctor(
+    out: Annotated[Path, Option(metavar="DIR", help="the folder of records that a run would write")] = Path("results"),
+    as_json: AsJson = False,
+) -> None:
+    """Look for what would not work here, and say why: packages, devices, cache, plug-ins, proxies, folders. Nothing is changed."""
+    from purebench.running import doctor as examining
+
+    found = []
+    for finding in examining.findings(out):
+        found.append(finding)
+        if not as_json:
+            # At once: the imports take seconds.
+            print(f"{finding.state:<6} {finding.topic:<12} {finding.said}", flush=True)
+            if finding.hint:
+                print(f"{'':<20}hint: {finding.hint}", flush=True)
+    if as_json:
+        print(json.dumps([dataclasses.asdict(finding) for finding in found], indent=1))
+    wrong = sum(finding.state == "wrong" for finding in found)
+    if wrong:
+        _say(f"{wrong} of these would not work")
+        raise typer.Exit(errors.FAILED)
+    _say("nothing is wrong")
 
 
 # ------------------------------------------------------------------------------------------------------------------ fetch

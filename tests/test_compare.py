@@ -54,16 +54,16 @@ def test_the_interval_is_the_same_each_time_and_in_any_order():
 
 
 def test_it_covers_what_it_should():
-    """Of 200 made-up comparisons of 100 images, whose true difference is known, 95 % have it in their interval."""
+    """Of 100 made-up comparisons of 100 images, whose true difference is known, 95 % have it in their interval."""
     draw = np.random.default_rng(0)
     covered = 0
-    for _ in range(200):
+    for _ in range(100):
         chances = draw.uniform(size=100)
         a = draw.binomial(10, chances) / 10
         b = draw.binomial(10, chances**2) / 10  # on average 1/3 where a has 1/2
         low, high = pairs.interval(b - a)
         covered += low <= 1 / 3 - 1 / 2 <= high
-    assert 180 <= covered <= 198
+    assert 90 <= covered < 100
 
 
 @pytest.mark.parametrize(("n", "value"), [(1, 0.0), (1, -1.0), (59, 0.0), (500, 0.0), (10, 1.0)])

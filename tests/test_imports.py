@@ -19,6 +19,7 @@ LIGHT = [
     ".", "cli", "registry", "spec", "errors", "atomic",
     "plan.grid", "plan.resolved", "plan.catalogue", "records.store", "report.metrics",
     "running.tasks", "running.cost", "running.pools", "running.runner", "running.progress", "running.estimate", "running.preflight",
+    "running.probe", "running.storage", "running.doctor",
     "datasets", "assets", "engine.gradients",
 ]  # fmt: skip
 HEAVY = {
@@ -65,7 +66,7 @@ ROOMS = {  # room, from the ground up -> the rooms that it may import anywhere, 
 INSIDE = {  # room -> its modules, each importing those before it alone
     "engine": "noise nfe identity rows objective chain adjoint gradients device defense",
     "plan": "resolved aliases layouts scaled places grid sheet catalogue",
-    "running": "progress tasks evaluate rehearsal cost pools runner speed estimate preflight",
+    "running": "finding probe progress tasks evaluate rehearsal cost pools runner speed estimate preflight storage doctor",
     "records": "schema1 store frame",
     "report": "markdown metrics tables papers pairs selection mates expect compare toy pictures",
 }
