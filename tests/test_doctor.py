@@ -218,6 +218,7 @@ def shelf(healthy, monkeypatch, tmp_path):
             "trust": "ours",
             "summary": "mine",
             "file": "net.safetensors",
+            "format": "safetensors",
         } | facts
         lines = [f"{key} = {json.dumps(value)}" for key, value in facts.items() if value is not None]
         registry_file.write_text("[assets.mine]\n" + "\n".join(lines) + "\n")
