@@ -173,6 +173,12 @@ def test_what_uses_no_score_model_and_what_has_its_own_gradient_are_mates():
         (("none", "coup"), "null", ()),
     }
     assert {row.labels for row in one(logs, "attack").rows} == {("null", "bpda-eot")}
+    three = one([*logs, log("diffpure", "bpda-eot", gradient="bpda")], "defense").rows
+    assert [row.labels for row in three if row.attack == "bpda-eot"] == [
+        ("none", "diffpure"),
+        ("none", "coup"),
+        ("diffpure", "coup"),
+    ]
     other = [*logs, log("coup", "bpda-eot", gradient="adjoint", right=range(9))]
     assert len(one(other, "defense").rows) == 2  # the adjoint has no mate on the bare classifier
     assert len(one(other, "defense").alone) == 1

@@ -196,10 +196,16 @@ def _comparison(
         )
     corrected = pairs.holm([row.pair.p for row in rows])
     rows = [replace(row, corrected=p) for row, p in zip(rows, corrected, strict=True)]
-    rows.sort(key=lambda row: [mates.rank(name, row.common(name) or "") for name in mates.NAMES])
+    rows.sort(key=_place)
     paired = {id(log) for pair in found for side in pair for log in side.logs.values()}
     alone = [_title(side) for side in sides if not {id(log) for log in side.logs.values()} & paired]
     return Comparison(places, tuple(free), metric, rows, refused, alone)
+
+
+def _place(row: Compared) -> tuple[object, ...]:
+    """Sorts the rows by what both have; a gradient that is an attack's own is no reason to stand elsewhere."""
+    names = [name for name in mates.NAMES if name != "gradient"]
+    return *(mates.rank(name, row.common(name) or "") for name in names), row.attack
 
 
 def _title(side: Side) -> str:
