@@ -297,6 +297,11 @@ def test_proxies_and_certificates(healthy, monkeypatch, tmp_path):
     [found] = doctor._network(Path())
     assert "HTTPS_PROXY http://proxy.example:3128" in found.said
     assert "secret" not in found.said
+    monkeypatch.setenv("http_proxy", "http://user:secret@proxy.example:99999")
+    [text] = said(doctor._network(Path()))
+    assert text.startswith("HTTP_PROXY is no address")
+    assert "secret" not in text
+    monkeypatch.delenv("http_proxy")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
     monkeypatch.setenv("ALL_PROXY", "socks5://localhost:1")
     monkeypatch.setattr(doctor, "_version", lambda name: "")

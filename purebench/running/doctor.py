@@ -56,7 +56,12 @@ def findings(out: Path) -> Iterator[Finding]:
             yield Finding(topic, "wrong", error.message, error.hint)
         # A check that fails is a finding too, whatever broke it: this command is for environments that nobody foresaw.
         except Exception as error:
-            yield Finding(topic, "wrong", f"could not be looked at: {in_a_line(error)}", "reinstall purebench")
+            yield Finding(
+                topic,
+                "wrong",
+                f"could not be looked at: {in_a_line(error)}",
+                "nobody foresaw this: please report the line",
+            )
 
 
 def _checks() -> dict[str, Callable[[Path], Iterator[Finding]]]:
@@ -263,13 +268,19 @@ def _unreadable(kind: str, name: str) -> str:
 def _network(_: Path) -> Iterator[Finding]:
     said, wrong = [], False
     for name in PROXIES:
-        if proxy := os.environ.get(name) or os.environ.get(name.lower()):
+        if not (proxy := os.environ.get(name) or os.environ.get(name.lower())):
+            continue
+        try:
             parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
             # Without what stands before the @: what is printed here is pasted into reports.
             said.append(f"{name} {parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else ""))
-            if parts.scheme.startswith("socks") and not _version("PySocks"):
-                wrong = True
-                yield Finding("network", "wrong", f"{said[-1]}: no download without PySocks", "`pip install PySocks`")
+        except ValueError as error:
+            wrong = True
+            yield Finding("network", "wrong", f"{name} is no address: {error}", "mend or unset it")
+            continue
+        if parts.scheme.startswith("socks") and not _version("PySocks"):
+            wrong = True
+            yield Finding("network", "wrong", f"{said[-1]}: no download without PySocks", "`pip install PySocks`")
     for name in CERTIFICATES:
         if path := os.environ.get(name):
             said.append(f"{name} {path}")
