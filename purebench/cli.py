@@ -5,6 +5,7 @@ A command reads its options, calls one function of a room, and prints what it re
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shlex
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from purebench.plan.grid import Plan, Request
     from purebench.plan.layouts import Layout
     from purebench.records.store import Log
+    from purebench.report.expect import Verdict
     from purebench.running.runner import Outcome, Settings
 
 app = typer.Typer(
@@ -99,6 +101,14 @@ def _examples(*lines: str) -> str:
 
 Results = Annotated[
     list[Path] | None, Argument(metavar="RESULTS..", help="folders of records", show_default="results/")
+]
+Expected = Annotated[
+    list[str] | None,
+    Option(
+        "--expect",
+        metavar="CELL>=NUMBER",
+        help="such as 'coup/strongest>=0.40'; exit code 4 where it does not hold; repeat for several",
+    ),
 ]
 AsJson = Annotated[bool, Option("--json", help="JSON on stdout")]
 
@@ -271,6 +281,7 @@ def _show_outcome(
         "purebench table results --layout tidy --format csv --out results.csv",
         "purebench table results/digits-coup-* --format json",
         "purebench table results --layout coup/1 --compare",
+        "purebench table results --expect 'coup/strongest>=0.40' --expect 'coup/clean>=95%'",
         "purebench table results/embedded --layout coup/1 --dataset digits --grad exact",
     )
 )
@@ -296,11 +307,13 @@ def table(
     compare: Annotated[
         bool, Option("--compare", help="a paper's table: beside the reported values, and whether they are covered")
     ] = False,
+    expect: Expected = None,
     out: Annotated[Path | None, Option(metavar="FILE", help="write there instead of stdout")] = None,
 ) -> None:
     """Print the table of what has been run; a pure function of the records. A paper's table takes the options that it was run with."""
     from purebench.plan import grid
     from purebench.records import store as records
+    from purebench.report import expect as expecting
     from purebench.report import tables
 
     request = _request(
@@ -319,7 +332,14 @@ def table(
             f"the layout `{layout}` prints all records, and takes no such options",
             "name a paper's table: --layout coup/1",
         )
+    if found and expect:
+        raise UserError(
+            f"`--expect` is about cells of the grid, and `{layout}` prints them on the paper's images alone",
+            "leave out `--layout`, or `--expect`",
+        )
+    expected = [expecting.read(text) for text in expect or ()]
     logs = records.load_all(results or [Path("results")])
+    expecting.check_known(expected, logs)
     # Rendered before the file is touched: a mistake in an option leaves the old table there.
     if found:
         out_of = results[0] if results else Path("results")
@@ -328,6 +348,24 @@ def table(
         text = _paper(found, request, logs, format, out_of, compare)
     else:
         text = tables.render(logs, layout=layout, format=format)
+    _deliver(text, out)
+    if expected:
+        numbers = expecting.of_grid(logs)
+        _judge([expecting.judged(one, numbers) for one in expected])
+
+
+def _judge(verdicts: Sequence[Verdict]) -> None:
+    """What became of the expectations, on stderr; if one is unmet, that is the exit code."""
+    for verdict in verdicts:
+        _say(verdict.line)
+    if not all(verdict.met for verdict in verdicts):
+        raise typer.Exit(errors.UNMET)
+
+
+def _deliver(text: str, out: Path | None) -> None:
+    """A table on stdout, or into its file."""
+    from purebench.records import store as records
+
     if out is None:
         print(text)
         return
@@ -377,6 +415,60 @@ def _command(request: Request, verb: str, results: Path) -> str:
     given += [f"--seed {seed}" for seed in request.seeds]
     given += [f"--{name}" for name in ("honest", "baselines") if getattr(request, name)]
     return " ".join(given + ([f"--out {folder}"] if verb == "run" and folder != "results" else []))
+
+
+@app.command(
+    epilog=_examples(
+        "purebench compare before after",
+        "purebench compare results --by gradient -a pgd-eot",
+        "purebench compare results -d coup -d diffpure -a pgd-eot --format csv",
+        "purebench compare results --grad exact --grad adjoint --metric aa",
+        "purebench compare before after --expect 'coup/pgd-eot(difference)>=-2%'",
+    )
+)
+def compare(
+    places: Annotated[
+        list[Path] | None, Argument(metavar="A [B]", help="folders of records, or cells", show_default="results/")
+    ] = None,
+    by: Annotated[
+        str | None,
+        Option(
+            metavar="WHAT", help="defense, attack, gradient, classifier, score, threat, dataset, subset, seed, version"
+        ),
+    ] = None,
+    defense: Defenses = None,
+    attack: Attacks = None,
+    threat: Threats = None,
+    grad: Gradients = None,
+    dataset: Annotated[list[str] | None, Option(metavar="PART", help=_PARTS)] = None,
+    classifier: Annotated[list[str] | None, Option(metavar="PART", help=_PARTS)] = None,
+    score: Annotated[list[str] | None, Option(metavar="PART", help=_PARTS)] = None,
+    seed: Seeds = None,
+    metric: Annotated[str, Option(help="robust, clean, aa or undefended")] = "robust",
+    format: Annotated[str, Option(help="md, csv or json")] = "md",
+    expect: Expected = None,
+    out: Annotated[Path | None, Option(metavar="FILE", help="write there instead of stdout")] = None,
+) -> None:
+    """Compare cells on the images that both have: difference, paired interval, McNemar's test.
+
+    An option that is given once chooses cells; of one folder, one that is given several times says what is compared: the first against each
+    of the others."""
+    from purebench.report import compare as comparing
+    from purebench.report import expect as expecting
+
+    if format not in comparing.FORMATS:
+        raise errors.unknown("format", format, comparing.FORMATS)
+    given = {
+        "dataset": dataset, "classifier": classifier, "score": score, "threat": threat, "defense": defense, "attack": attack,
+        "gradient": grad, "seed": [str(one) for one in seed or ()],
+    }  # fmt: skip
+    wanted = {kind: texts for kind, texts in given.items() if texts}
+    expected = [expecting.read(text, compared=True) for text in expect or ()]
+    found = comparing.of(places or [Path("results")], by, wanted, metric)
+    expecting.check_known(expected, [log for row in found.rows for side in (0, 1) for log in row.logs(side)])
+    _deliver(comparing.render(found, format), out)
+    numbers = comparing.measured(found)
+    _judge([expecting.judged(one, numbers, nothing="nothing of that was compared") for one in expected])
 
 
 @app.command(epilog=_examples("purebench status results", "purebench status results --json"))
@@ -457,6 +549,31 @@ def where(as_json: AsJson = False) -> None:
         return _columns([{"what": what, "path": path} for what, path in places.items()])
 
     _print(assets.places(), as_json, columns)
+
+
+@app.command(epilog=_examples("purebench doctor", "purebench doctor --json", "purebench doctor --out /scratch/results"))
+def doctor(
+    out: Annotated[Path, Option(metavar="DIR", help="the folder of records that a run would write")] = Path("results"),
+    as_json: AsJson = False,
+) -> None:
+    """Look for what would not work here, and say why: packages, devices, cache, plug-ins, proxies, folders. Nothing is changed."""
+    from purebench.running import doctor as examining
+
+    found = []
+    for finding in examining.findings(out):
+        found.append(finding)
+        if not as_json:
+            # At once: the imports take seconds.
+            print(f"{finding.state:<6} {finding.topic:<12} {finding.said}", flush=True)
+            if finding.hint:
+                print(f"{'':<20}hint: {finding.hint}", flush=True)
+    if as_json:
+        print(json.dumps([dataclasses.asdict(finding) for finding in found], indent=1))
+    wrong = sum(finding.state == "wrong" for finding in found)
+    if wrong:
+        _say(f"{wrong} of these would not work")
+        raise typer.Exit(errors.FAILED)
+    _say("nothing is wrong")
 
 
 # ------------------------------------------------------------------------------------------------------------------ fetch

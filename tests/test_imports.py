@@ -19,6 +19,7 @@ LIGHT = [
     ".", "cli", "registry", "spec", "errors", "atomic",
     "plan.grid", "plan.resolved", "plan.catalogue", "records.store", "report.metrics",
     "running.tasks", "running.cost", "running.pools", "running.runner", "running.progress", "running.estimate", "running.preflight",
+    "running.probe", "running.storage", "running.doctor",
     "datasets", "assets", "engine.gradients",
 ]  # fmt: skip
 HEAVY = {
@@ -59,15 +60,15 @@ ROOMS = {  # room, from the ground up -> the rooms that it may import anywhere, 
     "plan": "errors spec registry engine assets embedded datasets",
     "train": "errors atomic networks datasets scores plan",
     "running": "errors spec registry records engine assets datasets scores purifiers plan",
-    "report": "errors spec records engine assets scores purifiers plan running",
+    "report": "errors spec registry records engine assets scores purifiers plan running",
     "cli": "*",
 }
 INSIDE = {  # room -> its modules, each importing those before it alone
     "engine": "noise nfe identity rows objective chain adjoint gradients device defense",
     "plan": "resolved aliases layouts scaled places grid sheet catalogue",
-    "running": "progress tasks evaluate rehearsal cost pools runner speed estimate preflight",
+    "running": "finding probe progress tasks evaluate rehearsal cost pools runner speed estimate preflight storage doctor",
     "records": "schema1 store frame",
-    "report": "markdown metrics tables papers toy pictures",
+    "report": "markdown metrics tables papers pairs selection mates expect compare toy pictures",
 }
 
 
@@ -184,18 +185,28 @@ def test_what_plans_and_records_really_imports_nothing_heavy():
 
 def test_pandas_costs_a_second_and_only_what_shows_records_takes_it():
     """Neither planning nor a worker may wait for it: they import no module that imports it, in functions either."""
-    assert {m for m in MODULES if "pandas" in imports(m, True)[1]} == {"records.frame", "report.tables"}
-    assert {m for m in MODULES if "records.frame" in imports(m, True)[0]} == {".", "report.tables", "report.papers"}
-    assert {m for m in MODULES if "report.tables" in imports(m, True)[0]} == {"cli", "report.papers"}
-    assert {m for m in MODULES if "report.papers" in imports(m, True)[0]} == {"cli"}
+    shows = {"report.tables", "report.papers", "report.compare"}
+    assert {m for m in MODULES if "pandas" in imports(m, True)[1]} == {
+        "records.frame",
+        "report.tables",
+        "report.compare",
+    }
+    assert {m for m in MODULES if "records.frame" in imports(m, True)[0]} == {".", *shows}
+    assert {m for m in MODULES if "report.tables" in imports(m, True)[0]} == {"cli", *shows, "report.expect"} - {
+        "report.tables"
+    }
+    assert {m for m in MODULES if imports(m, True)[0] & {"report.papers", "report.compare", "report.expect"}} == {
+        "cli",
+        "report.compare",
+    }
 
 
-@pytest.mark.parametrize("command", ["--help", "list", "show coup", "status", "table"])
+@pytest.mark.parametrize("command", ["--help", "list", "show coup", "status", "table", "compare"])
 def test_what_a_command_really_imports(command):
-    """Only a table takes pandas, and none of these takes torch."""
-    words = command.split() + (
-        [str(ROOT.parent / "results" / "jpeg-cifar10")] if command in ("status", "table") else []
-    )
+    """Only what shows records takes pandas, and none of these takes torch."""
+    words = command.split()
+    words += [str(ROOT.parent / "results" / "jpeg-cifar10")] if command in ("status", "table", "compare") else []
+    words += ["--by", "defense"] if command == "compare" else []
     code = (
         f"import atexit, sys; sys.argv[1:] = {words}; from purebench import cli\n"
         "atexit.register(lambda: print(*sorted({'pandas', 'torch'} & set(sys.modules)), file=sys.stderr))\n"
@@ -203,4 +214,4 @@ def test_what_a_command_really_imports(command):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout
-    assert done.stderr.split() == ["pandas"] * (command == "table")
+    assert done.stderr.split() == ["pandas"] * (command in ("table", "compare"))

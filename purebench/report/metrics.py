@@ -50,6 +50,21 @@ def control(attack: str) -> bool:
     return (made[1] if made else name(attack)) in CONTROLS
 
 
+def natural(defense: str, attack: str, gradient: str) -> bool:
+    """Whether an attack has the gradient that its name already says: its own, or none."""
+    # Without a defense there is nothing to approximate: exact and BPDA are one gradient.
+    if gradient == "-" or (defense == "none" and gradient in ("exact", "bpda")):
+        return True
+    return gradient == ("bpda" if name(attack) == "bpda-eot" else "exact")
+
+
+def short(log: Log) -> str:
+    """What a cell lacks of what its last run wanted, behind its name; empty where nothing is missing, or older records do not say."""
+    wanted = (log.runs[-1].get("wanted") if log.runs else None) or 0
+    have = len(judged(log))
+    return f"{log.id} ({have} of {wanted} images)" if have < max(1, wanted) else ""
+
+
 def wilson(p: float, n: int) -> tuple[float, float]:
     """Wilson's 95 % score interval of a fraction p in [0, 1] of n > 0 images (JASA 22, 1927). For a mean of numbers in
     [0, 1], such as an image's fraction of correct draws, it is conservative: their variance is at most p (1 - p)."""

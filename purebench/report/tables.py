@@ -69,9 +69,7 @@ def _cells(logs: Iterable[Log]) -> DataFrame:
     cells["bare"] = cells.defense == "none"
     cells["defended"] = ~cells.bare
     cells["control"] = cells.attack.map(metrics.control)
-    usual = cells.name.map(lambda name: "bpda" if name == "bpda-eot" else "exact")
-    # Without a defense there is nothing to approximate: exact and BPDA are one gradient, and share a column.
-    cells["natural"] = (cells.grad == "-") | (cells.grad == usual) | cells.bare & cells.grad.isin(["exact", "bpda"])
+    cells["natural"] = list(map(metrics.natural, cells.defense, cells.attack, cells.grad))
     gradient = (" @" + cells.grad).where(~cells.natural, "")
     _tell_apart(cells, gradient)
     cells["column"] = cells.attack + gradient
@@ -372,6 +370,37 @@ def named(logs: Iterable[Log]) -> list[tuple[Log, str, str]]:
     return [(of.log, of.defense, _header(of.column)) for of in cells.itertuples()]
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What stands in one place of the grid: its `logs`, one per seed, those too that do not count since others have more images; the
+    `numbers` over the seeds. `headline`: of the strongest attack, whose log is the first; behind it those of all that it was chosen
+    from. `masked`: every gradient attack of the place was."""
+
+    logs: tuple[Log, ...]
+    numbers: Mapping[str, Value]
+    headline: bool
+    masked: bool
+
+
+def measured(logs: Iterable[Log]) -> Iterator[Measured]:
+    """The places of the grid's tables, and the headline of each defense that was attacked."""
+    for table in _tables(_cells(logs)):
+        numbers: dict[tuple[str, str], dict[str, Value]] = defaultdict(dict)
+        for (defense, column, metric), value in table.values.items():
+            numbers[defense, column][metric] = value
+        for (defense, column), mates in table.cells.groupby(["defense", "column"], sort=False):
+            whole = {column: table.attacks[defense][column]}
+            blind = metrics.all_masked(whole) is not None
+            yield Measured(tuple(mates["log"]), numbers[defense, column], False, blind)
+        for defense, best in table.best.items():
+            headline = table.strongest(defense)
+            if best and headline:
+                real = table.cells[(table.cells.defense == defense) & ~table.cells.control]
+                chosen_from = (*table.attacks[defense][best.attack], *real["log"])
+                blind = metrics.all_masked(table.attacks[defense]) is not None
+                yield Measured(chosen_from, {"robust": headline}, True, blind)
+
+
 def _printed(table: _Table) -> Printed:
     """One table and its footnotes in words."""
     cells = table.cells
@@ -578,13 +607,14 @@ def _few(table: _Table) -> Iterator[str]:
         yield f"{few} images: a difference under about {gap:.0f} points is chance; take 500 for a claim (`--images 500`)."
 
 
-def doubts(logs: Iterable[Log]) -> list[str]:
-    """What makes a number of these records weaker than it looks, in whatever layout it is printed; each said once."""
+def doubts(logs: Iterable[Log], *, paired: bool = False) -> list[str]:
+    """What makes a number of these records weaker than it looks, in whatever layout it is printed; each said once. paired: whether what is
+    printed is differences on the same images, whose chance is smaller than that of two numbers side by side, and printed with them."""
     logs, found = list(logs), dict[str, None]()
     for table in _tables(_cells(logs)) if logs else ():
         cells = table.cells
         for warnings in (
-            _few(table),
+            () if paired else _few(table),
             _suspicious(table),
             _not_finite(cells),
             _masked(table),

@@ -52,21 +52,28 @@ class Outcome:
     images: int = 0
 
 
+def gpu_is_here() -> bool:
+    """Whether the system shows an NVIDIA GPU. Without a device file there is none, and torch, which takes seconds to import, need not be
+    asked."""
+    return Path("/dev/dxg").exists() or any(Path("/dev").glob("nvidia[0-9]*"))
+
+
+def cores() -> int:
+    """Of those that a container or `taskset` leaves us; macOS cannot say."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def default_workers(device: str) -> int:
     """One per GPU; on CPU one per core this process may use, at most 8."""
     if device.startswith("cuda:"):
         return 1
-    # Without a GPU's device file there is none, and torch, which takes seconds to import, need not be asked.
-    gpu = Path("/dev/dxg").exists() or any(Path("/dev").glob("nvidia[0-9]*"))
-    if device == "cuda" or (device == "auto" and gpu):
+    if device == "cuda" or (device == "auto" and gpu_is_here()):
         import torch
 
         # Asked for and not there, it is the device's to refuse, with a hint.
         if torch.cuda.device_count() or device == "cuda":
             return max(1, torch.cuda.device_count())
-    # Of the cores that a container or `taskset` leaves us; macOS cannot say.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores)
+    return min(8, cores())
 
 
 def run(plan: Plan, settings: Settings, report: Reporter, outcome: Outcome | None = None) -> Outcome:
