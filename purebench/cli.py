@@ -311,7 +311,6 @@ def table(
     out: Annotated[Path | None, Option(metavar="FILE", help="write there instead of stdout")] = None,
 ) -> None:
     """Print the table of what has been run; a pure function of the records. A paper's table takes the options that it was run with."""
-    from purebench.plan import grid
     from purebench.records import store as records
     from purebench.report import expect as expecting
     from purebench.report import tables
@@ -320,23 +319,7 @@ def table(
         layout, attacks=attack, threats=threat, grads=grad, dataset=dataset, classifier=classifier, score=score, images=images,
         subset=subset, seeds=seed, honest=honest, baselines=baselines, only=only,
     )  # fmt: skip
-    found = None if layout in tables.LAYOUTS else _layout(layout)
-    if found is None and layout.endswith(".toml"):
-        raise UserError(
-            f"`{layout}` is no table: it has no `[[column]]` and no `[[row]]`", "docs/tables.md has an example"
-        )
-    if found is None and layout not in tables.LAYOUTS:
-        raise errors.unknown("layout", layout, [*tables.LAYOUTS, *grid.tables()], see="purebench list layouts")
-    if found is None and (compare or request != grid.Request(preset=layout)):
-        raise UserError(
-            f"the layout `{layout}` prints all records, and takes no such options",
-            "name a paper's table: --layout coup/1",
-        )
-    if found and expect:
-        raise UserError(
-            f"`--expect` is about cells of the grid, and `{layout}` prints them on the paper's images alone",
-            "leave out `--layout`, or `--expect`",
-        )
+    found = _table_layout(layout, request, compare=compare, expect=bool(expect))
     expected = [expecting.read(text) for text in expect or ()]
     logs = records.load_all(results or [Path("results")])
     expecting.check_known(expected, logs)
@@ -352,6 +335,31 @@ def table(
     if expected:
         numbers = expecting.of_grid(logs)
         _judge([expecting.judged(one, numbers) for one in expected])
+
+
+def _table_layout(layout: str, request: Request, *, compare: bool, expect: bool) -> Layout | None:
+    """The paper's table of this name; None for one of the grid's layouts. Raises UserError for options that do not belong to it."""
+    from purebench.plan import grid
+    from purebench.report import tables
+
+    found = None if layout in tables.LAYOUTS else _layout(layout)
+    if found and expect:
+        raise UserError(
+            f"`--expect` is about cells of the grid, and `{layout}` prints them on the paper's images alone",
+            "leave out `--layout`, or `--expect`",
+        )
+    if found is None and layout.endswith(".toml"):
+        raise UserError(
+            f"`{layout}` is no table: it has no `[[column]]` and no `[[row]]`", "docs/tables.md has an example"
+        )
+    if found is None and layout not in tables.LAYOUTS:
+        raise errors.unknown("layout", layout, [*tables.LAYOUTS, *grid.tables()], see="purebench list layouts")
+    if found is None and (compare or request != grid.Request(preset=layout)):
+        raise UserError(
+            f"the layout `{layout}` prints all records, and takes no such options",
+            "name a paper's table: --layout coup/1",
+        )
+    return found
 
 
 def _judge(verdicts: Sequence[Verdict]) -> None:

@@ -1,7 +1,6 @@
 """Expectations: what they say, what they are about, and that nothing missing, unfinished or blind meets one."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from test_cli import advises, here
@@ -10,7 +9,6 @@ from test_tables import log
 
 import purebench
 from purebench.errors import UNMET, UserError
-from purebench.records.store import Log
 from purebench.report import compare, expect
 
 EMBEDDED = Path(purebench.__file__).parents[1] / "results" / "embedded"
@@ -169,9 +167,9 @@ def test_a_control_is_no_strongest_attack():
 
 def test_what_is_compared():
     logs = [
-        to_log(log("diffpure", "pgd-eot", 50)),
-        to_log(log("coup", "pgd-eot", 45)),
-        to_log(blind("one-shot", "pgd-eot", 60)),
+        log("diffpure", "pgd-eot", 50),
+        log("coup", "pgd-eot", 45),
+        blind("one-shot", "pgd-eot", 60),
     ]
     numbers = compare.measured(one(logs, "defense"))
 
@@ -190,10 +188,6 @@ def test_what_is_compared():
     assert not of("coup/pgd-eot(difference)<=1.0")
     with pytest.raises(UserError, match="no strongest attack"):
         expect.read("coup/strongest>=0.4", compared=True)
-
-
-def to_log(made: SimpleNamespace) -> Log:
-    return Log(**vars(made))
 
 
 # -------------------------------------------------------------------------------------------------------- the command line

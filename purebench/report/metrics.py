@@ -60,9 +60,11 @@ def natural(defense: str, attack: str, gradient: str) -> bool:
 
 def short(log: Log) -> str:
     """What a cell lacks of what its last run wanted, behind its name; empty where nothing is missing, or older records do not say."""
-    wanted = (log.runs[-1].get("wanted") if log.runs else None) or 0
     have = len(judged(log))
-    return f"{log.id} ({have} of {wanted} images)" if have < max(1, wanted) else ""
+    if have >= max(1, log.wanted or 0):
+        return ""
+    lost = f", {count} that the attack did not make" if (count := len(log.images) - have) else ""
+    return f"{log.id} ({have} of {log.wanted or len(log.images)} images{lost})"
 
 
 def wilson(p: float, n: int) -> tuple[float, float]:
