@@ -170,7 +170,8 @@ def _attacked(found: Mapping[int, Pixels], clean: Mapping[int, Pixels]) -> Block
     return _block({p: (np.round(delta / step) + 128).astype(np.uint8) for p, delta in deltas.items()}, step, magnified)
 
 
-Purified = Callable[[Log], Mapping[int, np.ndarray]]  # position -> (C,H,W) float32 in [0,1]; {} where there are none
+# A cell and its adversarial images by position -> what its defense made of them, (C,H,W) float32 in [0,1]; {} where that is not known
+Purified = Callable[[Log, Mapping[int, Pixels]], Mapping[int, Pixels]]
 
 
 def _pictures(packed: Packed, logs: Sequence[Log], clean: Mapping[Key, Clean], purified: Purified, count: int) -> Packed:
@@ -184,7 +185,7 @@ def _pictures(packed: Packed, logs: Sequence[Log], clean: Mapping[Key, Clean], p
             packed.clean[name] = block
         for log in mates:
             found = images.adversarial(log, [line for line in log.images if line["position"] < count])
-            made = purified(log) if found else {}
+            made = purified(log, found) if found else {}
             taken = {position: eight_bits(shrunk(made[position])) for position in found if position in made}
             if block := _attacked(found, known):
                 packed.attacked[log.id] = block

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ def render(
         raise UserError("there are no results to show", "make some with `purebench run`, or name the folder that `--out` wrote")
     of_logs = [log for log, _, _ in named]
     made = {log.id: purified.read(log) for log in of_logs}
-    held = packed.pack(of_logs, images.sets(of_logs, given), lambda log: made[log.id].pictures, pictures=pictures)
+    held = packed.pack(of_logs, images.sets(of_logs, given), lambda log, _: made[log.id].pictures, pictures=pictures)
     grids = tables.printed(of_logs)
     data, blocks = _data(named, held, made, _start(grids, named))
     style, script = (_text(name) for name in ("page.css", "page.js"))
@@ -67,6 +67,27 @@ def render(
     }  # fmt: skip
     # In one pass: what is put in is never looked at again, whatever it says.
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _text("page.html"))
+
+
+def purify(
+    logs: Iterable[Log],
+    *,
+    pictures: int | None = None,
+    given: Sequence[Component] = (),
+    device: str = "auto",
+    note: Callable[[str], None] = lambda line: None,
+) -> dict[str, str]:
+    """Purifies the images of which `render` will show pictures, and keeps what comes of it beside the records. Returns by cell id why there
+    is none."""
+    of_logs = [log for log, _, _ in tables.named(logs)]
+    # What will come takes about the place of what goes in: else more would be purified than the page can hold.
+    forecast = packed.pack(
+        of_logs,
+        images.sets(of_logs, given),
+        lambda log, found: {} if log.cell["defense"] == "none" else found,
+        pictures=pictures,
+    )
+    return purified.make(of_logs, forecast.pictures, given=given, device=device, note=note)
 
 
 def _text(name: str) -> str:
