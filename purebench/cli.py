@@ -456,7 +456,7 @@ def report(
         table, fill = _sheet(_known_layout(name), request, _out_of(results))
         made.append(papers.printed(table, logs, honest=honest, fill=fill))
     why_not = page.purify(logs, pictures=pictures, given=given, device=device, note=_note) if purify else {}
-    text = page.render(logs, made, title=title or page.TITLE, pictures=pictures, given=given, why_not=why_not)
+    text = page.render(logs, made, title=title or "", pictures=pictures, given=given, why_not=why_not)
     with records.full_disk_is_an_error(out.parent):
         records.replace(out, text)
     _say(f"wrote {out} ({len(text.encode()) / 1e6:.1f} MB); open it in a browser")

@@ -57,7 +57,7 @@ def cost(found: Sequence[Point], width: int) -> str:
     """Accuracy under the strongest attack against network calls per image, on a log axis: one point per defense. width: in pixels, of the
     drawing at its natural size; a narrow one is made of its own, since scaled-down letters cannot be read."""
     left, right, top, bottom = 40, 14, 14, 46
-    height = min(440, max(300, round(0.56 * width)))
+    height = min(440, max(360, round(0.56 * width)))
     first, last = _decades([point.calls for point in found])
 
     def x(calls: float) -> float:
@@ -85,6 +85,8 @@ def cost(found: Sequence[Point], width: int) -> str:
             f'<circle class="{"masked" if point.masked else "point"}" cx="{_n(x(point.calls))}" cy="{_n(y(point.value))}" r="4.5"/>'
         )
     for point, (at, height_, anchor) in zip(found, _labels(found, x, y, width - right), strict=True):
+        if abs(height_ - 4 - y(point.value)) > 20:
+            parts.append(f'<path class="leader" d="M{_n(x(point.calls))} {_n(y(point.value))}L{_n(at)} {_n(height_ - 4)}"/>')
         parts.append(f'<text class="name" x="{_n(at)}" y="{_n(height_)}" text-anchor="{anchor}">{escape(_short(point.name))}</text>')
     return "".join([*parts, "</svg>"])
 

@@ -82,8 +82,13 @@ class Clean:
 def _reader(log: Log, given: Sequence[Component]) -> Callable[[Sequence[int]], Sequence[Pixels]]:
     """Indices of the log's dataset -> images. Raises UserError where it is not here, or not the one that was recorded."""
     dataset, digest, _ = key(log)
-    found = next((own for own in given if own.text == dataset), None) or resolved.find("dataset", dataset)
-    if found.missing:
+    try:
+        found = next((own for own in given if own.text == dataset), None) or resolved.find("dataset", dataset)
+        absent = bool(found.missing)
+    except UserError:
+        # One of the user's own, of which the records say everything but where it lies.
+        absent = True
+    if absent:
         raise UserError(f"the dataset `{dataset}` is not here")
     if found.digest != digest:
         raise UserError(f"the dataset `{dataset}` here is not the one that was recorded")

@@ -25,7 +25,7 @@ from purebench.report.packed import Block, Packed
 from purebench.report.purified import Purified
 
 WEB = Path(__file__).parent / "web"
-TITLE = "How robust is it?"
+FEW = 12  # notes, above which they are folded away; warnings never are
 SPREAD = re.compile(r" (±[\d.]+)")
 RUN = ("started", "device", "hardware", "torch", "versions", "python", "git", "threads", "rows", "tf32", "workers", "wanted", "evals")
 MACHINE = ("device", "hardware", "torch", "python", "git")  # what tells one run's machine from another's
@@ -35,12 +35,12 @@ def render(
     logs: Iterable[Log],
     layouts: Sequence[papers.Printed] = (),
     *,
-    title: str = TITLE,
+    title: str = "",
     pictures: int | None = None,
     given: Sequence[Component] = (),
     why_not: Mapping[str, str] | None = None,
 ) -> str:
-    """The page. layouts: papers' tables of the same records; pictures: of how many images of each cell at most; given: datasets of the user's
+    """The page. layouts: papers' tables of the same records; title: in place of one made of the datasets; pictures: of how many images of each cell at most; given: datasets of the user's
     own; why_not: by cell id why it was not purified, where that was asked. Raises UserError without records."""
     named = tables.named(logs)
     if not named:
@@ -52,7 +52,7 @@ def render(
     data, blocks = _data(named, held, made, _start(grids, named))
     style, script = (_text(name) for name in ("page.css", "page.js"))
     parts = {
-        "title": escape(title),
+        "title": escape(title or _title(of_logs)),
         "policy": f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'; form-action 'none'",
         "css": style,
         "js": script,
@@ -170,18 +170,28 @@ def _items(lines: Iterable[str]) -> str:
 
 
 def _number(word: str) -> str:
-    """`46.0 ±4.4`, the second a little aside."""
-    return SPREAD.sub(r' <span class="pm">\1</span>', escape(word))
+    """`46.0 ±4.4`, the second a little aside; a line breaks before what stands behind it, and nowhere else."""
+    return SPREAD.sub('\u00a0<span class="pm">\\1</span>', escape(word)).replace("n = ", "n\u00a0=\u00a0")
+
+
+def _name(part: str) -> str:
+    """A part as it is written, which a narrow column may break behind a `:` or a comma."""
+    return re.sub(r"([:,])", r"\1<wbr>", escape(part))
 
 
 def _plural(count: int, word: str) -> str:
     return f"{count:,} {word}{'s' * (count != 1)}"
 
 
+def _title(logs: Sequence[Log]) -> str:
+    datasets = list(dict.fromkeys(str(log.cell["dataset"]) for log in logs))
+    return f"Robustness on {', '.join(datasets) if len(datasets) <= 3 else f'{len(datasets)} datasets'}"
+
+
 def _lead(logs: Sequence[Log]) -> str:
     most = max((len(store.judged(log)) for log in logs), default=0)
-    datasets = list(dict.fromkeys(str(log.cell["dataset"]) for log in logs))
-    said = f"{_plural(len(logs), 'cell')} on {', '.join(datasets[:4])}{' and more' * (len(datasets) > 4)}, up to {_plural(most, 'image')} each"
+    defenses = len({log.cell["defense"] for log in logs} - {"none"})
+    said = f"{_plural(defenses, 'defense')} in {_plural(len(logs), 'cell')} of up to {_plural(most, 'image')}"
     return escape(f"{said}. Accuracy in %, judged by fresh purifications that no attacker saw.")
 
 
@@ -214,8 +224,8 @@ def _grid(table: tables.Printed, i: int) -> str:
         f'<div class="summary"><div>{_verdict(table)}</div>{_cost(table)}</div>'
         + (f'<ul class="warnings">{warnings}</ul>' if warnings else "")
         + "<h3>Every attack</h3>"
-        + _table(list(map(escape, table.header)), rows, left, f"Every attack, {table.title}")
-        + f'<details open><summary>How these numbers were made</summary><ul class="notes">{_items(table.notes)}</ul></details></section>'
+        + _table(list(map(_name, table.header)), rows, left, f"Every attack, {table.title}")
+        + f'<details{" open" * (len(table.notes) <= FEW)}><summary>How these numbers were made</summary><ul class="notes">{_items(table.notes)}</ul></details></section>'
     )
 
 
@@ -225,9 +235,9 @@ def _verdict(table: tables.Printed) -> str:
     lines = []
     for headline, row in zip(table.headlines, table.rows, strict=True):
         lines.append(
-            f'<tr><th scope="row">{escape(headline.defense)}</th><td class="number">{_number(row[at])}</td>'
+            f'<tr><th scope="row">{_name(headline.defense)}</th><td class="number">{_number(row[at])}</td>'
             f'<td class="drawn">{chart.bar(headline.clean, headline.strongest)}</td>'
-            f'<td class="by">{escape(headline.attack) or "no attack was run"}</td><td class="clean">{_number(row[1])}</td></tr>'
+            f'<td class="by">{_name(headline.attack) or "no attack was run"}</td><td class="clean">{_number(row[1])}</td></tr>'
         )
     head = (
         '<tr><th scope="col">defense</th><th scope="col" class="number">under the strongest attack</th>'
@@ -235,7 +245,7 @@ def _verdict(table: tables.Printed) -> str:
     )
     return (
         f'<table class="verdict"><thead>{head}</thead><tbody>{"".join(lines)}</tbody></table>'
-        '<p class="legend">Dark: what the strongest attack leaves, with its 95 % interval. Light: what it took of the clean accuracy.</p>'
+        '<p class="legend">Strong: what the strongest attack leaves, with its 95 % interval. Faint: what it took of the clean accuracy.</p>'
     )
 
 
@@ -338,12 +348,19 @@ def _cell(log: Log, name: str) -> str:
     facts += [("images from", str(cell["source"]))] if cell.get("source") else []
     facts += [(f"run {i}", _run(run)) for i, run in enumerate(log.runs, 1)]
     rows = "".join(f'<tr><th scope="row">{escape(key)}</th><td>{escape(value)}</td></tr>' for key, value in facts)
-    again = recipe.toml(recipe.grid(cell) | {"images": len(log.images), "evals": max((len(r.get("clean", [])) for r in log.images), default=1)})
+    again = recipe.toml(recipe.grid(cell) | _extent(log))
     return (
         f'<details class="cell" id="cell-{escape(log.id)}"><summary>{escape(name)} <span class="soft">{escape(log.id)}</span></summary><div>'
         f'<table class="facts-table">{rows}</table><p class="legend">To make it again, as a file: <code>purebench run FILE.toml</code></p>'
         f"<pre>{escape(again)}</pre></div></details>"
     )
+
+
+def _extent(log: Log) -> dict[str, int]:
+    """How many images and evaluations a run is to make: as many as the last one wanted, or as there are."""
+    last = log.runs[-1] if log.runs else {}
+    evals = max((len(line.get("adversarial", [])) for line in log.images), default=1)
+    return {"images": last.get("wanted") or len(log.images), "evals": last.get("evals") or evals}
 
 
 def _run(run: Mapping[str, Any]) -> str:

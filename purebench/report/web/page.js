@@ -207,7 +207,7 @@
     });
     const defenses = [...new Set(cells.map((cell) => cell.defense))];
     if (defenses.length > 1)
-      control("against", "And under the same attack wrong for", (select) => {
+      control("against", "… and wrong for", (select) => {
         option(select, "", "–");
         for (const value of defenses) option(select, value, value, value === filter.defense);
       });
@@ -225,14 +225,15 @@
 
   function makePresets(defenses) {
     const start = byId.get(data.start);
-    const open = () => ({ ...nothing(), ...(start ? { ...facetsOf(start) } : {}), outcome: "", against: "", order: "position" });
-    preset("the verdict’s own cell", open);
+    const open = () => ({ ...nothing(), ...facetsOf(start), outcome: "", against: "", order: "position" });
+    preset(`${start.defense} under ${start.attack}`, open);
     const named = (name) => defenses.find((text) => text === name) ?? defenses.find((text) => text.split(/[: ]/)[0] === name);
     const unguided = named("reverse-sde"), guided = named("coup");
     const pairs = cells.filter((cell) => cell.defense === guided && !cell.control && unguided && partner(cell, unguided));
     if (pairs.length)
       preset("unguided wrong, guided right", () => {
-        const here = pairs.find((cell) => cell.attack === filter.attack) ?? pairs.find((cell) => cell.attack === byId.get(data.start)?.attack) ?? pairs[0];
+        const own = pairs.filter((cell) => partner(cell, unguided).attack === cell.attack);
+        const here = own.find((cell) => cell.attack === filter.attack) ?? own.find((cell) => cell.gradient === "exact") ?? own[0] ?? pairs[0];
         return { ...nothing(), ...facetsOf(here), outcome: "most", against: unguided, order: "position" };
       });
     preset("broken by the attack", () => ({ outcome: "broken", against: "" }));
@@ -264,7 +265,7 @@
       words.push(`${cell.defense} under ${cell.attack}`);
       if (robust) words.push(`robust ${percent(robust)} (${robust[3]} images, ${robust[4]} draws each)`);
     } else words.push(`${chosen.length} cells`);
-    if (filter.against) words.push(`wrong in most draws for ${filter.against}`);
+    if (filter.against) words.push(`wrong in most draws for ${filter.against} under the same attack`);
     $("found").textContent = words.join(" · ");
   }
 
@@ -515,8 +516,7 @@
     document.addEventListener("keydown", key);
     window.addEventListener("hashchange", follow);
     if (!follow()) {
-      const start = byId.get(data.start) ?? cells[0];
-      Object.assign(filter, facetsOf(start));
+      Object.assign(filter, facetsOf(byId.get(data.start)));
       refresh();
     }
     document.body.dataset.ready = "true";
