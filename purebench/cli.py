@@ -22,7 +22,6 @@ from purebench.errors import UserError
 if TYPE_CHECKING:
     from purebench.plan.grid import Plan, Request
     from purebench.plan.layouts import Layout
-    from purebench.plan.resolved import Component
     from purebench.plan.sheet import Sheet
     from purebench.records.store import Log
     from purebench.running.runner import Outcome, Settings
@@ -436,15 +435,19 @@ def report(
     from purebench.records import store as records
     from purebench.report import page, papers
 
-    options = dict(
-        attacks=attack, threats=threat, grads=grad, dataset=dataset, classifier=classifier, score=score, images=images, subset=subset,
-        seeds=seed, honest=honest, baselines=baselines, only=only,
-    )  # fmt: skip
+    options: dict[str, Any] = {
+        "attacks": attack, "threats": threat, "grads": grad, "dataset": dataset, "classifier": classifier, "score": score,
+        "images": images, "subset": subset, "seeds": seed, "honest": honest, "baselines": baselines, "only": only,
+    }  # fmt: skip
     _check_writable(out)
     if pictures is not None and pictures < 0:
-        raise UserError(f"`--pictures {pictures}`: a number of images, or 0 for none", "leave it out for as many as fit")
+        raise UserError(
+            f"`--pictures {pictures}`: a number of images, or 0 for none", "leave it out for as many as fit"
+        )
     if not layout and _request(None, **options) != grid.Request():
-        raise UserError("these options choose the cells of a paper's table, and none is asked for", "add --layout coup/1")
+        raise UserError(
+            "these options choose the cells of a paper's table, and none is asked for", "add --layout coup/1"
+        )
     given = [resolved.find("dataset", text) for text in data or ()]
     logs = records.load_all(results or [Path("results")])
     if not logs:
@@ -469,7 +472,9 @@ def _known_layout(name: str) -> Layout:
     if found := _layout(name):
         return found
     if name.endswith(".toml"):
-        raise UserError(f"`{name}` is no table: it has no `[[column]]` and no `[[row]]`", "docs/tables.md has an example")
+        raise UserError(
+            f"`{name}` is no table: it has no `[[column]]` and no `[[row]]`", "docs/tables.md has an example"
+        )
     raise errors.unknown("layout", name, grid.tables(), see="purebench list layouts")
 
 

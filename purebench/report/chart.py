@@ -6,7 +6,7 @@ Colours and type are classes of the page's style sheet, so that one drawing serv
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -74,9 +74,13 @@ def cost(found: Sequence[Point], width: int) -> str:
     for power in range(math.ceil(first), math.floor(last) + 1):
         at = _n(x(10.0**power))
         parts.append(f'<path class="grid" d="M{at} {top}V{height - bottom}"/>')
-        parts.append(f'<text class="tick" x="{at}" y="{height - bottom + 18}" text-anchor="middle">{_power(power)}</text>')
+        parts.append(
+            f'<text class="tick" x="{at}" y="{height - bottom + 18}" text-anchor="middle">{_power(power)}</text>'
+        )
     axis = "network calls per image of the costliest attack"
-    parts.append(f'<text class="axis" x="{(left + width - right) / 2:g}" y="{height - 8}" text-anchor="middle">{axis}</text>')
+    parts.append(
+        f'<text class="axis" x="{(left + width - right) / 2:g}" y="{height - 8}" text-anchor="middle">{axis}</text>'
+    )
     for point in found:
         at = _n(x(point.calls))
         parts.append(f'<path class="whisker" d="M{at} {_n(y(point.low))}V{_n(y(point.high))}"/>')
@@ -84,14 +88,20 @@ def cost(found: Sequence[Point], width: int) -> str:
         parts.append(
             f'<circle class="{"masked" if point.masked else "point"}" cx="{_n(x(point.calls))}" cy="{_n(y(point.value))}" r="4.5"/>'
         )
-    for point, (at, height_, anchor) in zip(found, _labels(found, x, y, width - right), strict=True):
-        if abs(height_ - 4 - y(point.value)) > 20:
-            parts.append(f'<path class="leader" d="M{_n(x(point.calls))} {_n(y(point.value))}L{_n(at)} {_n(height_ - 4)}"/>')
-        parts.append(f'<text class="name" x="{_n(at)}" y="{_n(height_)}" text-anchor="{anchor}">{escape(_short(point.name))}</text>')
+    for point, (side, level, anchor) in zip(found, _labels(found, x, y, width - right), strict=True):
+        if abs(level - 4 - y(point.value)) > 20:
+            parts.append(
+                f'<path class="leader" d="M{_n(x(point.calls))} {_n(y(point.value))}L{_n(side)} {_n(level - 4)}"/>'
+            )
+        parts.append(
+            f'<text class="name" x="{_n(side)}" y="{_n(level)}" text-anchor="{anchor}">{escape(_short(point.name))}</text>'
+        )
     return "".join([*parts, "</svg>"])
 
 
-def _labels(found: Sequence[Point], x, y, right: float) -> list[tuple[float, float, str]]:  # type: ignore[no-untyped-def]
+def _labels(
+    found: Sequence[Point], x: Callable[[float], float], y: Callable[[float], float], right: float
+) -> list[tuple[float, float, str]]:
     """Where each name stands: beside its point, the first place of a few that no other name and no point covers."""
     taken = [(x(p.calls) - 6, y(p.value) - 6, x(p.calls) + 6, y(p.value) + 6) for p in found]
     placed: list[tuple[float, float, str]] = []
@@ -103,7 +113,7 @@ def _labels(found: Sequence[Point], x, y, right: float) -> list[tuple[float, flo
             (at if side > 0 else at - length, top - 10, at + length if side > 0 else at, top + 3)
             for at, top, side in places
         ]
-        inside = [i for i, box in enumerate(boxes) if 40 <= box[0] and box[2] <= right]
+        inside = [i for i, box in enumerate(boxes) if box[0] >= 40 and box[2] <= right]
         best = min(inside or range(len(boxes)), key=lambda i: (sum(_over(boxes[i], box) for box in taken), i))
         taken.append(boxes[best])
         at, top, side = places[best]

@@ -31,9 +31,9 @@ def adversarial(log: Log, lines: Sequence[Record]) -> dict[int, Pixels]:
     """By position the stored images of these lines that are there and are the ones that the lines are about. Of an image that the attack
     failed to make none: what is stored is the clean one."""
     path = log.folder / store.ADVERSARIAL
-    if not path.is_file():
+    shape = store.read_cell(log.folder).get("shape") if path.is_file() else None
+    if not shape:
         return {}
-    shape = store.read_cell(log.folder)["shape"]
     size, found = 4 * int(np.prod(shape)), {}
     with path.open("rb") as file:
         for line in lines:

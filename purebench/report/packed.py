@@ -30,8 +30,9 @@ NOT_FINITE, NO_DRAW = -1, -2  # answers that are no class
 
 @dataclass(frozen=True)
 class Block:
-    """Pictures of one kind: of which positions; (n,C,H,W) uint8, deflated. Of perturbations `step`: what one level is worth, and `magnified`:
-    by how much they are shown, so that the largest is as black or white as can be."""
+    """Pictures of one kind: of which positions; (n,C,H,W) uint8, deflated.
+
+    Of perturbations `step`: what one level is worth; `magnified`: by how much they are shown, the largest as black or white as can be."""
 
     positions: list[int]
     data: bytes
@@ -76,14 +77,18 @@ def _deflated(data: bytes) -> bytes:
 
 
 def answers(logs: Sequence[Log], below: int) -> tuple[bytes, dict[str, dict[str, Any]]]:
-    """Lines of positions under `below`, cell after cell, deflated: per cell the int32 columns position, index, label, undefended, state, said,
-    forward, backward; linf and l2 as float32; and `clean`, then `attacked` draws of each line as int16, filled up to whole words. `state`: 0
-    judged, 1 and 2 the attack's own verdict (broken, withstood), 3 lost. `said` numbers the texts of the cell's layout, from 1."""
+    """Lines of positions under `below`, cell after cell, deflated; and by cell how its part is laid out: `n` lines, `draws` of each, `said`.
+
+    A part is int32 columns: position, index, label, undefended, state, forward, backward, said; linf and l2 as float32; the clean and the
+    attacked draws of each line as int16, filled up to whole words. state: 0 judged; the attack's own verdict, 1 broken, 2 withstood;
+    3 lost. said: a number of the layout's texts, from 1; 0 for none."""
     parts, columns = [], {}
     for log in logs:
         lines = [line for line in log.images if line["position"] < below]
         said: dict[str, int] = {}
-        numbers = [[*_numbers(line), said.setdefault(text, len(said)) if (text := _said(line)) else -1] for line in lines]
+        numbers = [
+            [*_numbers(line), said.setdefault(text, len(said)) if (text := _said(line)) else -1] for line in lines
+        ]
         table = np.array(numbers, "<i4").reshape(len(lines), -1)
         table[:, -1] += 1
         draws = {name: _draws([_list(line, name) for line in lines]) for name in ("clean", "adversarial")}
@@ -174,7 +179,9 @@ def _attacked(found: Mapping[int, Pixels], clean: Mapping[int, Pixels]) -> Block
 Purified = Callable[[Log, Mapping[int, Pixels]], Mapping[int, Pixels]]
 
 
-def _pictures(packed: Packed, logs: Sequence[Log], clean: Mapping[Key, Clean], purified: Purified, count: int) -> Packed:
+def _pictures(
+    packed: Packed, logs: Sequence[Log], clean: Mapping[Key, Clean], purified: Purified, count: int
+) -> Packed:
     """The same with pictures of the first `count` positions of every cell."""
     packed = replace(packed, clean={}, attacked={}, purified={}, shapes={}, pictures=count)
     for name, of in clean.items():
@@ -197,7 +204,12 @@ def _pictures(packed: Packed, logs: Sequence[Log], clean: Mapping[Key, Clean], p
 
 
 def pack(
-    logs: Sequence[Log], clean: Mapping[Key, Clean], purified: Purified, *, pictures: int | None = None, limit: int = LIMIT
+    logs: Sequence[Log],
+    clean: Mapping[Key, Clean],
+    purified: Purified,
+    *,
+    pictures: int | None = None,
+    limit: int = LIMIT,
 ) -> Packed:
     """All of it within `limit` bytes. pictures: of how many positions at most; as many as fit, unless it is said. Where not everything
     fits, the first positions of every cell are kept, and `notes` say so."""
@@ -262,5 +274,3 @@ def _notes(
 
 def _missing(sets: Iterable[Clean]) -> list[str]:
     return list(dict.fromkeys(of.why for of in sets if of.why))
-
-

@@ -27,7 +27,21 @@ from purebench.report.purified import Purified
 WEB = Path(__file__).parent / "web"
 FEW = 12  # notes, above which they are folded away; warnings never are
 SPREAD = re.compile(r" (±[\d.]+)")
-RUN = ("started", "device", "hardware", "torch", "versions", "python", "git", "threads", "rows", "tf32", "workers", "wanted", "evals")
+RUN = (
+    "started",
+    "device",
+    "hardware",
+    "torch",
+    "versions",
+    "python",
+    "git",
+    "threads",
+    "rows",
+    "tf32",
+    "workers",
+    "wanted",
+    "evals",
+)
 MACHINE = ("device", "hardware", "torch", "python", "git")  # what tells one run's machine from another's
 
 
@@ -40,11 +54,16 @@ def render(
     given: Sequence[Component] = (),
     why_not: Mapping[str, str] | None = None,
 ) -> str:
-    """The page. layouts: papers' tables of the same records; title: in place of one made of the datasets; pictures: of how many images of each cell at most; given: datasets of the user's
-    own; why_not: by cell id why it was not purified, where that was asked. Raises UserError without records."""
+    """The page. Raises UserError without records.
+
+    layouts: papers' tables of the same records; title: in place of one made of the datasets; pictures: of how many images of each cell at
+    most; given: datasets of the user's own; why_not: by cell id why it was not purified, where that was asked."""
+    logs = list(logs)
+    if not logs:
+        raise UserError(
+            "there are no results to show", "make some with `purebench run`, or name the folder that `--out` wrote"
+        )
     named = tables.named(logs)
-    if not named:
-        raise UserError("there are no results to show", "make some with `purebench run`, or name the folder that `--out` wrote")
     of_logs = [log for log, _, _ in named]
     made = {log.id: purified.read(log) for log in of_logs}
     held = packed.pack(of_logs, images.sets(of_logs, given), lambda log, _: made[log.id].pictures, pictures=pictures)
@@ -137,7 +156,8 @@ def _data(
 
     keys = list(dict.fromkeys(images.key(log) for log, _, _ in named))
     sets = [
-        {"shape": held.shapes[key][0] if key in held.shapes else None, "clean": place(held.clean.get(key))} for key in keys
+        {"shape": held.shapes[key][0] if key in held.shapes else None, "clean": place(held.clean.get(key))}
+        for key in keys
     ]
     cells = []
     for log, defense, attack in named:
@@ -214,7 +234,10 @@ def _grid(table: tables.Printed, i: int) -> str:
     """A section: the verdict with its drawing and warnings, then every attack, and how all of it was made."""
     warnings = "".join(f"<li><b>Warning:</b> {_words(text)}</li>" for text in table.warnings)
     rows = [
-        [f"<strong>{_number(word)}</strong>" if (row, j) in table.bold else _number(word) for j, word in enumerate(words)]
+        [
+            f"<strong>{_number(word)}</strong>" if (row, j) in table.bold else _number(word)
+            for j, word in enumerate(words)
+        ]
         for row, words in enumerate(table.rows)
     ]
     left = [j == 0 for j in range(len(table.header))]
@@ -225,7 +248,8 @@ def _grid(table: tables.Printed, i: int) -> str:
         + (f'<ul class="warnings">{warnings}</ul>' if warnings else "")
         + "<h3>Every attack</h3>"
         + _table(list(map(_name, table.header)), rows, left, f"Every attack, {table.title}")
-        + f'<details{" open" * (len(table.notes) <= FEW)}><summary>How these numbers were made</summary><ul class="notes">{_items(table.notes)}</ul></details></section>'
+        + f"<details{' open' * (len(table.notes) <= FEW)}><summary>How these numbers were made</summary>"
+        f'<ul class="notes">{_items(table.notes)}</ul></details></section>'
     )
 
 
@@ -253,7 +277,9 @@ def _cost(table: tables.Printed) -> str:
     found = chart.points(table.headlines)
     if not found:
         return ""
-    left_out = [headline.defense for headline in table.headlines if headline.defense not in {point.name for point in found}]
+    left_out = [
+        headline.defense for headline in table.headlines if headline.defense not in {point.name for point in found}
+    ]
     said = f" Without a place, for want of an attack or of counted calls: {', '.join(left_out)}." if left_out else ""
     hollow = " Hollow: every gradient attack was masked." if any(point.masked for point in found) else ""
     return (
@@ -263,23 +289,31 @@ def _cost(table: tables.Printed) -> str:
 
 
 def _table(
-    header: Sequence[str], rows: Sequence[Sequence[str] | str], left: Sequence[bool], label: str, spans: Sequence[tuple[str, int]] = ()
+    header: Sequence[str],
+    rows: Sequence[Sequence[str] | str],
+    left: Sequence[bool],
+    label: str,
+    spans: Sequence[tuple[str, int]] = (),
 ) -> str:
     """A wide table of cells that are HTML already; a row that is one text spans it."""
 
     def line(words: Sequence[str]) -> str:
         cells = [
-            f'<th scope="row" class="left">{word}</th>' if j == 0 and is_left else f'<td{" class=left" if is_left else ""}>{word}</td>'
+            f'<th scope="row" class="left">{word}</th>'
+            if j == 0 and is_left
+            else f"<td{' class=left' if is_left else ''}>{word}</td>"
             for j, (word, is_left) in enumerate(zip(words, left, strict=True))
         ]
         return f"<tr>{''.join(cells)}</tr>"
 
     heads = "".join(
-        f'<th scope="col"{" class=left" if is_left else ""}>{word}</th>' for word, is_left in zip(header, left, strict=True)
+        f'<th scope="col"{" class=left" if is_left else ""}>{word}</th>'
+        for word, is_left in zip(header, left, strict=True)
     )
     over = "".join(f'<th scope="colgroup" class="panel" colspan="{width}">{escape(text)}</th>' for text, width in spans)
     body = "".join(
-        f'<tr><td class="span" colspan="{len(header)}">{row}</td></tr>' if isinstance(row, str) else line(row) for row in rows
+        f'<tr><td class="span" colspan="{len(header)}">{row}</td></tr>' if isinstance(row, str) else line(row)
+        for row in rows
     )
     return (
         # It scrolls sideways, and so must be reached by keyboard.
@@ -324,14 +358,16 @@ def _provenance(named: Sequence[tuple[Log, str, str]]) -> str:
     """Which machines and versions, then cell by cell everything that its numbers depend on, with the grid that makes it again."""
     machines = Counter(tuple(_show(run.get(key)) for key in MACHINE) for log, _, _ in named for run in log.runs)
     rows = "".join(
-        f"<tr>{''.join(f'<td>{escape(word)}</td>' for word in machine)}<td>{count}</td></tr>" for machine, count in sorted(machines.items())
+        f"<tr>{''.join(f'<td>{escape(word)}</td>' for word in machine)}<td>{count}</td></tr>"
+        for machine, count in sorted(machines.items())
     )
     heads = "".join(f'<th scope="col">{name}</th>' for name in (*MACHINE, "runs"))
     cells = "".join(_cell(log, f"{defense} under {attack}") for log, defense, attack in named)
     return (
         '<section id="provenance" aria-labelledby="provenance-title"><h2 id="provenance-title">Provenance</h2>'
-        f'<div class="wide" tabindex="0" role="region" aria-label="Machines"><table class="facts-table"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
-        f'<details class="all"><summary>{_plural(len(named), "cell")}: parameters, versions, hashes, seeds, and how to make each again</summary>{cells}</details></section>'
+        '<div class="wide" tabindex="0" role="region" aria-label="Machines"><table class="facts-table">'
+        f'<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div><details class="all"><summary>'
+        f"{_plural(len(named), 'cell')}: parameters, versions, hashes, seeds, and how to make each again</summary>{cells}</details></section>"
     )
 
 
@@ -348,12 +384,21 @@ def _cell(log: Log, name: str) -> str:
     facts += [("images from", str(cell["source"]))] if cell.get("source") else []
     facts += [(f"run {i}", _run(run)) for i, run in enumerate(log.runs, 1)]
     rows = "".join(f'<tr><th scope="row">{escape(key)}</th><td>{escape(value)}</td></tr>' for key, value in facts)
-    again = recipe.toml(recipe.grid(cell) | _extent(log))
     return (
-        f'<details class="cell" id="cell-{escape(log.id)}"><summary>{escape(name)} <span class="soft">{escape(log.id)}</span></summary><div>'
-        f'<table class="facts-table">{rows}</table><p class="legend">To make it again, as a file: <code>purebench run FILE.toml</code></p>'
-        f"<pre>{escape(again)}</pre></div></details>"
+        f'<details class="cell" id="cell-{escape(log.id)}"><summary>{escape(name)} '
+        f'<span class="soft">{escape(log.id)}</span></summary><div>'
+        f'<table class="facts-table">{rows}</table>{_again(log)}</div></details>'
     )
+
+
+def _again(log: Log) -> str:
+    """The grid of one cell, as a file."""
+    try:
+        text = recipe.toml(recipe.grid(log.cell) | _extent(log))
+    except UserError:
+        # A name that no command line can say: whoever wrote the record knows how.
+        return '<p class="legend">Its names cannot be written as a grid.</p>'
+    return f'<p class="legend">To make it again, as a file: <code>purebench run FILE.toml</code></p><pre>{escape(text)}</pre>'
 
 
 def _extent(log: Log) -> dict[str, int]:

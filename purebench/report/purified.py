@@ -19,6 +19,7 @@ from purebench.records import store
 from purebench.records.store import Log
 from purebench.report import images, recipe
 from purebench.report.images import Pixels
+from purebench.spec import Cell
 
 FILE = "purified.npz"
 ARRAYS = ("position", "adv_crc", "answer", "picture")
@@ -36,7 +37,7 @@ NOTHING = Purified({}, {})
 
 
 def read(log: Log) -> Purified:
-    """The purified pictures that lie beside a record, of the images that it is still about; nothing where the file is missing or damaged."""
+    """The purified pictures beside a record, of the images that it is still about; nothing where the file is missing or damaged."""
     try:
         with np.load(log.folder / FILE, allow_pickle=False) as file:
             positions, crcs, answers, pictures = (file[name] for name in ARRAYS)
@@ -72,7 +73,9 @@ def make(
         if log.cell["defense"] == "none":
             continue
         known = read(log)
-        lines = [line for line in store.judged(log) if line["position"] < below and line["position"] not in known.pictures]
+        lines = [
+            line for line in store.judged(log) if line["position"] < below and line["position"] not in known.pictures
+        ]
         found = images.adversarial(log, lines)
         if not found:
             continue
@@ -111,7 +114,7 @@ def _purified(log: Log, found: Mapping[int, Pixels], given: Sequence[Component],
     return Purified(dict(zip(shown, stack, strict=True)), dict(zip(found, said, strict=True)))
 
 
-def _cell(log: Log, given: Sequence[Component]):  # type: ignore[no-untyped-def]
+def _cell(log: Log, given: Sequence[Component]) -> Cell:
     """The recorded cell as the parts of now make it; UserError where a part of its defense is another one now."""
     own = {component.text: component for component in given}
     wanted = recipe.grid(log.cell)
@@ -126,14 +129,20 @@ def _cell(log: Log, given: Sequence[Component]):  # type: ignore[no-untyped-def]
             raise UserError(f"the {kind} that was judged is another one now")
     for key, value in job.cell.defense.info.get("couples", {}).items():
         if job.cell.defense.values.get(key) == value:
-            raise UserError(f"`{log.cell['defense']}` couples the images of a batch: alone an image is purified otherwise")
+            raise UserError(
+                f"`{log.cell['defense']}` couples the images of a batch: alone an image is purified otherwise"
+            )
     return job.cell
 
 
 def _write(log: Log, made: Purified) -> None:
     crc_of = {line["position"]: line.get("adv_crc", "") for line in log.images}
     positions = sorted(made.pictures)
-    with store.full_disk_is_an_error(log.folder), replacing(log.folder / FILE) as temporary, temporary.open("wb") as file:
+    with (
+        store.full_disk_is_an_error(log.folder),
+        replacing(log.folder / FILE) as temporary,
+        temporary.open("wb") as file,
+    ):
         np.savez_compressed(
             file,
             position=np.array(positions),
