@@ -77,7 +77,7 @@ def _deflated(data: bytes) -> bytes:
 
 
 def answers(logs: Sequence[Log], below: int) -> tuple[bytes, dict[str, dict[str, Any]]]:
-    """Lines of positions under `below`, cell after cell, deflated; and by cell how its part is laid out: `n` lines, `draws` of each, `said`.
+    """Lines of positions under `below`, cell after cell, deflated; and how each cell's part is laid out: `n` lines, `draws`, `said`.
 
     A part is int32 columns: position, index, label, undefended, state, forward, backward, said; linf and l2 as float32; the clean and the
     attacked draws of each line as int16, filled up to whole words. state: 0 judged; the attack's own verdict, 1 broken, 2 withstood;

@@ -367,7 +367,8 @@ def _provenance(named: Sequence[tuple[Log, str, str]]) -> str:
         '<section id="provenance" aria-labelledby="provenance-title"><h2 id="provenance-title">Provenance</h2>'
         '<div class="wide" tabindex="0" role="region" aria-label="Machines"><table class="facts-table">'
         f'<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div><details class="all"><summary>'
-        f"{_plural(len(named), 'cell')}: parameters, versions, hashes, seeds, and how to make each again</summary>{cells}</details></section>"
+        f"{_plural(len(named), 'cell')}: parameters, versions, hashes, seeds, and how to make each again</summary>"
+        f"{cells}</details></section>"
     )
 
 
