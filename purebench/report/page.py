@@ -25,7 +25,7 @@ from purebench.report.packed import Block, Packed
 from purebench.report.purified import Purified
 
 WEB = Path(__file__).parent / "web"
-FEW = 12  # notes, above which they are folded away; warnings never are
+FEW = 16  # notes, above which they are folded away; warnings never are
 SPREAD = re.compile(r" (±[\d.]+)")
 RUN = (
     "started",
