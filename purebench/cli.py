@@ -433,6 +433,7 @@ def report(
     The options from -a on are those of the papers' tables, as `table` takes them."""
     from purebench.plan import grid, resolved
     from purebench.records import store as records
+    from purebench.report import images as images_of
     from purebench.report import page, papers
 
     options: dict[str, Any] = {
@@ -453,6 +454,7 @@ def report(
     if not logs:
         folders = ", ".join(f"`{folder}`" for folder in results or [Path("results")])
         raise UserError(f"there are no records in {folders}", "name the folder that `purebench run --out` wrote")
+    images_of.check_given(given, logs)
     made = []
     for name in layout or ():
         request = _request(name, **options)

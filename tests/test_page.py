@@ -426,6 +426,7 @@ def test_the_command_writes_a_page_with_the_papers_tables(results, tmp_path, mon
         (["RESULTS", "--grad", "exact"], "none is asked for", "--layout coup/1"),
         (["RESULTS", "--layout", "cop/1"], "unknown layout", "coup/1"),
         (["RESULTS", "--data", "parquett:path=x"], "unknown dataset", "parquet"),
+        (["RESULTS", "--data", "parquet:path=mine.parquet"], "no record is of `parquet:name=mine`", "recorded one"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_message_and_leaves_the_old_page(

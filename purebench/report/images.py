@@ -100,6 +100,17 @@ def _reader(log: Log, given: Sequence[Component]) -> Callable[[Sequence[int]], S
     return read
 
 
+def check_given(given: Sequence[Component], logs: Sequence[Log]) -> None:
+    """Raises UserError for a dataset of the user's own that no record is of: it would be read for nothing."""
+    recorded = list(dict.fromkeys(str(log.cell["dataset"]) for log in logs))
+    for component in given:
+        if component.text not in recorded:
+            raise UserError(
+                f"no record is of `{component.text}`: they are of {', '.join(f'`{name}`' for name in recorded)}",
+                "the name must be the recorded one: parquet:path=FILE,name=NAME",
+            )
+
+
 def sets(logs: Iterable[Log], given: Sequence[Component] = ()) -> dict[Key, Clean]:
     """The clean images of all logs, by what they are images of."""
     found: dict[Key, list[Log]] = defaultdict(list)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -80,6 +81,9 @@ def make(
         if not found:
             continue
         note(f"purifies {len(found)} images of {log.id} ({i} of {len(logs)})")
+        # Before the work: records may lie where nothing can be written.
+        with store.full_disk_is_an_error(log.folder):
+            tempfile.TemporaryFile(dir=log.folder).close()
         try:
             made = _purified(log, found, given, place)
         except UserError as error:
