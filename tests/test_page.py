@@ -203,7 +203,10 @@ def test_a_dataset_that_is_not_here_leaves_clean_pictures_out(results, tmp_path)
     for cell in folder.glob("*-null-*"):
         shutil.rmtree(cell)  # the other source of clean images
     found = page.render(store.load_all([folder]))
-    assert "Clean pictures are left out: the dataset <code>parquet:name=mine</code> is not here." in found
+    assert (
+        "Clean pictures are left out: the dataset <code>parquet:name=mine</code> is not here (<code>--data</code> says"
+        in found
+    )
     data = data_of(found)
     assert data["sets"][0]["clean"] is None
     kept = data["cells"][0]["attacked"]

@@ -79,19 +79,25 @@ class Clean:
         return dict(zip(lines, images, strict=True))
 
 
+def dataset(log: Log, given: Sequence[Component]) -> Component:
+    """The log's dataset. Raises UserError where it is not here."""
+    name = str(log.cell["dataset"])
+    try:
+        found = next((own for own in given if own.text == name), None) or resolved.find("dataset", name)
+    except UserError:
+        # Of one of the user's own the records say everything but where it lies.
+        raise UserError(f"the dataset `{name}` is not here (`--data` says where it lies)") from None
+    if found.missing:
+        raise UserError(f"the dataset `{name}` is not here")
+    return found
+
+
 def _reader(log: Log, given: Sequence[Component]) -> Callable[[Sequence[int]], Sequence[Pixels]]:
     """Indices of the log's dataset -> images. Raises UserError where it is not here, or not the one that was recorded."""
-    dataset, digest, _ = key(log)
-    try:
-        found = next((own for own in given if own.text == dataset), None) or resolved.find("dataset", dataset)
-        absent = bool(found.missing)
-    except UserError:
-        # One of the user's own, of which the records say everything but where it lies.
-        absent = True
-    if absent:
-        raise UserError(f"the dataset `{dataset}` is not here")
+    found = dataset(log, given)
+    name, digest, _ = key(log)
     if found.digest != digest:
-        raise UserError(f"the dataset `{dataset}` here is not the one that was recorded")
+        raise UserError(f"the dataset `{name}` here is not the one that was recorded")
     images = found.images
 
     def read(indices: Sequence[int]) -> Sequence[Pixels]:

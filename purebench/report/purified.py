@@ -120,11 +120,9 @@ def _purified(log: Log, found: Mapping[int, Pixels], given: Sequence[Component],
 
 def _cell(log: Log, given: Sequence[Component]) -> Cell:
     """The recorded cell as the parts of now make it; UserError where a part of its defense is another one now."""
-    own = {component.text: component for component in given}
     wanted = recipe.grid(log.cell)
     wanted |= {"attacks": ["null"], "images": 1, "evals": 1}
-    if component := own.get(log.cell["dataset"]):
-        wanted["dataset"] = recipe.located(component)
+    wanted["dataset"] = recipe.located(images.dataset(log, given))
     [job] = grid.jobs({key: value for key, value in wanted.items() if key not in ("grads", "threats")})
     now, then = job.cell.data()["parts"], store.parts(log.cell)
     for kind in (kind for kind in now if kind not in ("attack", "gradient", "dataset")):
