@@ -118,7 +118,9 @@ def facts(name: str) -> dict[str, Any]:
         path = plan.presets().get(part, Path(part))
         grid = plan.read(part)[1]
         about = {"kind": "preset", "name": part, "summary": grid.get("summary", ""), "file": str(path)}
-        found.append(about | (_paper(grid, part) if layouts.is_layout(grid) else {"grid": grid}))
+        # A table of the user's own has no page of ours.
+        page = {"documentation": f"docs/papers/{part.partition('/')[0]}.md"} if part in plan.tables() else {}
+        found.append(about | (_paper(grid, part) if layouts.is_layout(grid) else {"grid": grid}) | page)
     if not found:
         everything = [n for kind in KINDS for n in registry.names(kind)] + list(plan.presets())
         raise unknown("name", part, everything, see="purebench list")
