@@ -406,7 +406,7 @@ def _extent(log: Log) -> dict[str, int]:
     """How many images and evaluations a run is to make: as many as the last one wanted, or as there are."""
     last = log.runs[-1] if log.runs else {}
     evals = max((len(line.get("adversarial", [])) for line in log.images), default=1)
-    return {"images": last.get("wanted") or len(log.images), "evals": last.get("evals") or evals}
+    return {"images": log.wanted or len(log.images), "evals": last.get("evals") or evals}
 
 
 def _run(run: Mapping[str, Any]) -> str:
