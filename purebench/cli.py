@@ -10,7 +10,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +23,7 @@ from purebench.errors import UserError
 if TYPE_CHECKING:
     from purebench.plan.grid import Plan, Request
     from purebench.plan.layouts import Layout
+    from purebench.plan.sheet import Sheet
     from purebench.records.store import Log
     from purebench.report.expect import Verdict
     from purebench.running.runner import Outcome, Settings
@@ -315,6 +316,7 @@ def table(
     from purebench.report import expect as expecting
     from purebench.report import tables
 
+    _check_writable(out)
     request = _request(
         layout, attacks=attack, threats=threat, grads=grad, dataset=dataset, classifier=classifier, score=score, images=images,
         subset=subset, seeds=seed, honest=honest, baselines=baselines, only=only,
@@ -325,10 +327,7 @@ def table(
     expecting.check_known(expected, logs)
     # Rendered before the file is touched: a mistake in an option leaves the old table there.
     if found:
-        out_of = results[0] if results else Path("results")
-        # Of a record's own folder the run that fills it lies above.
-        out_of = out_of.parent if (out_of / records.CELL).exists() else out_of
-        text = _paper(found, request, logs, format, out_of, compare)
+        text = _paper(found, request, logs, format, _out_of(results), compare)
     else:
         text = tables.render(logs, layout=layout, format=format)
     _deliver(text, out)
@@ -342,18 +341,12 @@ def _table_layout(layout: str, request: Request, *, compare: bool, expect: bool)
     from purebench.plan import grid
     from purebench.report import tables
 
-    found = None if layout in tables.LAYOUTS else _layout(layout)
+    found = None if layout in tables.LAYOUTS else _known_layout(layout, tables.LAYOUTS)
     if found and expect:
         raise UserError(
             f"`--expect` is about cells of the grid, and `{layout}` prints them on the paper's images alone",
             "leave out `--layout`, or `--expect`",
         )
-    if found is None and layout.endswith(".toml"):
-        raise UserError(
-            f"`{layout}` is no table: it has no `[[column]]` and no `[[row]]`", "docs/tables.md has an example"
-        )
-    if found is None and layout not in tables.LAYOUTS:
-        raise errors.unknown("layout", layout, [*tables.LAYOUTS, *grid.tables()], see="purebench list layouts")
     if found is None and (compare or request != grid.Request(preset=layout)):
         raise UserError(
             f"the layout `{layout}` prints all records, and takes no such options",
@@ -383,6 +376,15 @@ def _deliver(text: str, out: Path | None) -> None:
     _say(f"wrote {out}")
 
 
+def _out_of(results: list[Path] | None) -> Path:
+    """The folder that a run which adds to these records writes to."""
+    from purebench.records import store as records
+
+    folder = results[0] if results else Path("results")
+    # Of a record's own folder it lies above.
+    return folder.parent if (folder / records.CELL).exists() else folder
+
+
 def _layout(name: str) -> Layout | None:
     """The table of this name or file; None for a grid, and for no preset at all."""
     from purebench.plan import grid, layouts
@@ -395,19 +397,24 @@ def _layout(name: str) -> Layout | None:
 
 def _paper(layout: Layout, request: Request, logs: list[Log], format: str, results: Path, compare: bool = False) -> str:
     """Records in a paper's layout. results: the folder that they are in."""
-    from purebench.plan import places, sheet
-    from purebench.records import store as records
     from purebench.report import papers
 
-    if not logs and (inside := sorted({path.parent.parent.name for path in results.glob(f"*/*/{records.CELL}")})):
+    table, fill = _sheet(layout, request, results, there=bool(logs))
+    return papers.render(table, logs, format, honest=request.honest, compare=compare, fill=fill)
+
+
+def _sheet(layout: Layout, request: Request, results: Path, there: bool = True) -> tuple[Sheet, str]:
+    """The places of a paper's table under these options, and the command that fills them. there: whether `results` has any record."""
+    from purebench.plan import places, sheet
+    from purebench.records import store as records
+
+    if not there and (inside := sorted({path.parent.parent.name for path in results.glob(f"*/*/{records.CELL}")})):
         _say(
             f"hint: no record is in `{results}` itself; there are some in {', '.join(f'`{results / name}`' for name in inside)}"
         )
     chosen, given = places.chosen(layout, request.only), places.overrides(request)
     places.check_headings(chosen, given, honest=request.honest)
-    table = sheet.of(chosen, given, baselines=request.baselines)
-    fill = _command(request, "run", results)
-    return papers.render(table, logs, format, honest=request.honest, compare=compare, fill=fill)
+    return sheet.of(chosen, given, baselines=request.baselines), _command(request, "run", results)
 
 
 def _command(request: Request, verb: str, results: Path) -> str:
@@ -466,6 +473,7 @@ def compare(
 
     if format not in comparing.FORMATS:
         raise errors.unknown("format", format, comparing.FORMATS)
+    _check_writable(out)
     given = {
         "dataset": dataset, "classifier": classifier, "score": score, "threat": threat, "defense": defense, "attack": attack,
         "gradient": grad, "seed": [str(one) for one in seed or ()],
@@ -477,6 +485,111 @@ def compare(
     _deliver(comparing.render(found, format), out)
     numbers = comparing.measured(found)
     _judge([expecting.judged(one, numbers, nothing="nothing of that was compared") for one in expected])
+
+
+@app.command(
+    epilog=_examples(
+        "purebench report results",
+        "purebench report results --out coup.html --title 'COUP on CIFAR-10' --layout coup/1",
+        "purebench report results/embedded --layout coup/1 --layout coup/3 --dataset digits --grad exact",
+        "purebench report results --pictures 100 --purify",
+    )
+)
+def report(
+    results: Results = None,
+    out: Annotated[Path, Option(metavar="FILE", help="the page to write")] = Path("report.html"),
+    title: Annotated[str | None, Option(metavar="TEXT", help="its heading")] = None,
+    layout: Annotated[
+        list[str] | None, Option(metavar="NAME", help="also a paper's table (coup/1), or its file; repeat for several")
+    ] = None,
+    pictures: Annotated[
+        int | None, Option(metavar="N", help="pictures of the first N images of each cell [default: as many as fit]")
+    ] = None,
+    purify: Annotated[
+        bool, Option("--purify", help="also what the defense made of them: purified now, kept beside the records")
+    ] = False,
+    data: Annotated[
+        list[str] | None, Option(metavar="PART", help="where a dataset of your own lies: parquet:path=FILE")
+    ] = None,
+    device: Annotated[str, Option(help="to purify on: auto, cpu, cuda")] = "auto",
+    attack: Attacks = None,
+    threat: Threats = None,
+    grad: Gradients = None,
+    dataset: Dataset = None,
+    classifier: Classifier = None,
+    score: Score = None,
+    images: Images = None,
+    subset: Subset = None,
+    seed: Seeds = None,
+    honest: Honest = False,
+    baselines: Baselines = False,
+    only: Only = None,
+) -> None:
+    """Write one HTML page of what has been run: tables, cost, every image with its answers, provenance. It needs no server and no network.
+    The options from -a on are those of the papers' tables, as `table` takes them."""
+    from purebench.plan import grid, resolved
+    from purebench.records import store as records
+    from purebench.report import images as images_of
+    from purebench.report import page, papers
+
+    options: dict[str, Any] = {
+        "attacks": attack, "threats": threat, "grads": grad, "dataset": dataset, "classifier": classifier, "score": score,
+        "images": images, "subset": subset, "seeds": seed, "honest": honest, "baselines": baselines, "only": only,
+    }  # fmt: skip
+    _check_writable(out, "report.html")
+    if pictures is not None and pictures < 0:
+        raise UserError(
+            f"`--pictures {pictures}`: a number of images, or 0 for none", "leave it out for as many as fit"
+        )
+    if not layout and _request(None, **options) != grid.Request():
+        raise UserError(
+            "these options choose the cells of a paper's table, and none is asked for", "add --layout coup/1"
+        )
+    given = [resolved.find("dataset", text) for text in data or ()]
+    logs = records.load_all(results or [Path("results")])
+    if not logs:
+        folders = ", ".join(f"`{folder}`" for folder in results or [Path("results")])
+        raise UserError(f"there are no records in {folders}", "name the folder that `purebench run --out` wrote")
+    images_of.check_given(given, logs)
+    made = []
+    for name in layout or ():
+        request = _request(name, **options)
+        table, fill = _sheet(_known_layout(name), request, _out_of(results))
+        made.append(papers.printed(table, logs, honest=honest, fill=fill))
+    why_not = page.purify(logs, pictures=pictures, given=given, device=device, note=_note) if purify else {}
+    text = page.render(logs, made, title=title or "", pictures=pictures, given=given, why_not=why_not)
+    with records.full_disk_is_an_error(out.parent):
+        records.replace(out, text)
+    _say(f"wrote {out} ({len(text.encode()) / 1e6:.1f} MB); open it in a browser")
+
+
+def _known_layout(name: str, others: Iterable[str] = ()) -> Layout:
+    """A paper's table. Raises UserError where there is none of this name; others: names that might have been meant, too."""
+    from purebench.plan import grid
+
+    if found := _layout(name):
+        return found
+    if name.endswith(".toml"):
+        raise UserError(
+            f"`{name}` is no table: it has no `[[column]]` and no `[[row]]`", "docs/tables.md has an example"
+        )
+    raise errors.unknown("layout", name, [*others, *grid.tables()], see="purebench list layouts")
+
+
+def _check_writable(path: Path | None, name: str = "table.md") -> None:
+    """Raises UserError where no file of this name can be written: known before the work, not after it. name: of the file in the hint."""
+    import tempfile
+
+    from purebench.records import store as records
+
+    if path is None:
+        return
+    if path.is_dir():
+        raise UserError(f"`--out {path}` is a folder", f"name a file in it: --out {path / name}")
+    with records.full_disk_is_an_error(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # By writing there: permissions alone do not know a read-only disk.
+        tempfile.TemporaryFile(dir=path.parent).close()
 
 
 @app.command(epilog=_examples("purebench status results", "purebench status results --json"))
