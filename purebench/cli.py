@@ -50,6 +50,9 @@ def main() -> None:
         # Typer makes this of Ctrl-C, and says nothing.
         if stop.code == errors.INTERRUPTED:
             _note("interrupted")
+        # Click makes 1 of a closed pipe.
+        if isinstance(stop.__context__, BrokenPipeError):
+            raise SystemExit(errors.OK) from None
         raise
     except BrokenPipeError:
         # `| head` closed the pipe. Python flushes stdout once more at its end, and that must not fail too.

@@ -126,7 +126,8 @@ def scalar(word: str) -> Value:
         return float(top) / float(bottom)
     if _NUMBER.fullmatch(word):
         # Of more digits than a float can tell apart: what is too large for its place is then said there.
-        return int(word) if re.fullmatch(r"[+-]?\d{1,15}", word) else float(word)
+        # Plus zero, since -0 is 0, and would be another cell.
+        return int(word) if re.fullmatch(r"[+-]?\d{1,15}", word) else float(word) + 0.0
     return word
 
 

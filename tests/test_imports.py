@@ -1,6 +1,7 @@
 """Who may import whom: the directions of docs/design.md, read from the source of every module."""
 
 import ast
+import re
 import subprocess
 import sys
 from functools import cache
@@ -155,9 +156,11 @@ def test_inside_a_room_a_module_imports_those_before_it(name):
 
 def test_every_folder_says_what_it_is_what_it_may_import_and_where_to_begin():
     for path in ROOT.glob("*/__init__.py"):
-        said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        assert "may import" in said, path.parent.name
-        assert "Begin reading at" in " ".join(said.split()), path.parent.name
+        said = " ".join((ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split())
+        sentence = re.search(r"It may import .*?[.;] ", said)
+        assert sentence, path.parent.name
+        assert set(re.findall(r"`(\w+)`", sentence[0])) & ROOMS.keys() == set(ROOMS[path.parent.name].split()), path.parent.name
+        assert "Begin reading at" in said, path.parent.name
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m != "cli"])

@@ -1,5 +1,5 @@
 """What is known of every checkpoint and dataset, and where its files lie: `checkpoints.toml` and the cache. `fetch`
-fills it, `readers` turn files into weights and execute nothing. It may import `networks` and `errors`. Begin reading
+fills it, `readers` turn files into weights and execute nothing. It may import `networks`, `atomic` and `errors`. Begin reading
 at `entry` and `fetch.fetch`."""
 
 from __future__ import annotations

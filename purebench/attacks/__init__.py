@@ -1,5 +1,5 @@
 """An attack is a function (defense, x, y, threat, noise) -> Attacked. It computes; the harness judges what it
-returns. It may import the engine, `spec` and `errors`. Begin reading at `pgd`."""
+returns. It may import `engine`, `spec` and `errors`. Begin reading at `pgd`."""
 
 from __future__ import annotations
 

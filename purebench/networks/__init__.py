@@ -1,5 +1,5 @@
 """Networks by family: `build(family, config)` gives the published architecture with its published state-dict keys,
-frozen. It may import `errors` alone. Begin reading at `build`, then at the family that you need."""
+frozen. It may import `errors`. Begin reading at `build`, then at the family that you need."""
 
 from __future__ import annotations
 

@@ -319,11 +319,13 @@ class _Maker:
         """The gradients of `asked` that this attack can use; its only one, or none, whatever was asked."""
         # Of an unknown attack `info` would know nothing, and the message would be about the gradient.
         registry.parameters("attack", attack.name)
+        # Also where the attack has but one: a typing error is told wherever it stands.
+        for gradient in asked:
+            registry.parameters("gradient", gradient.name)
         usable = registry.info("attack", attack.name).get("gradients", [])
         if len(usable) <= 1:
             return [Part(usable[0]) if usable else NO_GRADIENT]
         for gradient in asked:
-            registry.parameters("gradient", gradient.name)
             if gradient.name not in usable:
                 raise UserError(
                     f"`{attack.name}` cannot use the gradient `{gradient.name}`", f"it can use {', '.join(usable)}"

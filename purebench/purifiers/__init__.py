@@ -1,5 +1,5 @@
-"""Purifiers by name: `make(name, score=..., classifier=..., **parameters)`; one family, one file. It may import the
-engine, `scores` and the names. Begin reading at `one_shot`, the shortest, then at `coup`."""
+"""Purifiers by name: `make(name, score=..., classifier=..., **parameters)`; one family, one file. It may import `engine`,
+`scores`, `registry` and `errors`. Begin reading at `one_shot`, the shortest, then at `coup`."""
 
 from __future__ import annotations
 

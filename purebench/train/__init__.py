@@ -1,2 +1,2 @@
 """The small networks that ship or stand in, trained from nothing: `purebench train NAME`. It may import `networks`,
-`scores`, `datasets` and `plan`, not `running`. Begin reading at `small.train`."""
+`scores`, `datasets`, `plan`, `atomic` and `errors`. Begin reading at `small.train`."""
