@@ -138,7 +138,10 @@ def _source(module: str) -> ast.Module:
         spec = PathFinder.find_spec(".".join([top, *rest[:depth]]), path) if path else None
     if spec is None or spec.origin is None:
         raise UserError(f"the module `{module}` is not installed", "`purebench list` names what is")
-    return ast.parse(Path(spec.origin).read_text(encoding="utf-8"), spec.origin)
+    try:
+        return ast.parse(Path(spec.origin).read_text(encoding="utf-8"), spec.origin)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"`{spec.origin}` cannot be read: {error}", "mend it, or uninstall its package") from None
 
 
 def definition(kind: str, name: str) -> ast.FunctionDef:
@@ -154,11 +157,17 @@ def definition(kind: str, name: str) -> ast.FunctionDef:
 def parameters(kind: str, name: str) -> dict[str, Value]:
     """The factory's keyword-only parameters and defaults, read without importing it. A trailing `_` in a name is dropped."""
     signature = definition(kind, name).args
-    own = {
-        # Python reserves some of the field's words, such as `from`.
-        argument.arg.rstrip("_"): None if default is None else ast.literal_eval(default)
-        for argument, default in zip(signature.kwonlyargs, signature.kw_defaults, strict=True)
-    }
+    try:
+        own = {
+            # Python reserves some of the field's words, such as `from`.
+            argument.arg.rstrip("_"): None if default is None else ast.literal_eval(default)
+            for argument, default in zip(signature.kwonlyargs, signature.kw_defaults, strict=True)
+        }
+    except (ValueError, TypeError):
+        raise UserError(
+            f"a default of `{name}` ({names(kind)[name]}) is no literal",
+            "it is read without importing: write numbers, words, lists",
+        ) from None
     return own | COMMON.get(kind, {})
 
 
@@ -166,7 +175,12 @@ def parameters(kind: str, name: str) -> dict[str, Value]:
 def info(kind: str, name: str) -> dict[str, Any]:
     """The component's entry in its module's literal `INFO`, read without importing it."""
     table = _literal(_target(kind, name)[0], "INFO")
-    return table.get(name, table if "summary" in table else {})
+    found = table.get(name, table if "summary" in table else {})
+    if not isinstance(found, dict):
+        raise UserError(
+            f"the INFO of `{name}` ({names(kind)[name]}) is no dictionary", "docs/adding-a-purifier.md has one"
+        )
+    return found
 
 
 @cache
@@ -191,12 +205,30 @@ def _literal(module: str, word: str) -> dict[str, Any]:
         def visit_Name(self, name: ast.Name) -> ast.expr:
             return self.visit(values[name.id]) if name.id in values else name
 
-    return ast.literal_eval(Follow().visit(values[word])) if word in values else {}
+    try:
+        found = ast.literal_eval(Follow().visit(values[word])) if word in values else {}
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{word} of the module `{module}` is no literal: {error}",
+            "it is read without importing: write numbers, words, lists",
+        ) from None
+    if not isinstance(found, dict):
+        raise UserError(f"{word} of the module `{module}` is no dictionary", "docs/adding-a-purifier.md has one")
+    return found
 
 
 def choices(kind: str, name: str) -> dict[str, list[str]]:
-    """parameter -> the words that it may be; a parameter that is not named here takes any word, or none."""
-    return {**CHOICES.get(kind, {}), **info(kind, name).get("choices", {})}
+    """parameter -> the words that it may be; a parameter that is not named here takes any word, or none. Raises UserError for choices of
+    what is no parameter, or no word."""
+    found, known = info(kind, name).get("choices", {}), parameters(kind, name)
+    for key, words in found.items():
+        # A number would pass unchecked, since only words are chosen among.
+        if not isinstance(known.get(key), str) or not all(isinstance(word, str) for word in words):
+            raise UserError(
+                f"the INFO of `{name}` has choices of `{key}`, which is no parameter that is a word",
+                "leave them out; ranges of numbers are said by `requires`",
+            )
+    return {**CHOICES.get(kind, {}), **found}
 
 
 def options(given: Mapping[str, Value]) -> dict[str, Any]:
@@ -214,7 +246,7 @@ def needs(name: str, values: Mapping[str, object]) -> list[str]:
     condition under which each is needed: {"score": "", "classifier": "guidance > 0"}, "" for always."""
     needed = info("defense", name).get("needs", [])
     conditions = needed if isinstance(needed, dict) else dict.fromkeys(needed, "")
-    return [need for need, condition in conditions.items() if not condition or expression(condition, values)]
+    return [need for need, condition in conditions.items() if not condition or of_info(name, condition, values)]
 
 
 def version(kind: str, name: str, values: Mapping[str, object]) -> int:
@@ -223,7 +255,7 @@ def version(kind: str, name: str, values: Mapping[str, object]) -> int:
     known = info(kind, name)
     # A condition may read a parameter that every defense has, and a cell's values leave these out.
     values = {**COMMON.get(kind, {}), **values}
-    raised = [number for condition, number in known.get("versions", {}).items() if expression(condition, values)]
+    raised = [number for condition, number in known.get("versions", {}).items() if of_info(name, condition, values)]
     return max([known.get("version", 1), *raised])
 
 
@@ -343,12 +375,12 @@ def factory(kind: str, name: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(module), attribute)
 
 
-def check_ranges(kind: str, name: str, values: Mapping[str, object]) -> None:
+def check_ranges(kind: str, name: str, values: Mapping[str, Value]) -> None:
     """Raises UserError where resolved values break a condition of INFO's `requires`, such as "0 < t <= 1"."""
     for condition in [*info(kind, name).get("requires", []), *REQUIRES.get(kind, [])]:
-        if not expression(condition, values):
+        if not of_info(name, condition, values):
             named = {node.id for node in ast.walk(ast.parse(condition, mode="eval")) if isinstance(node, ast.Name)}
-            broken = ", ".join(f"{k}={v}" for k, v in values.items() if k in named)
+            broken = ", ".join(f"{k}={show(as_type(v, v))}" for k, v in values.items() if k in named)
             raise UserError(
                 f"`{name}` with {broken} is not possible: it needs {condition}", f"see `purebench show {name}`"
             )
@@ -369,6 +401,17 @@ FUNCTIONS: dict[str, Callable[..., object]] = {
     **{function.__name__: function for function in (sum, len, max, min, round)},
     "suffix": lambda path: Path(str(path)).suffix,
 }
+
+
+def of_info(name: str, text: str, values: Mapping[str, object]) -> Any:
+    """The value of an entry in the INFO of `name`, as `expression` has it. Raises UserError where it has none."""
+    try:
+        return expression(text, values)
+    except (KeyError, ValueError, TypeError, SyntaxError, ArithmeticError) as error:
+        why = f"there is no {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(
+            f"the INFO of `{name}` says `{text}`, which has no value: {why}", "its author has to mend it"
+        ) from None
 
 
 def expression(text: str, values: Mapping[str, object]) -> Any:

@@ -377,6 +377,39 @@ def test_show_of_a_plug_in_names_no_page_of_ours(monkeypatch):
         registry.names.cache_clear()
 
 
+OF_A_PLUGIN = {  # what a plug-in's file says -> words of the refusal
+    "def their(score, classifier, *, size=3): ...\nINFO = {'summary': make()}": "is no literal",
+    "def their(score, classifier, *, size=3): ...\nINFO = ['summary']": "is no dictionary",
+    "def their(score, classifier, *, size=3): ...\nINFO = {'summary': 'x', 'requires': ['sise >= 1']}": "there is no 'sise'",
+    "def their(score, classifier, *, mode='a'): ...\nINFO = {'summary': 'x', 'requires': ['mode >= 1']}": "which has no value",
+    "def their(score, classifier, *, size=3): ...\nINFO = {'summary': 'x', 'requires': ['size >>']}": "which has no value",
+    "def their(score, classifier, *, size=3): ...\nINFO = {'summary': 'x', 'versions': {'depth > 1': 2}}": "there is no 'depth'",
+    "def their(score, classifier, *, size=3): ...\nINFO = {'summary': 'x', 'choices': {'size': [1, 3]}}": "choices of `size`",
+    "def their(score, classifier, *, size=3): ...\nINFO = {'summary': 'x', 'choices': {'way': ['a']}}": "choices of `way`",
+    "def their(score, classifier, *, size=make()): ...\nINFO = {'summary': 'x'}": "is no literal",
+    "def their(score, classifier, *, size=3): ..\n..": "cannot be read",
+}
+
+
+@pytest.mark.parametrize("text", OF_A_PLUGIN)
+def test_a_plug_in_that_says_nonsense_of_itself_is_told_and_hides_no_other(text, tmp_path, monkeypatch, capsys):
+    name = f"their_module_{abs(hash(text))}"
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    entry = EntryPoint("their", f"{name}:their", "purebench.defense")
+    monkeypatch.setattr(registry, "entry_points", lambda group: [entry] if group == "purebench.defense" else [])
+    cached = [registry.names, registry.info, registry.parameters, registry._source]
+    for each in cached:
+        each.cache_clear()
+    try:
+        code, _, err = here(monkeypatch, capsys, "run", "--dataset", "digits", "-d", "their", "--dry-run")
+        assert (code, OF_A_PLUGIN[text] in err, "hint: " in err) == (2, True, True), err
+        assert {"coup", "their"} <= set(here(monkeypatch, capsys, "list", "defenses")[1].split())
+    finally:
+        for each in cached:
+            each.cache_clear()
+
+
 # ------------------------------------------------------------------------------------------------------------ bad input
 
 WRONG = {

@@ -159,7 +159,9 @@ def test_every_folder_says_what_it_is_what_it_may_import_and_where_to_begin():
         said = " ".join((ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split())
         sentence = re.search(r"It may import .*?[.;] ", said)
         assert sentence, path.parent.name
-        assert set(re.findall(r"`(\w+)`", sentence[0])) & ROOMS.keys() == set(ROOMS[path.parent.name].split()), path.parent.name
+        assert set(re.findall(r"`(\w+)`", sentence[0])) & ROOMS.keys() == set(ROOMS[path.parent.name].split()), (
+            path.parent.name
+        )
         assert "Begin reading at" in said, path.parent.name
 
 

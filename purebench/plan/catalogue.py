@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from purebench import assets, datasets, registry
-from purebench.errors import unknown
+from purebench.errors import UserError, unknown
 from purebench.plan import grid as plan
 from purebench.plan import layouts, places
 from purebench.spec import Part, Value, show
@@ -85,7 +85,15 @@ def _summaries(kind: str) -> dict[str, str]:
     """name -> one line of each component of a kind, or of each preset."""
     if kind == "preset":
         return {name: _preset(path).get("summary", "") for name, path in plan.presets().items()}
-    return {name: registry.info(kind, name).get("summary", "") for name in registry.names(kind)}
+    return {name: _summary(kind, name) for name in registry.names(kind)}
+
+
+def _summary(kind: str, name: str) -> str:
+    """One line of a component. Of a plug-in that cannot be read, why: the others are listed all the same."""
+    try:
+        return str(registry.info(kind, name).get("summary", ""))
+    except UserError as error:
+        return f"cannot be read: {error.message}"
 
 
 def _preset(path: Path) -> dict[str, Any]:

@@ -373,7 +373,7 @@ class _Maker:
 
     def check_classes(self, attack: Resolved) -> None:
         """Raises UserError for an attack whose loss needs more classes than the dataset has."""
-        needed = registry.expression(attack.info.get("classes", "1"), attack.values)
+        needed = registry.of_info(attack.name, attack.info.get("classes", "1"), attack.values)
         # 0 where it is not known.
         if 0 < self.dataset.classes < needed:
             raise UserError(
@@ -491,7 +491,7 @@ class _Maker:
         # A name without parameters comes as a word, from=none even as no value, which `show` writes as the word again.
         defense, other = given["from"], given.get("attack", _usual(attack.name))
         defense = defense if isinstance(defense, Part) else parse(show(defense), "defense")
-        other = other if isinstance(other, Part) else parse(str(other), "attack")
+        other = other if isinstance(other, Part) else parse(show(other), "attack")
         if score != "" and defense.get("score", "") == "" and _hands_on(score, defense):
             defense = Part(defense.name, (*defense.parameters, ("score", score)))
         if "from" in registry.parameters("attack", other.name):

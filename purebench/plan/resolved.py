@@ -256,7 +256,7 @@ def of(kind: str, part: Part) -> Component:
         given[info["of"]] = values[info["of"]] = parse(inner.text, "dataset")
     # It would be recorded, and do nothing: two cells of one network.
     for key, (condition, why) in info.get("moot", {}).items():
-        if key in given and registry.expression(condition, values):
+        if key in given and registry.of_info(part.name, condition, values):
             raise UserError(f"`{key}={show(given[key])}` of `{part.name}` has no say here: {why}", f"leave `{key}` out")
     # The default in its own type too: a list in a factory's signature is a tuple here.
     differs = {k for k in given if k not in PLACES and values[k] != registry.as_type(known[k], known[k])}

@@ -20,8 +20,8 @@ def attack(cell: Cell, shape: list[int], *, classifier: bool = False) -> Calls |
     """The calls that the attack needs at most, of all networks or of the classifier alone; shape: [C,H,W] of the images. None where a
     plug-in's cannot be counted on stand-ins."""
     info, values = cell.attack.info, cell.attack.values
-    gradients = registry.expression(info.get("gradient_calls", "0"), values)
-    forwards = registry.expression(info.get("forward_calls", "0"), values)
+    gradients = registry.of_info(cell.attack.name, info.get("gradient_calls", "0"), values)
+    forwards = registry.of_info(cell.attack.name, info.get("forward_calls", "0"), values)
     # An attack on the bare classifier passes no purifier.
     if info.get("bare"):
         return gradients + forwards, gradients
