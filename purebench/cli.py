@@ -22,6 +22,7 @@ from purebench.errors import UserError
 if TYPE_CHECKING:
     from purebench.plan.grid import Plan, Request
     from purebench.plan.layouts import Layout
+    from purebench.plan.sheet import Sheet
     from purebench.records.store import Log
     from purebench.running.runner import Outcome, Settings
 
@@ -256,7 +257,8 @@ def _show_outcome(
         layout = _layout(request.preset) if request.preset else None
         logs, format = records.load_all(folders), "json" if as_json else "md"
         print(_paper(layout, request, logs, format, settings.out) if layout else tables.render(logs, format=format))
-        _say(f"next: {_command(request, 'table', settings.out) if layout else f'purebench table {settings.out}'}")
+        verb = "figure" if layout and layout.figure else "table"
+        _say(f"next: {_command(request, verb, settings.out) if layout else f'purebench table {settings.out}'}")
     if outcome.failed:
         _say(f"hint: `purebench status {settings.out}` shows what is missing; the same command goes on with it")
         raise typer.Exit(errors.FAILED)
@@ -313,7 +315,8 @@ def table(
             f"`{layout}` is no table: it has no `[[column]]` and no `[[row]]`", "docs/tables.md has an example"
         )
     if found is None and layout not in tables.LAYOUTS:
-        raise errors.unknown("layout", layout, [*tables.LAYOUTS, *grid.tables()], see="purebench list layouts")
+        known = [*tables.LAYOUTS, *grid.tables(), *grid.figures()]
+        raise errors.unknown("layout", layout, known, see="purebench list layouts")
     if found is None and (compare or request != grid.Request(preset=layout)):
         raise UserError(
             f"the layout `{layout}` prints all records, and takes no such options",
@@ -322,10 +325,7 @@ def table(
     logs = records.load_all(results or [Path("results")])
     # Rendered before the file is touched: a mistake in an option leaves the old table there.
     if found:
-        out_of = results[0] if results else Path("results")
-        # Of a record's own folder the run that fills it lies above.
-        out_of = out_of.parent if (out_of / records.CELL).exists() else out_of
-        text = _paper(found, request, logs, format, out_of, compare)
+        text = _paper(found, request, logs, format, _home(results or [Path("results")]), compare)
     else:
         text = tables.render(logs, layout=layout, format=format)
     if out is None:
@@ -349,7 +349,6 @@ def _layout(name: str) -> Layout | None:
 
 def _paper(layout: Layout, request: Request, logs: list[Log], format: str, results: Path, compare: bool = False) -> str:
     """Records in a paper's layout. results: the folder that they are in."""
-    from purebench.plan import places, sheet
     from purebench.records import store as records
     from purebench.report import papers
 
@@ -357,17 +356,29 @@ def _paper(layout: Layout, request: Request, logs: list[Log], format: str, resul
         _say(
             f"hint: no record is in `{results}` itself; there are some in {', '.join(f'`{results / name}`' for name in inside)}"
         )
+    fill = _command(request, "run", results)
+    return papers.render(_sheet(layout, request), logs, format, honest=request.honest, compare=compare, fill=fill)
+
+
+def _sheet(layout: Layout, request: Request) -> Sheet:
+    """A table with what the command line says."""
+    from purebench.plan import places, sheet
+
     chosen, given = places.chosen(layout, request.only), places.overrides(request)
     places.check_headings(chosen, given, honest=request.honest)
-    table = sheet.of(chosen, given, baselines=request.baselines)
-    fill = _command(request, "run", results)
-    return papers.render(table, logs, format, honest=request.honest, compare=compare, fill=fill)
+    return sheet.of(chosen, given, baselines=request.baselines)
 
 
 def _command(request: Request, verb: str, results: Path) -> str:
-    """The `purebench run` that makes the cells of a table, or the `purebench table` that prints them."""
+    """The `purebench run` that makes the cells of a table, the `table` that prints them, or the `figure` that draws them."""
     preset, folder = shlex.quote(str(request.preset)), shlex.quote(str(results))
-    given = [f"purebench run {preset}"] if verb == "run" else [f"purebench table {folder} --layout {preset}"]
+    given = [
+        {
+            "run": f"purebench run {preset}",
+            "table": f"purebench table {folder} --layout {preset}",
+            "figure": f"purebench figure {preset} {folder}",
+        }[verb]
+    ]
     listed = (("-a", request.attacks), ("-t", request.threats), ("--grad", request.grads), ("--only", request.only))
     for option, values in listed:
         given += [f"{option} {shlex.quote(value)}" for value in values]
@@ -426,7 +437,10 @@ def convert(
 def list_(
     kind: Annotated[
         str | None,
-        Argument(metavar="KIND", help="defenses, attacks, gradients, datasets, classifiers, scores, presets"),
+        Argument(
+            metavar="KIND",
+            help="defenses, attacks, gradients, datasets, classifiers, scores, presets, layouts, figures",
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -593,21 +607,87 @@ def purify(
     pictures.check(rows)
 
 
-@app.command(epilog=_examples("purebench figure coup-toy", "purebench figure coup-toy --out toy.png"))
+@app.command(
+    epilog=_examples(
+        "purebench figure coup/fig4a results --out fig4a.svg",
+        "purebench figure coup/fig4a results/fig --dataset digits --images 8",
+        "purebench figure cost results/embedded --out cost.pdf",
+        "purebench figure my-figure.toml results",
+        "purebench figure coup-toy",
+    )
+)
 def figure(
-    name: Annotated[str, Argument(metavar="NAME", help="coup-toy: COUP's Figure 3b, label flips against guidance")],
-    out: Annotated[Path | None, Option(metavar="FILE", help="the PNG to write [default: NAME.png]")] = None,
+    name: Annotated[
+        str, Argument(metavar="ID", help="a figure (`purebench list figures`), or a table's file with `[figure]`")
+    ],
+    results: Results = None,
+    out: Annotated[
+        Path | None, Option("--out", metavar="FILE", help="the .png, .svg or .pdf to write [default: ID.png]")
+    ] = None,
+    attack: Attacks = None,
+    threat: Threats = None,
+    grad: Gradients = None,
+    dataset: Dataset = None,
+    classifier: Classifier = None,
+    score: Score = None,
+    images: Images = None,
+    subset: Subset = None,
+    seed: Seeds = None,
+    honest: Honest = False,
+    baselines: Baselines = False,
+    only: Only = None,
 ) -> None:
-    """Draw a figure that needs no records; about half a minute."""
-    from purebench.engine import device
-    from purebench.report import toy
+    """Draw a figure from records, or of the toy. A paper's figure takes the options that it was run with; it prints as a table, too."""
+    from purebench.plan import figures, grid
+    from purebench.report import sketches
 
-    figures = {"coup-toy": toy.figure}
-    if name not in figures:
-        raise errors.unknown("figure", name, figures)
-    # As in training: the same seed draws the same picture.
-    device.setup("cpu")
-    path = out or Path(f"{name}.png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figures[name](path)
+    request = _request(
+        name, attacks=attack, threats=threat, grads=grad, dataset=dataset, classifier=classifier, score=score, images=images,
+        subset=subset, seeds=seed, honest=honest, baselines=baselines, only=only,
+    )  # fmt: skip
+    built_in = name in figures.WITHOUT_PRESET
+    layout = None if built_in else _layout(name)
+    if layout is None and not built_in:
+        known = [*figures.WITHOUT_PRESET, *grid.figures()]
+        if name.endswith(".toml") or name in grid.presets():
+            raise UserError(f"`{name}` is a grid and no figure", "docs/figures.md has an example")
+        raise errors.unknown("figure", name, known, see="purebench list figures")
+    if built_in and request != grid.Request(preset=name):
+        raise UserError(f"the figure `{name}` takes no options but `--out`", "name a paper's figure: coup/fig4a")
+    if name in figures.OF_THE_TOY and results:
+        raise UserError(f"the figure `{name}` is of a toy, and of no records", f"purebench figure {name}")
+    path = out or Path(f"{Path(name).stem if name.endswith('.toml') else name.replace('/', '-')}.png")
+    # Before anything is read or computed: nobody wants to learn of it afterwards.
+    suffix = figures.place(path)
+    folders = results or [Path("results")]
+    if layout is None:
+        said = sketches.built_in(name, folders, path, suffix)
+    else:
+        said = _paper_figure(layout, request, folders, path, suffix)
+    for line in said:
+        _note(line)
     _say(f"wrote {path}")
+
+
+def _paper_figure(layout: Layout, request: Request, folders: list[Path], path: Path, suffix: str) -> list[str]:
+    """Draws a table that has a `[figure]`; returns what is to be said of it."""
+    from purebench.records import store as records
+    from purebench.report import sketches
+
+    table = _sheet(layout, request)
+    return sketches.of_table(
+        table,
+        records.load_all(folders),
+        path,
+        suffix,
+        honest=request.honest,
+        fill=_command(request, "run", _home(folders)),
+    )
+
+
+def _home(folders: Sequence[Path]) -> Path:
+    """The folder that a run would fill: of a record's own folder that above it."""
+    from purebench.records import store as records
+
+    first = folders[0]
+    return first.parent if (first / records.CELL).exists() else first

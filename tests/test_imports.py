@@ -39,6 +39,7 @@ HEAVY = {
     "requests",
     "filelock",
     "PIL",
+    "matplotlib",
 }
 
 ROOMS = {  # room, from the ground up -> the rooms that it may import anywhere, in functions too; each stands above all of them
@@ -59,15 +60,16 @@ ROOMS = {  # room, from the ground up -> the rooms that it may import anywhere, 
     "plan": "errors spec registry engine assets embedded datasets",
     "train": "errors atomic networks datasets scores plan",
     "running": "errors spec registry records engine assets datasets scores purifiers plan",
-    "report": "errors spec records engine assets scores purifiers plan running",
+    "report": "errors atomic spec records engine assets scores purifiers plan running",
     "cli": "*",
 }
+DRAW = ("drawing", "figures", "costs")  # of report
 INSIDE = {  # room -> its modules, each importing those before it alone
     "engine": "noise nfe identity rows objective chain adjoint gradients device defense",
-    "plan": "resolved aliases layouts scaled places grid sheet catalogue",
+    "plan": "resolved aliases keys figures layouts scaled places grid sheet catalogue",
     "running": "progress tasks evaluate rehearsal cost pools runner speed estimate preflight",
     "records": "schema1 store frame",
-    "report": "markdown metrics tables papers toy pictures",
+    "report": "markdown metrics tables papers toy drawing figures costs sketches pictures",
 }
 
 
@@ -186,19 +188,28 @@ def test_pandas_costs_a_second_and_only_what_shows_records_takes_it():
     """Neither planning nor a worker may wait for it: they import no module that imports it, in functions either."""
     assert {m for m in MODULES if "pandas" in imports(m, True)[1]} == {"records.frame", "report.tables"}
     assert {m for m in MODULES if "records.frame" in imports(m, True)[0]} == {".", "report.tables", "report.papers"}
-    assert {m for m in MODULES if "report.tables" in imports(m, True)[0]} == {"cli", "report.papers"}
-    assert {m for m in MODULES if "report.papers" in imports(m, True)[0]} == {"cli"}
+    assert {m for m in MODULES if "report.tables" in imports(m, True)[0]} == {"cli", "report.papers", "report.costs"}
+    assert {m for m in MODULES if "report.papers" in imports(m, True)[0]} == {"cli", "report.figures"}
 
 
-@pytest.mark.parametrize("command", ["--help", "list", "show coup", "status", "table"])
+def test_matplotlib_is_imported_to_draw_and_for_nothing_else():
+    assert {m for m in MODULES if "matplotlib" in imports(m, True)[1]} == {f"report.{m}" for m in DRAW}
+    for name in DRAW:
+        assert {m for m in MODULES if f"report.{name}" in imports(m, True)[0]} <= {f"report.{m}" for m in (*DRAW, "sketches")}
+    assert {m for m in MODULES if "report.sketches" in imports(m, True)[0]} == {"cli"}
+    # In the functions that draw.
+    assert "report.sketches" not in imports("cli", False)[0]
+
+
+@pytest.mark.parametrize("command", ["--help", "list", "list figures", "show coup", "show coup/fig4a", "status", "table"])
 def test_what_a_command_really_imports(command):
-    """Only a table takes pandas, and none of these takes torch."""
+    """Only a table takes pandas, and none of these takes torch or matplotlib."""
     words = command.split() + (
         [str(ROOT.parent / "results" / "jpeg-cifar10")] if command in ("status", "table") else []
     )
     code = (
         f"import atexit, sys; sys.argv[1:] = {words}; from purebench import cli\n"
-        "atexit.register(lambda: print(*sorted({'pandas', 'torch'} & set(sys.modules)), file=sys.stderr))\n"
+        "atexit.register(lambda: print(*sorted({'pandas', 'torch', 'matplotlib'} & set(sys.modules)), file=sys.stderr))\n"
         "cli.main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,4 +1,5 @@
-"""What is to be run, before anything runs: `grid` turns a request or a preset into an ordered list of validated
-cells; `layouts`, `scaled`, `places` and `sheet` do so for a paper's table; `resolved` knows a dataset, classifier or
-score model before it is loaded; `catalogue` explains what there is. It may import the names (`registry`, `spec`),
-`assets`, `datasets`, `embedded` and the engine's `gradients`, and no torch. Begin reading at `grid.build`."""
+"""What is to be run, before anything runs: `grid` turns a request or a preset into an ordered list of validated cells;
+`layouts`, `scaled`, `places` and `sheet` do so for a paper's table, and `figures` says how one is drawn; `resolved` knows
+a dataset, classifier or score model before it is loaded; `catalogue` explains what there is. It may import the names
+(`registry`, `spec`), `assets`, `datasets`, `embedded` and the engine's `gradients`, and no torch. Begin reading at
+`grid.build`."""

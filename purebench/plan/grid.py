@@ -121,7 +121,13 @@ def presets() -> dict[str, Path]:
 
 def tables() -> dict[str, Path]:
     """The papers' tables among the presets."""
-    return {name: path for name, path in presets().items() if "/" in name}
+    return {name: path for name, path in presets().items() if "/" in name and name not in figures()}
+
+
+def figures() -> dict[str, Path]:
+    """The papers' figures among the presets, which are tables with a `[figure]`: `coup/fig4a`."""
+    # By name: `list` and did-you-mean need not read fifty files.
+    return {name: path for name, path in presets().items() if name.partition("/")[2].startswith("fig")}
 
 
 def _by_number(path: Path) -> tuple[str, int, str]:
