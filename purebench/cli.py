@@ -658,7 +658,7 @@ def figure(
         raise UserError(f"the figure `{name}` is of a toy, and of no records", f"purebench figure {name}")
     path = out or Path(f"{Path(name).stem if name.endswith('.toml') else name.replace('/', '-')}.png")
     # Before anything is read or computed: nobody wants to learn of it afterwards.
-    suffix = figures.place(path)
+    suffix = figures.place(path, (".png",) if name == "coup-toy" else figures.SUFFIXES)
     folders = results or [Path("results")]
     if layout is None:
         said = sketches.built_in(name, folders, path, suffix)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from purebench import cli
 from purebench.errors import UserError
@@ -14,7 +15,9 @@ from purebench.plan import figures as plan
 from purebench.plan import grid, layouts, places, sheet
 from purebench.records import store as records
 from purebench.records.store import Log
-from purebench.report import costs, drawing, figures, metrics, papers
+from purebench.report import costs, drawing, figures, metrics, papers, propositions
+
+torch.set_num_threads(1)
 
 FIGURES = grid.figures()
 EMBEDDED = Path(__file__).parents[1] / "results" / "embedded"
@@ -370,6 +373,37 @@ def test_the_users_own_settings_of_matplotlib_change_nothing_and_are_left_alone(
             assert matplotlib.rcParams["font.size"] == drawing.STYLE["font.size"]
         assert matplotlib.rcParams["font.size"] == 31
     assert matplotlib.rcParams["font.size"] == before
+
+
+# ------------------------------------------------------------------------------------------------------------------ the toy
+
+
+def test_guidance_makes_label_flips_no_likelier_on_the_toy():
+    for start in (0.05, 0.2):
+        rates = [propositions.flips(weight, start, n=400, seed=1) for weight in (0.0, 2.0, 8.0)]
+        assert rates == sorted(rates, reverse=True)
+        assert rates[0] > rates[-1] + 0.05
+
+
+def test_the_distance_to_the_clean_image_grows_with_the_purification_time_on_the_toy():
+    assert propositions.distance(0.0, 0.05, n=400, seed=1) < propositions.distance(0.0, 0.1, n=400, seed=1)
+    assert propositions.distance(0.0, 0.1, n=400, seed=1) < propositions.distance(0.0, 0.3, n=400, seed=1)
+    assert propositions.distance(8.0, 0.1, n=400, seed=1) < propositions.distance(0.0, 0.1, n=400, seed=1)
+
+
+def test_a_path_begins_at_the_image_and_its_dashes_are_the_flips(monkeypatch):
+    monkeypatch.setattr(propositions, "RUNS", 20)
+    ways = propositions.paths(0.0, 0.1, 5, seed=0)
+    assert ways.shape == (5, propositions.STEPS + 1)
+    assert ways[:, 0].tolist() == pytest.approx([0.1] * 5)
+    with drawing.style():
+        figure = propositions.draw_paths()
+    for axes, weight in zip(figure.axes, (0.0, 4.0), strict=True):
+        ways = [line for line in axes.lines if len(line.get_xdata()) == propositions.STEPS + 1]
+        assert len(ways) == propositions.PATHS
+        assert [line.is_dashed() for line in ways] == [line.get_ydata()[-1] < 0 for line in ways]
+        ends = propositions.paths(weight, 0.1, propositions.PATHS, seed=0)[:, -1].tolist()
+        assert [line.get_ydata()[-1] for line in ways] == pytest.approx(ends)
 
 
 # --------------------------------------------------------------------------------------------------------- the command line

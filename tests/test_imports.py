@@ -63,13 +63,13 @@ ROOMS = {  # room, from the ground up -> the rooms that it may import anywhere, 
     "report": "errors atomic spec records engine assets scores purifiers plan running",
     "cli": "*",
 }
-DRAW = ("drawing", "figures", "costs")  # of report
+DRAW = ("drawing", "figures", "costs", "propositions")  # of report
 INSIDE = {  # room -> its modules, each importing those before it alone
     "engine": "noise nfe identity rows objective chain adjoint gradients device defense",
     "plan": "resolved aliases keys figures layouts scaled places grid sheet catalogue",
     "running": "progress tasks evaluate rehearsal cost pools runner speed estimate preflight",
     "records": "schema1 store frame",
-    "report": "markdown metrics tables papers toy drawing figures costs sketches pictures",
+    "report": "markdown metrics tables papers toy drawing figures costs propositions sketches pictures",
 }
 
 
@@ -195,13 +195,17 @@ def test_pandas_costs_a_second_and_only_what_shows_records_takes_it():
 def test_matplotlib_is_imported_to_draw_and_for_nothing_else():
     assert {m for m in MODULES if "matplotlib" in imports(m, True)[1]} == {f"report.{m}" for m in DRAW}
     for name in DRAW:
-        assert {m for m in MODULES if f"report.{name}" in imports(m, True)[0]} <= {f"report.{m}" for m in (*DRAW, "sketches")}
+        assert {m for m in MODULES if f"report.{name}" in imports(m, True)[0]} <= {
+            f"report.{m}" for m in (*DRAW, "sketches")
+        }
     assert {m for m in MODULES if "report.sketches" in imports(m, True)[0]} == {"cli"}
     # In the functions that draw.
     assert "report.sketches" not in imports("cli", False)[0]
 
 
-@pytest.mark.parametrize("command", ["--help", "list", "list figures", "show coup", "show coup/fig4a", "status", "table"])
+@pytest.mark.parametrize(
+    "command", ["--help", "list", "list figures", "show coup", "show coup/fig4a", "status", "table"]
+)
 def test_what_a_command_really_imports(command):
     """Only a table takes pandas, and none of these takes torch or matplotlib."""
     words = command.split() + (

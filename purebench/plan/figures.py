@@ -26,7 +26,10 @@ KINDS: dict[str, dict[str, Any]] = {  # kind -> its keys and what they may be
     "scatter": {"y": (str, list), "lines": str, "xlabel": str, "ylabel": str, "ylim": list},
 }
 OF_THE_TOY = {  # figures of no records
-    "coup-toy": "COUP's Figure 3b: label flips against guidance, on a toy; half a minute",
+    "coup-toy": "COUP's Figure 3b: label flips against guidance and the classifier's error; a PNG, half a minute",
+    "coup-paths": "COUP's Figures 1 and 3a: a sample near the boundary, purified without and with guidance",
+    "coup-flips": "COUP's Proposition 1: label flips against the distance from the boundary, by guidance",
+    "coup-distance": "COUP's Proposition 2: distance to the clean image against purification time",
 }
 WITHOUT_PRESET = {  # figures that no file says
     "cost": "network calls of a purification against robustness, a point per defense; from any records",
@@ -72,12 +75,13 @@ def of(data: Mapping[str, Any], columns: Sequence[Column], where: str) -> Figure
     )
 
 
-def place(path: Path) -> str:
+def place(path: Path, suffixes: Sequence[str] = SUFFIXES) -> str:
     """Checks where a figure is to be written, before anything is done for it; returns its suffix: `.png` of `out/F.PNG`. Raises UserError
     for a format that is not written, and for a place that cannot be."""
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise UserError(f"`--out {path}` ends in no format that a figure has", f"one of {', '.join(SUFFIXES)}")
+    if suffix not in suffixes:
+        one = "one of " if len(suffixes) > 1 else ""
+        raise UserError(f"`--out {path}` ends in no format that this figure has", f"{one}{', '.join(suffixes)}")
     if path.is_dir():
         raise UserError(f"`--out {path}` is a folder", "name a file in it")
     above = next(folder for folder in [*path.absolute().parents] if folder.exists())

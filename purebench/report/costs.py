@@ -64,7 +64,7 @@ def draw(logs: Sequence[Log]) -> tuple[Figure, list[str]]:
         [f"{table.title}: {table.models.replace('`', '')}" for table in found],
         _foot(found),
     )
-    canvas = drawing.canvas(words, axes=len(found), height=2.1)
+    canvas = drawing.canvas(words, axes=len(found), height=2.1, titled=len(found) > 1)
     for axes, table in zip(canvas.axes, found, strict=True):
         points = []
         for headline in table.headlines:

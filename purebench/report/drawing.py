@@ -23,6 +23,7 @@ from purebench.records.store import full_disk_is_an_error
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1)))
+EDGE: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.4}  # of a marker on its line
 INK, GREY, LIGHT = "#222222", "#666666", "#dddddd"
 COLUMN, PAGE = 3.3, 6.9  # widths of a column and of a page, in inches
 TITLE, SMALL = 7.5, 6.0  # points
@@ -110,15 +111,22 @@ class Canvas:
 
 
 def canvas(
-    words: Words, *, axes: int = 1, height: float = 1.75, legend: int = 0, left: float = 0.46, below: float = 0.36
+    words: Words,
+    *,
+    axes: int = 1,
+    height: float = 1.75,
+    legend: int = 0,
+    left: float = 0.46,
+    below: float = 0.36,
+    titled: bool = False,
 ) -> Canvas:
     """A figure with so many axes side by side, each so high, and room for the words, for `legend` lines of a legend, and for labels at the
-    left of and below the axes (inches)."""
+    left of and below the axes (inches). titled: each of the axes has a title."""
     width = COLUMN if axes == 1 else PAGE
     title = _wrapped([words.title], width, TITLE * 1.1)
     under, notes = (_wrapped(lines, width, SMALL) for lines in (words.under, words.notes))
     foot = 0.08 + LINE * len(notes) + (0.04 if notes else 0) + HEADLINE * legend
-    total = 0.16 + HEADLINE * len(title) + LINE * len(under) + height + below + foot
+    total = 0.16 + HEADLINE * (len(title) + titled) + LINE * len(under) + height + below + foot
     figure = Figure(figsize=(width, total))
     _write(figure, title, total - 0.06, HEADLINE, size=TITLE, weight="bold", color=INK)
     _write(figure, under, total - 0.06 - HEADLINE * len(title), LINE, size=SMALL, color=GREY)
@@ -174,7 +182,7 @@ def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
 def legend_columns(labels: Sequence[str], width: float) -> int:
     """How many labels stand beside each other."""
     longest = max(map(len, labels), default=1)
-    return max(1, min(len(labels), int(width / (0.42 + 0.047 * longest))))
+    return max(1, min(len(labels), int(width / (0.46 + 0.048 * longest))))
 
 
 def save(figure: Figure, path: Path, suffix: str) -> None:

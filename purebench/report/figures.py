@@ -21,7 +21,7 @@ from purebench.plan.layouts import CLEAN, Number, cells_of
 from purebench.plan.sheet import Place, Sheet
 from purebench.records.store import Log
 from purebench.report import drawing, papers
-from purebench.report.drawing import COLOURS, DASHES, MARKERS, Words
+from purebench.report.drawing import COLOURS, DASHES, EDGE, MARKERS, Words
 from purebench.report.papers import Entry
 
 WORDS = {  # metric -> how a line and an axis call it
@@ -30,7 +30,6 @@ WORDS = {  # metric -> how a line and an axis call it
 }  # fmt: skip
 TIMES = ("seconds",)  # metrics that are no share
 DODGE = 0.12  # between lines that stand beside each other on words
-EDGE: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.4}
 REPORTED: dict[str, Any] = {  # what a paper says is a dash at its place
     "linestyle": (0, (1, 2)), "linewidth": 0.7, "marker": "_", "markersize": 8, "markeredgewidth": 1.4
 }  # fmt: skip
@@ -262,7 +261,7 @@ def draw(picture: Picture) -> Figure:
     lines = -(-len(handles) // columns) if len(handles) > 1 or len(layout.rows) > 1 else 0
     words = Words(layout.title, picture.under, picture.foot)
     turned = picture.words and any(" " in word for word in picture.ticks.values())
-    canvas = drawing.canvas(words, axes=len(keys), legend=lines, below=0.46 if turned else 0.36)
+    canvas = drawing.canvas(words, axes=len(keys), legend=lines, below=0.46 if turned else 0.36, titled=bool(panels))
     for axes, key in zip(canvas.axes, keys, strict=True):
         mine = [line for line in picture.lines if line.panel in ("", key)]
         if panels:
