@@ -190,8 +190,9 @@ def save(figure: Figure, path: Path, suffix: str) -> None:
     with full_disk_is_an_error(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
-            more = {"pil_kwargs": {"optimize": True}} if suffix == ".png" else {}
-            figure.savefig(temporary, format=suffix.removeprefix("."), metadata=UNDATED[suffix], **more)
+            # The keyword is for PNG alone: the other writers refuse it.
+            options: Any = {"pil_kwargs": {"optimize": True}} if suffix == ".png" else {}
+            figure.savefig(temporary, format=suffix.removeprefix("."), metadata=UNDATED[suffix], **options)
 
 
 def _wrapped(texts: Sequence[str], width: float, size: float) -> list[str]:
