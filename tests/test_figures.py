@@ -15,12 +15,14 @@ from purebench.plan import figures as plan
 from purebench.plan import grid, layouts, places, sheet
 from purebench.records import store as records
 from purebench.records.store import Log
-from purebench.report import costs, drawing, figures, metrics, papers, propositions
+from purebench.report import costs, drawing, figures, imagery, metrics, papers, propositions
+from purebench.report.replay import Replay, first_right
 
 torch.set_num_threads(1)
 
 FIGURES = grid.figures()
 EMBEDDED = Path(__file__).parents[1] / "results" / "embedded"
+MADE = ("digits-reverse-sde-pgd-eot-exact-*", "digits-coup-transfer-d*")
 SHOWN = ("digits-coup-pgd-eot-detached-367a2040f9", "digits-none-pgd-eot-exact-10c45d50c0")
 BASE = """
 title = "Guidance"
@@ -160,6 +162,8 @@ def test_every_figure_is_read_planned_and_drawn_as_far_as_it_can_be(name):
     measured = [c for c in layout.columns if c.metric and not places.lacking(c.needs)]
     assert bool(wanted) == bool(runs and measured)
     logs = {one.key: recorded(one, 50) for one in wanted}.values()
+    if layout.figure.kind in plan.OF_IMAGES:
+        return
     found = figures.picture(sheet.of(layout, {}), logs)
     assert drawn(found)[1]
     if wanted:
@@ -373,6 +377,113 @@ def test_the_users_own_settings_of_matplotlib_change_nothing_and_are_left_alone(
             assert matplotlib.rcParams["font.size"] == drawing.STYLE["font.size"]
         assert matplotlib.rcParams["font.size"] == 31
     assert matplotlib.rcParams["font.size"] == before
+
+
+# ---------------------------------------------------------------------------------------------------------------- of images
+
+IMAGES = """
+title = "Purified"
+[figure]
+kind = "strip"
+[cells]
+dataset = "digits"
+images = 100
+threat = "Linf:0.2"
+attack = "transfer:from=(reverse-sde)"
+[[column]]
+title = "Defense"
+text = "method"
+[[column]]
+metric = "robust"
+[[row]]
+method = "unguided"
+cells = { defense = "reverse-sde" }
+[[row]]
+method = "guided"
+cells = { defense = "coup" }
+"""
+
+
+@pytest.fixture(scope="module")
+def attacked():
+    """The records of one attack's images under two defenses."""
+    return [records.load(folder) for name in MADE for folder in EMBEDDED.glob(name)]
+
+
+def pictured(text, logs, **options):
+    with drawing.style():
+        return imagery.draw(made(text, **options), logs)
+
+
+def test_an_image_is_purified_as_it_was_judged(attacked):
+    for log in attacked:
+        replay = Replay(log, log.images[:40])
+        answers = replay.defense.classifier(replay.purified()).argmax(1).tolist()
+        assert answers == [line["adversarial"][0] for line in replay.lines]
+        far = (replay.attacked() - replay.clean()).abs().flatten(1).amax(1)
+        assert far.tolist() == pytest.approx([line["linf"] for line in replay.lines], abs=1e-6)
+
+
+def test_a_strip_shows_the_chosen_images_and_their_classes(attacked):
+    figure, _ = pictured(IMAGES.replace('kind = "strip"', 'kind = "strip"\nimages = 3\nwrong = "unguided"'), attacked)
+    wrong = [line for line in attacked[0].images[:100] if not first_right(line)]
+    images = [axes for axes in figure.axes if axes.images]
+    assert [axes.get_label() for axes in images] == [
+        f"{row} {i}" for row in ("clean", "attacked", "unguided", "guided") for i in range(3)
+    ]
+    texts = [text.get_text() for text in figure.texts]
+    assert [text for text in texts if text.endswith("×")][:3] == [f"{line['adversarial'][0]} ×" for line in wrong[:3]]
+    clean = Replay(attacked[0], wrong[:3]).clean()
+    assert images[1].images[0].get_array().data.tolist() == pytest.approx(clean[1, 0].numpy())
+    assert f"The first 3 of the {len(wrong)} of 100 images that unguided got wrong" in " ".join(texts).replace(
+        "\n", " "
+    )
+
+
+def test_a_curve_ends_where_the_purification_does(attacked):
+    replays = {"unguided": Replay(attacked[0], attacked[0].images[:8])}
+    [way] = imagery.ways(replays, None)
+    chances = torch.softmax(replays["unguided"].defense.classifier(replays["unguided"].purified()), dim=1)
+    labels = replays["unguided"].labels
+    assert [steps[-1] for steps in way.confidences] == pytest.approx(
+        chances.gather(1, labels[:, None])[:, 0].tolist(), abs=1e-5
+    )
+    assert {len(steps) for steps in way.confidences} == {11}
+    [silent] = imagery.ways(replays, 0.0)
+    assert silent.confidences != way.confidences
+    assert [steps[0] for steps in silent.confidences] == [steps[0] for steps in way.confidences]
+    figure, _ = pictured(IMAGES.replace('"strip"', '"curve"\nnoise = 0'), attacked, images=20)
+    assert [line.get_label() for line in figure.axes[0].lines] == ["unguided", "guided"]
+    assert "without noise" in figure.texts[-1].get_text() + figure.texts[-2].get_text()
+
+
+def test_a_histogram_counts_every_image_three_times(attacked):
+    figure, _ = pictured(IMAGES.replace('"strip"', '"histogram"'), attacked, images=20)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["unguided", "guided"]
+    for axes in figure.axes:
+        # A step's outline goes there and back at each bin's height: its corners hold the counts.
+        heights = [sum(patch.get_xy()[1:-1:2, 1]) for patch in axes.patches]
+        assert heights == [20, 20, 20]
+
+
+def test_what_cannot_be_purified_again_is_refused(attacked, tmp_path):
+    other = json.loads(json.dumps(attacked[0].cell))
+    other["parts"]["score"]["hash"] = "0" * 64
+    with pytest.raises(UserError, match="was made by other versions, weights or defaults"):
+        Replay(replace(attacked[0], id="digits-reverse-sde-0", cell=other), attacked[0].images[:1])
+    with pytest.raises(UserError, match="has no images"):
+        Replay(replace(attacked[0], folder=tmp_path), attacked[0].images[:1]).attacked()
+    with pytest.raises(UserError, match="there is nothing to draw for `mine`: not drawn, not run yet: unguided"):
+        pictured(IMAGES, [])
+    with pytest.raises(UserError, match="chosen by the row `guided`, which has no records yet"):
+        pictured(IMAGES.replace('"strip"', '"strip"\nright = "guided"'), attacked[:1])
+    with pytest.raises(UserError, match=r"unknown `right` of `\[figure\]`"):
+        made(IMAGES.replace('"strip"', '"strip"\nright = "guidde"'))
+
+
+def test_a_transfer_onto_what_made_its_images_is_one_cell_of_a_place():
+    place = made(IMAGES).places[0][1]
+    assert [len(seeds) for worst in place.wanted for seeds in worst] == [1]
 
 
 # ------------------------------------------------------------------------------------------------------------------ the toy

@@ -63,13 +63,13 @@ ROOMS = {  # room, from the ground up -> the rooms that it may import anywhere, 
     "report": "errors atomic spec records engine assets scores purifiers plan running",
     "cli": "*",
 }
-DRAW = ("drawing", "figures", "costs", "propositions")  # of report
+DRAW = ("drawing", "figures", "costs", "imagery", "propositions")  # of report
 INSIDE = {  # room -> its modules, each importing those before it alone
     "engine": "noise nfe identity rows objective chain adjoint gradients device defense",
     "plan": "resolved aliases keys figures layouts scaled places grid sheet catalogue",
     "running": "progress tasks evaluate rehearsal cost pools runner speed estimate preflight",
     "records": "schema1 store frame",
-    "report": "markdown metrics tables papers toy drawing figures costs propositions sketches pictures",
+    "report": "markdown metrics tables papers toy drawing figures recorded costs replay imagery propositions sketches pictures",
 }
 
 
@@ -189,7 +189,7 @@ def test_pandas_costs_a_second_and_only_what_shows_records_takes_it():
     assert {m for m in MODULES if "pandas" in imports(m, True)[1]} == {"records.frame", "report.tables"}
     assert {m for m in MODULES if "records.frame" in imports(m, True)[0]} == {".", "report.tables", "report.papers"}
     assert {m for m in MODULES if "report.tables" in imports(m, True)[0]} == {"cli", "report.papers", "report.costs"}
-    assert {m for m in MODULES if "report.papers" in imports(m, True)[0]} == {"cli", "report.figures"}
+    assert {m for m in MODULES if "report.papers" in imports(m, True)[0]} == {"cli", "report.figures", "report.imagery"}
 
 
 def test_matplotlib_is_imported_to_draw_and_for_nothing_else():

@@ -164,7 +164,11 @@ def _paper(data: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _figure(figure: figures.Figure) -> dict[str, Any]:
     """How a table is drawn, without what its file does not say."""
-    return {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(figure).items() if v}
+    return {
+        key: list(v) if isinstance(v, tuple) else v
+        for key, v in dataclasses.asdict(figure).items()
+        if v not in ("", None, ())
+    }
 
 
 def _component(kind: str, name: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from purebench.errors import UserError, unknown
 from purebench.plan.keys import check
 
 if TYPE_CHECKING:
-    from purebench.plan.layouts import Column
+    from purebench.plan.layouts import Column, Row
 
 SUFFIXES = (".png", ".svg", ".pdf")
 SCALES = ("linear", "log")
@@ -24,7 +24,11 @@ HINT = "docs/figures.md has every kind and its keys"
 KINDS: dict[str, dict[str, Any]] = {  # kind -> its keys and what they may be
     "sweep": {"x": str, "y": (str, list), "lines": str, "xlabel": str, "ylabel": str, "xscale": str, "ylim": list},
     "scatter": {"y": (str, list), "lines": str, "xlabel": str, "ylabel": str, "ylim": list},
+    "strip": {"y": str, "lines": str, "images": int, "wrong": str, "right": str},
+    "curve": {"y": str, "lines": str, "wrong": str, "right": str, "noise": (int, float), "xlabel": str, "ylabel": str},
+    "histogram": {"y": str, "lines": str, "xlabel": str, "ylabel": str},
 }
+OF_IMAGES = ("strip", "curve", "histogram")  # kinds that need the records' images, and the networks
 OF_THE_TOY = {  # figures of no records
     "coup-toy": "COUP's Figure 3b: label flips against guidance and the classifier's error; a PNG, half a minute",
     "coup-paths": "COUP's Figures 1 and 3a: a sample near the boundary, purified without and with guidance",
@@ -40,7 +44,8 @@ WITHOUT_PRESET = {  # figures that no file says
 @dataclass(frozen=True)
 class Figure:
     """How a table is drawn. `x`: the key of the columns' `each`; `y`: the metrics that are drawn, each in a line of its own; `lines`: the
-    text of a row that names its line."""
+    text of a row that names its line. Of images: how many are shown; which row is to have got them `wrong`, and which `right`; a factor on
+    the `noise` of their purification, None: as it was judged."""
 
     kind: str
     x: str = ""
@@ -50,10 +55,14 @@ class Figure:
     ylabel: str = ""
     xscale: str = "linear"
     ylim: tuple[float, float] | None = None
+    images: int = 6
+    wrong: str = ""
+    right: str = ""
+    noise: float | None = None
 
 
-def of(data: Mapping[str, Any], columns: Sequence[Column], where: str) -> Figure:
-    """The checked `[figure]` of a table with these columns. Raises UserError for what is unknown, or is in no column."""
+def of(data: Mapping[str, Any], columns: Sequence[Column], rows: Sequence[Row], where: str) -> Figure:
+    """The checked `[figure]` of a table with these columns and rows. Raises UserError for what is unknown, or is in none of them."""
     kind = data.get("kind")
     if kind is None:
         raise UserError(f"{where} has no `kind`", f"one of {', '.join(KINDS)}")
@@ -63,15 +72,23 @@ def of(data: Mapping[str, Any], columns: Sequence[Column], where: str) -> Figure
     drawn = [column for column in columns if column.metric or column.number]
     if "x" in KINDS[kind]:
         drawn = _on_x(data, drawn, where)
+    lines = _lines(data.get("lines"), columns, where)
+    for key in ("wrong", "right"):
+        names = [row.texts[lines] for row in rows if row.cells is not None]
+        if key in data and data[key] not in names:
+            raise unknown(f"`{key}` of {where}, which is a row:", data[key], names)
+    if data.get("images", 1) < 1 or data.get("noise", 0) < 0:
+        raise UserError(f"{where} has an `images` below 1 or a `noise` below 0", HINT)
     return Figure(
         kind=kind,
         x=data.get("x", ""),
         y=_metrics(data.get("y", []), drawn, where),
-        lines=_lines(data.get("lines"), columns, where),
+        lines=lines,
         xlabel=data.get("xlabel", data.get("x", "")),
         ylabel=data.get("ylabel", ""),
         xscale=_scale(data.get("xscale", "linear"), [column.title for column in drawn], where),
         ylim=_limits(data.get("ylim"), where),
+        **{key: data[key] for key in ("images", "wrong", "right", "noise") if key in data},
     )
 
 

@@ -99,7 +99,8 @@ def jobs(one: dict[str, Any]) -> list[Job]:
     dataset = components.find("dataset", _dataset(Request(), one, []))
     found = [job for job, _ in _jobs(Request(), one, dataset, [])]
     sources = {job.cell.source for job in found}
-    return [job for job in found if job.cell not in sources]
+    # Once each: a transfer onto the defense that made its images is that cell, and the source of nothing.
+    return list({job.cell.id: job for job in found if job.cell not in sources}.values())
 
 
 def _merged(old: Job, new: Job) -> Job:

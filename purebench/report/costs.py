@@ -11,13 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from purebench.errors import UserError
-from purebench.plan import grid
-from purebench.records import store as records
 from purebench.records.store import Log
 from purebench.report import drawing, tables
 from purebench.report.drawing import COLOURS, Words
+from purebench.report.recorded import planned
 from purebench.report.tables import Headline, Printed
-from purebench.spec import Part, parse
 
 COLOUR, LIGHT = COLOURS[0], "#b3d1e6"
 LIMIT = 4  # tables side by side; more are no figure
@@ -29,16 +27,8 @@ def purification(log: Log) -> float | None:
     # Imported here: with it comes torch.
     from purebench.running import cost
 
-    cell = log.cell
-    values = {key: tuple(v) if isinstance(v, list) else v for key, v in records.values_of(cell, "defense").items()}
-    asked = {
-        "dataset": cell["dataset"], "subset": cell["subset"], "classifier": cell["classifier"], "images": 1,
-        "defenses": [str(Part(parse(cell["defense"]).name, tuple(values.items())))], "attacks": ["null"],
-    }  # fmt: skip
-    # A defense that uses none was planned beside one all the same.
-    asked |= {"score": cell["score"]} if cell["score"] != "-" else {}
     try:
-        [job] = grid.jobs(asked)
+        job = planned(log, attack=False)
     except UserError:
         return None
     calls = cost.purification(job.cell, job.shape)
