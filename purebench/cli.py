@@ -638,27 +638,18 @@ def figure(
     only: Only = None,
 ) -> None:
     """Draw a figure from records, or of the toy. A paper's figure takes the options that it was run with; it prints as a table, too."""
-    from purebench.plan import figures, grid
-    from purebench.report import sketches
+    from purebench.plan import figures
 
     request = _request(
         name, attacks=attack, threats=threat, grads=grad, dataset=dataset, classifier=classifier, score=score, images=images,
         subset=subset, seeds=seed, honest=honest, baselines=baselines, only=only,
     )  # fmt: skip
-    built_in = name in figures.WITHOUT_PRESET
-    layout = None if built_in else _layout(name)
-    if layout is None and not built_in:
-        known = [*figures.WITHOUT_PRESET, *grid.figures()]
-        if name.endswith(".toml") or name in grid.presets():
-            raise UserError(f"`{name}` is a grid and no figure", "docs/figures.md has an example")
-        raise errors.unknown("figure", name, known, see="purebench list figures")
-    if built_in and request != grid.Request(preset=name):
-        raise UserError(f"the figure `{name}` takes no options but `--out`", "name a paper's figure: coup/fig4a")
-    if name in figures.OF_THE_TOY and results:
-        raise UserError(f"the figure `{name}` is of a toy, and of no records", f"purebench figure {name}")
+    layout = _drawn(name, request, bool(results))
     path = out or Path(f"{Path(name).stem if name.endswith('.toml') else name.replace('/', '-')}.png")
     # Before anything is read or computed: nobody wants to learn of it afterwards.
     suffix = figures.place(path, (".png",) if name == "coup-toy" else figures.SUFFIXES)
+    from purebench.report import sketches
+
     folders = results or [Path("results")]
     if layout is None:
         said = sketches.built_in(name, folders, path, suffix)
@@ -667,6 +658,30 @@ def figure(
     for line in said:
         _note(line)
     _say(f"wrote {path}")
+
+
+def _drawn(name: str, request: Request, results: bool) -> Layout | None:
+    """The table that a figure of this name is of; None for one that no file says. Raises UserError for what is no figure, and for options
+    or results that it does not take."""
+    from purebench.plan import figures, grid
+
+    if name in figures.WITHOUT_PRESET:
+        if request != grid.Request(preset=name):
+            raise UserError(f"the figure `{name}` takes no options but `--out`", "name a paper's figure: coup/fig4a")
+        if name in figures.OF_THE_TOY and results:
+            raise UserError(f"the figure `{name}` is of a toy, and of no records", f"purebench figure {name}")
+        return None
+    layout = _layout(name)
+    if layout is None and (name.endswith(".toml") or name in grid.presets()):
+        raise UserError(f"`{name}` is a grid and no figure", "docs/figures.md has an example")
+    if layout is None:
+        known = [*figures.WITHOUT_PRESET, *grid.figures()]
+        raise errors.unknown("figure", name, known, see="purebench list figures")
+    if layout.figure is None:
+        raise UserError(
+            f"`{name}` is a table and no figure: it has no `[figure]`", "`purebench list figures` names them"
+        )
+    return layout
 
 
 def _paper_figure(layout: Layout, request: Request, folders: list[Path], path: Path, suffix: str) -> list[str]:

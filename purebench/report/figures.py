@@ -62,8 +62,8 @@ class Line:
 @dataclass(frozen=True)
 class Picture:
     """What a figure shows, as data. `ticks`: the points of x, measured or not, and what they are called; `words`: these are words and no
-    numbers; `missing`: one line for each reason why something
-    is not drawn; `notes`: what a reader must know, as of a table."""
+    numbers; `under`: what stands below the title; `missing`: one line for each reason why something is not drawn; `notes`: what a reader
+    must know, as of a table."""
 
     table: Sheet
     lines: list[Line]
@@ -85,11 +85,6 @@ def picture(
 ) -> Picture:
     """The figure of a table whose layout has one, from these records. honest: with our columns; fill: the command that makes what is
     missing; cost: network calls of a record's defense, which a scatter has on x. Raises UserError where there is nothing to draw."""
-    figure = table.layout.figure
-    if figure is None:
-        raise UserError(
-            f"`{table.layout.id}` is a table and no figure: it has no `[figure]`", "`purebench list figures` names them"
-        )
     filled = papers.filled(table, logs, honest=honest)
     found = _Lines(table, filled.entries, honest, cost)
     if not any(line.points for line in found.lines):
@@ -152,8 +147,9 @@ class _Lines:
     def _family(self, entry: Entry) -> tuple[str, str, bool] | None:
         """What a column's points have in common with those beside them; None for a column that is not drawn."""
         column = entry.column
-        metric = column.metric or (column.number and self.figure.y[0] if self.figure.y else "")
-        if not (column.metric or column.number) or (metric not in self.figure.y and not column.honest):
+        # A number that is only reported stands with the first metric.
+        metric = column.metric or (column.number and next(iter(self.figure.y), "robust"))
+        if not metric or (self.figure.y and metric not in self.figure.y and not column.honest):
             return None
         if self.figure.x and not on_x(column, self.figure.x):
             return None
