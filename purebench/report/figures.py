@@ -98,8 +98,8 @@ def picture(
     missing = found.missing + ([f"fill it with: `{fill}`"] if fill and found.unfinished else [])
     if not compares and found.reported:
         missing.append("the paper's numbers are not drawn: they are of other cells")
-    # What is missing is told point by point; a table names the rows alone.
-    notes = [note for note in filled.notes if not note.startswith(papers.MISSING)]
+    # What is missing is told point by point, where a table names the rows alone; how many images, at the foot.
+    notes = [note for note in filled.notes if not note.startswith((papers.MISSING, "Measured: ", "±: "))]
     return Picture(table, found.lines, found.ticks, found.words, under, _foot(filled, found, table), missing, notes)
 
 
@@ -331,10 +331,12 @@ def _apart(picture: Picture) -> bool:
 
 
 def _look(line: Line, picture: Picture) -> tuple[str, str, Any]:
-    """Colour and marker are the row's. The dash is the metric's, or the row's too where there is one metric alone."""
-    several = len({line.metric for line in picture.lines}) > 1
-    dash = DASHES[(line.metric if several else line.row) % len(DASHES)]
-    return COLOURS[line.row % len(COLOURS)], MARKERS[line.row % len(MARKERS)], "none" if _apart(picture) else dash
+    """Colour and marker are the row's, the dash is the metric's; where there is one row, or one metric, alone, all are the other's."""
+    metrics, rows = {other.metric for other in picture.lines}, {other.row for other in picture.lines}
+    dash = line.metric if len(metrics) > 1 else line.row
+    look = line.row if len(rows) > 1 else line.metric
+    way = "none" if _apart(picture) else DASHES[dash % len(DASHES)]
+    return COLOURS[look % len(COLOURS)], MARKERS[look % len(MARKERS)], way
 
 
 def _handles(picture: Picture) -> list[Line2D]:

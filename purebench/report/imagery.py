@@ -61,7 +61,7 @@ def draw(table: Sheet, logs: Iterable[Log], *, honest: bool = False, fill: str =
     picture = {"strip": _strip, "curve": _curve, "histogram": _histogram}[figure.kind](words, replays, figure)
     unfinished = any(why in line for line in missing for why in (papers.NOT_RUN, "unfinished"))
     missing += [f"fill it with: `{fill}`"] if unfinished and fill else []
-    return picture, missing + [note for note in filled.notes if not note.startswith(papers.MISSING)]
+    return picture, missing + [note for note in filled.notes if not note.startswith((papers.MISSING, "±: "))]
 
 
 def _rows(filled: papers.Filled, figure: plan.Figure) -> tuple[dict[str, Entry], list[str]]:
