@@ -152,15 +152,15 @@ def names(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
     dpi = axes.figure.dpi
     at = [(float(x) / dpi, float(y) / dpi) for x, y in (axes.transData.transform(point[:2]) for point in points)]
     taken = [(x - 0.03, y - 0.03, x + 0.03, y + 0.03) for x, y in at]
-    left, right = (float(edge) / dpi for edge in axes.bbox.intervalx)
-    # Who stands alone first: he has no reason to give way.
-    crowd = [sum(abs(x - a) < 0.5 and abs(y - b) < 0.3 for a, b in at) for x, y in at]
-    for i in sorted(range(len(points)), key=lambda i: crowd[i]):
+    (left, bottom), (right, _) = (axes.bbox.min / dpi, axes.bbox.max / dpi)
+    # Who stands alone first: he has no reason to give way. The others from above, so that names stand in the order of their points.
+    alone = [sum(abs(x - a) < 0.5 and abs(y - b) < 0.3 for a, b in at) == 1 for x, y in at]
+    for i in sorted(range(len(points)), key=lambda i: (not alone[i], -at[i][1])):
         (x, y), name = at[i], points[i][2]
-        width, half = 0.045 * len(name), 0.043
+        width, half = 0.047 * len(name), 0.043
         starts = [(x + dx if dx > 0 else x + dx - width, y + dy) for dx, dy in AROUND]
         boxes = [(a, b - half, a + width, b + half) for a, b in starts]
-        inside = [box for box in boxes if box[0] >= left and box[2] <= right + 0.05]
+        inside = [box for box in boxes if box[0] >= left and box[2] <= right + 0.05 and box[1] >= bottom - 0.04]
         free = [box for box in inside if not any(_overlap(box, other) for other in taken)]
         box = (free or inside or boxes)[0]
         taken.append(box)
