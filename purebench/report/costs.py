@@ -54,7 +54,9 @@ def draw(logs: Sequence[Log]) -> tuple[Figure, list[str]]:
         [f"{table.title}: {table.models.replace('`', '')}" for table in found],
         _foot(found),
     )
-    canvas = drawing.canvas(words, axes=len(found), height=2.1, titled=len(found) > 1)
+    # Many defenses have many names.
+    height = min(3.2, max(2.0, 0.19 * max(len(table.headlines) for table in found)))
+    canvas = drawing.canvas(words, axes=len(found), height=height, titled=len(found) > 1)
     for axes, table in zip(canvas.axes, found, strict=True):
         points = []
         for headline in table.headlines:
@@ -88,7 +90,8 @@ def _foot(found: Sequence[Printed]) -> list[str]:
 def _axes(axes: Axes, points: Sequence[tuple[float, Headline]], title: str) -> None:
     axes.set_xscale("log")
     highest = max((100 * (h.strongest.high or h.strongest.value) for _, h in points if h.strongest), default=100.0)
-    axes.set_ylim(0, min(101, 20 * math.ceil(highest / 20)))
+    # A little below 0: many a defense stands there, and has a name.
+    axes.set_ylim(-4, min(101, 20 * math.ceil(highest / 20)))
     axes.set_title(title, size=7, loc="left")
     # Room at the right for the last name.
     most = max((calls for calls, _ in points), default=1.0)

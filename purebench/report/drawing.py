@@ -152,7 +152,7 @@ def names(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
     dpi = axes.figure.dpi
     at = [(float(x) / dpi, float(y) / dpi) for x, y in (axes.transData.transform(point[:2]) for point in points)]
     taken = [(x - 0.03, y - 0.03, x + 0.03, y + 0.03) for x, y in at]
-    (left, bottom), (right, _) = (axes.bbox.min / dpi, axes.bbox.max / dpi)
+    left, right, bottom = (float(edge) / dpi for edge in (axes.bbox.x0, axes.bbox.x1, axes.bbox.y0))
     # Who stands alone first: he has no reason to give way. The others from above, so that names stand in the order of their points.
     alone = [sum(abs(x - a) < 0.5 and abs(y - b) < 0.3 for a, b in at) == 1 for x, y in at]
     for i in sorted(range(len(points)), key=lambda i: (not alone[i], -at[i][1])):
