@@ -402,9 +402,11 @@ def status(results: Results = None, as_json: AsJson = False) -> None:
         judged = metrics.judged(log)
         # The fewest: an image that lacks draws is what the next run would add.
         evals = min((len(record["adversarial"]) for record in judged), default=0)
+        lost = len(log.images) - len(judged)
         # Older records do not say how many images were wanted.
-        wanted = log.runs[-1].get("wanted", 0) if log.runs else 0
+        wanted = log.wanted or len(log.images)
         state = "ok" if judged and len(judged) >= wanted else f"unfinished: {len(judged)} of {wanted}"
+        state += f"; the attack made no image: {lost}" if lost else ""
         rows.append(
             {
                 "cell": log.id, "defense": log.cell["defense"], "attack": log.cell["attack"], "grad": log.cell["gradient"],

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from purebench.errors import UserError, unknown
-from purebench.spec import Part, Value
+from purebench.spec import Part, Value, show
 
 NAMES: dict[str, dict[str, str]] = {
     "dataset": {
@@ -101,6 +101,7 @@ NAMES: dict[str, dict[str, str]] = {
         "autoattack-standard": "purebench.attacks.autoattack:autoattack_standard",
     },
 }
+MOST = 100_000  # of whatever a whole number counts
 # Parameters that every component of a kind has: n purifications, how they are combined, a factor on the normal draws, and a score
 # model other than the run's, or several: [a,b].
 COMMON = {"defense": {"votes": 1, "combine": "logits", "noise": 1.0, "score": ""}}
@@ -264,14 +265,14 @@ def check_parameters(kind: str, name: str, given: Mapping[str, Any]) -> None:
             case bool():
                 if not isinstance(value, bool):
                     raise UserError(
-                        f"`{key}={value}` of `{name}` is neither true nor false",
+                        f"`{key}={show(value)}` of `{name}` is neither true nor false",
                         f"the default is {str(default).lower()}",
                     )
             case int() | float():
                 _check_number(name, key, value, default)
             case list() | tuple():
                 if not isinstance(value, list | tuple):
-                    raise UserError(f"`{key}={value}` of `{name}` is no list", f"write {key}=[{value}]")
+                    raise UserError(f"`{key}={show(value)}` of `{name}` is no list", f"write {key}=[{show(value)}]")
             case str():
                 _check_word(name, key, as_type(value, default), default, words.get(key))
 
@@ -280,17 +281,23 @@ def _check_number(name: str, key: str, value: Any, default: float) -> None:
     # Whoever writes steps=true made a mistake, though `true` is a number to Python.
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(
-            f"`{key}={value}` of `{name}` is not a number", f"the default is {default}; see `purebench show {name}`"
+            f"`{key}={show(value)}` of `{name}` is not a number",
+            f"the default is {default}; see `purebench show {name}`",
         )
     if not math.isfinite(value):
-        raise UserError(f"`{key}={value}` of `{name}` is outside its range", f"the default is {default}")
+        raise UserError(f"`{key}={show(value)}` of `{name}` is outside its range", f"the default is {default}")
     if isinstance(default, float):
         return
     if value != int(value):
-        raise UserError(f"`{key}={value}` of `{name}` is not a whole number", f"the default is {default}")
+        raise UserError(f"`{key}={show(value)}` of `{name}` is not a whole number", f"the default is {default}")
     # Whole numbers count something: steps, eot, votes. A default of 0 says that none is possible, too.
     if value < min(default, 1):
-        raise UserError(f"`{key}={value}` is not possible for `{name}`", f"at least 1; the default is {default}")
+        raise UserError(f"`{key}={show(value)}` is not possible for `{name}`", f"at least 1; the default is {default}")
+    # No paper counts to it, and walking a chain of so many steps would seem to hang.
+    if value > MOST:
+        raise UserError(
+            f"`{key}={show(value)}` is not possible for `{name}`", f"at most {MOST}; the default is {default}"
+        )
 
 
 def _check_word(name: str, key: str, value: Any, default: str, words: list[str] | None) -> None:
@@ -304,7 +311,7 @@ def _check_word(name: str, key: str, value: Any, default: str, words: list[str] 
     is_free = default == "" and not isinstance(value, Part | tuple)
     if not is_component and not is_free:
         raise UserError(
-            f"`{key}={value}` of `{name}` is not a word", f"the default is {default}; see `purebench show {name}`"
+            f"`{key}={show(value)}` of `{name}` is not a word", f"the default is {default}; see `purebench show {name}`"
         )
 
 

@@ -46,12 +46,12 @@ def show(value: Value) -> str:
         return "[" + ",".join(map(show, value)) + "]"
     if isinstance(value, bool) or value is None:
         return str(value).lower()
-    if isinstance(value, float):
+    if isinstance(value, float) and math.isfinite(value):
         over = round(value * 255)
         # Of short decimals the decimal stays: 0.2 is 51/255 too.
         if 0 < over < 255 and over / 255 == value and len(repr(value)) > 5:
             return f"{over}/255"
-        return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(value)
+        return str(int(value)) if abs(value) < 1e15 and value == int(value) else repr(value)
     return str(value)
 
 
@@ -125,7 +125,8 @@ def scalar(word: str) -> Value:
     if slash and _NUMBER.fullmatch(top) and _NUMBER.fullmatch(bottom) and float(bottom) != 0:
         return float(top) / float(bottom)
     if _NUMBER.fullmatch(word):
-        return int(word) if re.fullmatch(r"[+-]?\d+", word) else float(word)
+        # Of more digits than a float can tell apart: what is too large for its place is then said there.
+        return int(word) if re.fullmatch(r"[+-]?\d{1,15}", word) else float(word)
     return word
 
 

@@ -156,6 +156,28 @@ def test_status_says_how_far_each_cell_is(finished, tmp_path, monkeypatch, capsy
     assert "it broke" in here(monkeypatch, capsys, "status", out)[1]
 
 
+@pytest.mark.parametrize("wanted", [4, None, "four"])
+def test_status_tells_images_that_an_attack_did_not_make(finished, tmp_path, monkeypatch, capsys, wanted):
+    shutil.copytree(records.cells([finished[0]])[0], cell := tmp_path / "r" / "cell")
+    lines = [json.loads(text) for text in (cell / records.IMAGES).read_text().splitlines()]
+    lines[1] = {key: value for key, value in lines[1].items() if key != "crc"} | {"failed": "attack: it broke"}
+    (cell / records.IMAGES).write_text("".join(records.line({k: v for k, v in x.items() if k != "crc"}) for x in lines))
+    data = records.read_cell(cell)
+    data["runs"][-1]["wanted"] = wanted
+    (cell / records.CELL).write_text(json.dumps(data))
+    (row,) = json.loads(here(monkeypatch, capsys, "status", tmp_path / "r", "--json")[1])
+    assert row["state"] == "unfinished: 3 of 4; the attack made no image: 1"
+    assert "missing, since the attack made no image" in here(monkeypatch, capsys, "table", tmp_path / "r")[1]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(59.4, "59s"), (90, "1m30s"), (7260, "2h01m"), (3 * 86400, "3 days"), (9e9, "285.2 years")],
+)
+def test_durations_read_well(seconds, text):
+    assert progress.duration(seconds) == text
+
+
 def test_where_names_places_that_exist(monkeypatch, capsys):
     places = json.loads(here(monkeypatch, capsys, "where", "--json")[1])
     assert all(Path(places[key]).exists() for key in ("embedded weights", "checkpoint registry", "presets"))

@@ -12,6 +12,7 @@ import torch
 
 import purebench
 from purebench import registry
+from purebench.plan import catalogue, layouts
 from purebench.plan import grid as plan
 from purebench.records import store as records
 from purebench.report import tables
@@ -50,6 +51,24 @@ def test_a_page_names_its_parameters_and_no_others(name):
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
+
+
+# --------------------------------------------------------------------------------------------------------- pages of papers
+
+
+@pytest.mark.parametrize("paper", sorted({name.partition("/")[0] for name in plan.tables()}))
+def test_a_papers_page_names_each_of_its_tables_and_what_that_waits_for(paper):
+    page = (DOCS / "papers" / f"{paper}.md").read_text(encoding="utf-8")
+    lines = {
+        name: line for line in page.splitlines() for name in re.findall(rf"`({paper}/[\w-]+)`", line) if line[0] == "|"
+    }
+    tables = [name for name in plan.tables() if name.startswith(f"{paper}/")]
+    assert lines.keys() == set(tables)
+    for name in tables:
+        layout = layouts.read(plan.tables()[name], name)
+        assert catalogue.facts(name)["documentation"] == f"docs/papers/{paper}.md"
+        needs = {need for of in (*layout.rows, *layout.columns) for need in of.needs}
+        assert needs == set(re.findall(r"`((?:asset|attack|metric):[\w-]+)`", lines[name])), name
 
 
 # ----------------------------------------------------------------------------------------------------- a purifier of your own

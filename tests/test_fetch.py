@@ -530,9 +530,15 @@ def test_the_registry_holds_every_asset_and_no_other():
     zoo = {name for name in names if name.startswith("robustbench/")}
     assert names - zoo == GENERAL | {"digits-classifier", "digits-score", "cifar10-score"}
     assert len(GENERAL) == 41
-    assert len(zoo) == 42
+    assert len(zoo) == 45
     folders = Counter(name.rpartition("/")[0].removeprefix("robustbench/") for name in zoo)
-    assert folders == {"cifar10/Linf": 18, "cifar10/L2": 15, "cifar100/Linf": 3, "imagenet/Linf": 6}
+    assert folders == {
+        "cifar10/Linf": 19,
+        "cifar10/L2": 16,
+        "cifar10/corruptions": 1,
+        "cifar100/Linf": 3,
+        "imagenet/Linf": 6,
+    }
 
 
 def test_known_hashes_sizes_and_identifiers():

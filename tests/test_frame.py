@@ -1,5 +1,6 @@
 """The records as DataFrames: every image once, nothing left out, and the same numbers as the tables."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -125,6 +126,20 @@ def test_a_cell_found_twice_counts_once(results):
         found = purebench.load(*paths)
         assert found.evals.tolist() == [9, 9, 9, 9]
     assert len(frame.cells(results, results / "more")) == 1
+
+
+def test_a_copy_under_a_name_of_before_counts_once(results):
+    """What stood apart from its source when it was read was given another id than beside it."""
+    write(results / "other" / "two", [line(p, [1] * 9) for p in range(4)], CELL | {"score": "another"})
+    path = results / "other" / "two" / store.CELL
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"was": ["one"]}))
+    assert purebench.load(results, results / "other").evals.tolist() == [9, 9, 9, 9]
+
+
+def test_a_word_of_an_attack_does_not_rename_its_cell(results):
+    write(results / "three", [line(0, [1, 1], seed=7, score="another", margin=0.5)], CELL | {"seed": 3})
+    found = purebench.load(results / "three")
+    assert (found.seed[0], found.score[0], found.margin[0]) == (3, CELL["score"], 0.5)
 
 
 def test_a_cell_without_images_has_no_row_and_every_column(tmp_path):

@@ -2,10 +2,10 @@
 
 from itertools import product
 from math import comb
-from types import SimpleNamespace
 
 import pytest
 
+from purebench.records.store import Log
 from purebench.report import metrics
 
 
@@ -24,7 +24,7 @@ def line(index, adversarial, label=1, clean=None, **other):
 
 def log(images, attack="pgd-eot", defense="coup"):
     cell = {"attack": attack, "defense": defense}
-    return SimpleNamespace(id=attack, cell=cell, runs=[], images=images, seconds=0.0, failed=None)
+    return Log(id=attack, cell=cell, runs=[], images=images, seconds=0.0, failed=None)
 
 
 def bernoulli(k, p):

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -376,6 +377,69 @@ def test_a_transfer_beside_a_converted_source_still_finds_it(tmp_path):
 
 def test_a_source_that_is_not_there_keeps_its_old_name(tmp_path):
     assert records.load(old_cell(tmp_path, "transfer:from=(coup)", source="gone")).cell["source"] == "gone"
+
+
+def test_a_transfer_onto_a_bare_defense_has_the_score_model_of_its_images_or_none(tmp_path):
+    """Of those made on `none`, none: schema 1 wrote one all the same, and the plan of now knows no such cell."""
+    for defense, score in (("none", "-"), ("coup", "vp")):
+        source = old_cell(tmp_path, "pgd-eot", defense=defense)
+        transfer = old_cell(tmp_path / defense, f"transfer:from=({defense})", source=source.name, defense="gaussian")
+        transfer.rename(moved := tmp_path / f"transfer-{defense}")
+        assert records.load(moved).cell["score"] == score
+
+
+def test_a_cell_of_a_plug_in_and_transfers_from_it_keep_their_names(tmp_path):
+    """Schema 1 does not say whether a plug-in used a score model: a guess would be a name that no plan has, and a run would start over."""
+    source = old_cell(tmp_path, "pgd-eot", defense="median")
+    transfer = old_cell(tmp_path, "transfer:from=(median)", source=source.name)
+    orphan = old_cell(tmp_path / "other", "transfer:from=(coup)", source="gone")
+    was = [(folder / records.CELL).read_bytes() for folder in (source, transfer, orphan)]
+    notes = [row["note"] for root in (tmp_path, tmp_path / "other") for row in records.convert(root)]
+    assert len(notes) == 3
+    assert all("left as it is" in note for note in notes)
+    assert [(folder / records.CELL).read_bytes() for folder in (source, transfer, orphan)] == was
+    # A run goes on in them, and says what schema 1 did not: then they are renamed.
+    data = records.read_cell(source)
+    store = records.Store(source, "its-id", data["cell"] | {"score": "-"}, [1, 2, 2], {})
+    store.note()
+    store.close()
+    assert {row["note"] for row in records.convert(tmp_path)} == {""}
+    assert records.load(tmp_path / "its-id").cell["score"] == "-"
+    assert [log.cell["source"] for log in records.load_all([tmp_path]) if log.cell["source"]] == ["its-id"]
+
+
+def test_what_a_run_is_writing_is_not_converted(tmp_path):
+    folder = old_cell(tmp_path, "pgd-eot", defense="coup")
+    with records.lock(folder):
+        assert "a run is writing it" in records.convert(tmp_path)[0]["note"]
+    assert records.convert(tmp_path)[0]["note"] == ""
+
+
+def test_a_cell_is_the_same_from_inside_its_folder(tmp_path, monkeypatch):
+    source = old_cell(tmp_path, "pgd-eot", defense="coup")
+    transfer = old_cell(tmp_path, "transfer:from=(coup)", source=source.name)
+    known = records.load(transfer).id
+    monkeypatch.chdir(transfer)
+    assert records.load_all([Path(".")])[0].id == known
+    assert [row["note"] for row in records.convert(Path("."))] == [
+        "its source is not here, or keeps its old name: left as it is, and a run goes on there"
+    ]
+    monkeypatch.chdir(source)
+    assert [row["note"] for row in records.convert(Path("."))] == [""]
+
+
+def test_what_a_killed_process_was_writing_is_cleared(tmp_path):
+    folder = old_cell(tmp_path, "pgd-eot", defense="coup")
+    (folder / "cell.json.123.tmp").write_text("{")
+    records.convert(tmp_path)
+    assert list(tmp_path.rglob("*.tmp")) == []
+
+
+def test_records_of_what_is_no_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    for use in (records.convert, lambda path: records.load_all([path])):
+        with pytest.raises(UserError, match="is no folder"):
+            use(tmp_path / "file")
 
 
 def test_a_run_keeps_the_old_name_of_its_cell(tmp_path):

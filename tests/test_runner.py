@@ -16,9 +16,10 @@ from purebench.datasets import digits
 from purebench.engine.identity import Identity
 from purebench.errors import UserError
 from purebench.plan import grid as plan
+from purebench.records import frame
 from purebench.records import store as records
 from purebench.report import metrics, tables
-from purebench.running import progress, runner
+from purebench.running import evaluate, progress, runner
 
 DEFENSES = ("none", "coup:steps=2", "one-shot")
 ATTACKS = (
@@ -211,6 +212,40 @@ def test_a_failing_attack_stops_no_other_cell(case, tmp_path, monkeypatch):
     assert logs(tmp_path)["none", "null"].failed is None
     assert run(tmp_path, ("none",), ("noise", "null"), images=3).failed == {}
     assert logs(tmp_path)["none", "noise"].failed is None
+
+
+def logging(log):
+    def attack(defense, x, y, threat, noise):
+        return Attacked(x, log=log(len(x)))
+
+    return lambda: attack
+
+
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        (lambda n: {"seed": [7] * n}, "logs seed, which the harness records itself"),
+        (lambda n: {"margin": [0.5] * (n - 1)}, "logs 2 values of `margin` for 3 images"),
+        (lambda n: {"how": [object()] * n}, "logs `how`, which a record cannot hold"),
+    ],
+)
+def test_an_attack_that_logs_what_no_record_can_hold_fails_alone(log, reason, tmp_path, monkeypatch):
+    monkeypatch.setattr("purebench.attacks.null.noise", logging(log))
+    outcome = run(tmp_path, ("none",), ("noise", "null"), images=3)
+    assert [reason in why for why in outcome.failed.values()] == [True]
+    assert logs(tmp_path)["none", "null"].failed is None
+
+
+def test_tensors_that_an_attack_logs_are_recorded_as_numbers(tmp_path, monkeypatch):
+    log = lambda n: {"margin": torch.arange(n) / 2, "path": [torch.tensor([1, i]) for i in range(n)]}  # noqa: E731
+    monkeypatch.setattr("purebench.attacks.null.noise", logging(log))
+    assert run(tmp_path, ("none",), ("noise",), images=3).failed == {}
+    found = [(line["margin"], line["path"]) for line in logs(tmp_path)["none", "noise"].images]
+    assert found == [(0.0, [1, 0]), (0.5, [1, 1]), (1.0, [1, 2])]
+
+
+def test_no_word_of_an_attack_can_be_a_column_of_load():
+    assert frame.DTYPES.keys() - {"stopped"} <= evaluate.RESERVED
 
 
 class Diverges(Identity):

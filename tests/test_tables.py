@@ -3,11 +3,11 @@
 import csv
 import io
 import json
-from types import SimpleNamespace
 
 import pytest
 
 from purebench.errors import UserError
+from purebench.records.store import Log
 from purebench.report import tables
 
 
@@ -35,7 +35,7 @@ def log(defense, attack, correct, *, n=100, k=2, clean=None, gradient="exact", s
         for i in range(n)
     ]  # fmt: skip
     name = "-".join(str(cell[key]) for key in ("defense", "attack", "gradient", "seed", "threat", "score", "parts"))
-    return SimpleNamespace(id=name, cell=cell, runs=[], images=images, seconds=seconds or 10.0, failed=failed)
+    return Log(id=name, cell=cell, runs=[], images=images, seconds=seconds or 10.0, failed=failed)
 
 
 def benchmark():

@@ -33,6 +33,7 @@ INFO = {
         "summary": "Auto-PGD on the mean difference-of-logits ratio of `eot` purifications; the point of the highest mean loss",
         "gradients": ["exact", "adjoint", "surrogate", "bpda", "detached"],
         "draws": "eot",
+        "classes": "3",
         "gradient_calls": "(steps + 1) * eot",
         "version": 1,
         "requires": ["0 < rho", "rho <= 1"],

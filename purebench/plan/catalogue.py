@@ -124,9 +124,13 @@ def facts(name: str) -> dict[str, Any]:
         path = plan.presets().get(part, Path(part))
         grid = plan.read(part)[1]
         about = {"kind": "preset", "name": part, "summary": grid.get("summary", ""), "file": str(path)}
-        found.append(about | (_paper(grid, part) if layouts.is_layout(grid) else {"grid": grid}))
+        # A table of the user's own has no page of ours.
+        page = {"documentation": f"docs/papers/{part.partition('/')[0]}.md"} if part in plan.tables() else {}
+        page = {"documentation": "docs/figures.md"} if part in plan.figures() else page
+        found.append(about | (_paper(grid, part) if layouts.is_layout(grid) else {"grid": grid}) | page)
     if part in figures.WITHOUT_PRESET:
-        found.append({"kind": "figure", "name": part, "summary": figures.WITHOUT_PRESET[part]})
+        about = {"kind": "figure", "name": part, "summary": figures.WITHOUT_PRESET[part]}
+        found.append(about | {"documentation": "docs/figures.md"})
     if not found:
         everything = [n for kind in KINDS for n in registry.names(kind)] + list(plan.presets())
         everything += figures.WITHOUT_PRESET

@@ -342,6 +342,7 @@ class _Maker:
         defended = self.defended(defense)
         differentiated = self.gradient(defended.defense, gradient)
         attacking, origin = self.resolve("attack", attack)
+        self.check_classes(attacking)
         source = self.source(attack, limit, seed, defended.own)
         if source:
             theirs = self.models[source.cell.id]
@@ -374,6 +375,16 @@ class _Maker:
         origins = {f"defense.{k}": v for k, v in defended.origin.items()}
         origins |= {f"attack.{k}": v for k, v in origin.items()}
         return _Made(cell, origins, source)
+
+    def check_classes(self, attack: Resolved) -> None:
+        """Raises UserError for an attack whose loss needs more classes than the dataset has."""
+        needed = registry.expression(attack.info.get("classes", "1"), attack.values)
+        # 0 where it is not known.
+        if 0 < self.dataset.classes < needed:
+            raise UserError(
+                f"`{attack}` needs at least {needed} classes, and {self.dataset.name} has {self.dataset.classes}",
+                "use `-a apgd-ce` or `-a pgd-eot:loss=margin`, which know no such bound",
+            )
 
     def warn_of_coupling(self, defense: Resolved) -> None:
         for key, value in defense.info.get("couples", {}).items():

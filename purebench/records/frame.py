@@ -3,7 +3,7 @@
 import purebench
 images = purebench.load("results")
 judged = images[~images.lost]
-cells = judged.groupby(["defense", "attack", "grad", "threat", "seed"], observed=True)
+cells = judged.groupby("cell", observed=True)
 cells[["right", "evals"]].sum().eval("right / evals")   # accuracy of single runs
 """
 
@@ -109,7 +109,7 @@ def cells(*paths: str | Path) -> pandas.DataFrame:
 
 def images(logs: Iterable[Log]) -> pandas.DataFrame:
     """The frame of `load`, of logs that were read before."""
-    rows = [_names(log) | _flat(line) for log in logs for line in log.images]
+    rows = [_flat(line) | _names(log) for log in logs for line in log.images]
     frame = pandas.DataFrame(rows)
     others = [column for column in frame.columns if column not in DTYPES]
     return frame.reindex(columns=[*DTYPES, *others]).astype(DTYPES)
@@ -124,11 +124,19 @@ def described(logs: Iterable[Log]) -> pandas.DataFrame:
 def settled(logs: Iterable[Log]) -> list[Log]:
     """Each cell once, of copies the one with the most images, then evaluations, of equals the first; and an image that a transfer
     took over although its source never made it is marked as lost (older versions judged the clean one in its place)."""
-    logs, best = list(logs), dict[str, Log]()
+    logs, best, ids = list(logs), dict[str, Log](), dict[str, str]()
     for log in sorted(logs, key=_extent, reverse=True):
-        best.setdefault(log.id, log)
-    lost = {log.id: {line["position"] for line in log.images if store.lost(line)} for log in best.values()}
-    return [_marked(log, lost.get(log.cell.get("source", ""), set())) for log in logs if best[log.id] is log]
+        # A name of before tells copies of one cell, too: what is not beside its source, or of a plug-in, may have another id.
+        first = next((ids[name] for name in (log.id, *log.was) if name in ids), log.id)
+        ids |= dict.fromkeys((log.id, *log.was), first)
+        best.setdefault(first, log)
+    kept = {id(log) for log in best.values()}
+    lost = {
+        name: {line["position"] for line in log.images if store.lost(line)}
+        for log in best.values()
+        for name in (log.id, *log.was)
+    }
+    return [_marked(log, lost.get(log.cell.get("source", ""), set())) for log in logs if id(log) in kept]
 
 
 def _read(paths: Sequence[str | Path]) -> list[Log]:
@@ -184,7 +192,7 @@ def _facts(log: Log) -> dict[str, Any]:
         "source": log.cell.get("source", ""),
         "parts": store.parts(log.cell),
         "runs": log.runs,
-        "wanted": log.runs[-1].get("wanted") if log.runs else None,
+        "wanted": log.wanted,
         "images": len(judged),
         "lost": len(log.images) - len(judged),
         "evals": min((len(line["adversarial"]) for line in judged), default=0),

@@ -105,7 +105,7 @@ def read_lines(path: Path, *, cut: bool = False) -> Iterator[Json]:
 @dataclass
 class Log:
     """One cell as read: `id` (of now), `cell` (the resolved cell), `runs`, `images` (records by position), `seconds` spent, `failed`:
-    why not."""
+    why not; `was`: its ids of before."""
 
     id: str
     cell: Json
@@ -114,6 +114,13 @@ class Log:
     seconds: float
     failed: str | None
     folder: Path = field(default_factory=Path)
+    was: tuple[str, ...] = ()
+
+    @property
+    def wanted(self) -> int | None:
+        """How many images the last run asked for; None where it did not say, as older versions did."""
+        number = self.runs[-1].get("wanted") if self.runs and isinstance(self.runs[-1], dict) else None
+        return number if isinstance(number, int) else None
 
 
 def judged(log: Log) -> list[Record]:
@@ -126,9 +133,9 @@ def read_cell(folder: Path) -> Json:
     data = _read(folder)
     if data["schema"] == SCHEMA:
         return data
-    source = data["cell"].get("source", "")
-    ids = {source: _read_source(folder, source)} if source else {}
-    cell = schema1.upgraded(data["cell"], ids)
+    source = _source(folder, data["cell"].get("source", ""))
+    known = {"id": source["id"], "score": source["cell"]["score"]} if source else None
+    cell = schema1.upgraded(data["cell"], known)
     return data | {"schema": SCHEMA, "id": identity(cell), "cell": cell, "was": [data["id"]]}
 
 
@@ -155,34 +162,68 @@ def _read(folder: Path) -> Json:
     return data
 
 
-def _read_source(folder: Path, source: str) -> str:
-    """The id of now of a transfer's source, named by its id of schema 1; that one where it is not beside the transfer."""
-    if (folder.parent / source / CELL).is_file():
-        return str(read_cell(folder.parent / source)["id"])
-    for other in sorted(folder.parent.iterdir()):  # it may be converted already
-        if (other / CELL).is_file() and source in _read(other).get("was", ()):
-            return str(_read(other)["id"])
-    return source
+def _source(folder: Path, name: str) -> Json | None:
+    """`cell.json` of a transfer's source, named by its id of schema 1; None where it is not beside the transfer."""
+    # Absolute: the parent of `.` is `.` to a path.
+    beside = folder.absolute().parent
+    if name and (beside / name / CELL).is_file():
+        return read_cell(beside / name)
+    for other in sorted(beside.iterdir()) if name else ():  # it may be converted already
+        if (other / CELL).is_file() and name in _read(other).get("was", ()):
+            return _read(other)
+    return None
 
 
 def convert(root: Path) -> list[dict[str, str]]:
     """Rewrites the cells of schema 1 in a results folder as schema 2, and renames their folders by their new ids; lines and images stay
-    as they are, byte for byte. What was two cells and is one now (the null control under several threat models) stays under its
-    old name where the new one is taken. Returns one row per cell: `was`, `is`, `note`. It may be interrupted, and called again."""
+    as they are, byte for byte. Returns one row per cell: `was`, `is`, and in `note` why it was left as it is.
+
+    What was two cells and is one now (the null control under several threat models) stays under its old name but for the one with the most
+    images; so does what a run is writing, and a plug-in's cell with what was transferred from it: the next run finds these under their
+    old names, and goes on there. It may be interrupted, and called again."""
     rows = []
     # Sources first: a transfer asks its source for the new name.
-    for folder in sorted(cells([root]), key=lambda f: bool(_read(f)["cell"].get("source"))):
+    for folder in sorted(cells([root.absolute()]), key=lambda f: (bool(_read(f)["cell"].get("source")), -_length(f))):
         data = read_cell(folder)
         target = folder.with_name(data["id"])
         if folder == target:
             continue
-        note = "another cell has this name now: left as it is" if target.exists() else ""
-        rows.append({"was": folder.name, "is": data["id"], "note": note})
-        if not note:
-            with full_disk_is_an_error(folder), lock(folder):
-                replace(folder / CELL, json.dumps(data, indent=1) + "\n")
-                folder.rename(target)
+        note = "another cell has this name now: left as it is" if target.exists() else _unknown(folder)
+        try:
+            if not note:
+                with full_disk_is_an_error(folder), lock(folder):
+                    replace(folder / CELL, json.dumps(data, indent=1) + "\n")
+                    folder.rename(target)
+        except Locked:
+            note = "a run is writing it: left as it is"
+        rows.append({"was": folder.name, "is": folder.name if note else data["id"], "note": note})
     return rows
+
+
+def _length(folder: Path) -> int:
+    """Of its lines, in bytes."""
+    path = folder / IMAGES
+    return path.stat().st_size if path.exists() else 0
+
+
+def _unknown(folder: Path) -> str:
+    """Why a cell of schema 1 cannot be told apart from others of now; empty if it can."""
+    data = _read(folder)
+    if data["schema"] == SCHEMA:
+        return ""
+    if not schema1.certain(data["cell"]):
+        return "schema 1 does not say whether a plug-in uses a score model: left as it is, and a run goes on there"
+    name = data["cell"].get("source", "")
+    source = _source(folder, name)
+    if name and (source is None or _is_old(folder, name)):
+        return "its source is not here, or keeps its old name: left as it is, and a run goes on there"
+    return ""
+
+
+def _is_old(folder: Path, source: str) -> bool:
+    """Whether a transfer's source is still of schema 1."""
+    beside = folder.absolute().parent / source
+    return (beside / CELL).is_file() and _read(beside)["schema"] != SCHEMA
 
 
 def latest(folder: Path) -> dict[int, Record]:
@@ -196,7 +237,8 @@ def load(folder: Path) -> Log:
     data = read_cell(folder)
     seconds = sum(c["seconds"] for c in read_lines(folder / COST))
     failed = data["runs"][-1].get("failed") if data["runs"] else None
-    return Log(data["id"], data["cell"], data["runs"], list(latest(folder).values()), seconds, failed, folder)
+    images = list(latest(folder).values())
+    return Log(data["id"], data["cell"], data["runs"], images, seconds, failed, folder, tuple(data.get("was", ())))
 
 
 def cells(paths: Iterable[Path]) -> list[Path]:
@@ -207,7 +249,11 @@ def cells(paths: Iterable[Path]) -> list[Path]:
             raise UserError(
                 f"there is no `{path}`", "`purebench run` writes to `results/` unless `--out` says otherwise"
             )
-        for folder in [path, *sorted(p for p in path.iterdir() if p.is_dir())] if path.is_dir() else []:
+        if not path.is_dir():
+            raise UserError(
+                f"`{path}` is no folder", "name the folder that `purebench run --out` wrote, or a cell in it"
+            )
+        for folder in [path, *sorted(p for p in path.iterdir() if p.is_dir())]:
             if (folder / CELL).is_file() and (folder == path or not _ASIDE.search(folder.name)):
                 found[folder] = None
     return list(found)
@@ -228,6 +274,9 @@ def lock(folder: Path) -> IO[str]:
     except OSError:
         held.close()
         raise Locked(folder.name) from None
+    # What a process that was killed was writing: nobody else writes here now.
+    for unfinished in folder.glob("*.tmp"):
+        unfinished.unlink()
     return held
 
 

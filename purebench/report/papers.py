@@ -189,8 +189,7 @@ def _short(log: Log, images: int) -> str:
     """Why a log is not yet what a table of so many images asks for; empty if it is. A run that asked for fewer images is done with these:
     the table then says so. One that was cut off may have the easy ones."""
     positions = {line["position"] for line in metrics.judged(log)}
-    wanted = log.runs[-1].get("wanted") if log.runs else None
-    needed = min(images, wanted or max(positions, default=-1) + 1)
+    needed = min(images, log.wanted or max(positions, default=-1) + 1)
     have = sum(position < needed for position in positions)
     if have == needed:
         return ""

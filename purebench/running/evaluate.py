@@ -6,8 +6,9 @@ The judge verifies the threat model, then purifies the frozen images K times wit
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache, partial
 from typing import Any
@@ -148,9 +149,13 @@ def execute(
 
 # ------------------------------------------------------------------------------------------------------------------ attack
 
-# Keys of a line that no attack may write; `nfe`, `stopped`, `not_finite` and its own words it may.
+# What no attack may write: keys of a line, and columns that `purebench.load` makes of them and of the cell. `nfe`, `stopped`, `not_finite`
+# and words of its own it may.
 RESERVED = {
     "position", "index", "label", "undefended", "clean", "adversarial", "verdict", "linf", "l2", "batch", "gradients", "notes", "failed",
+    "cell", "dataset", "subset", "classifier", "score", "defense", "attack", "threat", "grad", "seed", "clean_evals", "evals",
+    "clean_right", "right", "nfe_forward", "nfe_backward", "gradients_iterates", "gradients_zero", "gradients_not_finite",
+    "gradients_right", "gradients_blind", "not_finite_clean", "not_finite_adversarial", "not_finite_attack", "lost", "crc", "adv_crc",
 }  # fmt: skip
 
 
@@ -237,9 +242,30 @@ def _attack_itself(
         # Else the cells to come, which share the networks, would be judged by what it left of them.
         forget()
         raise RuntimeError(f"`{cell.attack}` changed a network: its weights, its hooks or its mode")
-    if taken := RESERVED & attacked.log.keys():
-        raise RuntimeError(f"`{cell.attack}` logs {', '.join(sorted(taken))}, which the harness records itself")
-    return attacked.x_adv.detach(), attacked.verdict, dict(attacked.log)
+    return attacked.x_adv.detach(), attacked.verdict, _logged(str(cell.attack), attacked.log, len(x))
+
+
+def _logged(attack: str, log: Mapping[str, Any], images: int) -> dict[str, list[Any]]:
+    """An attack's words as lists of an entry per image, of types that JSON has. Raises RuntimeError for what no record can hold."""
+    if taken := RESERVED & log.keys():
+        raise RuntimeError(
+            f"`{attack}` logs {', '.join(sorted(taken))}, which the harness records itself: choose other words"
+        )
+    found = {}
+    for word, values in log.items():
+        # Tensors and arrays, which both have it.
+        values = list(values.tolist() if hasattr(values, "tolist") else values)
+        values = [value.tolist() if hasattr(value, "tolist") else value for value in values]
+        if len(values) != images:
+            raise RuntimeError(
+                f"`{attack}` logs {len(values)} values of `{word}` for {images} images: one for each is needed"
+            )
+        try:
+            json.dumps(values)
+        except (TypeError, ValueError) as error:
+            raise RuntimeError(f"`{attack}` logs `{word}`, which a record cannot hold: {error}") from None
+        found[word] = values
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------------------- judge

@@ -16,7 +16,7 @@ def reporter(quiet: bool) -> Reporter:
 
 
 def duration(seconds: float) -> str:
-    """90 -> `1m30s`; from two days on in days."""
+    """90 -> `1m30s`; from two days on in days, from two years on in years."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds}s"
@@ -24,7 +24,8 @@ def duration(seconds: float) -> str:
         return f"{seconds // 60}m{seconds % 60:02d}s"
     if seconds < 48 * 3600:
         return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
-    return f"{seconds // 86400} days"
+    days = seconds // 86400
+    return f"{days} days" if days < 730 else f"{days / 365.25:,.1f} years"
 
 
 class Reporter:
