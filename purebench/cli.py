@@ -270,7 +270,8 @@ def _show_outcome(
         layout = _layout(request.preset) if request.preset else None
         logs, format = records.load_all(folders), "json" if as_json else "md"
         print(_paper(layout, request, logs, format, settings.out) if layout else tables.render(logs, format=format))
-        _say(f"next: {_command(request, 'table', settings.out) if layout else f'purebench table {settings.out}'}")
+        verb = "figure" if layout and layout.figure else "table"
+        _say(f"next: {_command(request, verb, settings.out) if layout else f'purebench table {settings.out}'}")
     if outcome.failed:
         _say(f"hint: `purebench status {settings.out}` shows what is missing; the same command goes on with it")
         raise typer.Exit(errors.FAILED)
@@ -402,28 +403,40 @@ def _paper(layout: Layout, request: Request, logs: list[Log], format: str, resul
     """Records in a paper's layout. results: the folder that they are in."""
     from purebench.report import papers
 
-    table, fill = _sheet(layout, request, results, there=bool(logs))
-    return papers.render(table, logs, format, honest=request.honest, compare=compare, fill=fill)
+    if not logs:
+        _say_where(results)
+    fill = _command(request, "run", results)
+    return papers.render(_sheet(layout, request), logs, format, honest=request.honest, compare=compare, fill=fill)
 
 
-def _sheet(layout: Layout, request: Request, results: Path, there: bool = True) -> tuple[Sheet, str]:
-    """The places of a paper's table under these options, and the command that fills them. there: whether `results` has any record."""
-    from purebench.plan import places, sheet
+def _say_where(results: Path) -> None:
+    """Of a folder without records: where there are some."""
     from purebench.records import store as records
 
-    if not there and (inside := sorted({path.parent.parent.name for path in results.glob(f"*/*/{records.CELL}")})):
-        _say(
-            f"hint: no record is in `{results}` itself; there are some in {', '.join(f'`{results / name}`' for name in inside)}"
-        )
+    if inside := sorted({path.parent.parent.name for path in results.glob(f"*/*/{records.CELL}")}):
+        names = ", ".join(f"`{results / name}`" for name in inside)
+        _say(f"hint: no record is in `{results}` itself; there are some in {names}")
+
+
+def _sheet(layout: Layout, request: Request) -> Sheet:
+    """A table with what the command line says."""
+    from purebench.plan import places, sheet
+
     chosen, given = places.chosen(layout, request.only), places.overrides(request)
     places.check_headings(chosen, given, honest=request.honest)
-    return sheet.of(chosen, given, baselines=request.baselines), _command(request, "run", results)
+    return sheet.of(chosen, given, baselines=request.baselines)
 
 
 def _command(request: Request, verb: str, results: Path) -> str:
-    """The `purebench run` that makes the cells of a table, or the `purebench table` that prints them."""
+    """The `purebench run` that makes the cells of a table, the `table` that prints them, or the `figure` that draws them."""
     preset, folder = shlex.quote(str(request.preset)), shlex.quote(str(results))
-    given = [f"purebench run {preset}"] if verb == "run" else [f"purebench table {folder} --layout {preset}"]
+    given = [
+        {
+            "run": f"purebench run {preset}",
+            "table": f"purebench table {folder} --layout {preset}",
+            "figure": f"purebench figure {preset} {folder}",
+        }[verb]
+    ]
     listed = (("-a", request.attacks), ("-t", request.threats), ("--grad", request.grads), ("--only", request.only))
     for option, values in listed:
         given += [f"{option} {shlex.quote(value)}" for value in values]
@@ -557,8 +570,8 @@ def report(
     made = []
     for name in layout or ():
         request = _request(name, **options)
-        table, fill = _sheet(_known_layout(name), request, _out_of(results))
-        made.append(papers.printed(table, logs, honest=honest, fill=fill))
+        fill = _command(request, "run", _out_of(results))
+        made.append(papers.printed(_sheet(_known_layout(name), request), logs, honest=honest, fill=fill))
     why_not = page.purify(logs, pictures=pictures, given=given, device=device, note=_note) if purify else {}
     text = page.render(logs, made, title=title or "", pictures=pictures, given=given, why_not=why_not)
     with records.full_disk_is_an_error(out.parent):
@@ -576,7 +589,7 @@ def _known_layout(name: str, others: Iterable[str] = ()) -> Layout:
         raise UserError(
             f"`{name}` is no table: it has no `[[column]]` and no `[[row]]`", "docs/tables.md has an example"
         )
-    raise errors.unknown("layout", name, [*others, *grid.tables()], see="purebench list layouts")
+    raise errors.unknown("layout", name, [*others, *grid.tables(), *grid.figures()], see="purebench list layouts")
 
 
 def _check_writable(path: Path | None, name: str = "table.md") -> None:
@@ -644,7 +657,10 @@ def convert(
 def list_(
     kind: Annotated[
         str | None,
-        Argument(metavar="KIND", help="defenses, attacks, gradients, datasets, classifiers, scores, presets"),
+        Argument(
+            metavar="KIND",
+            help="defenses, attacks, gradients, datasets, classifiers, scores, presets, layouts, figures",
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -836,21 +852,95 @@ def purify(
     pictures.check(rows)
 
 
-@app.command(epilog=_examples("purebench figure coup-toy", "purebench figure coup-toy --out toy.png"))
+@app.command(
+    epilog=_examples(
+        "purebench figure coup/fig4a results --out fig4a.svg",
+        "purebench figure coup/fig4a results/fig --dataset digits --images 8",
+        "purebench figure cost results/embedded --out cost.pdf",
+        "purebench figure my-figure.toml results",
+        "purebench figure coup-toy",
+    )
+)
 def figure(
-    name: Annotated[str, Argument(metavar="NAME", help="coup-toy: COUP's Figure 3b, label flips against guidance")],
-    out: Annotated[Path | None, Option(metavar="FILE", help="the PNG to write [default: NAME.png]")] = None,
+    name: Annotated[
+        str, Argument(metavar="ID", help="a figure (`purebench list figures`), or a table's file with `[figure]`")
+    ],
+    results: Results = None,
+    out: Annotated[
+        Path | None, Option("--out", metavar="FILE", help="the .png, .svg or .pdf to write [default: ID.png]")
+    ] = None,
+    attack: Attacks = None,
+    threat: Threats = None,
+    grad: Gradients = None,
+    dataset: Dataset = None,
+    classifier: Classifier = None,
+    score: Score = None,
+    images: Images = None,
+    subset: Subset = None,
+    seed: Seeds = None,
+    honest: Honest = False,
+    baselines: Baselines = False,
+    only: Only = None,
 ) -> None:
-    """Draw a figure that needs no records; about half a minute."""
-    from purebench.engine import device
-    from purebench.report import toy
+    """Draw a figure from records, or of the toy. A paper's figure takes the options that it was run with; it prints as a table, too."""
+    from purebench.plan import figures
 
-    figures = {"coup-toy": toy.figure}
-    if name not in figures:
-        raise errors.unknown("figure", name, figures)
-    # As in training: the same seed draws the same picture.
-    device.setup("cpu")
-    path = out or Path(f"{name}.png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figures[name](path)
+    request = _request(
+        name, attacks=attack, threats=threat, grads=grad, dataset=dataset, classifier=classifier, score=score, images=images,
+        subset=subset, seeds=seed, honest=honest, baselines=baselines, only=only,
+    )  # fmt: skip
+    layout = _drawn(name, request, bool(results))
+    path = out or Path(f"{Path(name).stem if name.endswith('.toml') else name.replace('/', '-')}.png")
+    # Before anything is read or computed: nobody wants to learn of it afterwards.
+    suffix = figures.suffix(path, (".png",) if name == "coup-toy" else figures.SUFFIXES)
+    _check_writable(path, "figure.png")
+    from purebench.report import sketches
+
+    folders = results or [Path("results")]
+    if layout is None:
+        said = sketches.built_in(name, folders, path, suffix)
+    else:
+        said = _paper_figure(layout, request, folders, path, suffix)
+    for line in said:
+        _note(line)
     _say(f"wrote {path}")
+
+
+def _drawn(name: str, request: Request, results: bool) -> Layout | None:
+    """The table that a figure of this name is of; None for one that no file says. Raises UserError for what is no figure, and for options
+    or results that it does not take."""
+    from purebench.plan import figures, grid
+
+    if name in figures.WITHOUT_PRESET:
+        if request != grid.Request(preset=name):
+            raise UserError(f"the figure `{name}` takes no options but `--out`", "name a paper's figure: coup/fig4a")
+        if name in figures.OF_THE_TOY and results:
+            raise UserError(f"the figure `{name}` is of a toy, and of no records", f"purebench figure {name}")
+        return None
+    layout = _layout(name)
+    if layout is None and (name.endswith(".toml") or name in grid.presets()):
+        raise UserError(f"`{name}` is a grid and no figure", "docs/figures.md has an example")
+    if layout is None:
+        known = [*figures.WITHOUT_PRESET, *grid.figures()]
+        raise errors.unknown("figure", name, known, see="purebench list figures")
+    if layout.figure is None:
+        raise UserError(
+            f"`{name}` is a table and no figure: it has no `[figure]`", "`purebench list figures` names them"
+        )
+    return layout
+
+
+def _paper_figure(layout: Layout, request: Request, folders: list[Path], path: Path, suffix: str) -> list[str]:
+    """Draws a table that has a `[figure]`; returns what is to be said of it."""
+    from purebench.records import store as records
+    from purebench.report import sketches
+
+    table = _sheet(layout, request)
+    return sketches.of_table(
+        table,
+        records.load_all(folders),
+        path,
+        suffix,
+        honest=request.honest,
+        fill=_command(request, "run", _out_of(folders)),
+    )

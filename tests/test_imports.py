@@ -41,6 +41,7 @@ HEAVY = {
     "requests",
     "filelock",
     "PIL",
+    "matplotlib",
 }
 
 ROOMS = {  # room, from the ground up -> the rooms that it may import anywhere, in functions too; each stands above all of them
@@ -64,12 +65,14 @@ ROOMS = {  # room, from the ground up -> the rooms that it may import anywhere, 
     "report": "errors atomic spec registry records engine assets scores purifiers plan running",
     "cli": "*",
 }
+DRAW = ("drawing", "figures", "costs", "imagery", "propositions")  # of report
 INSIDE = {  # room -> its modules, each importing those before it alone
     "engine": "noise nfe identity rows objective chain adjoint gradients device defense",
-    "plan": "resolved aliases layouts scaled places grid sheet catalogue",
+    "plan": "resolved aliases keys figures layouts scaled places grid sheet catalogue",
     "running": "finding probe progress tasks evaluate rehearsal cost pools runner speed estimate preflight storage doctor",
     "records": "schema1 store frame",
-    "report": "markdown metrics tables papers pairs selection mates expect compare recipe chart images purified packed page toy pictures",
+    "report": "markdown metrics tables papers pairs selection mates expect compare recipe chart images purified packed page toy "
+    "drawing figures recorded costs replay imagery propositions sketches pictures",
 }
 
 
@@ -204,23 +207,39 @@ def test_pandas_costs_a_second_and_only_what_shows_records_takes_it():
         "report.expect",
         "report.chart",
         "report.page",
+        "report.costs",
     }
     assert {m for m in MODULES if imports(m, True)[0] & {"report.papers", "report.compare", "report.expect"}} == {
         "cli",
         "report.compare",
         "report.page",
+        "report.figures",
+        "report.imagery",
     }
 
 
-@pytest.mark.parametrize("command", ["--help", "list", "show coup", "status", "table", "compare"])
+def test_matplotlib_is_imported_to_draw_and_for_nothing_else():
+    assert {m for m in MODULES if "matplotlib" in imports(m, True)[1]} == {f"report.{m}" for m in DRAW}
+    for name in DRAW:
+        assert {m for m in MODULES if f"report.{name}" in imports(m, True)[0]} <= {
+            f"report.{m}" for m in (*DRAW, "sketches")
+        }
+    assert {m for m in MODULES if "report.sketches" in imports(m, True)[0]} == {"cli"}
+    # In the functions that draw.
+    assert "report.sketches" not in imports("cli", False)[0]
+
+
+@pytest.mark.parametrize(
+    "command", ["--help", "list", "list figures", "show coup", "show coup/fig4a", "status", "table", "compare"]
+)
 def test_what_a_command_really_imports(command):
-    """Only what shows records takes pandas, and none of these takes torch."""
+    """Only what shows records takes pandas, and none of these takes torch or matplotlib."""
     words = command.split()
     words += [str(ROOT.parent / "results" / "jpeg-cifar10")] if command in ("status", "table", "compare") else []
     words += ["--by", "defense"] if command == "compare" else []
     code = (
         f"import atexit, sys; sys.argv[1:] = {words}; from purebench import cli\n"
-        "atexit.register(lambda: print(*sorted({'pandas', 'torch'} & set(sys.modules)), file=sys.stderr))\n"
+        "atexit.register(lambda: print(*sorted({'pandas', 'torch', 'matplotlib'} & set(sys.modules)), file=sys.stderr))\n"
         "cli.main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

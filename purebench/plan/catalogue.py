@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import re
 import textwrap
 import tomllib
@@ -13,8 +14,8 @@ from typing import Any, TypedDict
 
 from purebench import assets, datasets, registry
 from purebench.errors import UserError, unknown
+from purebench.plan import figures, layouts, places
 from purebench.plan import grid as plan
-from purebench.plan import layouts, places
 from purebench.spec import Part, Value, show
 
 # Layouts of any records; the papers' tables are presets.
@@ -74,9 +75,14 @@ def listing(kind: str | None) -> list[dict[str, str]]:
     if kind in ("layout", "layouts"):
         tables = {name: summary for name, summary in _summaries("preset").items() if name in plan.tables()}
         return [{"kind": "layout", "name": n, "summary": summary} for n, summary in (GENERAL | tables).items()]
+    if kind in ("figure", "figures"):
+        drawn = {name: summary for name, summary in _summaries("preset").items() if name in plan.figures()}
+        return [
+            {"kind": "figure", "name": n, "summary": summary} for n, summary in (figures.WITHOUT_PRESET | drawn).items()
+        ]
     if kind is not None:
         if kind.rstrip("s") not in kinds:
-            raise unknown("kind", kind, [f"{known}s" for known in (*kinds, "layout")])
+            raise unknown("kind", kind, [f"{known}s" for known in (*kinds, "layout", "figure")])
         kinds = [kind.rstrip("s")]
     return [{"kind": k, "name": name, "summary": summary} for k in kinds for name, summary in _summaries(k).items()]
 
@@ -128,9 +134,14 @@ def facts(name: str) -> dict[str, Any]:
         about = {"kind": "preset", "name": part, "summary": grid.get("summary", ""), "file": str(path)}
         # A table of the user's own has no page of ours.
         page = {"documentation": f"docs/papers/{part.partition('/')[0]}.md"} if part in plan.tables() else {}
+        page = {"documentation": "docs/figures.md"} if part in plan.figures() else page
         found.append(about | (_paper(grid, part) if layouts.is_layout(grid) else {"grid": grid}) | page)
+    if part in figures.WITHOUT_PRESET:
+        about = {"kind": "figure", "name": part, "summary": figures.WITHOUT_PRESET[part]}
+        found.append(about | {"documentation": "docs/figures.md"})
     if not found:
         everything = [n for kind in KINDS for n in registry.names(kind)] + list(plan.presets())
+        everything += figures.WITHOUT_PRESET
         raise unknown("name", part, everything, see="purebench list")
     first, *others = found
     return first | {"also": others} if others else first
@@ -157,8 +168,18 @@ def _paper(data: dict[str, Any], name: str) -> dict[str, Any]:
         "paper": layout.cite,
         "cells": layout.cells,
         "columns": columns,
+        **({"figure": _figure(layout.figure)} if layout.figure else {}),
         "notes": list(layout.notes),
         "rows": rows,
+    }
+
+
+def _figure(figure: figures.Figure) -> dict[str, Any]:
+    """How a table is drawn, without what its file does not say."""
+    return {
+        key: list(v) if isinstance(v, tuple) else v
+        for key, v in dataclasses.asdict(figure).items()
+        if v not in ("", None, ())
     }
 
 
@@ -399,7 +420,9 @@ def text(found: dict[str, Any]) -> str:
         lines += ["", "rows", *(f"  {row['row'].ljust(width)}  {row['is']}" for row in found["rows"])]
     if "cite" in found:
         lines += ["", found["cite"]]
-    lines += ["", f"try: purebench run {_option(found)} --dry-run"]
+    drawn = "figure" in found or found["kind"] == "figure"
+    tried = f"figure {found['name']}" if drawn else f"run {_option(found)} --dry-run"
+    lines += ["", f"try: purebench {tried}"]
     for other in found.get("also", []):
         lines += ["", "-" * 40, "", text(other)]
     return "\n".join(lines)

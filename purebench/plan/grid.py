@@ -99,7 +99,8 @@ def jobs(one: dict[str, Any]) -> list[Job]:
     dataset = components.find("dataset", _dataset(Request(), one, []))
     found = [job for job, _ in _jobs(Request(), one, dataset, [])]
     sources = {job.cell.source for job in found}
-    return [job for job in found if job.cell not in sources]
+    # Once each: a transfer onto the defense that made its images is that cell, and the source of nothing.
+    return list({job.cell.id: job for job in found if job.cell not in sources}.values())
 
 
 def _merged(old: Job, new: Job) -> Job:
@@ -121,7 +122,13 @@ def presets() -> dict[str, Path]:
 
 def tables() -> dict[str, Path]:
     """The papers' tables among the presets."""
-    return {name: path for name, path in presets().items() if "/" in name}
+    return {name: path for name, path in presets().items() if "/" in name and name not in figures()}
+
+
+def figures() -> dict[str, Path]:
+    """The papers' figures among the presets, which are tables with a `[figure]`: `coup/fig4a`."""
+    # By name: `list` and did-you-mean need not read fifty files.
+    return {name: path for name, path in presets().items() if name.partition("/")[2].startswith("fig")}
 
 
 def _by_number(path: Path) -> tuple[str, int, str]:

@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from purebench.errors import UserError, unknown
+from purebench.plan import figures
+from purebench.plan.figures import Figure
+from purebench.plan.keys import HINT, check, check_items
 
 Cells = dict[str, Any]  # of CELLS
 Number = (
@@ -45,9 +48,8 @@ ROW = {
 }  # fmt: skip
 TOP = {
     "summary": str, "title": str, "cite": str, "quoted": str, "notes": list, "transpose": bool, "cells": dict, "scaled": dict,
-    "panel": list, "column": list, "row": list,
+    "panel": list, "column": list, "row": list, "figure": dict,
 }  # fmt: skip
-HINT = "`purebench show coup/1` says where a table's file is; docs/tables.md has every key"
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Layout:
-    """One table of a paper, or of anybody's. id: `coup/1`, or the name of the file."""
+    """One table of a paper, or of anybody's. id: `coup/1`, or the name of the file; `figure`: how it is drawn, if it is."""
 
     id: str
     title: str
@@ -124,6 +126,7 @@ class Layout:
     whole: tuple[
         Row, ...
     ]  # the rows of the file, of which `rows` may be some: what a table varies does not depend on who looks
+    figure: Figure | None = None
 
     def shown(self, honest: bool) -> list[Column]:
         """The columns that are printed: those of the paper, and on demand ours."""
@@ -143,18 +146,18 @@ def read(path: Path, name: str = "") -> Layout:
 
 def is_layout(data: Mapping[str, Any]) -> bool:
     """Whether a preset's file is a table; else it is a grid."""
-    return "column" in data or "row" in data
+    return "column" in data or "row" in data or "figure" in data
 
 
 def of(data: Mapping[str, Any], name: str) -> Layout:
     """The same of a file that is read already."""
     where = f"the table `{name}`"
-    _check(data, TOP, where)
+    check(data, TOP, where)
     for key in ("title", "column", "row"):
         if not data.get(key):
             raise UserError(f"{where} has no `{key}`", HINT)
     for key in ("notes", "panel", "column", "row"):
-        _check_items(data.get(key, []), str if key == "notes" else dict, f"`{key}` of {where}")
+        check_items(data.get(key, []), str if key == "notes" else dict, f"`{key}` of {where}")
     panels = tuple(_panel(panel, f"panel {i} of {where}") for i, panel in enumerate(data.get("panel", []), 1))
     keys = [panel.key for panel in panels]
     if len(set(keys)) < len(keys):
@@ -179,6 +182,7 @@ def of(data: Mapping[str, Any], name: str) -> Layout:
         columns=columns,
         rows=rows,
         whole=rows,
+        figure=figures.of(data["figure"], columns, rows, f"`[figure]` of {where}") if "figure" in data else None,
     )
     # Methods as columns, and tables side by side: what would stand beside what?
     if layout.transpose and layout.panels:
@@ -198,28 +202,9 @@ def cells_of(layout: Layout, row: Row, column: Column) -> Cells:
     return {**layout.cells, **panel, **(row.cells or {}), **column.cells}
 
 
-def _check(data: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:
-    """Refuses keys that are not known, and values of another type."""
-    if not isinstance(data, dict):
-        raise UserError(f"{where} is no table", HINT)
-    for key, value in data.items():
-        if key not in known:
-            raise unknown(f"key of {where}", key, known)
-        kinds = known[key] if isinstance(known[key], tuple) else (known[key],)
-        # True is an int to Python, and no number of images.
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            raise UserError(f"`{key} = {value!r}` of {where} has the wrong type", HINT)
-
-
-def _check_items(values: Any, kind: type, where: str) -> None:
-    """Refuses what is no list of texts, numbers or tables."""
-    if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
-        raise UserError(f"{where} is no list of {'texts' if kind is str else 'tables'}", HINT)
-
-
 def _cells(data: Any, where: str) -> Cells:
-    _check(data, CELLS, where)
-    _check(data.get("stand_in", {}), dict.fromkeys(("dataset", "classifier", "score"), str), f"`stand_in` of {where}")
+    check(data, CELLS, where)
+    check(data.get("stand_in", {}), dict.fromkeys(("dataset", "classifier", "score"), str), f"`stand_in` of {where}")
     for key, value in data.items():
         if not isinstance(value, list):
             continue
@@ -233,7 +218,7 @@ def _cells(data: Any, where: str) -> Cells:
 
 
 def _panel(data: Any, where: str) -> Panel:
-    _check(data, {"key": str, "title": str, "cells": dict}, where)
+    check(data, {"key": str, "title": str, "cells": dict}, where)
     if "key" not in data:
         raise UserError(f"{where} has no `key`", HINT)
     return Panel(data["key"], data.get("title", ""), _cells(data.get("cells", {}), where))
@@ -245,7 +230,7 @@ def _columns(data: Any, panels: Sequence[Panel], where: str) -> list[Column]:
         "title": str, "text": str, "number": str, "metric": str, "mean": list, "cells": dict, "scaled": dict, "over": str, "best": str,
         "honest": bool, "panel": str, "group": str, "needs": (str, list), "for": dict, "each": dict, "titles": list,
     }  # fmt: skip
-    _check(data, known, where)
+    check(data, known, where)
     if not any(data.get(key) for key in ("text", "number", "metric", "mean")):
         raise UserError(f"{where} prints nothing: it has no `text`, `number`, `metric` or `mean`", HINT)
     if data.get("metric") and data["metric"] not in METRICS + LATER:
@@ -254,7 +239,7 @@ def _columns(data: Any, panels: Sequence[Panel], where: str) -> list[Column]:
         if data.get(key) in (*ROW, *RESERVED):
             raise UserError(f"`{key} = {data[key]!r}` of {where} is a word that every table has", "take another word")
     for key in ("mean", "titles"):
-        _check_items(data.get(key, []), str, f"`{key}` of {where}")
+        check_items(data.get(key, []), str, f"`{key}` of {where}")
     for key, words in (("over", OVER), ("best", ("max", "min"))):
         if data.get(key) and data[key] not in words:
             raise unknown(f"`{key}` of {where}", data[key], words)
@@ -311,11 +296,11 @@ def _row(data: Any, columns: Sequence[Column], panels: Sequence[Panel], where: s
     where = f'{where} ("{data["method"]}")' if data.get("method") else where
     texts = [column.text for column in columns if column.text]
     numbers = {column.number: column for column in columns if column.number}
-    _check(data, ROW | dict.fromkeys(texts, (str, int, float)) | dict.fromkeys(numbers, (str, int, float, list)), where)
+    check(data, ROW | dict.fromkeys(texts, (str, int, float)) | dict.fromkeys(numbers, (str, int, float, list)), where)
     if not any(key in data for key in (*texts, *numbers)):
         raise UserError(f"{where} names no column", f"the columns read {', '.join(dict.fromkeys([*texts, *numbers]))}")
     _check_panel(data, panels, where)
-    _check_items(data.get("underline", []), str, f"`underline` of {where}")
+    check_items(data.get("underline", []), str, f"`underline` of {where}")
     for key in numbers:
         if key in data and not all(map(_is_number, data[key] if isinstance(data[key], list) else ())):
             raise UserError(f"`{key} = {data[key]}` of {where} is no list of numbers", HINT)
@@ -365,7 +350,7 @@ def _is_number(value: Any) -> bool:
 
 def _needs(data: Mapping[str, Any], where: str) -> tuple[str, ...]:
     needs = data.get("needs", [])
-    _check_items([needs] if isinstance(needs, str) else needs, str, f"`needs` of {where}")
+    check_items([needs] if isinstance(needs, str) else needs, str, f"`needs` of {where}")
     for name in listed(needs):
         kind, _, word = name.partition(":")
         if kind not in ("attack", "metric", "asset") or not word:

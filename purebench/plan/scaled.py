@@ -47,7 +47,7 @@ class Axes:
             )
             for kind in ("defense", "attack")
         }
-        radii = [threat(text) for of in requests for text in listed(of.get("threat", ()))]
+        radii = [threat(fill(text, of["words"])) for of in requests for text in listed(of.get("threat", ()))]
         self.largest = {limit.norm: max(t.eps for t in radii if t.norm == limit.norm) for limit in radii}
 
     def scale(self, row: Row, column: Column) -> Cells:
@@ -59,7 +59,8 @@ class Axes:
         scaled["defense"] = scaled["defense"][0] if scaled["defense"] else "none"
         scaled["grad"] = asked.get("grad", "exact")
         if "threat" in asked:
-            scaled["threat"] = [str(self._threat(threat(text))) for text in listed(asked["threat"])]
+            radii = [threat(fill(text, column.words)) for text in listed(asked["threat"])]
+            scaled["threat"] = [str(self._threat(limit)) for limit in radii]
         table = {key: value for key, value in self.layout.scaled.items() if key not in own or key == "images"}
         # What a column asks of every row, a row's own word for the digits does not undo.
         of_row = {key: value for key, value in row.scaled.items() if key not in column.cells}

@@ -107,6 +107,21 @@ def printed(
     return _in_words(table, _Records(logs), honest=honest, compare=compare, fill=fill)
 
 
+@dataclass(frozen=True)
+class Filled:
+    """A table as its places, row by row, and what a reader must know of them; nothing is printed yet."""
+
+    entries: list[list[Entry]]
+    notes: list[str]
+
+
+def filled(table: Sheet, logs: Iterable[Log], *, honest: bool = False, fill: str = "") -> Filled:
+    """The table's places filled in, for whoever draws them; parameters as of `render`."""
+    found = _Records(logs)
+    entries = _entries(table, found, honest)
+    return Filled(entries, _notes(table, entries, found, fill))
+
+
 def _in_words(table: Sheet, found: _Records, *, honest: bool, compare: bool, fill: str) -> Printed:
     _check_comparison(table, compare)
     entries = _entries(table, found, honest)
@@ -539,6 +554,18 @@ def _notes(table: Sheet, entries: list[list[Entry]], found: _Records, fill: str)
 
 def _protocol(table: Sheet, measured: Sequence[Entry]) -> list[str]:
     """On how many images and evaluations, place by place where they differ; and what stands behind the ±."""
+    spreads = {entry.std is not None for entry in measured if entry.std is not None or entry.low is not None}
+    behind = {
+        True: "the standard deviation over seeds",
+        False: "the farther end of the 95 % Wilson interval (one seed)",
+    }
+    return [amount(table, measured)] + [f"±: {' or '.join(behind[several] for several in sorted(spreads))}."] * bool(
+        spreads
+    )
+
+
+def amount(table: Sheet, measured: Sequence[Entry]) -> str:
+    """On how many images and evaluations these places stand, place by place where they differ."""
     wanted = max(
         one.images for line in table.places for place in line for worst in place.wanted for s in worst for one in s
     )
@@ -552,12 +579,7 @@ def _protocol(table: Sheet, measured: Sequence[Entry]) -> list[str]:
     said += f" ({'; '.join(others)})" if others else ""
     evals = sorted({entry.evals for entry in measured if entry.evals})
     said += f", {_range(evals)} fresh evaluation{'s' * (evals != [1])} each" if evals else ""
-    spreads = {entry.std is not None for entry in measured if entry.std is not None or entry.low is not None}
-    behind = {
-        True: "the standard deviation over seeds",
-        False: "the farther end of the 95 % Wilson interval (one seed)",
-    }
-    return [f"{said}."] + [f"±: {' or '.join(behind[several] for several in sorted(spreads))}."] * bool(spreads)
+    return f"{said}."
 
 
 def _some(names: Sequence[str], limit: int = 4) -> str:

@@ -1,0 +1,247 @@
+"""Figures of images: those of the records, purified once more as the judge did first. `strip` shows them, `curve` how confident the
+classifier is of their label on the way, `histogram` the norms of their scores. Needs the networks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from torch import Tensor
+
+from purebench.errors import UserError
+from purebench.plan import figures as plan
+from purebench.plan.sheet import Sheet
+from purebench.records.store import Log, Record, judged
+from purebench.report import drawing, papers
+from purebench.report.drawing import COLOURS, DASHES, EDGE, MARKERS, Words
+from purebench.report.papers import Entry
+from purebench.report.replay import Replay, first_right
+
+NAME, GAP, WORD = (
+    0.78,
+    0.03,
+    0.11,
+)  # of a strip, in inches: room for names, between images, and for a class below an image
+BINS = 24
+
+
+@dataclass(frozen=True)
+class Way:
+    """How confident the classifier is of an image's label: of one row, at every step from the attacked image on, one list per image."""
+
+    label: str
+    confidences: list[list[float]]
+
+
+def draw(table: Sheet, logs: Iterable[Log], *, honest: bool = False, fill: str = "") -> tuple[Figure, list[str]]:
+    """The figure of a table whose `[figure]` is of images, and what is to be said of it. Raises UserError where nothing can be drawn."""
+    figure = table.layout.figure
+    assert figure is not None
+    filled = papers.filled(table, logs, honest=honest)
+    rows, missing = _rows(filled, figure)
+    if not rows:
+        said = "; ".join(missing) or "no row has an attack"
+        raise UserError(
+            f"there is nothing to draw for `{table.layout.id}`: {said}", f"fill it with: {fill}" if fill else ""
+        )
+    found = _chosen(rows, figure)
+    positions = found[: figure.images] if figure.kind == "strip" else found
+    replays = {
+        name: Replay(entry.logs[0], [line for line in judged(entry.logs[0]) if line["position"] in positions])
+        for name, entry in rows.items()
+    }
+    under = [table.scaled] if table.scaled else []
+    under += [f"Other than in the file: {table.changed}."] if table.changed else []
+    words = Words(table.layout.title, under, [_foot(figure, len(positions), len(found), rows)])
+    picture = {"strip": _strip, "curve": _curve, "histogram": _histogram}[figure.kind](words, replays, figure)
+    unfinished = any(why in line for line in missing for why in (papers.NOT_RUN, "unfinished"))
+    missing += [f"fill it with: `{fill}`"] if unfinished and fill else []
+    return picture, missing + [note for note in filled.notes if not note.startswith((papers.MISSING, "±: "))]
+
+
+def _rows(filled: papers.Filled, figure: plan.Figure) -> tuple[dict[str, Entry], list[str]]:
+    """The rows that have records, by name, and why others have none. The first column of the metric counts."""
+    found, missing = {}, []
+    for line in filled.entries:
+        entry = next((e for e in line if e.column.metric in figure.y and e.row.cells is not None), None)
+        if entry is None:
+            continue
+        name = entry.row.texts[figure.lines]
+        if entry.why:
+            missing.append(f"not drawn, {entry.why}: {name}")
+        elif len(entry.logs) > 1:
+            missing.append(f"not drawn, it is of several cells: {name}")
+        else:
+            found[name] = entry
+    return found, missing
+
+
+def _chosen(rows: dict[str, Entry], figure: plan.Figure) -> list[int]:
+    """The positions that all rows have, and on which these were wrong or right as the figure asks."""
+    tables = {name: {line["position"]: line for line in judged(entry.logs[0])} for name, entry in rows.items()}
+    common = sorted(set.intersection(*(set(table) for table in tables.values())))
+    for name, wanted in ((figure.wrong, False), (figure.right, True)):
+        if name and name not in tables:
+            raise UserError(f"the images are chosen by the row `{name}`, which has no records yet", "run it first")
+        common = [position for position in common if not name or first_right(tables[name][position]) == wanted]
+    if not common:
+        raise UserError(
+            f"there is no image that `{figure.wrong or figure.right}` got {'wrong' if figure.wrong else 'right'}"
+            + (f" and `{figure.right}` right" if figure.wrong and figure.right else ""),
+            "run it on more images (`--images`)",
+        )
+    return common
+
+
+def _foot(figure: plan.Figure, shown: int, found: int, rows: dict[str, Entry]) -> str:
+    """Which images these are, and what the marks mean."""
+    asked = [f"that {name} got {what}" for name, what in ((figure.wrong, "wrong"), (figure.right, "right")) if name]
+    of = min(entry.images for entry in rows.values())
+    which = f"{found} of {of} images" if asked else f"{found} images"
+    said = f"{f'The first {shown} of the' if shown < found else 'The'} {' '.join([which, ' and '.join(asked)]).strip()}"
+    said += ", by the judge's first purification."
+    more = {
+        "strip": " Below each: its class, and × where that is wrong.",
+        "curve": " Lines: the mean; bands: the middle half of the images.",
+        "histogram": "",
+    }[figure.kind]
+    return said + more + (" Purified without noise." if figure.noise == 0 else "")
+
+
+# ---- the three kinds -----------------------------------------------------------------------------
+
+
+def _strip(words: Words, replays: dict[str, Replay], figure: plan.Figure) -> Figure:
+    """Rows of images: clean, attacked (once, where all rows were given the same), and purified by each row."""
+    first = next(iter(replays.values()))
+    lines: list[tuple[str, Tensor, list[str]]] = [
+        ("clean", first.clean(), [str(line["label"]) for line in first.lines])
+    ]
+    attacked = {name: replay.attacked() for name, replay in replays.items()}
+    shared = all(torch.equal(images, next(iter(attacked.values()))) for images in attacked.values())
+    nothing = [""] * len(first.lines)
+    if shared:
+        lines.append(("attacked", attacked[next(iter(attacked))], nothing))
+    for name, replay in replays.items():
+        lines += [] if shared else [(f"attacked ({name})", attacked[name], nothing)]
+        lines.append((name, replay.purified(), [_class(line) for line in replay.lines]))
+    side = min(0.6, (drawing.COLUMN - NAME - 0.06) / len(first.lines) - GAP)
+    height = sum(side + GAP + (WORD if any(said) else 0) for _, _, said in lines)
+    canvas = drawing.canvas(words, axes=1, height=height, below=0.0, left=NAME)
+    [area] = canvas.axes
+    area.set_axis_off()
+    width, total = canvas.figure.get_size_inches()
+    top = total * area.get_position().y1
+    for name, images, said in lines:
+        canvas.figure.text(
+            (NAME - 0.05) / width, (top - side / 2) / total, _broken(name), size=drawing.SMALL, ha="right", va="center"
+        )
+        for i, (image, word) in enumerate(zip(images, said, strict=True)):
+            left = NAME + i * (side + GAP)
+            axes = canvas.figure.add_axes(
+                (left / width, (top - side) / total, side / width, side / total), label=f"{name} {i}"
+            )
+            _image(axes, image)
+            canvas.figure.text(
+                (left + side / 2) / width, (top - side - 0.02) / total, word, size=drawing.SMALL, ha="center", va="top",
+                color=COLOURS[1] if "×" in word else drawing.INK,
+            )  # fmt: skip
+        top -= side + GAP + (WORD if any(said) else 0)
+    return canvas.figure
+
+
+def _class(line: Record) -> str:
+    answer = "none" if line["adversarial"][0] < 0 else str(line["adversarial"][0])
+    return answer if first_right(line) else f"{answer} ×"
+
+
+def _broken(name: str) -> str:
+    """A name in two lines where it is long."""
+    head, _, tail = name.rpartition(" ")
+    return f"{head}\n{tail}" if len(name) > 14 and head else name
+
+
+def _image(axes: Axes, image: Tensor) -> None:
+    array = image.detach().clamp(0, 1).cpu().permute(1, 2, 0).numpy()
+    axes.imshow(array if array.shape[2] == 3 else array[:, :, 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_axis_off()
+
+
+def ways(replays: dict[str, Replay], noise: float | None) -> list[Way]:
+    """The probability that the bare classifier gives to the label, at every state of every row's purification."""
+    found = []
+    for name, replay in replays.items():
+        at: dict[int, list[float]] = {}
+
+        def see(k: int, images: Tensor, replay: Replay = replay, at: dict[int, list[float]] = at) -> None:
+            chances = torch.softmax(replay.defense.classifier(images), dim=1)
+            at[k] = chances.gather(1, replay.labels[:, None])[:, 0].tolist()
+
+        replay.walk(see, noise)
+        found.append(Way(name, [list(way) for way in zip(*(at[k] for k in sorted(at)), strict=True)]))
+    return found
+
+
+def _curve(words: Words, replays: dict[str, Replay], figure: plan.Figure) -> Figure:
+    """The mean confidence along the purification, a line per row, with the middle half of the images."""
+    found = ways(replays, figure.noise)
+    handles = []
+    columns = drawing.legend_columns([way.label for way in found], drawing.COLUMN)
+    canvas = drawing.canvas(words, legend=-(-len(found) // columns))
+    [axes] = canvas.axes
+    for way, colour, marker, dash in zip(found, COLOURS, MARKERS, DASHES, strict=False):
+        values = torch.tensor(way.confidences, dtype=torch.float64)
+        steps = values.shape[1] - 1
+        x = [k / steps for k in range(steps + 1)]
+        low, high = (values.quantile(q, dim=0).tolist() for q in (0.25, 0.75))
+        look = {
+            "color": colour,
+            "marker": marker,
+            "linestyle": dash,
+            "label": way.label,
+            "markevery": max(1, steps // 8),
+            **EDGE,
+        }
+        axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
+        axes.plot(x, values.mean(0).tolist(), clip_on=False, zorder=3, **look)
+        handles.append(Line2D([], [], **look))
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.set_xlabel(figure.xlabel or "part of the purification")
+    axes.set_ylabel(figure.ylabel or "confidence of the label")
+    canvas.legend(handles, columns)
+    return canvas.figure
+
+
+def _histogram(words: Words, replays: dict[str, Replay], figure: plan.Figure) -> Figure:
+    """The score norms of clean, attacked and once purified images, axes for each row."""
+    names = ("clean", "attacked", "purified once")
+    norms = {
+        name: [replay.score_norms(x) for x in (replay.clean(), replay.attacked(), replay.purified())]
+        for name, replay in replays.items()
+    }
+    most = max(max(values) for of in norms.values() for values in of)
+    edges = [most * 1.02 * i / BINS for i in range(BINS + 1)]
+    looks: list[dict[str, Any]] = [
+        {"color": colour, "linestyle": dash, "label": name}
+        for colour, dash, name in zip(COLOURS, DASHES, names, strict=False)
+    ]
+    canvas = drawing.canvas(words, axes=len(norms), legend=1, titled=True)
+    for axes, (name, of) in zip(canvas.axes, norms.items(), strict=True):
+        axes.set_title(name, size=7, loc="left")
+        for values, look in zip(of, looks, strict=True):
+            axes.hist(values, edges, histtype="step", linewidth=1.2, **look)
+        axes.set_xlim(0, edges[-1] * 1.02)
+        axes.set_xlabel(figure.xlabel or "norm of the score")
+        axes.set_ylabel(figure.ylabel or "images")
+    # One scale for all: they are to be compared.
+    top = max(axes.get_ylim()[1] for axes in canvas.axes)
+    for axes in canvas.axes:
+        axes.set_ylim(0, top)
+    canvas.legend([Line2D([], [], **look) for look in looks], 3)
+    return canvas.figure
