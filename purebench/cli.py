@@ -596,16 +596,18 @@ def _check_writable(path: Path | None, name: str = "table.md") -> None:
     """Raises UserError where no file of this name can be written: known before the work, not after it. name: of the file in the hint."""
     import tempfile
 
-    from purebench.records import store as records
-
     if path is None:
         return
     if path.is_dir():
         raise UserError(f"`--out {path}` is a folder", f"name a file in it: --out {path / name}")
-    with records.full_disk_is_an_error(path.parent):
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # By writing there: permissions alone do not know a read-only disk.
         tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise UserError(
+            f"`--out {path}` cannot be written: {error.strerror or error}", "name another place, or free some space"
+        ) from None
 
 
 @app.command(epilog=_examples("purebench status results", "purebench status results --json"))

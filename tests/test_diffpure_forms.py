@@ -282,7 +282,7 @@ def test_the_ode_has_an_adjoint():
         (lambda: diffpure_ld(SCORE, steps=0), "`steps=0` is not possible"),
         (lambda: diffpure_ld(SCORE, sigma2=0), "it needs sigma2 > 0"),
         (lambda: diffpure_ld(SCORE, lambda_ld=-1), "it needs lambda_ld > 0"),
-        (lambda: diffpure_ld(SCORE, eta=-1), "eta=-1.0 is not possible: it needs eta >= 0"),
+        (lambda: diffpure_ld(SCORE, eta=-1), "eta=-1 is not possible: it needs eta >= 0"),
         (lambda: diffpure_ddpm(SCORE, t=0), "it needs 0.001 <= t <= 1"),
         (lambda: diffpure_ddpm(SCORE, t=1.5), "it needs 0.001 <= t <= 1"),
         (lambda: diffpure_ddpm(SCORE, t=0.0014), "not a multiple of 0.001"),

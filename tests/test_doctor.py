@@ -333,7 +333,7 @@ def test_plugins(healthy, monkeypatch, tmp_path):
         "good:mine adds to `purebench.defence`, which is no group",
         "the attack `gone` of not_there:f cannot be read: the module `not_there` is not installed",
         "the attack `late` of good:mine does not load: ImportError: no such library",
-        "the attack `typo` of typo:typo cannot be read: SyntaxError: invalid syntax (typo.py, line 1)",
+        f"the attack `typo` of typo:typo cannot be read: `{tmp_path / 'typo.py'}` cannot be read: invalid syntax (typo.py, line 1)",
     ]
     assert said(found, "ok") == ["the defense `mine` of good:mine"]
     assert [f.said for f in found if f.state == "note"] == [

@@ -246,7 +246,7 @@ def test_the_grid_is_the_solvers(t, steps):
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"t": 0}, "t=0.0 is not possible: it needs"),
+        ({"t": 0}, "t=0 is not possible: it needs"),
         ({"t": -0.1}, "t <= 1"),
         ({"t": 1.001}, "t <= 1"),
         ({"t": math.nan}, "outside its range"),
@@ -325,7 +325,7 @@ def test_without_guidance_no_classifier_is_called_and_none_is_needed(name):
 
 @pytest.mark.parametrize("sigma", [0.0, -0.5, math.nan])
 def test_one_shot_refuses_noise_that_is_none(sigma):
-    with pytest.raises(UserError, match=f"sigma={sigma}"):
+    with pytest.raises(UserError, match=f"sigma={sigma:g}"):
         build("one-shot", sigma=sigma)
 
 
