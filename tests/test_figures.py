@@ -469,7 +469,7 @@ def test_a_histogram_counts_every_image_three_times(attacked):
 def test_what_cannot_be_purified_again_is_refused(attacked, tmp_path):
     other = json.loads(json.dumps(attacked[0].cell))
     other["parts"]["score"]["hash"] = "0" * 64
-    with pytest.raises(UserError, match="was made by other versions, weights or defaults"):
+    with pytest.raises(UserError, match="the score that was judged is another one now"):
         Replay(replace(attacked[0], id="digits-reverse-sde-0", cell=other), attacked[0].images[:1])
     with pytest.raises(UserError, match="has no images"):
         Replay(replace(attacked[0], folder=tmp_path), attacked[0].images[:1]).attacked()

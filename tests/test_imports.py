@@ -71,8 +71,8 @@ INSIDE = {  # room -> its modules, each importing those before it alone
     "plan": "resolved aliases keys figures layouts scaled places grid sheet catalogue",
     "running": "finding probe progress tasks evaluate rehearsal cost pools runner speed estimate preflight storage doctor",
     "records": "schema1 store frame",
-    "report": "markdown metrics tables papers pairs selection mates expect compare recipe chart images purified packed page toy "
-    "drawing figures recorded costs replay imagery propositions sketches pictures",
+    "report": "markdown metrics tables papers pairs selection mates expect compare recipe chart recorded images "
+    "replay purified packed page toy drawing figures costs imagery propositions sketches pictures",
 }
 
 

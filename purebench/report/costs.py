@@ -12,9 +12,8 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from purebench.errors import UserError
 from purebench.records.store import Log
-from purebench.report import drawing, tables
+from purebench.report import drawing, recorded, tables
 from purebench.report.drawing import COLOURS, Words
-from purebench.report.recorded import planned
 from purebench.report.tables import Headline, Printed
 
 COLOUR, LIGHT = COLOURS[0], "#b3d1e6"
@@ -28,7 +27,7 @@ def purification(log: Log) -> float | None:
     from purebench.running import cost
 
     try:
-        job = planned(log, attack=False)
+        job = recorded.control(log)
     except UserError:
         return None
     calls = cost.purification(job.cell, job.shape)

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from purebench.errors import UserError
-from purebench.plan import resolved
 from purebench.plan.resolved import Component
 from purebench.records import store
 from purebench.records.store import Log, Record
+from purebench.report import recorded
 
 Pixels = np.ndarray  # (C,H,W) float32 in [0,1]
 Key = tuple[str, str, str]  # dataset, its hash, subset: what positions are positions of
@@ -79,23 +79,12 @@ class Clean:
         return dict(zip(lines, images, strict=True))
 
 
-def dataset(log: Log, given: Sequence[Component]) -> Component:
-    """The log's dataset. Raises UserError where it is not here."""
-    name = str(log.cell["dataset"])
-    try:
-        found = next((own for own in given if own.text == name), None) or resolved.find("dataset", name)
-    except UserError:
-        # Of one of the user's own the records say everything but where it lies.
-        raise UserError(f"the dataset `{name}` is not here (`--data` says where it lies)") from None
-    if found.missing:
-        raise UserError(f"the dataset `{name}` is not here")
-    return found
-
-
 def _reader(log: Log, given: Sequence[Component]) -> Callable[[Sequence[int]], Sequence[Pixels]]:
     """Indices of the log's dataset -> images. Raises UserError where it is not here, or not the one that was recorded."""
-    found = dataset(log, given)
+    found = recorded.dataset(log, given)
     name, digest, _ = key(log)
+    if found.missing:
+        raise UserError(f"the dataset `{name}` is not here")
     if found.digest != digest:
         raise UserError(f"the dataset `{name}` here is not the one that was recorded")
     images = found.images

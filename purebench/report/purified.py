@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from purebench.atomic import replacing
 from purebench.errors import UserError
-from purebench.plan import grid
 from purebench.plan.resolved import Component
 from purebench.records import store
 from purebench.records.store import Log
-from purebench.report import images, recipe
+from purebench.report import images
 from purebench.report.images import Pixels
-from purebench.spec import Cell
+
+if TYPE_CHECKING:
+    import torch
 
 FILE = "purified.npz"
 ARRAYS = ("position", "adv_crc", "answer", "picture")
@@ -85,7 +87,7 @@ def make(
         with store.full_disk_is_an_error(log.folder):
             tempfile.TemporaryFile(dir=log.folder).close()
         try:
-            made = _purified(log, found, given, place)
+            made = _purified(log, list(found), given, place)
         except UserError as error:
             why[log.id] = error.message
             continue
@@ -93,48 +95,19 @@ def make(
     return why
 
 
-def _purified(log: Log, found: Mapping[int, Pixels], given: Sequence[Component], device: object) -> Purified:
-    """Purifies images by position. Raises UserError where the defense of now is not the one that was judged."""
-    import torch
+def _purified(log: Log, positions: Sequence[int], given: Sequence[Component], device: torch.device) -> Purified:
+    """Purifies the images at these positions. Raises UserError where the defense of now is not the one that was judged."""
+    from purebench.report.replay import Replay
 
-    from purebench.engine.noise import Noise
-    from purebench.engine.objective import predicted
-    from purebench.running import evaluate
-    from purebench.running.tasks import default_rows
-
-    cell = _cell(log, given)
-    index_of = {line["position"]: line["index"] for line in log.images}
-    rows = int(log.runs[-1].get("rows") or default_rows(cell)) if log.runs else default_rows(cell)
-    defense = evaluate.build_defense(cell, torch.device(str(device)), rows=rows)
-    x = torch.from_numpy(np.stack(list(found.values()))).to(str(device))
-    index = torch.tensor([index_of[position] for position in found])
-    noise = Noise(log.cell["seed"], "judge", (), index, torch.zeros_like(index))
-    pictures = defense.purify(x, noise)
+    replay = Replay(log, [line for line in store.judged(log) if line["position"] in positions], device, given)
+    pictures = replay.purified()
+    at = [line["position"] for line in replay.lines]
     # Of several votes the pictures show the first, whose answer is not the defense's.
-    said = predicted(defense.undefended().logits(pictures, noise)).tolist() if defense.votes == 1 else [-1] * len(x)
+    said = replay.answers(pictures) if replay.defense.votes == 1 else [-1] * len(at)
     finite = pictures.isfinite().flatten(1).all(1).tolist()
-    shown = [p for p, ok in zip(found, finite, strict=True) if ok]
+    shown = [p for p, ok in zip(at, finite, strict=True) if ok]
     stack = [picture.cpu().numpy() for picture, ok in zip(pictures, finite, strict=True) if ok]
-    return Purified(dict(zip(shown, stack, strict=True)), dict(zip(found, said, strict=True)))
-
-
-def _cell(log: Log, given: Sequence[Component]) -> Cell:
-    """The recorded cell as the parts of now make it; UserError where a part of its defense is another one now."""
-    wanted = recipe.grid(log.cell)
-    wanted |= {"attacks": ["null"], "images": 1, "evals": 1}
-    wanted["dataset"] = recipe.located(images.dataset(log, given))
-    [job] = grid.jobs({key: value for key, value in wanted.items() if key not in ("grads", "threats")})
-    now, then = job.cell.data()["parts"], store.parts(log.cell)
-    for kind in (kind for kind in now if kind not in ("attack", "gradient", "dataset")):
-        differ = [key for key in now[kind] if key != "values" and now[kind][key] != then.get(kind, {}).get(key)]
-        if differ or now[kind].get("values", {}) != then.get(kind, {}).get("values", {}):
-            raise UserError(f"the {kind} that was judged is another one now")
-    for key, value in job.cell.defense.info.get("couples", {}).items():
-        if job.cell.defense.values.get(key) == value:
-            raise UserError(
-                f"`{log.cell['defense']}` couples the images of a batch: alone an image is purified otherwise"
-            )
-    return job.cell
+    return Purified(dict(zip(shown, stack, strict=True)), dict(zip(at, said, strict=True)))
 
 
 def _write(log: Log, made: Purified) -> None:

@@ -6,17 +6,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from purebench.engine import chain
 from purebench.engine import device as device_module
-from purebench.engine.defense import Defense
+from purebench.engine.defense import Defense, predicted
 from purebench.engine.noise import Noise
 from purebench.errors import UserError
+from purebench.plan.resolved import Component
 from purebench.records import store as records
 from purebench.records.store import Log, Record
-from purebench.report.recorded import planned
+from purebench.report import images, recorded
 from purebench.running import evaluate
 from purebench.running.tasks import default_rows
 
@@ -28,15 +30,19 @@ def first_right(line: Record) -> bool:
 
 @dataclass
 class Replay:
-    """The records of one cell with its networks. `lines`: those of the images that are asked for."""
+    """The records of one cell with its networks. `lines`: those of the images that are asked for; `given`: datasets of the user's own.
+    Raises UserError where the defense of now is not the one that was judged."""
 
     log: Log
     lines: Sequence[Record]
     device: torch.device = field(default_factory=lambda: device_module.setup("auto"))
+    given: Sequence[Component] = ()
 
     def __post_init__(self) -> None:
-        self.cell = planned(self.log, attack=True).cell
-        self.defense: Defense = evaluate.build_defense(self.cell, self.device, rows=default_rows(self.cell))
+        self.cell = recorded.defended(self.log, self.given)
+        # As recorded: of how many rows a network call is, its last digits depend on.
+        rows = (self.log.runs[-1].get("rows") if self.log.runs else None) or default_rows(self.cell)
+        self.defense: Defense = evaluate.build_defense(self.cell, self.device, rows=int(rows))
 
     @property
     def noise(self) -> Noise:
@@ -54,23 +60,22 @@ class Replay:
 
     def attacked(self) -> Tensor:
         """(B,C,H,W): what the attack made of them, as stored. Raises UserError where the images were not kept."""
-        shape = evaluate.shape(self.cell)
-        size = 4 * shape[0] * shape[1] * shape[2]
-        path = self.log.folder / records.ADVERSARIAL
-        if not path.is_file():
+        found = images.adversarial(self.log, self.lines)
+        if len(found) < len(self.lines):
             raise UserError(
-                f"`{self.log.folder}` has no images (`{path.name}`)", "run it again, or draw another figure"
+                f"`{self.log.folder}` has no images (`{records.ADVERSARIAL}`), or not those of its lines",
+                "run it again, or draw another figure",
             )
-        rows = []
-        with path.open("rb") as file:
-            for line in self.lines:
-                file.seek(line["position"] * size)
-                rows.append(file.read(size))
-        return torch.frombuffer(bytearray(b"".join(rows)), dtype=torch.float32).view(-1, *shape).to(self.device)
+        stack = np.stack([found[line["position"]] for line in self.lines])
+        return torch.from_numpy(stack).to(self.device)
 
     def purified(self) -> Tensor:
         """(B,C,H,W): the judge's first purification of the attacked images."""
         return self.defense.purify(self.attacked(), self.noise)
+
+    def answers(self, purified: Tensor) -> list[int]:
+        """The classes of purified images (B,C,H,W); -1 for what is not finite."""
+        return predicted(self.defense.undefended().logits(purified, self.noise)).tolist()
 
     def walk(self, see: Callable[[int, Tensor], None], noise: float | None = None) -> int:
         """Shows every state of that purification as images (B,C,H,W) in [0,1], from the attacked ones (0) to the purified; noise: a factor
