@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from purebench import cli
+from purebench.cli.layouts import command
 from purebench.errors import UserError
 from purebench.plan import figures as plan
 from purebench.plan import grid, layouts, places, sheet
@@ -589,4 +590,4 @@ def test_figures_are_listed_and_shown(monkeypatch, capsys):
 
 def test_run_names_the_figure_as_the_next_step():
     request = replace(grid.Request(preset="coup/fig4b"), dataset="digits", images=8)
-    assert cli._command(request, "figure", Path("r")) == "purebench figure coup/fig4b r --dataset digits --images 8"
+    assert command(request, "figure", Path("r")) == "purebench figure coup/fig4b r --dataset digits --images 8"

@@ -1,0 +1,145 @@
+"""`purebench run`."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from purebench import errors
+from purebench.cli.layouts import command, in_layout, layout_of
+from purebench.cli.options import (
+    AsJson,
+    Attacks,
+    Baselines,
+    Classifier,
+    Dataset,
+    Defenses,
+    Device,
+    DryRun,
+    Evals,
+    Fresh,
+    Gradients,
+    Honest,
+    Images,
+    Memory,
+    Only,
+    Out,
+    Preset,
+    Quiet,
+    Rows,
+    Sanity,
+    Score,
+    Seeds,
+    Subset,
+    Threats,
+    WorkerCount,
+    request_of,
+)
+from purebench.cli.terminal import app, examples, note, say
+
+if TYPE_CHECKING:
+    from purebench.plan.grid import Plan, Request
+    from purebench.running.runner import Outcome, Settings
+
+
+@app.command(
+    epilog=examples(
+        "purebench run",
+        "purebench run --defense coup --attack autoattack-rand",
+        "purebench run -d diffpure -d coup -a pgd-eot:eot=20 --grad exact --grad adjoint --images 100",
+        "purebench run -d coup -a 'transfer:from=(reverse-sde)' -t Linf:0.1 -t L2:0.5",
+        "purebench run coup/1 --dataset digits --images 8",
+        "purebench run my-grid.toml --dry-run",
+    )
+)
+def run(
+    preset: Preset = None,
+    defense: Defenses = None,
+    attack: Attacks = None,
+    threat: Threats = None,
+    grad: Gradients = None,
+    dataset: Dataset = None,
+    classifier: Classifier = None,
+    score: Score = None,
+    images: Images = None,
+    subset: Subset = None,
+    seed: Seeds = None,
+    evals: Evals = None,
+    out: Out = Path("results"),
+    device: Device = "auto",
+    rows: Rows = None,
+    workers: WorkerCount = None,
+    memory: Memory = None,
+    sanity: Sanity = False,
+    honest: Honest = False,
+    baselines: Baselines = False,
+    only: Only = None,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run a grid of defenses x attacks x threat models, and print its table. The same command again goes on where it stopped."""
+    from purebench.running import preflight
+
+    request = request_of(
+        preset, defenses=defense, attacks=attack, threats=threat, grads=grad, dataset=dataset, classifier=classifier, score=score,
+        images=images, subset=subset, seeds=seed, evals=evals, sanity=sanity, honest=honest, baselines=baselines, only=only,
+    )  # fmt: skip
+    # What may run at all is decided there, for the Python API too; here are only options and messages.
+    resources = preflight.Resources(device, rows, workers, memory)
+    plan, settings = preflight.prepare(request, resources, out, fresh=fresh, note=None if quiet else note)
+    if dry_run:
+        from purebench.running import estimate
+
+        print(estimate.describe(plan, settings, as_json))
+        return
+    # After the dry run, which does without them: it is how one learns what is missing.
+    preflight.require_files(plan)
+    outcome = _work_off(plan, settings, quiet)
+    _show_outcome(plan, settings, outcome, request, as_json, quiet)
+
+
+def _work_off(plan: Plan, settings: Settings, quiet: bool) -> Outcome:
+    """Runs the plan. Ctrl-C ends the command with its own exit code, after a line that says what is kept."""
+    from purebench.running import progress, runner
+
+    reporter = progress.reporter(quiet)
+    # Made here, so that it can be read after Ctrl-C.
+    outcome = runner.Outcome()
+    try:
+        with contextlib.closing(reporter):
+            runner.run(plan, settings, reporter, outcome)
+    except KeyboardInterrupt:
+        # Not left to Typer, which would swallow it and know nothing of what is kept.
+        note(f"{outcome.images} new images are kept; the same command goes on from there")
+        raise typer.Exit(errors.INTERRUPTED) from None
+    return outcome
+
+
+def _show_outcome(
+    plan: Plan, settings: Settings, outcome: Outcome, request: Request, as_json: bool, quiet: bool
+) -> None:
+    """The table of the plan's cells on stdout, and on stderr which of them failed; if one did, that is the exit code."""
+    from purebench.records import store as records
+    from purebench.report import tables
+    from purebench.running import runner
+
+    # First, so that what is missing is known before the table without it is read.
+    for cell, why in outcome.failed.items():
+        say(f"error: cell {cell} failed: {why}")
+    places = [runner.place(settings.out, job.cell) for job in plan.jobs]
+    # A cell has no folder where another process holds its source: it was skipped before it was opened.
+    folders = [folder for folder in places if (folder / records.CELL).exists()]
+    if folders and not quiet:
+        layout = layout_of(request.preset) if request.preset else None
+        logs, format = records.load_all(folders), "json" if as_json else "md"
+        print(in_layout(layout, request, logs, format, settings.out) if layout else tables.render(logs, format=format))
+        verb = "figure" if layout and layout.figure else "table"
+        say(f"next: {command(request, verb, settings.out) if layout else f'purebench table {settings.out}'}")
+    if outcome.failed:
+        say(f"hint: `purebench status {settings.out}` shows what is missing; the same command goes on with it")
+        raise typer.Exit(errors.FAILED)
