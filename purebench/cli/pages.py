@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +32,8 @@ from purebench.errors import UserError
 if TYPE_CHECKING:
     from purebench.plan.grid import Request
     from purebench.plan.layouts import Layout
+    from purebench.records.store import Log
+    from purebench.report.papers import Printed
 
 
 @app.command(
@@ -73,40 +76,51 @@ def report(
 ) -> None:
     """Write one HTML page of what has been run: tables, cost, every image with its answers, provenance. It needs no server and no network.
     The options from -a on are those of the papers' tables, as `table` takes them."""
-    from purebench.plan import grid, resolved
+    from purebench.plan import resolved
     from purebench.records import store as records
     from purebench.report import images as images_of
-    from purebench.report import page, papers
+    from purebench.report import page
 
     options: dict[str, Any] = {
         "attacks": attack, "threats": threat, "grads": grad, "dataset": dataset, "classifier": classifier, "score": score,
         "images": images, "subset": subset, "seeds": seed, "honest": honest, "baselines": baselines, "only": only,
     }  # fmt: skip
     check_writable(out, "report.html")
-    if pictures is not None and pictures < 0:
-        raise UserError(
-            f"`--pictures {pictures}`: a number of images, or 0 for none", "leave it out for as many as fit"
-        )
-    if not layout and request_of(None, **options) != grid.Request():
-        raise UserError(
-            "these options choose the cells of a paper's table, and none is asked for", "add --layout coup/1"
-        )
+    _check_page(pictures, layout or (), request_of(None, **options))
     given = [resolved.find("dataset", text) for text in data or ()]
     logs = records.load_all(results or [Path("results")])
     if not logs:
         folders = ", ".join(f"`{folder}`" for folder in results or [Path("results")])
         raise UserError(f"there are no records in {folders}", "name the folder that `purebench run --out` wrote")
     images_of.check_given(given, logs)
-    made = []
-    for name in layout or ():
-        request = request_of(name, **options)
-        fill = command(request, "run", home(results))
-        made.append(papers.printed(sheet_of(known_layout(name), request), logs, honest=honest, fill=fill))
+    made = [_printed(request_of(name, **options), logs, home(results)) for name in layout or ()]
     why_not = page.purify(logs, pictures=pictures, given=given, device=device, note=note) if purify else {}
     text = page.render(logs, made, title=title or "", pictures=pictures, given=given, why_not=why_not)
     with records.full_disk_is_an_error(out.parent):
         records.replace(out, text)
     say(f"wrote {out} ({len(text.encode()) / 1e6:.1f} MB); open it in a browser")
+
+
+def _check_page(pictures: int | None, layouts: Sequence[str], request: Request) -> None:
+    """Raises UserError for a number of pictures that is none, and for options of a paper's table where none is asked for."""
+    from purebench.plan import grid
+
+    if pictures is not None and pictures < 0:
+        raise UserError(
+            f"`--pictures {pictures}`: a number of images, or 0 for none", "leave it out for as many as fit"
+        )
+    if not layouts and request != grid.Request():
+        raise UserError(
+            "these options choose the cells of a paper's table, and none is asked for", "add --layout coup/1"
+        )
+
+
+def _printed(request: Request, logs: list[Log], results: Path) -> Printed:
+    """The paper's table that a request names, in words."""
+    from purebench.report import papers
+
+    fill = command(request, "run", results)
+    return papers.printed(sheet_of(known_layout(str(request.preset)), request), logs, honest=request.honest, fill=fill)
 
 
 @app.command(
