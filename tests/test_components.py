@@ -22,7 +22,7 @@ from purebench.plan import grid as plan
 from purebench.plan import resolved as components
 from purebench.plan.grid import Request
 from purebench.purifiers.resized import Resized, resize
-from purebench.running import evaluate
+from purebench.running import evaluate, rehearsal
 from purebench.scores import published
 from purebench.scores.views import Score
 
@@ -133,6 +133,10 @@ def test_weights_of_ones_own_stand_in_wherever_they_are(tmp_path):
         "your own weights `file:name=net`",
         "your own weights `digits-vp:name=mine`",
     )
+    # And run: what `path` names is walked, and timed, as what ships is.
+    of_its_own = f"coup:steps=2,score=(digits-vp:path={score})"
+    asked = Request(dataset="digits", defenses=("reverse-sde:steps=2", of_its_own), attacks=("null",), **given)
+    rehearsal.check(plan.build(asked))
 
 
 def test_a_transfer_names_what_its_images_were_made_on():

@@ -9,7 +9,7 @@ from test_tables import log
 
 import purebench
 from purebench.errors import UNMET, UserError
-from purebench.report import compare, expect
+from purebench.report import compare, expect, metrics, tables
 
 EMBEDDED = Path(purebench.__file__).parents[1] / "results" / "embedded"
 MASKED = {"iterates": 3, "zero": 3, "not_finite": 0, "right": 3, "blind": 3}
@@ -29,6 +29,18 @@ def blind(*arguments, **options):
     made = log(*arguments, **options)
     made.images = [line | {"gradients": MASKED} for line in made.images]
     return made
+
+
+def test_what_was_cut_off_is_unfinished_however_many_later_images_another_run_left():
+    """Three images are wanted, and three are there: of a longer run that was cut off, too."""
+    found = log("coup", "pgd-eot", 3, n=3)
+    found.runs = [{"wanted": 3}]
+    assert metrics.short(found) == ""
+    for position, line in zip((2, 3, 5), found.images, strict=True):
+        line["position"] = position
+    assert "1 of 3 images" in metrics.short(found)
+    assert not holds("coup/pgd-eot>=0.1", [found])
+    assert any("unfinished" in said for said in tables.render([found]).splitlines())
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 missing."""
 
 import json
+import math
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -87,11 +88,11 @@ def at(table, i, j):
 
 
 def drawn(picture):
-    """The axes of a picture: {label of a line: its points}, and the vertices of its bands."""
+    """The axes of a picture: {label of a line: its points}, without its gaps, and the vertices of its bands."""
     with drawing.style():
         axes = figures.draw(picture).axes
     lines = {
-        line.get_label(): [(float(x), round(float(y), 9)) for x, y in zip(*line.get_data(), strict=True)]
+        line.get_label(): [(float(x), round(float(y), 9)) for x, y in zip(*line.get_data(), strict=True) if y == y]
         for a in axes
         for line in a.lines
     }
@@ -238,6 +239,58 @@ def test_a_scaled_figure_says_so_and_holds_nothing_against_the_paper():
     texts = " ".join(text.get_text() for text in axes[0].figure.texts)
     assert "nothing here compares with the paper." in texts
     assert "100 images" in texts
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('kind = "sweep"', 'kind = "sweep"\ny = "masked"', "unknown `y`"),
+        ('kind = "sweep"', 'kind = "sweep"\nylim = [0, inf]', "is no pair of numbers"),
+        ('method = "clamped"', 'method = "COUP"', "two rows are called `COUP`"),
+        ("each = { guidance = [0, 1, 4] }", "each = { guidance = [0, 4, 4] }", "two points stand at `4`"),
+        ("each = { guidance = [0, 1, 4] }", 'each = { guidance = [0, 1, 4] }\ntitles = ["1", "1.0", "4"]', "two points stand at"),
+    ],
+)  # fmt: skip
+def test_what_a_picture_cannot_tell_apart_is_refused(old, new, said):
+    with pytest.raises(UserError, match=said):
+        made(
+            BASE.replace(old, new).replace(
+                'metric = "robust"', 'metric = "masked"' if "masked" in new else 'metric = "robust"'
+            )
+        )
+
+
+def test_one_word_makes_words_of_all_points():
+    """`half` between 0 and 1 has no distance to either; nor have `nan` and `inf`, which no axis can have."""
+    for titles in ('["0", "half", "1"]', '["nan", "1", "inf"]'):
+        table = made(
+            BASE.replace("each = { guidance = [0, 1, 4] }", f"each = {{ guidance = [0, 1, 4] }}\ntitles = {titles}")
+        )
+        found = figures.picture(table, [recorded(at(table, 0, k), 60) for k in (1, 2, 3)])
+        assert found.words
+        assert list(found.ticks) == [0.0, 1.0, 2.0]
+        drawn(found)
+
+
+def test_a_line_has_a_gap_where_nothing_was_measured():
+    table = made()
+    found = figures.picture(table, [recorded(at(table, 0, 1), 60), recorded(at(table, 0, 3), 50)])
+    [line] = [line for line in found.lines if line.metric == 0 and line.row == 0]
+    assert [point.value for point in line.points] == [60.0, None, 50.0]
+    axes, _, _ = drawn(found)
+    [shown] = [line for line in axes[0].lines if line.get_label() == "COUP, robust"]
+    assert [math.isnan(y) for y in shown.get_ydata()] == [False, True, False]
+
+
+def test_points_outside_of_the_files_own_axis_are_said():
+    table = made(BASE.replace('kind = "sweep"', 'kind = "sweep"\nylim = [55, 100]'))
+    found = figures.picture(table, [recorded(at(table, 0, 1), 60), recorded(at(table, 0, 3), 50)])
+    assert "not drawn, outside of `ylim`: 1 points" in found.missing
+
+
+def test_an_option_that_repeats_the_file_changes_nothing():
+    assert made(threat=["Linf:8/255"]).changed == ""
+    assert made(threat=["Linf:4/255"]).changed == "threat = Linf:4/255"
 
 
 def test_an_option_is_said_under_the_title_and_hides_the_papers_numbers():

@@ -12,7 +12,7 @@ import pytest
 import purebench
 from purebench.errors import UserError
 from purebench.records import frame, store
-from purebench.report import metrics
+from purebench.report import metrics, tables
 
 RESULTS = Path(__file__).parent.parent / "results"
 SHAPE = [1, 2, 2]
@@ -134,6 +134,21 @@ def test_a_copy_under_a_name_of_before_counts_once(results):
     path = results / "other" / "two" / store.CELL
     path.write_text(json.dumps(json.loads(path.read_text()) | {"was": ["one"]}))
     assert purebench.load(results, results / "other").evals.tolist() == [9, 9, 9, 9]
+
+
+def test_which_of_two_copies_counts_does_not_depend_on_their_order_and_a_difference_is_told(results, tmp_path):
+    """Equally many images: the newer one; and a table says that the other answers otherwise."""
+    write(results / "later" / "one", [line(p, [0, 0, 0]) for p in range(5)], started="zzz")
+    write(results / "sooner" / "one", [line(p, [1, 1, 1]) for p in range(5)], started="aaa")
+    folders = [results / "later", results / "sooner"]
+    for paths in (folders, folders[::-1]):
+        assert purebench.load(*paths).right.tolist() == [0] * 5
+        [log] = frame.settled(store.load_all(paths))
+        assert log.rivals == (results / "sooner" / "one",)
+        assert any("copies of one cell answer otherwise" in said for said in tables.doubts([log]))
+    # A copy that has fewer draws, or fewer images, and says the same is no rival.
+    write(results / "part" / "one", [line(p, [0, 0]) for p in range(3)])
+    assert frame.settled(store.load_all([results / "later", results / "part"]))[0].rivals == ()
 
 
 def test_a_word_of_an_attack_does_not_rename_its_cell(results):

@@ -6,6 +6,7 @@ and has no cells of its own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,8 +61,11 @@ class Figure:
     noise: float | None = None
 
 
-def of(data: Mapping[str, Any], columns: Sequence[Column], rows: Sequence[Row], where: str) -> Figure:
-    """The checked `[figure]` of a table with these columns and rows. Raises UserError for what is unknown, or is in none of them."""
+def of(
+    data: Mapping[str, Any], columns: Sequence[Column], rows: Sequence[Row], where: str, metrics: Sequence[str]
+) -> Figure:
+    """The checked `[figure]` of a table with these columns and rows; metrics: those that have an axis. Raises UserError for what is
+    unknown, or is in none of them."""
     kind = data.get("kind")
     if kind is None:
         raise UserError(f"{where} has no `kind`", f"one of {', '.join(KINDS)}")
@@ -72,6 +76,9 @@ def of(data: Mapping[str, Any], columns: Sequence[Column], rows: Sequence[Row], 
     if "x" in KINDS[kind]:
         drawn = _on_x(data, drawn, where)
     lines = _lines(data.get("lines"), columns, where)
+    _check_apart(rows, lines, where)
+    if "x" in KINDS[kind]:
+        _check_points(drawn, where)
     for key in ("wrong", "right"):
         names = [row.texts[lines] for row in rows if row.cells is not None]
         if key in data and data[key] not in names:
@@ -81,7 +88,7 @@ def of(data: Mapping[str, Any], columns: Sequence[Column], rows: Sequence[Row], 
     return Figure(
         kind=kind,
         x=data.get("x", ""),
-        y=_metrics(data.get("y", []), drawn, where),
+        y=_metrics(data.get("y", []), drawn, where, metrics),
         lines=lines,
         xlabel=data.get("xlabel", data.get("x", "")),
         ylabel=data.get("ylabel", ""),
@@ -104,9 +111,17 @@ def number(text: str) -> float | None:
     """A point on x as a number: `0.1`, `8/255`; None for a word."""
     top, slash, bottom = text.partition("/")
     try:
-        return float(top) / float(bottom) if slash else float(top)
+        found = float(top) / float(bottom) if slash else float(top)
     except (ValueError, ZeroDivisionError):
         return None
+    # `nan` and `inf` are words: no axis has a place for them.
+    return found if math.isfinite(found) else None
+
+
+def numbers(texts: Sequence[str]) -> list[float] | None:
+    """The points of x as numbers; None where one is a word, and so all are."""
+    found = [number(text) for text in texts]
+    return None if None in found else [value for value in found if value is not None]
 
 
 def on_x(column: Column, x: str) -> bool:
@@ -126,14 +141,37 @@ def _on_x(data: Mapping[str, Any], drawn: Sequence[Column], where: str) -> list[
     return found
 
 
-def _metrics(given: str | Sequence[Any], drawn: Sequence[Column], where: str) -> tuple[str, ...]:
+def _metrics(
+    given: str | Sequence[Any], drawn: Sequence[Column], where: str, metrics: Sequence[str]
+) -> tuple[str, ...]:
     """The metrics that are drawn: those named, else all that the columns have."""
-    known = dict.fromkeys(column.metric for column in drawn if column.metric)
+    # Drawn on one axis, in percent that are right: the share of masked images, or a deviation, is something else.
+    known = dict.fromkeys(column.metric for column in drawn if column.metric in metrics)
     names = [given] if isinstance(given, str) else list(given)
     for name in names:
         if name not in known:
             raise unknown(f"`y` of {where}, which is a column's `metric`:", str(name), known)
     return tuple(dict.fromkeys(names)) or tuple(known)
+
+
+def _check_apart(rows: Sequence[Row], lines: str, where: str) -> None:
+    """Refuses two rows of one name: in a picture nobody could tell them apart, and of images one would take the other's place."""
+    names = [(row.panel, row.texts.get(lines, "")) for row in rows]
+    for panel, name in names:
+        if names.count((panel, name)) > 1:
+            raise UserError(f"{where}: two rows are called `{name}`", "`lines` says which text names them")
+
+
+def _check_points(drawn: Sequence[Column], where: str) -> None:
+    """Refuses two points at one place of x."""
+    of: dict[tuple[str, str, str], list[str]] = {}
+    for column in drawn:
+        of.setdefault((column.panel, column.metric or column.number, column.group), []).append(column.title)
+    for titles in of.values():
+        places: list[object] = list(numbers(titles) or titles)
+        for title, place in zip(titles, places, strict=True):
+            if places.count(place) > 1:
+                raise UserError(f"{where}: two points stand at `{title}`", "each value once")
 
 
 def _lines(given: str | None, columns: Sequence[Column], where: str) -> str:
@@ -159,7 +197,8 @@ def _limits(given: Sequence[Any] | None, where: str) -> tuple[float, float] | No
     if given is None:
         return None
     numbers = [value for value in given if isinstance(value, int | float) and not isinstance(value, bool)]
-    if len(numbers) != 2 or len(given) != 2 or not numbers[0] < numbers[1]:
+    ends = len(numbers) == len(given) == 2 and all(map(math.isfinite, numbers))
+    if not ends or not numbers[0] < numbers[1]:
         raise UserError(
             f"`ylim = {list(given)}` of {where} is no pair of numbers, the lower first", "in percent: [0, 100]"
         )

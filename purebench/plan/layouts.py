@@ -182,7 +182,9 @@ def of(data: Mapping[str, Any], name: str) -> Layout:
         columns=columns,
         rows=rows,
         whole=rows,
-        figure=figures.of(data["figure"], columns, rows, f"`[figure]` of {where}") if "figure" in data else None,
+        figure=figures.of(data["figure"], columns, rows, f"`[figure]` of {where}", (*ACCURACIES, *LATER))
+        if "figure" in data
+        else None,
     )
     # Methods as columns, and tables side by side: what would stand beside what?
     if layout.transpose and layout.panels:

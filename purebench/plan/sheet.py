@@ -14,7 +14,7 @@ from typing import Any
 from purebench.errors import UserError
 from purebench.plan import grid
 from purebench.plan import places as meeting
-from purebench.plan.layouts import Cells, Layout, Number
+from purebench.plan.layouts import Cells, Layout, Number, listed
 
 # What a defense does to clean images depends on none of these.
 ATTACK = ("attack", "gradient", "threat")
@@ -97,6 +97,8 @@ def of(layout: Layout, options: Cells, *, baselines: bool = False) -> Sheet:
     scaled = meeting.is_scaled(layout, options)
     own = {key: options[key] for key in (*meeting.IDENTITY, "subset", "seeds") if key in options and key != "dataset"}
     own |= {"dataset": options["dataset"]} if "dataset" in options and not scaled else {}
+    # What the file says itself, said again, changes nothing.
+    own = {key: value for key, value in own.items() if listed(layout.cells.get(key, [])) != listed(value)}
     changed = "; ".join(f"{key} = {_words(value)}" for key, value in own.items())
     return Sheet(layout, lines, _scaled(lines) if scaled else "", changed)
 

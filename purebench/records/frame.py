@@ -122,14 +122,20 @@ def described(logs: Iterable[Log]) -> pandas.DataFrame:
 
 
 def settled(logs: Iterable[Log]) -> list[Log]:
-    """Each cell once, of copies the one with the most images, then evaluations, of equals the first; and an image that a transfer
-    took over although its source never made it is marked as lost (older versions judged the clean one in its place)."""
+    """Each cell once, of copies the one with the most images, then evaluations, then the newest, and in what others answer otherwise, its
+    `rivals`; and an image that a transfer took over although its source never made it is marked as lost (older versions judged the clean
+    one in its place)."""
     logs, best, ids = list(logs), dict[str, Log](), dict[str, str]()
-    for log in sorted(logs, key=_extent, reverse=True):
+    rivals: dict[str, list[Path]] = {}
+    # By folder at last: which of equals counts must not depend on the order in which they are named.
+    for log in sorted(logs, key=lambda log: (*_extent(log), _started(log), str(log.folder)), reverse=True):
         # A name of before tells copies of one cell, too: what is not beside its source, or of a plug-in, may have another id.
         first = next((ids[name] for name in (log.id, *log.was) if name in ids), log.id)
         ids |= dict.fromkeys((log.id, *log.was), first)
-        best.setdefault(first, log)
+        if _answer_otherwise(best.setdefault(first, log), log):
+            rivals.setdefault(first, []).append(log.folder)
+    for first, folders in rivals.items():
+        best[first].rivals = tuple(folders)
     kept = {id(log) for log in best.values()}
     lost = {
         name: {line["position"] for line in log.images if store.lost(line)}
@@ -153,6 +159,23 @@ def _read(paths: Sequence[str | Path]) -> list[Log]:
 def _extent(log: Log) -> tuple[int, int]:
     judged = store.judged(log)
     return len(judged), sum(len(line["adversarial"]) for line in judged)
+
+
+def _started(log: Log) -> str:
+    return max((str(run.get("started", "")) for run in log.runs), default="")
+
+
+def _answer_otherwise(log: Log, other: Log) -> bool:
+    """Whether two copies of a cell have different answers for an image: one of them was not made as the other was."""
+    if log is other:
+        return False
+    answers = {line["position"]: line for line in store.judged(log)}
+    return any(
+        any(a != b for a, b in zip(mine[key], line[key], strict=False))
+        for line in store.judged(other)
+        if (mine := answers.get(line["position"]))
+        for key in ("clean", "adversarial")
+    )
 
 
 def _marked(log: Log, positions: set[int]) -> Log:

@@ -105,7 +105,7 @@ def read_lines(path: Path, *, cut: bool = False) -> Iterator[Json]:
 @dataclass
 class Log:
     """One cell as read: `id` (of now), `cell` (the resolved cell), `runs`, `images` (records by position), `seconds` spent, `failed`:
-    why not; `was`: its ids of before."""
+    why not; `was`: its ids of before; `rivals`: folders of copies that answer otherwise (`frame.settled`)."""
 
     id: str
     cell: Json
@@ -115,6 +115,7 @@ class Log:
     failed: str | None
     folder: Path = field(default_factory=Path)
     was: tuple[str, ...] = ()
+    rivals: tuple[Path, ...] = ()
 
     @property
     def wanted(self) -> int | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from math import isnan, nan
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -16,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
 from purebench.errors import UserError
-from purebench.plan.figures import number, on_x
+from purebench.plan.figures import number, numbers, on_x
 from purebench.plan.layouts import CLEAN, Number, cells_of
 from purebench.plan.sheet import Place, Sheet
 from purebench.records.store import Log
@@ -96,6 +97,8 @@ def picture(
     under = [table.scaled] if table.scaled else []
     under += [f"Other than in the file: {table.changed}."] if table.changed else []
     missing = found.missing + ([f"fill it with: `{fill}`"] if fill and found.unfinished else [])
+    if outside := _outside(table, found.lines):
+        missing.append(f"not drawn, outside of `ylim`: {outside} points")
     if not compares and found.reported:
         missing.append("the paper's numbers are not drawn: they are of other cells")
     # What is missing is told point by point, where a table names the rows alone; how many images, at the foot.
@@ -128,9 +131,10 @@ class _Lines:
         self.unfinished = False
         self.whys: dict[str, list[str]] = {}
         self.ticks: dict[float, str] = {}
+        points = [entry.column.title for entry in entries[0] if self._family(entry) is not None]
+        # One word makes words of all: between two numbers and a word there is no distance.
+        self.words = figure.kind == "sweep" and numbers(points) is None
         drawn = [[self._points(line, i, family) for family in self.families] for i, line in enumerate(entries)]
-        words = [entry.column.title for entry in entries[0] if self._family(entry) is not None]
-        self.words = figure.kind == "sweep" and any(number(word) is None for word in words)
         several = sum(any(of[k] for of in drawn) for k in range(len(self.families))) > 1
         self.lines = [
             Line(self._label(entries[i], family, several), i, k, entries[i][0].row.panel, of[k])
@@ -169,9 +173,11 @@ class _Lines:
             point = self._point(entry, self.places[i][j], family[0], at)
             if entry.why:
                 self._say(entry, point)
-            if point is not None and (point.value is not None or point.reported is not None):
+            if point is not None:
                 found.append(point)
-        return sorted(found, key=lambda point: point.x)
+        # Those without a number stay: a line must not go on through them as if they had one.
+        drawn = any(point.value is not None or point.reported is not None for point in found)
+        return sorted(found, key=lambda point: point.x) if drawn else []
 
     def _say(self, entry: Entry, point: Point | None) -> None:
         at = f" at {entry.column.title}" if self.figure.x else ""
@@ -202,13 +208,20 @@ class _Lines:
                 self.whys.setdefault("its network calls cannot be counted", []).append(entry.row.name)
             return max(known, default=None)
         value = number(entry.column.title)
-        if value is None:
+        if self.words or value is None:
             return float(at)
         asked = cells_of(self.table.layout, entry.row, entry.column)
         # The digits have radii of their own: the paper's would stand under points that are not theirs.
         if self.table.scaled and f"{{{self.figure.x}}}" in repr(asked.get("threat")) and place.wanted:
             return number(json.loads(place.wanted[0][0][0].key)["threat"].partition(":")[2])
         return value
+
+
+def _outside(table: Sheet, lines: Sequence[Line]) -> int:
+    """How many points the file's own axis leaves out."""
+    limits = table.layout.figure.ylim if table.layout.figure else None
+    values = [point.value for line in lines for point in line.points if point.value is not None]
+    return sum(not limits[0] <= value <= limits[1] for value in values) if limits else 0
 
 
 def _mean(reported: Number | None) -> float | None:
@@ -298,12 +311,15 @@ def _one(axes: Axes, line: Line, picture: Picture, beside: float) -> None:
     """One line with its band; on words, and in a scatter, single points with bars. `beside`: its place among lines on words."""
     colour, marker, dash = _look(line, picture)
     shift = DODGE * beside if picture.words else 0.0
-    measured = [(p.x + shift, p.value, p.masked) for p in line.points if p.value is not None]
+    figure = picture.table.layout.figure
+    measured = [(p.x + shift, nan if p.value is None else p.value, p.masked) for p in line.points]
     told = [(p.x + shift, p.reported) for p in line.points if p.reported is not None]
     _spread(axes, line, shift, colour, alone=_apart(picture))
-    if measured:
+    if any(p.value is not None for p in line.points):
         x, y, _ = zip(*measured, strict=True)
-        axes.plot(x, y, color=colour, linestyle=dash, marker=marker, label=line.label, clip_on=False, zorder=3, **EDGE)
+        # What a narrower axis leaves out must not be drawn over the title.
+        clip = figure is not None and figure.ylim is not None
+        axes.plot(x, y, color=colour, linestyle=dash, marker=marker, label=line.label, clip_on=clip, zorder=3, **EDGE)
         blind = [(at, value) for at, value, is_masked in measured if is_masked]
         if blind:
             axes.plot(*zip(*blind, strict=True), "x", color="black", markersize=6, zorder=4)
@@ -314,11 +330,18 @@ def _one(axes: Axes, line: Line, picture: Picture, beside: float) -> None:
 
 def _spread(axes: Axes, line: Line, shift: float, colour: str, *, alone: bool) -> None:
     """The intervals of a line: a band, or bars where its points stand alone."""
-    ends = [(p.x + shift, p.low, p.high) for p in line.points if p.low is not None and p.high is not None]
-    if not ends:
+    ends = [
+        (p.x + shift, nan if p.low is None else p.low, nan if p.high is None else p.high)
+        for p in line.points
+        if p.value is None or p.low is not None
+    ]
+    known = [end for end in ends if not isnan(end[1])]
+    if not known:
         return
+    if alone or len(known) == 1:
+        ends = known
     x, low, high = zip(*ends, strict=True)
-    if alone or len(ends) == 1:
+    if alone or len(known) == 1:
         axes.vlines(x, low, high, color=colour, linewidth=0.8)
         axes.plot(x + x, low + high, "_", color=colour, markersize=3, markeredgewidth=0.8)
     else:

@@ -28,6 +28,7 @@ NAME, GAP, WORD = (
     0.11,
 )  # of a strip, in inches: room for names, between images, and for a class below an image
 BINS = 24
+LIMIT = 4  # histograms side by side
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,8 @@ def _curve(words: Words, replays: dict[str, Replay], figure: plan.Figure) -> Fig
     columns = drawing.legend_columns([way.label for way in found], drawing.COLUMN)
     canvas = drawing.canvas(words, legend=-(-len(found) // columns))
     [axes] = canvas.axes
-    for way, colour, marker, dash in zip(found, COLOURS, MARKERS, DASHES, strict=False):
+    for i, way in enumerate(found):
+        colour, marker, dash = (looks[i % len(looks)] for looks in (COLOURS, MARKERS, DASHES))
         values = torch.tensor(way.confidences, dtype=torch.float64)
         steps = values.shape[1] - 1
         x = [k / steps for k in range(steps + 1)]
@@ -221,6 +223,10 @@ def _curve(words: Words, replays: dict[str, Replay], figure: plan.Figure) -> Fig
 def _histogram(words: Words, replays: dict[str, Replay], figure: plan.Figure) -> Figure:
     """The score norms of clean, attacked and once purified images, axes for each row."""
     names = ("clean", "attacked", "purified once")
+    if len(replays) > LIMIT:
+        raise UserError(
+            f"a histogram has room for {LIMIT} rows, and these are {len(replays)}", "choose some: `--only WORD`"
+        )
     norms = {
         name: [replay.score_norms(x) for x in (replay.clean(), replay.attacked(), replay.purified())]
         for name, replay in replays.items()

@@ -45,6 +45,12 @@ def adversarial(log: Log, lines: Sequence[Record]) -> dict[int, Pixels]:
     return found
 
 
+def others(log: Log) -> int:
+    """How many judged lines have an image on disk that is not the one they are about, or is cut off."""
+    lines = store.judged(log)
+    return len(lines) - len(adversarial(log, lines)) if (log.folder / store.ADVERSARIAL).is_file() else 0
+
+
 @dataclass
 class Clean:
     """The clean images of one Key. `logs`: the cells that judged them; `given`: datasets of the user's own; `why`: what is missing and why,

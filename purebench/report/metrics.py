@@ -58,13 +58,24 @@ def natural(defense: str, attack: str, gradient: str) -> bool:
     return gradient == ("bpda" if name(attack) == "bpda-eot" else "exact")
 
 
+def extent(log: Log, images: int | None = None) -> tuple[int, int, int]:
+    """(judged, needed, lost) of the first images, as many as the last run wanted, or of these `images`; where older records do not say,
+    as far as there are any. By position: of another, longer run that was cut off there may be later ones."""
+    positions = {line["position"] for line in judged(log)}
+    every = positions | {line["position"] for line in log.images}
+    needed = log.wanted or max(every, default=-1) + 1
+    needed = needed if images is None else min(images, needed)
+    have = sum(position < needed for position in positions)
+    return have, needed, sum(position < needed for position in every) - have
+
+
 def short(log: Log) -> str:
-    """What a cell lacks of what its last run wanted, behind its name; empty where nothing is missing, or older records do not say."""
-    have = len(judged(log))
-    if have >= max(1, log.wanted or 0):
+    """What a cell lacks of what its last run wanted, behind its name; empty where nothing is missing."""
+    have, needed, count = extent(log)
+    if have == needed > 0:
         return ""
-    lost = f", {count} that the attack did not make" if (count := len(log.images) - have) else ""
-    return f"{log.id} ({have} of {log.wanted or len(log.images)} images{lost})"
+    lost = f", {count} that the attack did not make" if count else ""
+    return f"{log.id} ({have} of {needed} images{lost})"
 
 
 def wilson(p: float, n: int) -> tuple[float, float]:

@@ -271,6 +271,8 @@ def _notes(
         yield "The records are without their adversarial images (`adversarial.f32`): no picture of them, and no perturbation."
     elif without := [log.id for log in logs if not (log.folder / store.ADVERSARIAL).is_file()]:
         yield f"{len(without)} of {len(logs)} cells are without their adversarial images (`adversarial.f32`)."
+    if others := {log.id: count for log in logs if (count := images.others(log))}:
+        yield f"{sum(others.values())} stored images are not those of their lines (checksum) and are left out: {', '.join(others)}."
     if stored and packed.pictures < below:
         why = "as asked" if asked is not None and packed.pictures == asked else "to keep the page small"
         yield f"Pictures of the first {packed.pictures} of {most} images of each cell, {why}; answers and numbers of the others are here."

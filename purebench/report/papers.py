@@ -188,12 +188,9 @@ def _extent(log: Log) -> tuple[int, int]:
 def _short(log: Log, images: int) -> str:
     """Why a log is not yet what a table of so many images asks for; empty if it is. A run that asked for fewer images is done with these:
     the table then says so. One that was cut off may have the easy ones."""
-    positions = {line["position"] for line in metrics.judged(log)}
-    needed = min(images, log.wanted or max(positions, default=-1) + 1)
-    have = sum(position < needed for position in positions)
+    have, needed, lost = metrics.extent(log, images)
     if have == needed:
         return ""
-    lost = sum(line["position"] < needed for line in log.images) - have
     return f"the attack made no image: {lost} of {needed}" if lost else f"unfinished: {have} of {needed} images"
 
 
@@ -639,12 +636,11 @@ def _tex(matrix: Printed) -> str:
         return parts
 
     n = len(matrix.header)
-    lines = [f"% {table.scaled}"] if table.scaled else []
-    lines += [
+    lines = [
         r"% needs \usepackage{booktabs}",
         r"\begin{table}[t]",
         r"\centering",
-        rf"\caption{{{word(table.layout.title)}}}",
+        rf"\caption{{{word(table.layout.title)}{' (scaled)' if table.scaled else ''}}}",
         rf"\begin{{tabular}}{{{''.join('l' if left else 'r' for left in matrix.left)}}}",
         r"\toprule",
     ]
@@ -660,7 +656,8 @@ def _tex(matrix: Printed) -> str:
             else " & ".join(map(word, line)) + r" \\"
         )
     lines += [r"\bottomrule", r"\end{tabular}"]
-    for note in notes:
+    # In print, and first: with the paper's caption above it nobody would take it for what it is.
+    for note in ([table.scaled] if table.scaled else []) + notes:
         lines.append(rf"\par{{\footnotesize {word(note.replace('`', ''))}}}")
     return "\n".join([*lines, r"\end{table}"]) + "\n"
 

@@ -91,6 +91,9 @@ def make(
         except UserError as error:
             why[log.id] = error.message
             continue
+        if not known.pictures and not made.pictures:
+            why[log.id] = "none of its purifications is finite"
+            continue
         _write(log, Purified(known.pictures | made.pictures, known.answers | made.answers))
     return why
 

@@ -655,13 +655,24 @@ def _incomplete(table: _Table) -> Iterator[str]:
         yield f"left out of the mean over seeds, which have more images: {_list(short)}; the same run goes on with it."
     if missing := _tally(cells, cells.lost):
         yield f"missing, since the attack made no image: {missing}; the same run tries them again."
-    unfinished = cells[(cells.images > 0) & (cells.images + cells.lost < cells.wanted.fillna(0))]
-    if len(unfinished):
-        yield f"unfinished: {_tally(unfinished, unfinished.images, unfinished.wanted)}; the same run goes on with it."
+    counts = [metrics.extent(log) for log in cells.log]
+    gaps = [
+        len(log.images) > 0 and have + lost < needed
+        for log, (have, needed, lost) in zip(cells.log, counts, strict=True)
+    ]
+    if any(gaps):
+        have, needed = ([count[i] for count, gap in zip(counts, gaps, strict=True) if gap] for i in (0, 1))
+        yield f"unfinished: {_tally(cells[gaps], have, needed)}; the same run goes on with it."
 
 
 def _doubtful_networks(cells: DataFrame) -> Iterator[str]:
-    """Defenses whose networks cannot be what a user means, whatever is measured on them."""
+    """Defenses whose networks cannot be what a user means, whatever is measured on them; and copies of a cell that differ."""
+    for i, log in cells.log.items():
+        if log.rivals:
+            yield (
+                f"copies of one cell answer otherwise: {_places(cells.loc[[i]])} in {_list(f'`{path}`' for path in log.rivals)}; "
+                f"`{log.folder}` counts, which has the most images, or of equals the newest."
+            )
     chance = cells.defense[[metrics.at_chance(metrics.judged(log)) for log in cells.log]].unique()
     if len(chance):
         yield f"clean accuracy cannot be told from guessing: {_list(chance)}; do network, labels and preprocessing belong together?"

@@ -162,10 +162,15 @@ def _model(part: Resolved) -> Score | None:
     if not _is_ours("score", part.name):
         return None
     # Hollow: of a published checkpoint, which may not be here, the network is built without weights, and in no time.
-    ships = any("package" in assets.entry(asset)["sources"] for asset in components.of("score", part.part).assets)
-    with contextlib.nullcontext() if part.where or ships else checkpoint.hollow():
+    with contextlib.nullcontext() if part.where or _ships(part) else checkpoint.hollow():
         made = components.load("score", part.name, part.arguments)
     return hollowed(made)
+
+
+def _ships(part: Resolved) -> bool:
+    """Whether the weights of a score model, none of the user's own, are in the package."""
+    assets_of = components.of("score", part.part).assets
+    return any("package" in assets.entry(asset)["sources"] for asset in assets_of)
 
 
 def hollowed(model: Score) -> Score:
