@@ -407,6 +407,24 @@ def test_cost_draws_a_point_per_defense_at_its_network_calls_and_strongest_attac
     assert axes.get_xscale() == "log"
     with pytest.raises(UserError, match="there is nothing to draw for `cost`"):
         costs.draw([])
+    of_a_file = records.load_all([EMBEDDED.parent / "jpeg-cifar10"])
+    with drawing.style(), pytest.raises(UserError, match="its network calls cannot be counted"):
+        costs.draw(of_a_file)
+
+
+def test_a_word_has_one_place_on_x_whichever_line_has_a_point_there():
+    text = BASE.replace('x = "guidance"', 'x = "threat"').replace("guidance={guidance}", "guidance=1")
+    text = text.replace(
+        'number = "robust"\neach = { guidance = [0, 1, 4] }',
+        'cells = { threat = "{threat}" }\neach = { threat = ["Linf:4/255", "Linf:8/255"] }',
+    )
+    text = text.replace(
+        "each = { guidance = [0, 1, 4] }", 'cells = { threat = "{threat}" }\neach = { threat = ["Linf:8/255"] }'
+    ).replace("robust = [60, 70.5, 65]", "")
+    table = made(text)
+    found = figures.picture(table, [recorded(at(table, 0, 1), 60), recorded(at(table, 0, 2), 50)])
+    places = {(line.metric, point.word): point.x for line in found.lines for point in line.points}
+    assert places == {(0, "Linf:4/255"): 0.0, (0, "Linf:8/255"): 1.0, (1, "Linf:8/255"): 1.0}
 
 
 @pytest.mark.parametrize("suffix", plan.SUFFIXES)

@@ -422,7 +422,9 @@ def test_the_command_writes_a_page_with_the_papers_tables(results, tmp_path, mon
 @pytest.mark.parametrize(
     ("arguments", "said", "hint"),
     [
-        (["RESULTS", "--out", "FOLDER"], "is a folder", "--out"),
+        (["RESULTS", "--out", "FOLDER"], "is no page", "--out"),
+        (["RESULTS", "--out", "PAGES"], "is a folder", "--out"),
+        (["RESULTS", "--out", "RECORD"], "is in the folder of a record", "--out report.html"),
         (["EMPTY"], "there are no records in", "purebench run --out"),
         (["MISSING"], "there is no", "purebench run"),
         (["RESULTS", "--pictures", "-1"], "--pictures -1", "leave it out"),
@@ -436,7 +438,9 @@ def test_a_mistake_is_one_message_and_leaves_the_old_page(
     results, tmp_path, monkeypatch, capsys, arguments, said, hint
 ):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "pages.html").mkdir()
     places = {"RESULTS": results, "FOLDER": tmp_path, "EMPTY": tmp_path / "empty", "MISSING": tmp_path / "none"}
+    places |= {"PAGES": tmp_path / "pages.html", "RECORD": next(results.iterdir()) / "page.html"}
     out = tmp_path / "page.html"
     out.write_text("old")
     given = [places.get(word, word) for word in arguments]
@@ -455,6 +459,42 @@ def test_a_page_takes_no_torch(results, tmp_path):
         "atexit.register(lambda: print(*sorted({'matplotlib', 'torch'} & set(sys.modules))))\ncli.main()"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
+
+
+def test_a_cell_without_a_line_is_there_and_empty(results, tmp_path):
+    """A run that failed, or was killed before its first image."""
+    [cell] = copied(results, tmp_path / "r").glob("digits-coup-pgd-eot-*")
+    (cell / store.IMAGES).unlink()
+    assert "not judged yet" in page.render(store.load_all([tmp_path / "r"]))
+
+
+def test_a_damaged_cache_of_purified_pictures_is_not_there(results, tmp_path):
+    [cell] = copied(results, tmp_path / "r").glob("digits-coup-pgd-eot-*")
+    log = store.load(cell)
+    lines = log.images[:3]
+    arrays = {
+        "position": np.array([line["position"] for line in lines]),
+        "adv_crc": np.array([line["adv_crc"] for line in lines]),
+        "answer": np.array([1, 1, 1]),
+        "picture": np.zeros((3, 1, 8, 8), np.uint8),
+    }
+    np.savez(cell / purified.FILE, **arrays)
+    assert len(purified.read(log).pictures) == 3
+    for broken in (
+        {"answer": arrays["answer"][:2]},
+        {"picture": np.zeros((3, 1, 4, 4), np.uint8)},
+        {"picture": np.zeros((3, 1, 8, 8))},
+    ):
+        np.savez(cell / purified.FILE, **arrays | broken)
+        assert purified.read(log) == purified.NOTHING
+
+
+def test_images_that_are_not_those_of_their_lines_are_left_out_and_counted(results, tmp_path):
+    [cell] = copied(results, tmp_path / "r").glob("digits-coup-pgd-eot-*")
+    path = cell / store.ADVERSARIAL
+    path.write_bytes(b"\0" * 512 + path.read_bytes()[512:])
+    found = page.render(store.load_all([tmp_path / "r"]))
+    assert "2 stored images are not those of their lines (checksum) and are left out" in found
 
 
 def test_no_records_is_an_error():

@@ -85,6 +85,8 @@ def report(
         "attacks": attack, "threats": threat, "grads": grad, "dataset": dataset, "classifier": classifier, "score": score,
         "images": images, "subset": subset, "seeds": seed, "honest": honest, "baselines": baselines, "only": only,
     }  # fmt: skip
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"`--out {out}` is no page", f"name it so: --out {out.with_suffix('.html')}")
     check_writable(out, "report.html")
     _check_page(pictures, layout or (), request_of(None, **options))
     given = [resolved.find("dataset", text) for text in data or ()]

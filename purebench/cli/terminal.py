@@ -61,10 +61,15 @@ def examples(*lines: str) -> str:
 
 def check_writable(path: Path | None, name: str = "table.md") -> None:
     """Raises UserError where no file of this name can be written: known before the work, not after it. name: of the file in the hint."""
+    from purebench.records import store as records
+
     if path is None:
         return
     if path.is_dir():
         raise UserError(f"`--out {path}` is a folder", f"name a file in it: --out {path / name}")
+    # Whatever is written there takes the place of a record, or would pass for one.
+    if (path.parent / records.CELL).exists():
+        raise UserError(f"`--out {path}` is in the folder of a record", f"name another place: --out {name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # By writing there: permissions alone do not know a read-only disk.

@@ -46,7 +46,6 @@ def draw(logs: Sequence[Log]) -> tuple[Figure, list[str]]:
         raise UserError(
             f"these records are of {len(found)} tables, and `cost` has room for {LIMIT}: {names}", "name fewer folders"
         )
-    named = tables.named(logs)
     missing: dict[str, None] = {}
     words = Words(
         "What robustness costs",
@@ -55,22 +54,26 @@ def draw(logs: Sequence[Log]) -> tuple[Figure, list[str]]:
     )
     # Many defenses have many names.
     height = min(3.2, max(2.0, 0.19 * max(len(table.headlines) for table in found)))
-    canvas = drawing.canvas(words, axes=len(found), height=height, titled=len(found) > 1)
-    for axes, table in zip(canvas.axes, found, strict=True):
+    drawn: list[tuple[Printed, list[tuple[float, Headline]]]] = []
+    for table in found:
         points = []
         for headline in table.headlines:
-            mine = [
-                log
-                for log, name, _ in named
-                if name == headline.defense and table.title.startswith(log.cell["dataset"])
-            ]
-            calls = max((c for log in mine[:1] if (c := purification(log)) is not None), default=None)
+            calls = purification(headline.log)
             if calls is None or headline.strongest is None:
                 why = "its network calls cannot be counted" if calls is None else "no attack"
                 missing[f"not drawn, {why}: {headline.defense}"] = None
             else:
                 points.append((calls, headline))
-        _axes(axes, points, table.title if len(found) > 1 else "")
+        if points:
+            drawn.append((table, points))
+    if not drawn:
+        raise UserError(
+            "there is nothing to draw for `cost`: " + "; ".join(missing),
+            "network calls are counted on the parts of now: of datasets and files of your own these are not here",
+        )
+    canvas = drawing.canvas(words, axes=len(drawn), height=height, titled=len(drawn) > 1)
+    for axes, (table, points) in zip(canvas.axes, drawn, strict=True):
+        _axes(axes, points, table.title if len(drawn) > 1 else "")
     warnings = dict.fromkeys(f"Warning: {text}" for table in found for text in table.warnings)
     return canvas.figure, [*missing, *warnings, "`purebench table` prints these numbers, and what stands behind them"]
 

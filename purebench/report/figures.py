@@ -132,6 +132,8 @@ class _Lines:
         self.whys: dict[str, list[str]] = {}
         self.ticks: dict[float, str] = {}
         points = [entry.column.title for entry in entries[0] if self._family(entry) is not None]
+        # Of all lines: a word has one place on x, whichever line has a point there.
+        self.at = {title: float(i) for i, title in enumerate(dict.fromkeys(points))}
         # One word makes words of all: between two numbers and a word there is no distance.
         self.words = figure.kind == "sweep" and numbers(points) is None
         drawn = [[self._points(line, i, family) for family in self.families] for i, line in enumerate(entries)]
@@ -169,8 +171,8 @@ class _Lines:
     def _points(self, line: Sequence[Entry], i: int, family: tuple[str, str, bool]) -> list[Point]:
         found = []
         entries = [(j, entry) for j, entry in enumerate(line) if self._family(entry) == family]
-        for at, (j, entry) in enumerate(entries):
-            point = self._point(entry, self.places[i][j], family[0], at)
+        for j, entry in entries:
+            point = self._point(entry, self.places[i][j], family[0])
             if entry.why:
                 self._say(entry, point)
             if point is not None:
@@ -184,10 +186,10 @@ class _Lines:
         self.whys.setdefault(entry.why, []).append(f"{entry.row.name}{at}")
         self.unfinished |= entry.why == papers.NOT_RUN or entry.why.startswith("unfinished")
 
-    def _point(self, entry: Entry, place: Place, metric: str, at: int) -> Point | None:
+    def _point(self, entry: Entry, place: Place, metric: str) -> Point | None:
         reported = _mean(entry.reported)
         self.reported |= reported is not None
-        x = self._x(entry, place, at)
+        x = self._x(entry, place)
         if x is None:
             return None
         self.ticks[x] = entry.column.title
@@ -199,7 +201,7 @@ class _Lines:
         ends = (None, None) if low is None or high is None else (scale * low, scale * high)
         return replace(point, value=scale * entry.value, low=ends[0], high=ends[1])
 
-    def _x(self, entry: Entry, place: Place, at: int) -> float | None:
+    def _x(self, entry: Entry, place: Place) -> float | None:
         """Where on x: the number in the column's title, or its place among the words; of a scatter the network calls."""
         if self.figure.kind == "scatter":
             costs = [self.cost(log) for log in entry.logs] if self.cost else []
@@ -209,7 +211,7 @@ class _Lines:
             return max(known, default=None)
         value = number(entry.column.title)
         if self.words or value is None:
-            return float(at)
+            return self.at[entry.column.title]
         asked = cells_of(self.table.layout, entry.row, entry.column)
         # The digits have radii of their own: the paper's would stand under points that are not theirs.
         if self.table.scaled and f"{{{self.figure.x}}}" in repr(asked.get("threat")) and place.wanted:

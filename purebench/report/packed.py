@@ -86,6 +86,9 @@ def _deflated(data: bytes, strategies: Sequence[tuple[int, int]]) -> bytes:
 # ---- answers -------------------------------------------------------------------------------------
 
 
+COLUMNS = 8  # of int32: those of `_numbers`, and said
+
+
 def answers(logs: Sequence[Log], below: int) -> tuple[bytes, dict[str, dict[str, Any]]]:
     """Lines of positions under `below`, cell after cell, deflated; and how each cell's part is laid out: `n` lines, `draws`, `said`.
 
@@ -99,10 +102,11 @@ def answers(logs: Sequence[Log], below: int) -> tuple[bytes, dict[str, dict[str,
         numbers = [
             [*_numbers(line), said.setdefault(text, len(said)) if (text := _said(line)) else -1] for line in lines
         ]
-        table = np.array(numbers, "<i4").reshape(len(lines), -1)
+        table = np.array(numbers, "<i4").reshape(len(lines), COLUMNS)
         table[:, -1] += 1
         draws = {name: _draws([_list(line, name) for line in lines]) for name in ("clean", "adversarial")}
         distances = np.array([[_distance(line, norm) for norm in ("linf", "l2")] for line in lines], "<f4")
+        distances = distances.reshape(len(lines), 2)
         data = table.T.tobytes() + distances.T.tobytes() + b"".join(of.tobytes() for of in draws.values())
         parts.append(data + b"\0" * (-len(data) % 4))
         columns[log.id] = {"n": len(lines), "draws": [of.shape[1] for of in draws.values()], "said": list(said)}

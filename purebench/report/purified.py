@@ -46,10 +46,14 @@ def read(log: Log) -> Purified:
             positions, crcs, answers, pictures = (file[name] for name in ARRAYS)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return NOTHING
+    shape = store.read_cell(log.folder).get("shape")
+    whole = {len(of) for of in (positions, crcs, answers, pictures)} == {len(positions)}
+    if not whole or list(pictures.shape[1:]) != shape or pictures.dtype != np.uint8:
+        return NOTHING
     crc_of = {line["position"]: line.get("adv_crc") for line in store.judged(log)}
     kept = [
         i
-        for i, (position, crc) in enumerate(zip(positions.tolist(), crcs.tolist(), strict=False))
+        for i, (position, crc) in enumerate(zip(positions.tolist(), crcs.tolist(), strict=True))
         # Only of the very image: another run may have made another one since.
         if crc_of.get(position) == crc
     ]

@@ -333,7 +333,7 @@ def _header(column: str) -> str:
 class Headline:
     """A defense in one table: its accuracy on `clean` images and under the `strongest` attack, by its column in `attack`;
     `calls`: network forwards and backwards per image of its costliest attack, by its column in `costliest`; `masked`: every gradient attack
-    was, so that the strongest is no evidence. None, or empty, where nothing was measured."""
+    was, so that the strongest is no evidence; `log`: one of its cells. None, or empty, where nothing was measured."""
 
     defense: str
     clean: Value | None
@@ -342,6 +342,7 @@ class Headline:
     calls: tuple[float, float] | None
     costliest: str
     masked: bool
+    log: Log
 
 
 @dataclass(frozen=True)
@@ -449,6 +450,7 @@ def _headlines(table: _Table) -> list[Headline]:
                 tuple(calls.loc[most]) if len(calls) else None,
                 _header(mine.column[most]) if len(calls) else "",
                 metrics.all_masked(attacks) is not None,
+                mine.log.iloc[0],
             )
         )
     return sorted(found, key=lambda h: (h.defense != "none", -(h.strongest.value if h.strongest else -1.0), h.defense))

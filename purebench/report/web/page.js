@@ -154,11 +154,14 @@
   const fits = (cell, key, value) => value === "" || String(cell[key]) === value || cell[key] === "-";
   const matching = (except) => cells.filter((cell) => FACETS.every(([key]) => key === except || fits(cell, key, filter[key])));
 
+  // On one score model; a defense without one stands beside any.
+  const ofOneScore = (cell, other) => cell.score === other.score || cell.score === "-" || other.score === "-";
+
   // The same attack on another defense; of a transfer also the cell that its images were made on.
   function partner(cell, defense) {
     const same = ["set", "classifier", "threat", "seed", "attack", "gradient"];
     const source = byId.get(cell.source);
-    return cells.find((other) => other.defense === defense && same.every((key) => other[key] === cell[key]))
+    return cells.find((other) => other.defense === defense && ofOneScore(other, cell) && same.every((key) => other[key] === cell[key]))
       ?? (source && source.defense === defense ? source : undefined);
   }
 
@@ -430,7 +433,7 @@
 
   // The same image elsewhere: other defenses under this attack, other attacks on this defense.
   function others(cell, position) {
-    const mates = cells.filter((other) => other.set === cell.set && other.seed === cell.seed && other.classifier === cell.classifier && other.rowOf.has(position));
+    const mates = cells.filter((other) => other.set === cell.set && other.seed === cell.seed && other.classifier === cell.classifier && ofOneScore(other, cell) && other.rowOf.has(position));
     const defenses = [...new Set(mates.map((other) => other.defense))].map((defense) => (defense === cell.defense ? cell : partner(cell, defense))).filter((other) => other?.rowOf.has(position));
     const attacks = mates.filter((other) => other.defense === cell.defense && (other.threat === cell.threat || other.threat === "-" || cell.threat === "-"));
     return [
@@ -485,7 +488,7 @@
   let inView = false;
 
   function follow() {
-    const [id, position] = decodeURIComponent(location.hash.slice(1)).split("/");
+    const [id, position] = decoded(location.hash.slice(1)).split("/");
     if (position === undefined) return false;
     const cell = byId.get(id), at = Number(position);
     if (!cell?.rowOf.has(at)) {
@@ -495,6 +498,15 @@
     $("trouble").hidden = true;
     go(cell, at, { jump: true });
     return true;
+  }
+
+  // A hand-made address may be no code at all.
+  function decoded(text) {
+    try {
+      return decodeURIComponent(text);
+    } catch {
+      return text;
+    }
   }
 
   function trouble(text) {
