@@ -512,6 +512,25 @@ def test_a_strip_shows_the_chosen_images_and_their_classes(attacked):
     )
 
 
+@pytest.mark.parametrize(("kind", "said"), [("curve", "purifies in no steps"), ("histogram", "has no score model")])
+def test_a_row_that_has_nothing_to_show_is_told(kind, said):
+    logs = [records.load(folder) for folder in EMBEDDED.glob("digits-none-pgd-eot-*")]
+    text = IMAGES.replace('kind = "strip"', f'kind = "{kind}"').replace("transfer:from=(reverse-sde)", "pgd-eot")
+    text = text[: text.rindex("[[row]]")].replace('"reverse-sde"', '"none"')
+    with pytest.raises(UserError, match=said):
+        pictured(text, logs)
+
+
+def test_every_row_of_a_curve_is_drawn(attacked, monkeypatch):
+    """Also beyond the looks that there are."""
+    replay = Replay(attacked[0], attacked[0].images[:2])
+    many = {f"row {i}": replay for i in range(9)}
+    monkeypatch.setattr(imagery, "ways", lambda replays, noise: [imagery.Way(name, [[0.0, 1.0]]) for name in replays])
+    with drawing.style():
+        figure = imagery._curve(drawing.Words("T", [], []), many, made(IMAGES).layout.figure)
+    assert {line.get_label() for line in figure.axes[0].lines} == many.keys()
+
+
 def test_a_curve_ends_where_the_purification_does(attacked):
     replays = {"unguided": Replay(attacked[0], attacked[0].images[:8])}
     [way] = imagery.ways(replays, None)

@@ -202,9 +202,9 @@ def judged(expectation: Expectation, measured: Iterable[Measured], *, nothing: s
         return Verdict(False, f"unmet: {expectation.text}: {', '.join(unmet[:LISTED])}{more}")
     values = [one.numbers[expectation.metric] for one in about]
     nearest = (min if expectation.floor else max)(values)
-    said = _words(nearest, expectation) + (
-        f", of {len(about)} the nearest" if len(about) > 1 else f" ({about[0].name})"
-    )
+    images = sorted({one.images for one in about})
+    said = f"{_words(nearest, expectation)} on {images[0]}{f' to {images[-1]}' if len(images) > 1 else ''} images"
+    said += f", of {len(about)} the nearest" if len(about) > 1 else f" ({about[0].name})"
     return Verdict(True, f"met: {expectation.text}: {said}")
 
 

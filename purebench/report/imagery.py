@@ -56,6 +56,7 @@ def draw(table: Sheet, logs: Iterable[Log], *, honest: bool = False, fill: str =
         name: Replay(entry.logs[0], [line for line in judged(entry.logs[0]) if line["position"] in positions])
         for name, entry in rows.items()
     }
+    _check_kind(figure.kind, replays)
     under = [table.scaled] if table.scaled else []
     under += [f"Other than in the file: {table.changed}."] if table.changed else []
     words = Words(table.layout.title, under, [_foot(figure, len(positions), len(found), rows)])
@@ -63,6 +64,17 @@ def draw(table: Sheet, logs: Iterable[Log], *, honest: bool = False, fill: str =
     unfinished = any(why in line for line in missing for why in (papers.NOT_RUN, "unfinished"))
     missing += [f"fill it with: `{fill}`"] if unfinished and fill else []
     return picture, missing + [note for note in filled.notes if not note.startswith((papers.MISSING, "±: "))]
+
+
+def _check_kind(kind: str, replays: dict[str, Replay]) -> None:
+    """Raises UserError for a row of which such a figure has nothing to show."""
+    for name, replay in replays.items():
+        if kind == "curve" and not replay.defense.purifier.n:
+            raise UserError(f"`{name}` purifies in no steps: it has no way to draw", "choose other rows: `--only WORD`")
+        if kind == "histogram" and replay.defense.score is None:
+            raise UserError(
+                f"`{name}` has no score model, whose norms could be drawn", "choose other rows: `--only WORD`"
+            )
 
 
 def _rows(filled: papers.Filled, figure: plan.Figure) -> tuple[dict[str, Entry], list[str]]:
