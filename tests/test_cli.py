@@ -221,7 +221,9 @@ def test_ctrl_c_keeps_what_was_computed(tmp_path):
     assert (process.returncode, out) == (130, "")
     assert "same command" in err
     assert "Traceback" not in err
-    [log] = records.load_all([tmp_path])
+    # The cell that no run has come to is there, too: it is missing from the table, and that is to be known.
+    [log, later] = sorted(records.load_all([tmp_path]), key=lambda log: -len(log.images))
+    assert (later.images, later.wanted) == ([], 400)
     kept = len(log.images)
     assert f"{kept} new images are kept" in err
     assert 0 < kept < 400
@@ -335,6 +337,10 @@ def test_show_has_every_value_of_every_dataset_and_no_other(name, monkeypatch, c
     tables = {n: datasets.defaults(n).get("defense", {}).get(name, {}) for n in registry.NAMES["dataset"]}
     assert told == {(n, key) for n, table in tables.items() for key in table}
     assert all(n in text for n, _ in told)
+
+
+def test_show_says_what_a_table_waits_for_in_all_of_its_columns(monkeypatch, capsys):
+    assert "needs metric:seconds" in here(monkeypatch, capsys, "show", "coup/4")[1]
 
 
 def test_show_tells_values_paper_and_calls(monkeypatch, capsys):

@@ -11,7 +11,7 @@ from scipy import stats
 
 from purebench.errors import UserError
 from purebench.records.store import Log
-from purebench.report import compare, mates, pairs
+from purebench.report import compare, expect, mates, pairs
 
 # --------------------------------------------------------------------------------------------------------------- statistics
 
@@ -128,6 +128,19 @@ def two(a, b, by=None, metric="robust"):
 
 def said(found):
     return [(row.labels, row.common("attack") or "-", round(row.pair.difference, 3)) for row in found.rows]
+
+
+def test_what_was_not_compared_meets_no_expectation():
+    """Of two cells of one name, one has no mate: an expectation about both is not met by the other alone."""
+    numbers = compare.measured(two([log(), log(gradient="bpda", right=range(8))], [log()]))
+    for text, met in (
+        ("coup/pgd-eot(difference)>=-2%", False),
+        ("coup/pgd-eot@exact(difference)>=-2%", True),
+        ("coup/pgd-eot@bpda(difference)>=-2%", False),
+        ("coup/pgd-eot@bpda>=0.1", False),
+    ):
+        verdict = expect.judged(expect.read(text, compared=True), numbers)
+        assert (verdict.met, "it has no mate" in verdict.line) == (met, not met), verdict.line
 
 
 def test_gradients_of_one_folder():

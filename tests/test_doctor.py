@@ -309,6 +309,17 @@ def test_proxies_and_certificates(healthy, monkeypatch, tmp_path):
     assert ["PySocks" in texts[0], "there is no such file" in texts[1]] == [True, True]
 
 
+def test_a_large_file_that_is_no_checkpoint(healthy, monkeypatch, tmp_path):
+    monkeypatch.setenv("PUREBENCH_CACHE", str(tmp_path))
+    [part] = assets.parts("score-sde-cifar10-vp")
+    part.file.parent.mkdir(parents=True)
+    size = max(part.facts.get("size", 0), storage.SMALL + 1)
+    for head, damaged in ((b"PK", True), (b"garbage", True), (b"\x80\x02", False)):
+        part.file.write_bytes(head)
+        os.truncate(part.file, size)
+        assert bool(storage._damaged(part)) == damaged, head
+
+
 def test_plugins(healthy, monkeypatch, tmp_path):
     (tmp_path / "good.py").write_text(
         '"""Mine."""\nINFO = {"summary": "mine"}\n\n\ndef mine(*, steps: int = 3):\n    return steps\n'

@@ -116,6 +116,13 @@ def flat(value):
         ('method = "COUP"', 'method = "COUP"\nneeds = "spsa"', "`needs = 'spsa'`"),
     ],
 )
+def test_a_word_that_is_the_whole_name_of_a_row_means_that_row():
+    layout = layouts.read(grid.tables()["coup/3"], "coup/3")
+    rows = [row.name for row in places.chosen(layout, ["-"]).rows]
+    assert rows == ["-"]
+    assert len(places.chosen(layout, ["DiffPure", "-"]).rows) == 2
+
+
 def test_a_mistake_is_told_by_its_row(old, new, said):
     assert old in BASE
     with pytest.raises(UserError) as error:

@@ -164,6 +164,23 @@ def test_a_transfer_follows_a_source_that_was_made_anew(reference, tmp_path):
         assert (target.folder / name).read_bytes() == (reference / target.id / name).read_bytes()
 
 
+def test_a_run_that_is_killed_at_once_leaves_a_trace_of_every_cell(tmp_path, monkeypatch):
+    """Of a defense's attacks the one that was never begun may be the strongest: a table must know of it."""
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner._Queue, "work_off", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, ("one-shot",), ("null", "pgd-eot:steps=1"), images=3)
+    found = records.load_all([tmp_path])
+    assert [(len(log.images), log.wanted) for log in found] == [(0, 3)] * 2
+    assert "not judged yet" in tables.render(found)
+    monkeypatch.undo()
+    assert run(tmp_path, ("one-shot",), ("null", "pgd-eot:steps=1"), images=3).images == 6
+    assert all(len(log.runs) == 1 for log in records.load_all([tmp_path]))
+
+
 def test_fresh_starts_over_and_keeps_the_old(reference, tmp_path):
     for _ in range(2):
         run(tmp_path, ("one-shot",), ("null",), fresh=True)

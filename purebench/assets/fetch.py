@@ -391,14 +391,19 @@ def verify(part: Part, path: Path) -> str:
 
 def _check_first_use(part: Part, path: Path, sha256: str) -> None:
     """SourceFailed if a file without a published hash differs from what first came under its name, or is no file of torch's."""
-    facts, lock = part.facts, part.lock()
+    lock = part.lock()
     if lock and lock["sha256"] != sha256:
         raise SourceFailed(
             f"its sha256 is {sha256[:12]}.., but {lock['sha256'][:12]}.. was pinned when it first came ({lock.get('when', '?')}, "
             f"{lock.get('source', '?')}); if the publisher has replaced it, delete `{part.beside('.lock.json')}`"
         )
-    network = facts.get("kind") in ("score", "classifier") and part.result == part.file
-    if network and facts.get("format") != "safetensors" and not _head(path).startswith(TORCH):
+    check_head(part, path)
+
+
+def check_head(part: Part, path: Path) -> None:
+    """Raises SourceFailed for a network's file that does not begin as one of torch's."""
+    network = part.facts.get("kind") in ("score", "classifier") and part.result == part.file
+    if network and part.facts.get("format") != "safetensors" and not _head(path).startswith(TORCH):
         raise SourceFailed("it is no file of torch's: neither a zip nor a pickle")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import itertools
 import re
 import textwrap
 import tomllib
@@ -152,7 +153,10 @@ def _paper(data: dict[str, Any], name: str) -> dict[str, Any]:
     layout = layouts.of(data, name)
     rows = []
     for row in layout.rows:
-        lacks = places.lacking(row.needs)
+        # Where every column waits for something, so does the row.
+        measured = [column for column in layout.columns if column.metric and not column.honest]
+        of_columns = [places.lacking(column.needs) for column in measured]
+        lacks = [*places.lacking(row.needs), *(dict.fromkeys(itertools.chain(*of_columns)) if all(of_columns) else ())]
         runs = (
             f"runs {row.cells.get('defense', layout.cells.get('defense', ''))}" if row.cells is not None else "quoted"
         )

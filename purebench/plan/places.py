@@ -195,7 +195,13 @@ def chosen(layout: Layout, only: Sequence[str]) -> Layout:
     for word in words:
         if not any(word in text for _, text in named):
             raise unknown("row", word, [row.name for row in layout.rows])
-    rows = [row for row, text in named if any(word in text for word in words)]
+    # Where a word is the whole name of rows, these are meant: `-` is a name, and in many others.
+    whole = {word for word in words if any(row.name.lower() == word for row in layout.rows)}
+    rows = [
+        row
+        for row, text in named
+        if row.name.lower() in whole or any(word in text for word in words if word not in whole)
+    ]
     return replace(layout, rows=tuple(rows))
 
 

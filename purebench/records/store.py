@@ -116,11 +116,12 @@ class Log:
     folder: Path = field(default_factory=Path)
     was: tuple[str, ...] = ()
     rivals: tuple[Path, ...] = ()
+    announced: int | None = None  # images wanted of a cell that no run has come to
 
     @property
     def wanted(self) -> int | None:
         """How many images the last run asked for; None where it did not say, as older versions did."""
-        number = self.runs[-1].get("wanted") if self.runs and isinstance(self.runs[-1], dict) else None
+        number = self.runs[-1].get("wanted") if self.runs and isinstance(self.runs[-1], dict) else self.announced
         return number if isinstance(number, int) else None
 
 
@@ -239,7 +240,8 @@ def load(folder: Path) -> Log:
     seconds = sum(c["seconds"] for c in read_lines(folder / COST))
     failed = data["runs"][-1].get("failed") if data["runs"] else None
     images = list(latest(folder).values())
-    return Log(data["id"], data["cell"], data["runs"], images, seconds, failed, folder, tuple(data.get("was", ())))
+    was, announced = tuple(data.get("was", ())), data.get("wanted")
+    return Log(data["id"], data["cell"], data["runs"], images, seconds, failed, folder, was, announced=announced)
 
 
 def cells(paths: Iterable[Path]) -> list[Path]:
@@ -288,6 +290,22 @@ def set_aside(folder: Path) -> None:
         n += 1
     with full_disk_is_an_error(folder), lock(folder):
         folder.rename(old)
+
+
+def announce(folder: Path, cell_id: str, cell: Json, shape: list[int], wanted: int) -> None:
+    """Writes `cell.json` of a cell that nobody has begun, so that a run which is killed before it comes there leaves a trace: of a
+    defense's attacks the one that is missing may be the strongest. Of a cell that is there already, or is being written, nothing."""
+    if (folder / CELL).exists():
+        return
+    data = {"schema": SCHEMA, "id": cell_id, "shape": shape, "cell": cell, "runs": [], "wanted": wanted}
+    with contextlib.suppress(Locked), full_disk_is_an_error(folder), lock(folder):
+        if not (folder / CELL).exists():
+            replace(folder / CELL, json.dumps(data, indent=1) + "\n")
+
+
+def begun(folder: Path) -> bool:
+    """Whether a run has come to the cell, or only announced it."""
+    return (folder / CELL).exists() and bool(_read(folder)["runs"])
 
 
 class Store:

@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import nan
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -98,7 +99,7 @@ class Compared:
 @dataclass(frozen=True)
 class Comparison:
     """All pairs: `what` is compared, between `places` (one set of records or two), in which `metric`; `refused`: pairs that were none, and
-    why; `alone`: cells without a mate."""
+    why; `alone`: cells without a mate; `without`: the cells of both, of which nothing was compared, and why."""
 
     places: tuple[str, ...]
     free: tuple[str, ...]
@@ -106,6 +107,7 @@ class Comparison:
     rows: list[Compared]
     refused: list[str]
     alone: list[str]
+    without: list[tuple[Side, str]]
 
 
 # ---- which, with which ---------------------------------------------------------------------------
@@ -190,6 +192,7 @@ def _comparison(
     made = [compared(a, b, free, metric) for a, b in found]
     rows = [one for one in made if isinstance(one, Compared)]
     refused = [one for one in made if isinstance(one, str)]
+    without = [(side, one) for pair, one in zip(found, made, strict=True) if isinstance(one, str) for side in pair]
     if not rows:
         raise UserError(
             f"nothing can be compared: {_some(refused, '; ')}", "`purebench status` says what the cells hold"
@@ -198,8 +201,9 @@ def _comparison(
     rows = [replace(row, corrected=p) for row, p in zip(rows, corrected, strict=True)]
     rows.sort(key=_place)
     paired = {id(log) for pair in found for side in pair for log in side.logs.values()}
-    alone = [_title(side) for side in sides if not {id(log) for log in side.logs.values()} & paired]
-    return Comparison(places, tuple(free), metric, rows, refused, alone)
+    lonely = [side for side in sides if not {id(log) for log in side.logs.values()} & paired]
+    without += [(side, "it has no mate") for side in lonely]
+    return Comparison(places, tuple(free), metric, rows, refused, list(map(_title, lonely)), without)
 
 
 def _place(row: Compared) -> tuple[object, ...]:
@@ -296,6 +300,11 @@ def measured(found: Comparison) -> list[expect.Measured]:
                 label=row.name(),
             )
         )
+    # What was not compared may be what an expectation is about: then it is not met by what is left.
+    for lonely, why in found.without:
+        of_side = tuple(log.cell for log in lonely.logs.values())
+        for numbers_of in ({found.metric: nan}, {expect.DIFFERENCE: nan}):
+            numbers.append(expect.Measured(of_side, numbers_of, 0, why=f"not compared: {why}"))
     return numbers
 
 

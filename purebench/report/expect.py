@@ -17,7 +17,10 @@ from purebench.errors import UserError, unknown
 from purebench.records.store import CellData, Log
 from purebench.report import metrics, selection, tables
 
-GRAMMAR = "write DEFENSE/ATTACK[@GRADIENT][/THREAT][(METRIC)]>=NUMBER, as 'coup/autoattack-rand>=0.40' or 'coup/strongest>=40%'"
+GRAMMAR = (
+    "in quotes, since a shell takes `>` for itself: DEFENSE/ATTACK[@GRADIENT][/THREAT][(METRIC)]>=NUMBER, "
+    "as 'coup/autoattack-rand>=0.40' or 'coup/strongest>=40%'"
+)
 OPS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt,
 }  # fmt: skip
@@ -49,7 +52,8 @@ class Expectation:
 @dataclass(frozen=True)
 class Measured:
     """A number that was printed, with what it is of: `cells`, of a difference those of both sides; `headline`: of the strongest attack;
-    `short`: what was not run to its end; `masked`: its attack was blind; `label`: what it is called, if not by its cell."""
+    `short`: what was not run to its end; `why`: there is no number; `masked`: its attack was blind; `label`: what it is called, if not by
+    its cell."""
 
     cells: tuple[CellData, ...]
     numbers: Mapping[str, float]
@@ -57,6 +61,7 @@ class Measured:
     headline: bool = False
     masked: bool = False
     short: str = ""
+    why: str = ""
     label: str = ""
 
     @property
@@ -221,6 +226,8 @@ def _is_about(expectation: Expectation, one: Measured) -> bool:
 def _why_not(expectation: Expectation, one: Measured) -> str:
     """Why a number does not meet an expectation; empty if it does."""
     value = one.numbers.get(expectation.metric)
+    if one.why:
+        return one.why
     # What was cut off may have the easy images, whatever its number is.
     if one.short:
         return f"unfinished: {one.short}"

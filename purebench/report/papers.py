@@ -369,7 +369,7 @@ class _Matrix:
     def __init__(self, table: Sheet, entries: list[list[Entry]], compare: bool):
         self.table, self.compare = table, compare
         columns = [entry.column for entry in entries[0]]
-        self.digits = {c.number: _decimals(row.numbers.get(c.number) for row in table.layout.rows) for c in columns}
+        self.digits = {c.number: _decimals(row.numbers.get(c.number) for row in table.layout.whole) for c in columns}
         self.best = self._best(entries)
         panels = [panel.key for panel in table.layout.panels] or [""]
         self.spans = [(panel.title, len(self._header(columns, panel.key))) for panel in table.layout.panels]

@@ -85,6 +85,8 @@ def run(plan: Plan, settings: Settings, report: Reporter, outcome: Outcome | Non
     outcome = outcome or Outcome()
     # Before the workers are started, which takes seconds.
     check(plan, settings)
+    for job in plan.jobs:
+        records.announce(place(settings.out, job.cell), job.cell.id, job.cell.data(), job.shape, job.images)
     report.start(sum(cost.work(job) * job.images for job in plan.jobs))
     pool = pools.start(settings.workers, settings.device, settings.memory, report)
     queue = _Queue(plan, settings, report, outcome, pool)
@@ -267,7 +269,8 @@ class _OpenCell:
         self.job, self.cell, self.id = job, job.cell, job.cell.id
         self.rows, self.out = settings.rows_of(job.cell), settings.out
         folder = place(settings.out, job.cell)
-        if settings.fresh and (folder / records.CELL).exists():
+        # What was only announced is nothing to be kept.
+        if settings.fresh and records.begun(folder):
             records.set_aside(folder)
         self.store = records.Store(folder, self.id, job.cell.data(), job.shape, self._entry())
         # Positions of the images that the source of a transfer has.

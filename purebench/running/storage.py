@@ -146,6 +146,8 @@ def _damaged(part: assets.Part) -> str:
             return "" if part.whole() else "it is empty"
         if part.file.stat().st_size <= SMALL:
             fetch.verify(part, part.file)
+        else:
+            fetch.check_head(part, part.file)
         published, pinned = part.facts.get("sha256"), part.lock().get("sha256")
         if published and pinned and published != pinned:
             return f"`fetch` found the sha256 {pinned[:12]}.., and the registry has {published[:12]}.."
