@@ -116,13 +116,6 @@ def flat(value):
         ('method = "COUP"', 'method = "COUP"\nneeds = "spsa"', "`needs = 'spsa'`"),
     ],
 )
-def test_a_word_that_is_the_whole_name_of_a_row_means_that_row():
-    layout = layouts.read(grid.tables()["coup/3"], "coup/3")
-    rows = [row.name for row in places.chosen(layout, ["-"]).rows]
-    assert rows == ["-"]
-    assert len(places.chosen(layout, ["DiffPure", "-"]).rows) == 2
-
-
 def test_a_mistake_is_told_by_its_row(old, new, said):
     assert old in BASE
     with pytest.raises(UserError) as error:
@@ -525,3 +518,10 @@ def test_a_row_without_a_group_stands_under_nobody_elses():
     """Beside each other, panels share a line only where they share the group."""
     lines = papers._side_by_side([[("Old", [["a"]])], [("", [["b"]])]], [1, 1])
     assert lines == [["", "b"], "Old", ["a", ""]]
+
+
+def test_a_word_that_is_the_whole_name_of_a_row_means_that_row():
+    layout = layouts.read(grid.tables()["coup/3"], "coup/3")
+    rows = [row.name for row in places.chosen(layout, ["-"]).rows]
+    assert rows == ["-"]
+    assert len(places.chosen(layout, ["DiffPure", "-"]).rows) == 2
