@@ -657,6 +657,7 @@ def _tex(matrix: Printed) -> str:
         )
     lines += [r"\bottomrule", r"\end{tabular}"]
     # In print, and first: with the paper's caption above it nobody would take it for what it is.
+    lines.append(r"\par\smallskip")
     for note in ([table.scaled] if table.scaled else []) + notes:
         lines.append(rf"\par{{\footnotesize {word(note.replace('`', ''))}}}")
     return "\n".join([*lines, r"\end{table}"]) + "\n"
