@@ -464,7 +464,7 @@ def test_the_command_that_fills_a_table_names_its_folder(tmp_path, monkeypatch, 
     assert "Fill it with: `purebench run my.toml --only coup --out out`" in capsys.readouterr().out
 
 
-# ------------------------------------------------------------------------------------------ what newcomers found, of all its kind
+# ---------------------------------------------------------------------------------------------- what was found in use, and its kind
 
 
 def test_nothing_is_the_best_while_a_place_waits_for_its_run():
