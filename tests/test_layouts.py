@@ -525,3 +525,13 @@ def test_a_word_that_is_the_whole_name_of_a_row_means_that_row():
     rows = [row.name for row in places.chosen(layout, ["-"]).rows]
     assert rows == ["-"]
     assert len(places.chosen(layout, ["DiffPure", "-"]).rows) == 2
+
+
+def test_latex_of_a_scaled_table_says_so_in_print():
+    """A comment is not printed: digits would stand under the caption of CIFAR-10."""
+    layout = layouts.read(grid.tables()["coup/1"], "coup/1")
+    for options, scaled in (({"dataset": "digits"}, True), ({}, False)):
+        lines = papers.render(sheet.of(layout, options), [], "tex").splitlines()
+        printed = [line for line in lines if not line.startswith("%")]
+        assert any("nothing here compares with the paper" in line for line in printed) == scaled
+        assert any("caption" in line and "(scaled)" in line for line in printed) == scaled

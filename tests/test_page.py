@@ -519,3 +519,30 @@ def test_a_browser_opens_it_at_an_image(results, text, tmp_path):
     assert f"{N} of {N} images · coup under pgd-eot · robust " in done.stdout
     assert re.search(r"<h3>Image 17, label \d</h3>", done.stdout)
     assert 'id="trouble" role="alert" hidden' in done.stdout
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to open the page with")
+def test_a_partner_is_on_the_same_score_model(results, tmp_path):
+    """Of two score models the list of an image names the cells of its own alone."""
+    [cell] = copied(results, tmp_path / "r").glob("digits-reverse-sde-pgd-eot-*")
+    other = tmp_path / "r" / "digits-reverse-sde-other"
+    shutil.copytree(cell, other)
+    data = json.loads((cell / store.CELL).read_text())
+    data["cell"]["score"], data["id"] = "other-vp", other.name
+    del data["was"]  # by which it would be a copy of the same cell
+    (other / store.CELL).write_text(json.dumps(data))
+    (tmp_path / "page.html").write_text(page.render(store.load_all([tmp_path / "r"])), encoding="utf-8")
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--virtual-time-budget=5000",
+    ]
+    shown = []
+    for name in (cell.name, other.name):
+        address = f"{(tmp_path / 'page.html').as_uri()}#{name}/5"
+        done = subprocess.run([CHROMIUM, *options, "--dump-dom", address], capture_output=True, text=True, timeout=60)
+        shown.append(done.stdout.partition("Under the same attack")[2].partition("</table>")[0])
+    # On its own score model COUP stands beside it; on the other there is no COUP.
+    assert ["coup" in text for text in shown] == [True, False]

@@ -128,7 +128,7 @@ def settled(logs: Iterable[Log]) -> list[Log]:
     logs, best, ids = list(logs), dict[str, Log](), dict[str, str]()
     rivals: dict[str, list[Path]] = {}
     # By folder at last: which of equals counts must not depend on the order in which they are named.
-    for log in sorted(logs, key=lambda log: (*_extent(log), _started(log), str(log.folder)), reverse=True):
+    for log in sorted(logs, key=lambda log: (*_extent(log), log.started, str(log.folder)), reverse=True):
         # A name of before tells copies of one cell, too: what is not beside its source, or of a plug-in, may have another id.
         first = next((ids[name] for name in (log.id, *log.was) if name in ids), log.id)
         ids |= dict.fromkeys((log.id, *log.was), first)
@@ -159,10 +159,6 @@ def _read(paths: Sequence[str | Path]) -> list[Log]:
 def _extent(log: Log) -> tuple[int, int]:
     judged = store.judged(log)
     return len(judged), sum(len(line["adversarial"]) for line in judged)
-
-
-def _started(log: Log) -> str:
-    return max((str(run.get("started", "")) for run in log.runs), default="")
 
 
 def _answer_otherwise(log: Log, other: Log) -> bool:

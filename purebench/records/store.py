@@ -121,6 +121,11 @@ class Log:
     announced: int | None = None  # images wanted of a cell that no run has come to
 
     @property
+    def started(self) -> str:
+        """When the last run that wrote to it began, as ISO 8601; empty where none did."""
+        return max((str(run.get("started", "")) for run in self.runs), default="")
+
+    @property
     def wanted(self) -> int | None:
         """How many images the last run asked for; None where it did not say, as older versions did."""
         number = self.runs[-1].get("wanted") if self.runs and isinstance(self.runs[-1], dict) else self.announced

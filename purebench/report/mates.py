@@ -37,7 +37,7 @@ class Side:
 
     @property
     def started(self) -> str:
-        return max((str(run.get("started", "")) for log in self.logs.values() for run in log.runs), default="")
+        return max((log.started for log in self.logs.values()), default="")
 
     @property
     def natural(self) -> bool:

@@ -157,7 +157,7 @@ class _Records:
         self.clean: dict[str, list[Log]] = defaultdict(list)
         self.twice: dict[str, list[str]] = defaultdict(list)
         # The newest last, so that it is the one that stays. Copies of one cell are not two: the one with the most images is kept.
-        for log in sorted(frame.settled(logs), key=_started):
+        for log in sorted(frame.settled(logs), key=lambda log: log.started):
             if not metrics.judged(log):
                 continue
             key = plan.key(log.cell)
@@ -174,10 +174,6 @@ class _Records:
         return max(
             self.clean.get(one.clean, []), key=lambda log: (not _short(log, one.images), _extent(log)), default=None
         )
-
-
-def _started(log: Log) -> str:
-    return max((str(run.get("started", "")) for run in log.runs), default="")
 
 
 def _extent(log: Log) -> tuple[int, int]:
