@@ -593,6 +593,26 @@ def test_the_distance_to_the_clean_image_grows_with_the_purification_time_on_the
     assert propositions.distance(8.0, 0.1, n=400, seed=1) < propositions.distance(0.0, 0.1, n=400, seed=1)
 
 
+def test_the_variance_of_the_vote_is_integrated_and_agrees_with_what_is_drawn():
+    images, chance = propositions.flip_chance(4.0)
+    for start in (0.05, 0.2):
+        found = chance[(images - start).abs().argmin()].item()
+        # 0.03: three deviations of so many draws.
+        assert propositions.flips(4.0, start, 2000, seed=1) == pytest.approx(found, abs=0.03)
+    # Neither side is favoured.
+    assert (chance + chance.flip(0)).tolist() == pytest.approx([1.0] * len(images), abs=1e-6)
+    with drawing.style():
+        [axes] = propositions.draw_variance().axes
+    unguided, *guided = [torch.tensor(line.get_ydata()) for line in axes.lines]
+    assert len(guided) == len(propositions.WEIGHTS) - 1
+    assert unguided[0].item() == pytest.approx(0.25, abs=1e-4)  # a coin at the boundary
+    assert (unguided.diff() < 0).all()
+    assert all((variances < unguided).all() for variances in guided)
+    # The density integrates to 1.
+    x = torch.linspace(-2, 2, 2001, dtype=torch.float64)
+    assert torch.trapezoid(propositions.density(x), x).item() == pytest.approx(1)
+
+
 def test_a_path_begins_at_the_image_and_its_dashes_are_the_flips(monkeypatch):
     monkeypatch.setattr(propositions, "RUNS", 20)
     ways = propositions.paths(0.0, 0.1, 5, seed=0)

@@ -34,6 +34,7 @@ OF_THE_TOY = {  # figures of no records
     "coup-paths": "COUP's Figures 1 and 3a: a sample near the boundary, purified without and with guidance",
     "coup-flips": "COUP's Proposition 1: label flips against the distance from the boundary, by guidance",
     "coup-distance": "COUP's Proposition 2: distance to the clean image against purification time",
+    "coup-variance": "COUP's appendix B: variance of a purification's vote against the density of the image, by guidance",
 }
 WITHOUT_PRESET = {  # figures that no file says
     "cost": "network calls of a purification against robustness, a point per defense; from any records",
