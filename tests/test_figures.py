@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from purebench import cli
+from purebench import cli, datasets
 from purebench.cli.layouts import command
 from purebench.errors import UserError
 from purebench.plan import figures as plan
 from purebench.plan import grid, layouts, places, sheet
 from purebench.records import store as records
 from purebench.records.store import Log
-from purebench.report import costs, drawing, figures, imagery, metrics, papers, propositions
+from purebench.report import costs, drawing, figures, imagery, maps, metrics, papers, propositions
 from purebench.report.replay import Replay, first_right
+from purebench.running import evaluate
 
 torch.set_num_threads(1)
 
@@ -510,6 +511,116 @@ def test_a_strip_shows_the_chosen_images_and_their_classes(attacked):
     assert f"The first 3 of the {len(wrong)} of 100 images that unguided got wrong" in " ".join(texts).replace(
         "\n", " "
     )
+
+
+def judged_clean(table, positions):
+    """Logs of the null control of a bare classifier, one for each row of a table: all that a strip of clean images asks for."""
+    found = []
+    for line in places.places(table.layout, {}):
+        [[cells]] = line[1].cells
+        [job] = grid.jobs(places.as_grid(cells))
+        order = datasets.order(job.size, job.cell.subset)
+        indices = [order[p] for p in positions]
+        labels = evaluate.dataset(job.cell.dataset).take(indices)[1].tolist()
+        lines = [
+            {
+                "position": p, "index": i, "label": label, "undefended": label, "clean": [(label + p) % 10], "adversarial": [label],
+                "verdict": None, "nfe": [0, 0], "linf": 0.0, "l2": 0.0,
+            }
+            for p, i, label in zip(positions, indices, labels, strict=True)
+        ]  # fmt: skip
+        found.append(Log(job.cell.id, job.cell.data(), [{"started": "2026", "wanted": len(lines)}], lines, 1.0, None))
+    return found
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+def test_rows_of_different_images_show_their_own(transpose):
+    """As of corrupted datasets, and of faces by attribute."""
+    text = IMAGES.replace('attack = "transfer:from=(reverse-sde)"', 'attack = "null"').replace('"robust"', '"clean"')
+    text = text.replace('"reverse-sde"', '"none"').replace('defense = "coup"', 'defense = "none", subset = "choice:1"')
+    text = text.replace("images = 100", "images = 3").replace(
+        "[figure]", f"transpose = {str(transpose).lower()}\n[figure]"
+    )
+    table = made(text)
+    logs = judged_clean(table, range(3))
+    with drawing.style():
+        figure, _ = imagery.draw(table, logs)
+    images = {axes.get_label(): axes.images[0].get_array().data for axes in figure.axes if axes.images}
+    # Nothing attacked them, and a bare classifier purifies nothing.
+    assert len(images) == 12
+    for name, log in zip(("unguided", "guided"), logs, strict=True):
+        clean = Replay(log, log.images, unattacked=True).clean()
+        for i in range(3):
+            for shown in (
+                (f"{name} given {i}", f"{name} purified {i}")
+                if transpose
+                else (f"{name} clean {i}", f"{name} purified {i}")
+            ):
+                assert images[shown].tolist() == clean[i, 0].tolist()
+    # The judge's answers to the clean images, of which it got those of position 1 and 2 wrong.
+    assert sum(word.get_text().endswith("×") for word in figure.texts) == 4
+    with pytest.raises(UserError, match="cannot choose the images of all rows"):
+        imagery.draw(made(text.replace('"strip"', '"strip"\nwrong = "guided"')), logs)
+
+
+def test_a_map_is_of_the_plane_through_its_three_images(attacked):
+    replay = Replay(attacked[0], attacked[0].images[:2])
+    clean, broken, purified = (x[0] for x in (replay.clean(), replay.attacked(), replay.purified()))
+    plane = maps.plane(clean, broken, purified)
+    three = torch.stack([clean, broken, purified])
+    at = plane.at(three)
+    assert plane.images(at).flatten().tolist() == pytest.approx(three.flatten().tolist(), abs=1e-6)
+    assert at[0].tolist() == [0, 0]
+    assert at[1].tolist() == pytest.approx([(broken - clean).norm().item(), 0], abs=1e-5)
+    assert maps.plane(clean, clean, purified) is None
+    assert maps.plane(clean, broken, broken) is None
+    # Each image lies in the region of its class.
+    ends = (-0.1, 2.0, -0.1, 2.0)
+    classes = maps.decisions(replay, plane, ends, tuple(clean.shape))
+    n = len(classes)
+    for image, (x, y) in zip(three, at, strict=True):
+        row, column = (round((place + 0.1) / 2.1 * (n - 1)) for place in (y, x))
+        assert classes[row, column] == replay.answers(image[None])[0]
+
+
+def test_maps_and_embeddings_are_drawn_of_attacked_images(attacked, monkeypatch):
+    monkeypatch.setattr(maps, "GRID", 12)
+    figure, _ = pictured(IMAGES.replace('"strip"', '"map"\nimages = 2'), attacked, images=20)
+    drawn = [axes for axes in figure.axes if axes.get_label().endswith((" 0", " 1"))]
+    assert len(drawn) == 4
+    for axes, log in zip(drawn[::2], attacked, strict=True):
+        line = log.images[0]
+        assert axes.get_title(loc="left").endswith(
+            f"a {line['label']}: attacked {_bare(log, 0)}, purified {line['adversarial'][0]}"
+        )
+        path = next(shown.get_xydata() for shown in axes.lines if shown.get_label() == "path")
+        ends = [
+            next(s.get_xydata()[0] for s in axes.lines if s.get_label() == name) for name in ("attacked", "purified")
+        ]
+        for end, point in zip(ends, path[[0, -1]], strict=True):
+            assert point.tolist() == pytest.approx(end.tolist(), abs=1e-4)
+    one = IMAGES[: IMAGES.rindex("[[row]]")].replace('"strip"', '"tsne"')
+    figure, _ = pictured(one, attacked, images=5)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["images", "logits"]
+    replay = Replay(attacked[0], attacked[0].images[:5])
+    again = maps.embedded(torch.cat([replay.clean(), replay.attacked(), replay.purified()]))
+    marked = [line.get_xydata() for line in figure.axes[0].lines if line.get_label() in maps.MARKS]
+    assert [place for points in marked for place in points.tolist()] == again.tolist()
+
+
+def _bare(log, i):
+    replay = Replay(log, log.images[i : i + 1])
+    return replay.answers(replay.attacked())[0]
+
+
+def test_what_has_no_map_is_refused(attacked):
+    for text, images, said in (
+        (IMAGES.replace('"strip"', '"map"\nimages = 5'), 20, "has room for 4 images"),
+        (IMAGES.replace('"strip"', '"tsne"'), 3, "too few for a t-SNE"),
+        (IMAGES.replace('"strip"', '"map"').replace('"robust"', '"clean"'), 20, "is of clean images"),
+    ):
+        with pytest.raises(UserError, match=said):
+            pictured(text, attacked, images=images)
 
 
 @pytest.mark.parametrize(("kind", "said"), [("curve", "purifies in no steps"), ("histogram", "has no score model")])

@@ -27,8 +27,11 @@ KINDS: dict[str, dict[str, Any]] = {  # kind -> its keys and what they may be
     "strip": {"y": str, "lines": str, "images": int, "wrong": str, "right": str},
     "curve": {"y": str, "lines": str, "wrong": str, "right": str, "noise": (int, float), "xlabel": str, "ylabel": str},
     "histogram": {"y": str, "lines": str, "xlabel": str, "ylabel": str},
+    "map": {"y": str, "lines": str, "images": int, "wrong": str, "right": str},
+    "tsne": {"y": str, "lines": str, "images": int, "wrong": str, "right": str},
 }
-OF_IMAGES = ("strip", "curve", "histogram")  # kinds that need the records' images, and the networks
+OF_IMAGES = ("strip", "curve", "histogram", "map", "tsne")  # kinds that need the records' images, and the networks
+SHOWN = {"strip": 6, "map": 3, "tsne": 200}  # kinds that show some images alone, and how many unless it is said
 OF_THE_TOY = {  # figures of no records
     "coup-toy": "COUP's Figure 3b: label flips against guidance and the classifier's error; a PNG, half a minute",
     "coup-paths": "COUP's Figures 1 and 3a: a sample near the boundary, purified without and with guidance",
@@ -95,7 +98,8 @@ def of(
         ylabel=data.get("ylabel", ""),
         xscale=_scale(data.get("xscale", "linear"), [column.title for column in drawn], where),
         ylim=_limits(data.get("ylim"), where),
-        **{key: data[key] for key in ("images", "wrong", "right", "noise") if key in data},
+        images=data.get("images", SHOWN.get(kind, 6)),
+        **{key: data[key] for key in ("wrong", "right", "noise") if key in data},
     )
 
 

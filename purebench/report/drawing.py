@@ -119,10 +119,11 @@ def canvas(
     left: float = 0.46,
     below: float = 0.36,
     titled: bool = False,
+    page: bool = False,
 ) -> Canvas:
     """A figure with so many axes side by side, each so high, and room for the words, for `legend` lines of a legend, and for labels at the
-    left of and below the axes (inches). titled: each of the axes has a title."""
-    width = COLUMN if axes == 1 else PAGE
+    left of and below the axes (inches). titled: each of the axes has a title; page: as wide as a page, also for one."""
+    width = PAGE if page or axes > 1 else COLUMN
     title = _wrapped([words.title], width, TITLE * 1.1)
     under, notes = (_wrapped(lines, width, SMALL) for lines in (words.under, words.notes))
     foot = 0.08 + LINE * len(notes) + (0.04 if notes else 0) + HEADLINE * legend

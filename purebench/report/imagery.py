@@ -1,5 +1,5 @@
-"""Figures of images: those of the records, purified once more as the judge did first. `strip` shows them, `curve` how confident the
-classifier is of their label on the way, `histogram` the norms of their scores. Needs the networks."""
+"""Figures of images: those of the records, purified once more as the judge did first. `strips` and `maps` show them; here, `curve`: how
+confident the classifier is of their label on the way, `histogram`: the norms of their scores. Needs the networks."""
 
 from __future__ import annotations
 
@@ -8,25 +8,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
 
 from purebench.errors import UserError
 from purebench.plan import figures as plan
+from purebench.plan.layouts import CLEAN
 from purebench.plan.sheet import Sheet
-from purebench.records.store import Log, Record, judged
-from purebench.report import drawing, papers
+from purebench.records.store import Log, judged
+from purebench.report import drawing, maps, papers, strips
 from purebench.report.drawing import COLOURS, DASHES, EDGE, MARKERS, Words
 from purebench.report.papers import Entry
 from purebench.report.replay import Replay, first_right
 
-NAME, GAP, WORD = (
-    0.78,
-    0.03,
-    0.11,
-)  # of a strip, in inches: room for names, between images, and for a class below an image
 BINS = 24
 LIMIT = 4  # histograms side by side
 
@@ -51,16 +46,24 @@ def draw(table: Sheet, logs: Iterable[Log], *, honest: bool = False, fill: str =
             f"there is nothing to draw for `{table.layout.id}`: {said}", f"fill it with: {fill}" if fill else ""
         )
     found = _chosen(rows, figure)
-    positions = found[: figure.images] if figure.kind == "strip" else found
+    positions = found[: figure.images] if figure.kind in plan.SHOWN else found
     replays = {
-        name: Replay(entry.logs[0], [line for line in judged(entry.logs[0]) if line["position"] in positions])
+        name: Replay(
+            entry.logs[0],
+            [line for line in judged(entry.logs[0]) if line["position"] in positions],
+            unattacked=_unattacked(entry),
+        )
         for name, entry in rows.items()
     }
     _check_kind(figure.kind, replays)
     under = [table.scaled] if table.scaled else []
     under += [f"Other than in the file: {table.changed}."] if table.changed else []
     words = Words(table.layout.title, under, [_foot(figure, len(positions), len(found), rows)])
-    picture = {"strip": _strip, "curve": _curve, "histogram": _histogram}[figure.kind](words, replays, figure)
+    if figure.kind == "strip":
+        picture = strips.draw(words, replays, transpose=table.layout.transpose)
+    else:
+        kinds = {"curve": _curve, "histogram": _histogram, "map": maps.regions, "tsne": maps.tsne}
+        picture = kinds[figure.kind](words, replays, figure)
     unfinished = any(why in line for line in missing for why in (papers.NOT_RUN, "unfinished"))
     missing += [f"fill it with: `{fill}`"] if unfinished and fill else []
     return picture, missing + [note for note in filled.notes if not note.startswith((papers.MISSING, "±: "))]
@@ -69,8 +72,10 @@ def draw(table: Sheet, logs: Iterable[Log], *, honest: bool = False, fill: str =
 def _check_kind(kind: str, replays: dict[str, Replay]) -> None:
     """Raises UserError for a row of which such a figure has nothing to show."""
     for name, replay in replays.items():
-        if kind == "curve" and not replay.defense.purifier.n:
+        if kind in ("curve", "map") and not replay.defense.purifier.n:
             raise UserError(f"`{name}` purifies in no steps: it has no way to draw", "choose other rows: `--only WORD`")
+        if kind in ("map", "tsne", "histogram") and replay.unattacked:
+            raise UserError(f"`{name}` is of clean images, and a `{kind}` shows attacked ones", "name an attack")
         if kind == "histogram" and replay.defense.score is None:
             raise UserError(
                 f"`{name}` has no score model, whose norms could be drawn", "choose other rows: `--only WORD`"
@@ -94,14 +99,27 @@ def _rows(filled: papers.Filled, figure: plan.Figure) -> tuple[dict[str, Entry],
     return found, missing
 
 
+def _unattacked(entry: Entry) -> bool:
+    """Whether a row is about what its defense does to clean images: its record may be any attack's, or the control's."""
+    return entry.column.metric in CLEAN or entry.logs[0].cell["attack"] == "null"
+
+
 def _chosen(rows: dict[str, Entry], figure: plan.Figure) -> list[int]:
     """The positions that all rows have, and on which these were wrong or right as the figure asks."""
     tables = {name: {line["position"]: line for line in judged(entry.logs[0])} for name, entry in rows.items()}
     common = sorted(set.intersection(*(set(table) for table in tables.values())))
-    for name, wanted in ((figure.wrong, False), (figure.right, True)):
-        if name and name not in tables:
+    asked = [(name, wanted) for name, wanted in ((figure.wrong, False), (figure.right, True)) if name]
+    for name, _ in asked:
+        if name not in tables:
             raise UserError(f"the images are chosen by the row `{name}`, which has no records yet", "run it first")
-        common = [position for position in common if not name or first_right(tables[name][position]) == wanted]
+    if asked and any(len({(of[p]["index"], of[p]["label"]) for of in tables.values()}) > 1 for p in common):
+        raise UserError(
+            f"`{asked[0][0]}` cannot choose the images of all rows: these are of different ones",
+            "leave out `wrong` and `right`, or give all rows one dataset and subset",
+        )
+    for name, wanted in asked:
+        key = "clean" if _unattacked(rows[name]) else "adversarial"
+        common = [position for position in common if first_right(tables[name][position], key) == wanted]
     if not common:
         raise UserError(
             f"there is no image that `{figure.wrong or figure.right}` got {'wrong' if figure.wrong else 'right'}"
@@ -117,72 +135,17 @@ def _foot(figure: plan.Figure, shown: int, found: int, rows: dict[str, Entry]) -
     of = min(entry.images for entry in rows.values())
     which = f"{found} of {of} images" if asked else f"{found} images"
     said = f"{f'The first {shown} of the' if shown < found else 'The'} {' '.join([which, ' and '.join(asked)]).strip()}"
-    said += ", by the judge's first purification."
+    said += ", by the judge's first purification." if asked or figure.kind != "tsne" else "."
     more = {
         "strip": " Below each: its class, and × where that is wrong.",
         "curve": " Lines: the mean; bands: the middle half of the images.",
-        "histogram": "",
-    }[figure.kind]
+        "map": maps.FOOT,
+        "tsne": maps.TSNE,
+    }.get(figure.kind, "")
     return said + more + (" Purified without noise." if figure.noise == 0 else "")
 
 
 # ---- the three kinds -----------------------------------------------------------------------------
-
-
-def _strip(words: Words, replays: dict[str, Replay], figure: plan.Figure) -> Figure:
-    """Rows of images: clean, attacked (once, where all rows were given the same), and purified by each row."""
-    first = next(iter(replays.values()))
-    lines: list[tuple[str, Tensor, list[str]]] = [
-        ("clean", first.clean(), [str(line["label"]) for line in first.lines])
-    ]
-    attacked = {name: replay.attacked() for name, replay in replays.items()}
-    shared = all(torch.equal(images, next(iter(attacked.values()))) for images in attacked.values())
-    nothing = [""] * len(first.lines)
-    if shared:
-        lines.append(("attacked", attacked[next(iter(attacked))], nothing))
-    for name, replay in replays.items():
-        lines += [] if shared else [(f"attacked ({name})", attacked[name], nothing)]
-        lines.append((name, replay.purified(), [_class(line) for line in replay.lines]))
-    side = min(0.6, (drawing.COLUMN - NAME - 0.06) / len(first.lines) - GAP)
-    height = sum(side + GAP + (WORD if any(said) else 0) for _, _, said in lines)
-    canvas = drawing.canvas(words, axes=1, height=height, below=0.0, left=NAME)
-    [area] = canvas.axes
-    area.set_axis_off()
-    width, total = canvas.figure.get_size_inches()
-    top = total * area.get_position().y1
-    for name, images, said in lines:
-        canvas.figure.text(
-            (NAME - 0.05) / width, (top - side / 2) / total, _broken(name), size=drawing.SMALL, ha="right", va="center"
-        )
-        for i, (image, word) in enumerate(zip(images, said, strict=True)):
-            left = NAME + i * (side + GAP)
-            axes = canvas.figure.add_axes(
-                (left / width, (top - side) / total, side / width, side / total), label=f"{name} {i}"
-            )
-            _image(axes, image)
-            canvas.figure.text(
-                (left + side / 2) / width, (top - side - 0.02) / total, word, size=drawing.SMALL, ha="center", va="top",
-                color=COLOURS[1] if "×" in word else drawing.INK,
-            )  # fmt: skip
-        top -= side + GAP + (WORD if any(said) else 0)
-    return canvas.figure
-
-
-def _class(line: Record) -> str:
-    answer = "none" if line["adversarial"][0] < 0 else str(line["adversarial"][0])
-    return answer if first_right(line) else f"{answer} ×"
-
-
-def _broken(name: str) -> str:
-    """A name in two lines where it is long."""
-    head, _, tail = name.rpartition(" ")
-    return f"{head}\n{tail}" if len(name) > 14 and head else name
-
-
-def _image(axes: Axes, image: Tensor) -> None:
-    array = image.detach().clamp(0, 1).cpu().permute(1, 2, 0).numpy()
-    axes.imshow(array if array.shape[2] == 3 else array[:, :, 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axes.set_axis_off()
 
 
 def ways(replays: dict[str, Replay], noise: float | None) -> list[Way]:

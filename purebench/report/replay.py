@@ -1,10 +1,11 @@
-"""Recorded images on their way through their defense once more: the attacked image of a record, and the judge's own first purification of
-it, whose answer the record holds. Needs the networks."""
+"""Recorded images on their way through their defense once more: the attacked image of a record, or the clean one, and the judge's own first
+purification of it, whose answer the record holds. Needs the networks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -23,20 +24,22 @@ from purebench.running import evaluate
 from purebench.running.tasks import default_rows
 
 
-def first_right(line: Record) -> bool:
-    """Whether the judge's first purification of an attacked image was classified rightly."""
-    return bool(line["adversarial"][0] == line["label"])
+def first_right(line: Record, judged: str = "adversarial") -> bool:
+    """Whether the judge's first purification was classified rightly; judged: of the `adversarial` image, or of the `clean` one."""
+    return bool(line[judged][0] == line["label"])
 
 
 @dataclass
 class Replay:
-    """The records of one cell with its networks. `lines`: those of the images that are asked for; `given`: datasets of the user's own.
-    Raises UserError where the defense of now is not the one that was judged."""
+    """The records of one cell with its networks. `lines`: those of the images that are asked for; `given`: datasets of the user's own;
+    `unattacked`: the clean images are purified, whatever attacked them. Raises UserError where the defense of now is not the one that was
+    judged."""
 
     log: Log
     lines: Sequence[Record]
     device: torch.device = field(default_factory=lambda: device_module.setup("auto"))
     given: Sequence[Component] = ()
+    unattacked: bool = False
 
     def __post_init__(self) -> None:
         self.cell = recorded.defended(self.log, self.given)
@@ -54,9 +57,23 @@ class Replay:
     def labels(self) -> Tensor:
         return torch.tensor([line["label"] for line in self.lines], device=self.device)
 
+    @property
+    def judged(self) -> str:
+        """The key of a line that holds the answers to what is purified here."""
+        return "clean" if self.unattacked else "adversarial"
+
     def clean(self) -> Tensor:
         """(B,C,H,W): the images of the dataset."""
+        return self._clean
+
+    @cached_property
+    def _clean(self) -> Tensor:
+        # Once: of many datasets a process keeps few open.
         return evaluate.dataset(self.cell.dataset).take([line["index"] for line in self.lines])[0].to(self.device)
+
+    def start(self) -> Tensor:
+        """(B,C,H,W): what is purified."""
+        return self.clean() if self.unattacked else self.attacked()
 
     def attacked(self) -> Tensor:
         """(B,C,H,W): what the attack made of them, as stored. Raises UserError where the images were not kept."""
@@ -70,21 +87,21 @@ class Replay:
         return torch.from_numpy(stack).to(self.device)
 
     def purified(self) -> Tensor:
-        """(B,C,H,W): the judge's first purification of the attacked images."""
-        return self.defense.purify(self.attacked(), self.noise)
+        """(B,C,H,W): the judge's first purification of them."""
+        return self.defense.purify(self.start(), self.noise)
 
     def answers(self, purified: Tensor) -> list[int]:
         """The classes of purified images (B,C,H,W); -1 for what is not finite."""
         return predicted(self.defense.undefended().logits(purified, self.noise)).tolist()
 
     def walk(self, see: Callable[[int, Tensor], None], noise: float | None = None) -> int:
-        """Shows every state of that purification as images (B,C,H,W) in [0,1], from the attacked ones (0) to the purified; noise: a factor
+        """Shows every state of that purification as images (B,C,H,W) in [0,1], from those of `start` (0) to the purified; noise: a factor
         on its normal draws, the defense's own for None. Returns how many steps it has."""
         purifier, scale = self.defense.purifier, self.defense.noise if noise is None else noise
-        x = self.attacked()
+        x = self.start()
 
         def keep(k: int, state: chain.State) -> None:
-            # Before its first step a chain may have added noise: the attacked image comes first.
+            # Before its first step a chain may have added noise: the image itself comes first.
             see(k, purifier.finish(state) if k else x)
 
         chain.run(purifier, x, self.noise.scaled(scale), on_state=keep)
