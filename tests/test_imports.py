@@ -65,7 +65,7 @@ ROOMS = {  # room, from the ground up -> the rooms that it may import anywhere, 
     "report": "errors atomic spec registry records engine assets scores purifiers plan running",
     "cli": "*",
 }
-DRAW = ("drawing", "figures", "costs", "imagery", "propositions")  # of report
+DRAW = ("drawing", "figures", "costs", "strips", "maps", "imagery", "propositions")  # of report
 INSIDE = {  # room -> its modules, each importing those before it alone
     "engine": "noise nfe identity rows objective chain adjoint gradients device defense",
     "plan": "resolved aliases keys figures layouts scaled places grid sheet catalogue",
@@ -73,7 +73,7 @@ INSIDE = {  # room -> its modules, each importing those before it alone
     "records": "schema1 store frame",
     "cli": "terminal options layouts run results pages parts files",
     "report": "markdown metrics tables papers pairs selection mates expect compare recipe chart recorded images "
-    "replay purified packed page toy drawing figures costs imagery propositions sketches pictures",
+    "replay purified packed page toy drawing figures costs strips maps imagery propositions sketches pictures",
 }
 
 
