@@ -8,9 +8,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from purebench.records.frame import load as load
+    from purebench.running.module import judge as judge
+    from purebench.running.module import module as module
 
 # Name of the Python API -> its module, imported when the name is first used.
-_LATER = {"load": "purebench.records.frame"}
+_LATER = {
+    "load": "purebench.records.frame",
+    "module": "purebench.running.module",
+    "judge": "purebench.running.module",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -95,6 +95,7 @@ NAMES: dict[str, dict[str, str]] = {
         "bpda-eot": "purebench.attacks.pgd:bpda_eot",
         "pgd-eot": "purebench.attacks.pgd:pgd_eot",
         "transfer": "purebench.attacks.transfer:transfer",
+        "given": "purebench.attacks.given:given",
         "apgd-ce": "purebench.attacks.apgd:apgd_ce",
         "apgd-dlr": "purebench.attacks.apgd:apgd_dlr",
         "autoattack-rand": "purebench.attacks.autoattack:autoattack_rand",

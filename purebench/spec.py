@@ -160,12 +160,23 @@ class Draws(Protocol):
     def uniform(self, k: int, like: Tensor, draw: int = 0) -> Tensor: ...
 
 
+NORMS = ("Linf", "L2")
+
+
 @dataclass(frozen=True)
 class ThreatModel:
     """What an attacker may do to x (B,C,H,W) in [0,1]: stay in a ball of radius eps around it, and in [0,1]."""
 
     norm: str  # Linf | L2, or - for no perturbation at all
     eps: float
+
+    def __post_init__(self) -> None:
+        # `threat` reads text with more care; here it is Python code that may say `linf`, which would run as L2.
+        if self.norm not in (*NORMS, "-"):
+            raise UserError(f"unknown norm `{self.norm}` of a threat model", f"one of {', '.join(NORMS)}")
+        if not (math.isfinite(self.eps) and self.eps >= 0) or (self.norm == "Linf" and self.eps > 1):
+            more = f"; did you mean {show(self.eps)}/255?" if 1 < self.eps <= 255 else ""
+            raise UserError(f"the radius {self.eps} of a threat model is out of range", f"images are in [0,1]{more}")
 
     def __str__(self) -> str:
         return "-" if self.norm == "-" else f"{self.norm}:{show(float(self.eps))}"
@@ -206,7 +217,6 @@ class ThreatModel:
         return (x + self.eps * _rows(radius.flatten(), x) * self.ascend(direction)).clamp(0, 1)
 
 
-NORMS = ("Linf", "L2")
 NONE = ThreatModel("-", 0.0)  # of attacks that change nothing: one cell for all threat models
 
 # Below it, the 1e-12 that guards a division by a norm shortens a unit vector by more than a tenth.
@@ -293,7 +303,8 @@ class Resolved:
             return {"version": self.version}
         # Of the others, the values that the name leaves out may be a dataset's, which may change with its TOML.
         values = {**self.values, **self.options}
-        return {"version": self.version, "values": {k: plain(v) for k, v in sorted(values.items())}}
+        data = {"version": self.version, "values": {k: plain(v) for k, v in sorted(values.items())}}
+        return data | ({"hash": self.digest} if self.digest else {})
 
 
 @dataclass(frozen=True)

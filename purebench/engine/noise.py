@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from purebench.errors import UserError
+
 GOLDEN, MIX1, MIX2 = (c - (1 << 64) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 SHARED = -1  # the image id of a draw that all images share
 
@@ -45,7 +47,10 @@ class Noise:
         self.ids = torch.as_tensor(ids, dtype=torch.int64)
         self.samples = torch.as_tensor(samples, dtype=torch.int64)
         if self.ids.shape != self.samples.shape:
-            raise ValueError(f"one sample number per image id: got {len(self.samples)} for {len(self.ids)}")
+            raise UserError(
+                f"one sample number per image id: got {len(self.samples)} for {len(self.ids)}",
+                "samples=[0] * len(ids) where each image comes once",
+            )
         digest = hashlib.blake2b(repr((seed, role, *path)).encode(), digest_size=8).digest()
         self._stream = int.from_bytes(digest, "little", signed=True)
         self._keys: dict[tuple, Tensor] = {}
@@ -73,7 +78,10 @@ class Noise:
     def _bits(self, k: int, draw: int, rows: int, positions: int, device: torch.device, shared: bool) -> Tensor:
         """(rows, positions) int64 of 64 random bits each."""
         if rows != len(self.ids):
-            raise ValueError(f"noise for {len(self.ids)} rows was asked for {rows}")
+            raise UserError(
+                f"noise for {len(self.ids)} rows was asked for {rows}",
+                "Noise(seed, role, path, ids, samples): one image id and one sample number per row",
+            )
         key = _mix(self._row_keys(device, shared) + _mix(torch.full((1,), (k << 16) + draw, device=device) * GOLDEN))
         return _mix(key[:, None] + torch.arange(1, positions + 1, device=device) * GOLDEN)
 

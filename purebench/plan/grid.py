@@ -16,7 +16,7 @@ from typing import Any
 from purebench import assets, datasets, registry
 from purebench.engine import gradients
 from purebench.errors import UserError, unknown
-from purebench.plan import aliases, layouts, places
+from purebench.plan import aliases, given, layouts, places
 from purebench.plan import resolved as components
 from purebench.plan.resolved import Component
 from purebench.spec import NONE, Cell, Part, Resolved, ThreatModel, Value, parse, parts, rotation, show, threat
@@ -171,8 +171,8 @@ def _grids(request: Request) -> tuple[list[dict[str, Any]], list[str], Request]:
 
 def _no_table_options(request: Request) -> None:
     """Raises UserError for options that choose of a table where there is none."""
-    for option, given in (("--honest", request.honest), ("--baselines", request.baselines), ("--only", request.only)):
-        if given:
+    for option, chosen in (("--honest", request.honest), ("--baselines", request.baselines), ("--only", request.only)):
+        if chosen:
             hint = "name one: `purebench list presets`"
             raise UserError(f"`{option}` chooses of a paper's table, and this is none", hint)
 
@@ -256,7 +256,7 @@ def _jobs(
     grads = [parse(text, "gradient") for text in (request.grads or grid.get("grads") or ["exact"])]
     seeds = request.seeds or grid.get("seeds") or [0]
     score_given = request.score is not None or "score" in grid
-    maker = _Maker(dataset, subset, classifier, score, score_given, defaults, notes)
+    maker = _Maker(dataset, subset, classifier, score, score_given, images, defaults, notes)
     for limit, seed, defense, attack in itertools.product(threats, seeds, defenses, attacks):
         for gradient in maker.gradients(attack, grads):
             made = maker.cell(defense, gradient, attack, limit, seed)
@@ -294,6 +294,7 @@ class _Maker:
     classifier: Component
     score: Component
     score_given: bool  # asked for, and not the dataset's default
+    images: int  # wanted
     defaults: dict[str, Any]  # the dataset's
     notes: list[str]
     # Cell id -> the score models at hand. A cell keeps only those that it uses, and a transfer hands on the others, too.
@@ -344,6 +345,7 @@ class _Maker:
         defended = self.defended(defense)
         differentiated = self.gradient(defended.defense, gradient)
         attacking, origin = self.resolve("attack", attack)
+        attacking = self.given(attacking)
         self.check_classes(attacking)
         source = self.source(attack, limit, seed, defended.own)
         if source:
@@ -387,6 +389,28 @@ class _Maker:
                 f"`{attack}` needs at least {needed} classes, and {self.dataset.name} has {self.dataset.classes}",
                 "use `-a apgd-ce` or `-a pgd-eot:loss=margin`, which know no such bound",
             )
+
+    def given(self, attack: Resolved) -> Resolved:
+        """An attack whose images exist already, known by their content; the file that holds them is no part of the cell."""
+        key = attack.info.get("images", "")
+        if not key:
+            return attack
+        place = attack.values[key]
+        if not place:
+            raise UserError(f"`{attack}` does not say where its images are", f"write {attack.name}:{key}=FILE")
+        found = given.read(place, self.dataset.resolved, self.dataset.shape, self.dataset.size, self.subset)
+        if len(found) < self.images:
+            raise UserError(
+                f"`{place}` has {len(found)} images, and {self.images} are wanted: those that are missing would have no number",
+                f"`--images {len(found)}`, or attack all of them",
+            )
+        return dataclasses.replace(
+            attack,
+            part=_without(attack.part, (key,)),
+            values={k: v for k, v in attack.values.items() if k != key},
+            digest=found.digest,
+            where={key: place},
+        )
 
     def warn_of_coupling(self, defense: Resolved) -> None:
         for key, value in defense.info.get("couples", {}).items():
@@ -504,6 +528,10 @@ class _Maker:
         if "from" in registry.parameters("attack", other.name):
             raise UserError(
                 f"`{attack}` transfers a transfer", "name the attack that makes the images, such as attack=(pgd-eot)"
+            )
+        if registry.info("attack", other.name).get("images"):
+            raise UserError(
+                f"`{attack}` transfers images that are here already", f"give them to the defense itself: `-a {other}`"
             )
         return self.cell(defense, self.gradients(other, [Part("exact")])[0], other, limit, seed)
 

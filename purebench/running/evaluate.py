@@ -59,11 +59,16 @@ def _network(part: Resolved, device: torch.device) -> Any:
     return watch(network) if part.kind == "classifier" else network
 
 
+def networks(cell: Cell, device: torch.device) -> list[torch.nn.Module]:
+    """The cell's classifier and the networks of its score models, as this process shares them."""
+    parts = [_network(part, device) for part in (cell.classifier, *cell.scores)]
+    roots = [getattr(part, "network", part) for part in parts]
+    return [root for root in roots if isinstance(root, torch.nn.Module)]
+
+
 def _fingerprint(cell: Cell, device: torch.device) -> list[Any]:
     """What an attack must leave alone of the cell's networks: how often each weight was written to, and every module's hooks and mode."""
-    networks = [_network(part, device) for part in (cell.classifier, *cell.scores)]
-    roots = [getattr(network, "network", network) for network in networks]
-    modules = [root for root in roots if isinstance(root, torch.nn.Module)]
+    modules = networks(cell, device)
     # Autograd's own counter of writes, not the values: to hash a large network after every batch would cost too much.
     weights = [(id(p), p._version, p.requires_grad) for module in modules for p in module.parameters()]
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -226,11 +231,12 @@ def _attack_itself(
     cell = task.cell
 
     def stored(_ids: Tensor) -> Tensor:
-        """The images of a transfer's source; NaN where it made none, which is then no image of the transfer either."""
+        """The images that exist already: a user's, or those of a transfer's source; NaN where it made none, which is then no image of
+        the transfer either."""
         nothing = _freeze(torch.full_like(x[:1], torch.nan))[0]
         return _thaw([task.stored.get(p, nothing) for p in task.positions], x)
 
-    source = [stored] if cell.source else []
+    source = [stored] if cell.source or cell.attack.info.get("images") else []
     attack = registry.factory("attack", cell.attack.name)(*source, **cell.attack.arguments)
     # The draws of an attack on batches belong to the batch, those of the others to the image alone.
     path = (cell.attack.name, task.positions[0]) if task.batch else (cell.attack.name,)

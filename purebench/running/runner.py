@@ -19,7 +19,7 @@ from purebench.errors import UserError
 from purebench.plan.grid import Job, Plan
 from purebench.records import store as records
 from purebench.records.store import Record
-from purebench.running import cost, pools, tasks
+from purebench.running import brought, cost, pools, tasks
 from purebench.running.progress import Reporter
 from purebench.running.tasks import Done, Task
 from purebench.spec import Cell
@@ -347,6 +347,8 @@ class _OpenCell:
             # Read only now, when the source is closed and its images are final.
             folder = place(self.out, task.cell.source)
             stored = _rows_of(folder, self.source.intersection(task.positions), self.store.row)
+        elif found := brought.of(self.job):
+            stored = {p: found.images[p].tobytes() for p in task.positions}
         predictions = {p: clean[p] for p in task.positions if p in clean}
         # Our own record wins: what it says of the clean image stays as it is, and is only added to.
         predictions |= {p: record["clean"] for p, record in known.items()}

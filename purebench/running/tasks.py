@@ -19,7 +19,7 @@ LARGEST = 64  # images per task: a kill loses at most so many, and progress is t
 @dataclass(frozen=True)
 class Task:
     """Positions of one cell that are done together. `evals`: draws per image; `stored`: position -> bytes of images that exist
-    (those that a transfer's source has, or our own where only more draws are wanted: `judge`); `known`: position -> its record so
+    (a user's, those that a transfer's source has, or our own where only more draws are wanted: `judge`); `known`: position -> its record so
     far; `batch`: (first position, size) where an attack's unit is a batch; `clean`: position -> predictions already made on the
     clean image."""
 
