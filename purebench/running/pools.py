@@ -6,9 +6,11 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
+import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -87,6 +89,18 @@ def no_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """A process spawned within does not import this process's main file, of which it needs nothing: a script that calls
+    `purebench.run` at its top level would otherwise be run again by each of its workers."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 class _Processor:
@@ -186,7 +200,7 @@ class Workers:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_worker, args=(theirs, number, *self.settings), daemon=True)
-        with no_interrupt():
+        with no_interrupt(), _without_main():
             process.start()
         # Only the worker may hold its end: else its death would not close the pipe, and nobody would notice.
         theirs.close()
