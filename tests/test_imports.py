@@ -63,7 +63,7 @@ ROOMS = {  # room, from the ground up -> the rooms that it may import anywhere, 
     "train": "errors atomic networks datasets scores plan",
     "running": "errors spec registry records engine assets datasets scores purifiers plan",
     "report": "errors atomic spec registry records engine assets scores purifiers plan running",
-    "api": "errors spec records datasets plan running report",
+    "api": "errors spec records engine datasets plan running report",
     "cli": "*",
     "__main__": "cli",
 }
@@ -73,7 +73,7 @@ INSIDE = {  # room -> its modules, each importing those before it alone
     "plan": "resolved aliases keys figures layouts scaled places grid sheet catalogue",
     "running": "finding probe progress tasks evaluate rehearsal cost pools runner speed estimate preflight whole storage doctor",
     "records": "schema1 store frame",
-    "api": "given own result run evaluate",
+    "api": "given kept own result run evaluate",
     "cli": "terminal options layouts run results pages parts files __main__",
     "report": "markdown metrics tables papers asked html pairs selection mates expect compare recipe chart recorded images "
     "replay purified packed page toy drawing figures costs imagery propositions sketches pictures",

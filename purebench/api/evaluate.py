@@ -17,6 +17,7 @@ from purebench.api.run import run
 from purebench.errors import UserError
 from purebench.plan import resolved
 from purebench.records import store
+from purebench.spec import Part
 
 if TYPE_CHECKING:
     import numpy
@@ -70,8 +71,14 @@ def evaluate(
         _check_said(classifier, attack, threat)
         from purebench.api import own
 
-        dataset = own.images(x, y, _classes(classifier))
-        images = len(dataset) if images is None else images
+        pixels, labels = own.checked(x, y)
+        if isinstance(classifier, str | Part):
+            classes = resolved.find("classifier", given.part("classifier", classifier)).classes
+        else:
+            given.part("classifier", classifier)
+            classes = own.classes(classifier, pixels)
+        dataset = own.dataset(pixels, labels, classes)
+        images = len(pixels) if images is None else images
     with _folder(out) as (folder, temporary):
         result = run(
             defense=defense, classifier=classifier, attack=attack, threat=threat, grad=grad, dataset=dataset, score=score, images=images,
@@ -91,11 +98,6 @@ def _check_said(classifier: object, attack: object, threat: object) -> None:
     if absent:
         example = ", ".join(f"{name}={examples[name]}" for name in absent)
         raise UserError(f"of images of your own nobody knows the {', '.join(absent)}", f"say so: {example}")
-
-
-def _classes(classifier: object) -> int:
-    """How many classes a classifier knows; 0 where it is not known."""
-    return resolved.find("classifier", given.part("classifier", classifier)).classes
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 from purebench.errors import UserError, unknown
@@ -30,9 +31,8 @@ EXAMPLES = {
 }
 
 
-def request(preset: object, arguments: dict[str, Any], plural: dict[str, Any]) -> Request:
-    """What a call asks for. arguments: by the command's names; plural: those by a grid's. Raises UserError for an argument that is none,
-    that is given twice, or that is of another type."""
+def merged(arguments: dict[str, Any], plural: Mapping[str, object]) -> dict[str, Any]:
+    """The arguments by the command's names, with those by a grid's. Raises UserError for one that there is not, or that is given twice."""
     singular = {name: argument for argument, name in PLURALS.items()}
     for name, value in plural.items():
         if name not in singular:
@@ -40,6 +40,16 @@ def request(preset: object, arguments: dict[str, Any], plural: dict[str, Any]) -
         if arguments[singular[name]] is not None:
             raise UserError(f"`{singular[name]}` and `{name}` are the same argument", "give one of them")
         arguments[singular[name]] = value
+    return arguments
+
+
+def objects(arguments: Mapping[str, object]) -> list[object]:
+    """Those of them that are no text."""
+    return [one for name in PARTS for one in _several(arguments[name]) if not isinstance(one, str | Part)]
+
+
+def request(preset: object, arguments: Mapping[str, Any]) -> Request:
+    """What a call asks for. Raises UserError for an argument of another type."""
     if preset is not None and not isinstance(preset, str):
         raise UserError(
             f"a preset is a name or a file, got {shown(preset)}", 'write "quick", or give a defense as `defense=..`'

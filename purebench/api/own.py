@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from purebench.api import kept
 from purebench.datasets.images import Images, of_tensors
+from purebench.engine import held
 from purebench.errors import UserError
 
 NOTE = "images of your own"
@@ -15,24 +19,79 @@ EXPECTED = "images are floats in [0,1], (N,C,H,W)"
 ROUNDING = 1e-6  # by so little arithmetic in float32 leaves [0,1]
 
 
-def images(x: object, y: object, classes: int) -> Images:
-    """x (N,C,H,W) floats in [0,1], torch or NumPy, on any device; y (N,) whole numbers in 0 .. classes-1, also a list. classes: that the
-    classifier knows; 0: not known, then as many as y has. The digest is of the bytes of x, as float32, and of y.
+class Own(Images):
+    """Images that say of themselves what a table's datasets have in their INFO."""
+
+    @property
+    def INFO(self) -> dict[str, Any]:
+        summary = {"summary": NOTE, "stand_in": NOTE, "training_set": "", "digest": self.digest}
+        return summary | {"shape": self.shape, "classes": self.classes, "size": len(self)}
+
+
+def checked(x: object, y: object) -> tuple[Tensor, Tensor]:
+    """x (N,C,H,W) floats in [0,1], torch or NumPy, on any device, as float32; y (N,) whole numbers, also a list, as int64. On the CPU.
 
     Raises UserError for anything else, with what came and what to write."""
     pixels = _pixels(_tensor("x", x))
-    labels = _labels(_tensor("y", y if not isinstance(y, list | tuple) else np.asarray(y)), len(pixels))
-    largest = int(labels.max())
+    return pixels, _labels(_tensor("y", np.asarray(y) if isinstance(y, list | tuple) else y), len(pixels))
+
+
+def dataset(x: Tensor, y: Tensor, classes: int) -> Own:
+    """The images of `checked`. classes: that the classifier knows; 0: not known, then as many as y has. The digest is of the bytes.
+    Raises UserError for a label that the classifier does not know."""
+    least, largest = int(y.min()), int(y.max())
     if classes and largest >= classes:
-        start = (
-            f"y - {int(labels.min())}" if largest - int(labels.min()) < classes else "the classifier of these labels"
-        )
         raise UserError(
             f"y has the label {largest}, and the classifier knows {classes} classes: 0 to {classes - 1}",
-            f"give {start}",
+            f"give y - {least}" if largest - least < classes else "give the classifier of these labels",
         )
-    found = of_tensors(pixels, labels)
-    return Images(labels, classes or found.classes, found.digest, found.read, NOTE)
+    found = of_tensors(x, y)
+    return Own(y, classes or found.classes, found.digest, found.read, NOTE)
+
+
+def classes(classifier: Any, x: Tensor) -> int:
+    """How many classes a classifier of the caller's knows, asked on the first images of x. Raises UserError where it answers with
+    something else than logits."""
+    networks = held.networks(classifier)
+    places = {tensor.device for network in networks for tensor in (*network.parameters(), *network.buffers())}
+    if len(places) > 1 or any(place.type == "meta" for place in places):
+        found = ", ".join(sorted(f"`{place}`" for place in places))
+        raise UserError(f"the classifier's weights are on {found}", "move all of it to one device: model.to(device)")
+    place = next(iter(places), x.device)
+    some = x[:2].to(place)
+    with kept.as_they_came([classifier]), torch.no_grad(), torch.random.fork_rng():
+        for network in networks:
+            network.eval()
+        try:
+            answer = _logits(classifier(some))
+        except UserError:
+            raise
+        except Exception as error:
+            first = (str(error).splitlines() or [""])[0]
+            raise UserError(
+                f"the classifier fails on {_size(some)} {_dtype(some)} images on `{place}`: {type(error).__name__}: {first}",
+                "it is called with x (N,C,H,W) in [0,1] alone, and its normalisation belongs into it",
+            ) from error
+    if answer.dim() == 1 or (answer.dim() == 2 and answer.shape[1] == 1):
+        return 2  # one logit
+    if answer.dim() != 2 or len(answer) != len(some) or not answer.is_floating_point():
+        raise UserError(
+            f"the classifier answers {len(some)} images with {_size(answer)} {_dtype(answer)}",
+            "logits (N, classes) are expected, floats",
+        )
+    if not answer.isfinite().all():
+        raise UserError("the classifier answers with values that are not finite", "look at its weights, and at x")
+    return answer.shape[1]
+
+
+def _logits(answer: object) -> Tensor:
+    """The tensor in what a classifier returned: itself, its `.logits`, a dictionary's, or the first of a tuple."""
+    found = getattr(answer, "logits", answer)
+    found = found.get("logits") if isinstance(found, dict) else found
+    found = next((part for part in found if isinstance(part, Tensor)), found) if isinstance(found, tuple) else found
+    if not isinstance(found, Tensor):
+        raise UserError(f"the classifier returns a {type(answer).__name__}", "logits (N, classes) are expected")
+    return found
 
 
 def _tensor(name: str, value: object) -> Tensor:

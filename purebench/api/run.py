@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from purebench.api import given
@@ -52,24 +53,31 @@ def run(
     Returns the cells of this call, also those that were recorded before. Raises UserError for the first thing that is wrong, and where no
     cell has a number. After Ctrl-C what was computed is kept.
     """
-    request = given.request(
-        preset,
-        {
-            "defense": defense, "attack": attack, "threat": threat, "grad": grad, "dataset": dataset, "classifier": classifier,
-            "score": score, "images": images, "subset": subset, "seed": seed, "evals": evals, "sanity": sanity, "honest": honest,
-            "baselines": baselines, "only": only,
-        },
-        plural,
-    )  # fmt: skip
+    arguments = {
+        "defense": defense, "attack": attack, "threat": threat, "grad": grad, "dataset": dataset, "classifier": classifier,
+        "score": score, "images": images, "subset": subset, "seed": seed, "evals": evals, "sanity": sanity, "honest": honest,
+        "baselines": baselines, "only": only,
+    }  # fmt: skip
+    request = given.request(preset, given.merged(arguments, plural))
     resources = _resources(device, rows, workers, memory)
-    quiet, fresh = given.truth("quiet", quiet), given.truth("fresh", fresh)
-    return work_off(request, resources, _folder(out), fresh=fresh, dry_run=given.truth("dry_run", dry_run), quiet=quiet)
+    settings = {"fresh": fresh, "dry_run": dry_run, "quiet": quiet}
+    settings = {name: given.truth(name, value) for name, value in settings.items()}
+    with _as_they_came(given.objects(arguments)):
+        return _work_off(request, resources, _folder(out), **settings)
 
 
-def work_off(
+def _as_they_came(objects: list[object]) -> AbstractContextManager[None]:
+    if not objects:
+        return nullcontext()
+    # Imported here: it loads torch, which a process that hands out work to others does without.
+    from purebench.api import kept
+
+    return kept.as_they_came(objects)
+
+
+def _work_off(
     request: Request, resources: preflight.Resources, out: Path, *, fresh: bool, dry_run: bool, quiet: bool
 ) -> Result:
-    """A request from beginning to end, for whoever has one."""
     plan, settings = preflight.prepare(request, resources, out, fresh=fresh, note=None if quiet else _note)
     outcome = runner.Outcome()
     if dry_run:

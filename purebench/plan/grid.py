@@ -246,7 +246,9 @@ def _jobs(
     if evals < 1:
         raise UserError(f"`--evals {evals}`: every image is judged at least once", "the default is 10")
     classifier = components.find("classifier", pick(request.classifier, "classifier"))
-    score = components.find("score", pick(request.score, "score"))
+    # Images of the user's own have no default, and a defense without a score model wants none.
+    asked = request.score or grid.get("score", defaults.get("score"))
+    score = None if asked is None else components.find("score", asked)
     components.check_fit(dataset, classifier, score)
     threats = [threat(t) for t in request.threats or grid.get("threats") or [pick(None, "threat")]]
     defenses = [parse(text, "defense") for text in pick(request.defenses, "defenses")]
@@ -292,7 +294,7 @@ class _Maker:
     dataset: Component
     subset: str
     classifier: Component
-    score: Component
+    score: Component | None  # None: nobody named one
     score_given: bool  # asked for, and not the dataset's default
     defaults: dict[str, Any]  # the dataset's
     notes: list[str]
@@ -300,7 +302,7 @@ class _Maker:
     models: dict[str, list[Component]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.models_by_text = {self.score.text: self.score}
+        self.models_by_text = {self.score.text: self.score} if self.score else {}
 
     def resolve(self, kind: str, part: Part) -> tuple[Resolved, dict[str, str]]:
         """The component with every parameter, and where each came from."""
@@ -356,6 +358,8 @@ class _Maker:
         surrogate = self.surrogate(defended.defense, differentiated) if differentiated.name == "surrogate" else None
         if surrogate:
             components.check_rotation(defended.models, surrogate.name)
+            if registry.uses_score(surrogate.info) and not defended.models:
+                self.scores(surrogate.name, "")
         # A surrogate may use the score model of a defense that needs none.
         uses_score = any(registry.uses_score(p.info) for p in (defended.defense, surrogate) if p)
         cell = Cell(
@@ -421,7 +425,15 @@ class _Maker:
         """The score models of a defense: its own, else the run's. UserError where the dataset's default would take the place of its
         paper's, and for two files of one name: their cells would look alike."""
         if own == "":
-            papers = registry.info("defense", defense).get("own_score")
+            known = registry.info("defense", defense)
+            if self.score is None:
+                if registry.uses_score(known):
+                    raise UserError(
+                        f"`{defense}` runs on a score model, and {self.dataset.name} has no default one",
+                        "give `--score`",
+                    )
+                return []
+            papers = known.get("own_score")
             if papers and not self.score_given:
                 raise UserError(
                     f"`{defense}` has a score model of its own ({papers}), and none is known for {self.dataset.name}",

@@ -286,7 +286,7 @@ def load(kind: str, name: str, values: Mapping[str, object]) -> Any:
     return made
 
 
-def check_fit(dataset: Component, classifier: Component, score: Component) -> None:
+def check_fit(dataset: Component, classifier: Component, score: Component | None) -> None:
     """Raises UserError where a network cannot see the dataset's images; a score model of another size is resized to."""
     shape = dataset.shape
     if classifier.takes and classifier.takes != shape:
@@ -294,7 +294,7 @@ def check_fit(dataset: Component, classifier: Component, score: Component) -> No
             f"`{classifier.text}` takes images of {_size(classifier.takes)}, and {dataset.name} has {_size(shape)}",
             "choose another `--classifier`; `purebench list classifiers` names them",
         )
-    if score.takes and score.takes[0] != shape[0]:
+    if score and score.takes and score.takes[0] != shape[0]:
         raise UserError(
             f"`{score.text}` takes images of {_size(score.takes)}, and {dataset.name} has {_size(shape)}",
             "choose another `--score`; `purebench list scores` names them",
