@@ -17,7 +17,7 @@ MODULES = {
     for path in sorted(ROOT.rglob("*.py"))
 }
 LIGHT = [
-    ".", "cli", "registry", "spec", "errors", "atomic",
+    ".", "cli", "foreign", "registry", "spec", "errors", "atomic",
     "plan.grid", "plan.resolved", "plan.catalogue", "records.store", "report.metrics",
     "running.tasks", "running.cost", "running.pools", "running.runner", "running.progress", "running.estimate", "running.preflight",
     "running.probe", "running.storage", "running.doctor",
@@ -48,7 +48,8 @@ ROOMS = {  # room, from the ground up -> the rooms that it may import anywhere, 
     "errors": "",
     "atomic": "",
     "spec": "errors",
-    "registry": "errors spec",
+    "foreign": "errors spec",
+    "registry": "errors spec foreign",
     "records": "errors atomic spec",
     "engine": "errors spec",
     "networks": "errors",
@@ -61,7 +62,7 @@ ROOMS = {  # room, from the ground up -> the rooms that it may import anywhere, 
     "attacks": "errors spec engine",
     "plan": "errors spec registry engine assets embedded datasets",
     "train": "errors atomic networks datasets scores plan",
-    "running": "errors spec registry records engine assets datasets scores purifiers plan",
+    "running": "errors spec foreign registry records engine assets datasets scores purifiers attacks plan",
     "report": "errors atomic spec registry records engine assets scores purifiers plan running",
     "cli": "*",
 }
