@@ -1,3 +1,3 @@
 """What can be called from Python beside `load`: `run`, the command with objects where it has names, and `evaluate`, one call for images,
 classifier and defense of your own. Nothing is planned, run or printed here that the command does otherwise. It may import `errors`,
-`spec`, `records`, `engine`, `datasets`, `plan`, `running` and `report`. Begin reading at `run.run`."""
+`spec`, `foreign`, `records`, `engine`, `datasets`, `plan`, `running` and `report`. Begin reading at `run.run`."""

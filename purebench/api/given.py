@@ -6,6 +6,7 @@ import operator
 from collections.abc import Mapping
 from typing import Any
 
+from purebench import foreign
 from purebench.errors import UserError, unknown
 from purebench.plan.grid import Request
 from purebench.spec import Part, ThreatModel
@@ -90,7 +91,7 @@ def part(name: str, value: object) -> str:
 
 def register(kind: str, value: object, name: str | None = None) -> str:
     """The target of an object of this process."""
-    raise UserError(f"the {kind} {shown(value)} is an object", "give a name: `purebench list`")
+    return foreign.register(kind, value, name)
 
 
 def shown(value: object, width: int = 60) -> str:

@@ -19,7 +19,7 @@ EXPECTED = "images are floats in [0,1], (N,C,H,W)"
 ROUNDING = 1e-6  # by so little arithmetic in float32 leaves [0,1]
 
 
-class Own(Images):
+class OwnImages(Images):
     """Images that say of themselves what a table's datasets have in their INFO."""
 
     @property
@@ -36,7 +36,7 @@ def checked(x: object, y: object) -> tuple[Tensor, Tensor]:
     return pixels, _labels(_tensor("y", np.asarray(y) if isinstance(y, list | tuple) else y), len(pixels))
 
 
-def dataset(x: Tensor, y: Tensor, classes: int) -> Own:
+def dataset(x: Tensor, y: Tensor, classes: int) -> OwnImages:
     """The images of `checked`. classes: that the classifier knows; 0: not known, then as many as y has. The digest is of the bytes.
     Raises UserError for a label that the classifier does not know."""
     least, largest = int(y.min()), int(y.max())
@@ -46,7 +46,7 @@ def dataset(x: Tensor, y: Tensor, classes: int) -> Own:
             f"give y - {least}" if largest - least < classes else "give the classifier of these labels",
         )
     found = of_tensors(x, y)
-    return Own(y, classes or found.classes, found.digest, found.read, NOTE)
+    return OwnImages(y, classes or found.classes, found.digest, found.read, NOTE)
 
 
 def classes(classifier: Any, x: Tensor) -> int:

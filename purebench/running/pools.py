@@ -18,6 +18,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Protocol
 
+from purebench import foreign
 from purebench.errors import UserError
 from purebench.running.progress import Reporter
 from purebench.running.tasks import Done, Task
@@ -120,14 +121,16 @@ class _Processor:
         from purebench.running import evaluate
 
         try:
-            return evaluate.execute(task, self.device, rows=rows, memory=self.memory, on_work=on_work)
+            with foreign.as_imported(), foreign.quiet():
+                return evaluate.execute(task, self.device, rows=rows, memory=self.memory, on_work=on_work)
         except UserError as error:
             return f"{error.message} (hint: {error.hint})" if error.hint else error.message
-        except Exception as error:
+        # Foreign code may call sys.exit, which is to end its cell alone.
+        except (Exception, SystemExit) as error:
             # Where it was raised, not where we called: most of these are a plug-in's, and its author reads this line.
             place = traceback.extract_tb(error.__traceback__)[-1]
-            first_line = str(error).splitlines()[0] if str(error) else ""
-            return f"{type(error).__name__}: {first_line} ({Path(place.filename).name}:{place.lineno})"
+            told = foreign.lines(error) or [f"{Path(place.filename).name}:{place.lineno}"]
+            return f"{foreign.words(error)} ({' <- '.join(reversed(told[-4:]))})"
 
 
 # ------------------------------------------------------------------------------------------------------------ this process
