@@ -81,7 +81,7 @@ def median(monkeypatch):
     monkeypatch.setitem(registry.NAMES["defense"], "median", line[1])
     registry.names.cache_clear()
     yield
-    for cached in (registry.names, registry.parameters, registry.info, registry._source):
+    for cached in (registry.names, registry._parameters, registry._info, registry._source):
         cached.cache_clear()
 
 

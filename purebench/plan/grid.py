@@ -246,7 +246,9 @@ def _jobs(
     if evals < 1:
         raise UserError(f"`--evals {evals}`: every image is judged at least once", "the default is 10")
     classifier = components.find("classifier", pick(request.classifier, "classifier"))
-    score = components.find("score", pick(request.score, "score"))
+    # Images of the user's own have no default, and a defense without a score model wants none.
+    asked = request.score or grid.get("score", defaults.get("score"))
+    score = None if asked is None else components.find("score", asked)
     components.check_fit(dataset, classifier, score)
     threats = [threat(t) for t in request.threats or grid.get("threats") or [pick(None, "threat")]]
     defenses = [parse(text, "defense") for text in pick(request.defenses, "defenses")]
@@ -292,7 +294,7 @@ class _Maker:
     dataset: Component
     subset: str
     classifier: Component
-    score: Component
+    score: Component | None  # None: nobody named one
     score_given: bool  # asked for, and not the dataset's default
     images: int  # wanted
     defaults: dict[str, Any]  # the dataset's
@@ -301,12 +303,13 @@ class _Maker:
     models: dict[str, list[Component]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.models_by_text = {self.score.text: self.score}
+        self.models_by_text = {self.score.text: self.score} if self.score else {}
 
     def resolve(self, kind: str, part: Part) -> tuple[Resolved, dict[str, str]]:
         """The component with every parameter, and where each came from."""
         given = dict(part.parameters)
-        of_dataset = self.defaults.get(kind, {}).get(part.name, {})
+        name = registry.label(kind, part.name)
+        of_dataset = self.defaults.get(kind, {}).get(name, {})
         # `--score` says on what to run everything, and so is above what the dataset has for one defense.
         if self.score_given:
             of_dataset = {k: v for k, v in of_dataset.items() if k != "score"}
@@ -315,13 +318,20 @@ class _Maker:
         usual = {k: registry.as_type(v, known[k]) for k, v in (known | of_dataset).items()}
         origin = {k: "given" if k in given else self.dataset.name if k in of_dataset else "default" for k in values}
         # On its dataset a dataset's value goes without saying: `coup:t=0.1` on digits is `coup`.
-        canonical = Part(part.name, tuple((k, v) for k, v in values.items() if v != usual[k]))
+        canonical = Part(name, tuple((k, v) for k, v in values.items() if v != usual[k]))
         # Left out at their defaults, so that a new common parameter changes no cell's id.
         common = registry.COMMON.get(kind, {})
         own = {k: v for k, v in values.items() if k not in common}
         options = {k: v for k, v in values.items() if k in common and v != common[k]}
-        version = registry.version(kind, part.name, own | options)
-        return Resolved(kind, canonical, version, own, options, info=registry.info(kind, part.name)), origin
+        found = Resolved(
+            kind,
+            canonical,
+            registry.version(kind, part.name, own | options),
+            own,
+            options,
+            info=registry.info(kind, part.name),
+        )
+        return components.foreign(found, part.name), origin
 
     def gradients(self, attack: Part, asked: list[Part]) -> list[Part]:
         """The gradients of `asked` that this attack can use; its only one, or none, whatever was asked."""
@@ -357,7 +367,9 @@ class _Maker:
         self.warn_of_coupling(defended.defense)
         surrogate = self.surrogate(defended.defense, differentiated) if differentiated.name == "surrogate" else None
         if surrogate:
-            components.check_rotation(defended.models, surrogate.name)
+            components.check_rotation(defended.models, surrogate.key)
+            if registry.uses_score(surrogate.info) and not defended.models:
+                self.scores(surrogate.key, "")
         # A surrogate may use the score model of a defense that needs none.
         uses_score = any(registry.uses_score(p.info) for p in (defended.defense, surrogate) if p)
         cell = Cell(
@@ -423,7 +435,7 @@ class _Maker:
     def defended(self, part: Part) -> _Defended:
         """The defense with the score models that it runs on: its own, else the run's."""
         found, origin = self.resolve("defense", part)
-        models = self.scores(found.name, found.options.get("score", ""))
+        models = self.scores(found.key, found.options.get("score", ""))
         # The cell has the models themselves, so that `coup:score=NAME` and `-d coup --score NAME` are one.
         options = {k: v for k, v in found.options.items() if k != "score"}
         found = dataclasses.replace(found, part=_without(found.part, ("score",)), options=options)
@@ -445,7 +457,15 @@ class _Maker:
         """The score models of a defense: its own, else the run's. UserError where the dataset's default would take the place of its
         paper's, and for two files of one name: their cells would look alike."""
         if own == "":
-            papers = registry.info("defense", defense).get("own_score")
+            known = registry.info("defense", defense)
+            if self.score is None:
+                if registry.uses_score(known):
+                    raise UserError(
+                        f"`{defense}` runs on a score model, and {self.dataset.name} has no default one",
+                        "give `--score`",
+                    )
+                return []
+            papers = known.get("own_score")
             if papers and not self.score_given:
                 raise UserError(
                     f"`{defense}` has a score model of its own ({papers}), and none is known for {self.dataset.name}",
@@ -487,12 +507,15 @@ class _Maker:
             return self.gradient_of(Part("exact"))
         method = gradients.of(gradient)
         method.applies(defense.part, defense.info)
-        return self.gradient_of(method.canonical(_purifier(defense.part), defense.info, self.purifier))
+        return self.gradient_of(method.canonical(_found_by(defense), defense.info, self.purifier))
 
     @staticmethod
     def gradient_of(part: Part) -> Resolved:
-        values = registry.parameters("gradient", part.name) | dict(part.parameters)
-        return Resolved("gradient", part, registry.version("gradient", part.name, values))
+        """part: with the names by which a registry finds its components; a cell has those that it shows."""
+        shown = {k: _shown("defense", v) if isinstance(v, Part) else v for k, v in part.parameters}
+        named = Part(part.name, tuple(shown.items()))
+        version = registry.version("gradient", part.name, registry.parameters("gradient", part.name) | shown)
+        return Resolved("gradient", named, version, target=str(part) if named != part else "")
 
     def purifier(self, part: Part) -> tuple[Part, Mapping[str, Value]]:
         """A purifier that a gradient walks: canonical, and every parameter. UserError for parameters that belong to a defense."""
@@ -500,11 +523,12 @@ class _Maker:
             if key in registry.COMMON["defense"]:
                 raise UserError(f"`{key}` of `surrogate` belongs to the defense, not to a purifier", "leave it out")
         found = self.resolve("defense", part)[0]
-        return _purifier(found.part), found.values
+        return _found_by(found), found.values
 
     def surrogate(self, defense: Resolved, gradient: Resolved) -> Resolved:
         """The purifier that a canonical surrogate gradient differentiates; it runs on the defense's score models."""
-        other = gradients.Surrogate(dict(gradient.part.parameters)).purifier(_purifier(defense.part))
+        asked = parse(gradient.target, "gradient") if gradient.target else gradient.part
+        other = gradients.Surrogate(dict(asked.parameters)).purifier(_found_by(defense))
         found = self.resolve("defense", other)[0]
         return dataclasses.replace(found, kind="surrogate", part=_purifier(found.part), options={})
 
@@ -550,6 +574,16 @@ def _hands_on(score: Value, defense: Part) -> bool:
 
 def _without(part: Part, keys: Container[str]) -> Part:
     return Part(part.name, tuple((k, v) for k, v in part.parameters if k not in keys))
+
+
+def _found_by(defense: Resolved) -> Part:
+    """Its purifier under the name by which the registry finds it."""
+    return Part(defense.key, _purifier(defense.part).parameters)
+
+
+def _shown(kind: str, part: Part) -> Part:
+    """A part under the name that a cell shows."""
+    return Part(registry.label(kind, part.name), part.parameters)
 
 
 def _purifier(defense: Part) -> Part:

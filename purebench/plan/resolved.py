@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import re
@@ -23,7 +24,8 @@ PLACES = ("path", "folder")  # parameters that say where content lies, not what 
 
 @dataclass(frozen=True)
 class Component:
-    """One dataset, classifier or score model as asked for. `text`: its canonical name, without defaults and places."""
+    """One dataset, classifier or score model as asked for. `name`: by which the registry finds it; `text`: its canonical name, without
+    defaults and places."""
 
     kind: str
     name: str
@@ -41,9 +43,16 @@ class Component:
         """What a cell keeps of it; reads or looks up the content hash."""
         values = {k: v for k, v in self.values.items() if k not in self.where}
         values |= {self.info["of"]: self.inner.resolved.part} if self.inner else {}
+        part = parse(self.text)
         return Resolved(
-            self.kind, parse(self.text), self.version, values, digest=self.digest, where=self.where, info=self.info
-        )
+            self.kind, part, self.version, values, digest=self.digest, where=self.where, info=self.info,
+            target=self.name if self.name != part.name else "", code=self.code,
+        )  # fmt: skip
+
+    @cached_property
+    def code(self) -> str:
+        """The hash of a foreign component's source; "" of ours."""
+        return registry.code(self.kind, self.name)
 
     @cached_property
     def inner(self) -> Component | None:
@@ -132,6 +141,9 @@ class Component:
         """The content hash for the record; empty where the file is not here and nobody published its hash."""
         if self.inner:
             return self._made_of(self.inner)
+        if self.code:
+            said = str(self.info.get("digest") or self.info.get("sha256") or "")
+            return hashed(self.kind, self.name, self.code, {**self.values, **self.where}, said)
         if "digest" in self.info or "sha256" in self.info:
             return str(self.info.get("digest") or self.info["sha256"])
         if self.kind == "dataset":
@@ -212,6 +224,8 @@ class Component:
     def stand_in(self, dataset: Component) -> str:
         """What this stands in for on a dataset (itself, for one): it is no paper's, your own, or trained on other images; else empty."""
         note = self.info.get("stand_in", "")
+        if self.name != parse(self.text).name:
+            return note or f"your own {self.kind} `{self.text}`"
         if self.kind == "dataset":
             # What only its user has says of itself what it is, and is not read where it is not here.
             return note or ("" if self.info["size"] or self.unsupplied else getattr(self.images, "note", ""))
@@ -240,6 +254,7 @@ def find(kind: str, text: str) -> Component:
 def of(kind: str, part: Part) -> Component:
     """The same for a part that is already read."""
     given = dict(part.parameters)
+    part = Part(registry.key(kind, part.name), part.parameters)
     known = registry.parameters(kind, part.name)
     values = registry.validated(kind, part.name, given)
     where: dict[str, Value] = {k: v for k, v in values.items() if k in PLACES and v}
@@ -260,7 +275,7 @@ def of(kind: str, part: Part) -> Component:
             raise UserError(f"`{key}={show(given[key])}` of `{part.name}` has no say here: {why}", f"leave `{key}` out")
     # The default in its own type too: a list in a factory's signature is a tuple here.
     differs = {k for k in given if k not in PLACES and values[k] != registry.as_type(known[k], known[k])}
-    canonical = Part(part.name, tuple((k, v) for k, v in values.items() if k in differs))
+    canonical = Part(registry.label(kind, part.name), tuple((k, v) for k, v in values.items() if k in differs))
     found = Component(kind, part.name, values, str(canonical), where, info)
     for asset in found.assets:
         if "package" in assets.entry(asset)["sources"]:
@@ -271,6 +286,27 @@ def of(kind: str, part: Part) -> Component:
 def _inner(given: Any) -> Component:
     """The dataset that another is made of, as a part or as text."""
     return of("dataset", given if isinstance(given, Part) else parse(str(given), "dataset"))
+
+
+def foreign(found: Resolved, name: str) -> Resolved:
+    """A defense or attack with what its code says, where it is not ours. name: as it was asked for."""
+    name = registry.key(found.kind, name)
+    code = registry.code(found.kind, name)
+    if not code:
+        return found
+    target = name if name != found.name else ""
+    return dataclasses.replace(found, target=target, code=code, digest=hashed(found.kind, name, code, found.values))
+
+
+def hashed(kind: str, name: str, code: str, values: Mapping[str, Value], said: str = "") -> str:
+    """The content hash of a foreign component: its `code`, the files that its values name, and what it `said` of itself."""
+    files = [assets.hashed(Path(v)) for _, v in sorted(values.items()) if isinstance(v, str) and _is_file(v)]
+    words = [code, *files, *([said] if said else [])]
+    return words[0] if len(words) == 1 else hashlib.sha256(" ".join(words).encode()).hexdigest()
+
+
+def _is_file(value: str) -> bool:
+    return bool(value) and len(value) < 4096 and Path(value).is_file()
 
 
 def load(kind: str, name: str, values: Mapping[str, object]) -> Any:
@@ -286,7 +322,7 @@ def load(kind: str, name: str, values: Mapping[str, object]) -> Any:
     return made
 
 
-def check_fit(dataset: Component, classifier: Component, score: Component) -> None:
+def check_fit(dataset: Component, classifier: Component, score: Component | None) -> None:
     """Raises UserError where a network cannot see the dataset's images; a score model of another size is resized to."""
     shape = dataset.shape
     if classifier.takes and classifier.takes != shape:
@@ -294,7 +330,7 @@ def check_fit(dataset: Component, classifier: Component, score: Component) -> No
             f"`{classifier.text}` takes images of {_size(classifier.takes)}, and {dataset.name} has {_size(shape)}",
             "choose another `--classifier`; `purebench list classifiers` names them",
         )
-    if score.takes and score.takes[0] != shape[0]:
+    if score and score.takes and score.takes[0] != shape[0]:
         raise UserError(
             f"`{score.text}` takes images of {_size(score.takes)}, and {dataset.name} has {_size(shape)}",
             "choose another `--score`; `purebench list scores` names them",

@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from purebench import datasets, purifiers, registry
+from purebench.attacks import Attacked
 from purebench.datasets.images import Images
 from purebench.engine.chain import Purifier
 from purebench.engine.defense import Defense, predicted
 from purebench.engine.identity import Identity
 from purebench.engine.nfe import watch
 from purebench.engine.noise import Noise
+from purebench.errors import UserError
 from purebench.plan import resolved as components
 from purebench.purifiers.resized import Resized, resize
 from purebench.records import store as records
@@ -38,7 +40,8 @@ NOT_FINITE = "the purification of the clean image gave values that are not finit
 @lru_cache(maxsize=2)  # 75 slices of CIFAR-10-C are 2.3 GB: a table of all goes through them one after the other
 def dataset(part: Resolved) -> Images:
     """The images of a cell's dataset; shared between the cells of a process."""
-    return components.load(part.kind, part.name, part.arguments)
+    unchanged(part)
+    return components.load(part.kind, part.key, part.arguments)
 
 
 @cache
@@ -49,26 +52,38 @@ def _order(size: int, subset: str) -> list[int]:
 def shape(cell: Cell) -> list[int]:
     """[C,H,W] of the cell's images; of a dataset that is known by its name without reading one."""
     part = cell.dataset
-    return components.of("dataset", Part(part.name, tuple({**part.values, **part.where}.items()))).shape
+    if part.code:  # its factory may take long, and is asked once
+        return dataset(part).shape
+    return components.of("dataset", Part(part.key, tuple({**part.values, **part.where}.items()))).shape
 
 
 @cache
 def _network(part: Resolved, device: torch.device) -> Any:
-    network = components.load(part.kind, part.name, part.arguments).to(device)
+    unchanged(part)
+    network = components.load(part.kind, part.key, part.arguments).to(device)
     # A score model watches its network itself: twice watched would be counted twice.
     return watch(network) if part.kind == "classifier" else network
 
 
-def networks(cell: Cell, device: torch.device) -> list[torch.nn.Module]:
+def _networks(cell: Cell, device: torch.device) -> list[torch.nn.Module]:
     """The cell's classifier and the networks of its score models, as this process shares them."""
     parts = [_network(part, device) for part in (cell.classifier, *cell.scores)]
     roots = [getattr(part, "network", part) for part in parts]
     return [root for root in roots if isinstance(root, torch.nn.Module)]
 
 
+def unchanged(part: Resolved) -> None:
+    """Raises UserError where a foreign component's code is no longer that which was planned: one cell has one code."""
+    if part.code and registry.code(part.kind, part.key) != part.code:
+        raise UserError(
+            f"the code of `{part}` was changed after this run began",
+            "the same command again makes cells of what it is now; what was computed is kept",
+        )
+
+
 def _fingerprint(cell: Cell, device: torch.device) -> list[Any]:
     """What an attack must leave alone of the cell's networks: how often each weight was written to, and every module's hooks and mode."""
-    modules = networks(cell, device)
+    modules = _networks(cell, device)
     # Autograd's own counter of writes, not the values: to hash a large network after every batch would cost too much.
     weights = [(id(p), p._version, p.requires_grad) for module in modules for p in module.parameters()]
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -107,7 +122,8 @@ def build_defense(
     def make(part: Resolved) -> Purifier:
         # Guidance sees the images of the chain, at the score model's size, and the classifier knows its own size alone.
         inside = classifier if inner == outer else guide
-        purifier = purifiers.make(part.name, score=score_argument(scores), classifier=inside, **part.arguments)
+        unchanged(part)
+        purifier = purifiers.make(part.key, score=score_argument(scores), classifier=inside, **part.arguments)
         # A bare classifier is not resized there and back: that would be a defense.
         return purifier if inner == outer or isinstance(purifier, Identity) else Resized(purifier, outer, inner)
 
@@ -237,18 +253,34 @@ def _attack_itself(
         return _thaw([task.stored.get(p, nothing) for p in task.positions], x)
 
     source = [stored] if cell.source or cell.attack.info.get("images") else []
-    attack = registry.factory("attack", cell.attack.name)(*source, **cell.attack.arguments)
+    unchanged(cell.attack)
+    attack = registry.factory("attack", cell.attack.key)(*source, **cell.attack.arguments)
     # The draws of an attack on batches belong to the batch, those of the others to the image alone.
     path = (cell.attack.name, task.positions[0]) if task.batch else (cell.attack.name,)
     noise = Noise(cell.seed, "attack", path, index, torch.zeros_like(index))
     before = _fingerprint(cell, x.device)
     # Of copies: an attack that writes into what it is given must not move its ball, the centre of it, or the labels.
     attacked = attack(defense, x.clone(), y.clone(), replace(cell.threat), noise)
+    # Of foreign code the images alone will do.
+    attacked = Attacked(attacked) if isinstance(attacked, Tensor) else attacked
+    _check_attacked(str(cell.attack), attacked, x)
     if _fingerprint(cell, x.device) != before:
         # Else the cells to come, which share the networks, would be judged by what it left of them.
         forget()
         raise RuntimeError(f"`{cell.attack}` changed a network: its weights, its hooks or its mode")
-    return attacked.x_adv.detach(), attacked.verdict, _logged(str(cell.attack), attacked.log, len(x))
+    return attacked.x_adv.detach().to(x), attacked.verdict, _logged(str(cell.attack), attacked.log, len(x))
+
+
+def _check_attacked(attack: str, attacked: Any, x: Tensor) -> None:
+    """Raises RuntimeError where an attack returned something else than images like x."""
+    made = getattr(attacked, "x_adv", None)
+    if not isinstance(made, Tensor):
+        raise RuntimeError(
+            f"`{attack}` returned a {type(attacked).__name__}: images like x are wanted, or `Attacked(x_adv)`"
+        )
+    if made.shape != x.shape or not made.is_floating_point():
+        got = f"{tuple(made.shape)} {made.dtype}"
+        raise RuntimeError(f"`{attack}` returned images of {got}: like x they are {tuple(x.shape)} {x.dtype}")
 
 
 def _logged(attack: str, log: Mapping[str, Any], images: int) -> dict[str, list[Any]]:

@@ -84,14 +84,9 @@ def _purifiers(cell: Cell) -> list[Resolved]:
     return [cell.defense, *([cell.surrogate] if cell.surrogate else [])]
 
 
-def _is_ours(kind: str, name: str) -> bool:
-    """Whether a component is no plug-in's."""
-    return registry.names(kind)[name].startswith("purebench.")
-
-
 @cache
 def _walk(purifier: Resolved, scores: tuple[Resolved, ...], shape: tuple[int, ...]) -> Walked | None:
-    name, ours = purifier.name, _is_ours("defense", purifier.name)
+    name, ours = purifier.name, registry.is_ours("defense", purifier.key)
     parts = scores if registry.uses_score(purifier.info) else ()
     known = [_model(part) for part in parts]
     # What a plug-in's score model refuses only its own networks can tell.
@@ -102,7 +97,7 @@ def _walk(purifier: Resolved, scores: tuple[Resolved, ...], shape: tuple[int, ..
         for part, model, asked in zip(parts, known, levels, strict=True)
     ]
     try:
-        made = purifiers.make(name, score=score_argument(models), classifier=CLASSIFIER, **purifier.values)
+        made = purifiers.make(purifier.key, score=score_argument(models), classifier=CLASSIFIER, **purifier.values)
     except Exception as error:
         if foreign:
             return None
@@ -159,11 +154,11 @@ def _check_levels(name: str, part: Resolved, levels: tuple[float, ...]) -> None:
 def _model(part: Resolved) -> Score | None:
     """The score model as its factory makes it, a `Stub` in its network's place; a file of the user's is read, and so verified. None
     for a plug-in's."""
-    if not _is_ours("score", part.name):
+    if not registry.is_ours("score", part.key):
         return None
     # Hollow: of a published checkpoint, which may not be here, the network is built without weights, and in no time.
     with contextlib.nullcontext() if part.where or _ships(part) else checkpoint.hollow():
-        made = components.load("score", part.name, part.arguments)
+        made = components.load("score", part.key, part.arguments)
     return hollowed(made)
 
 

@@ -49,7 +49,7 @@ def votes(cell: Cell) -> int:
 
 def unit(cell: Cell) -> registry.Unit:
     """What the cell's attack is given at once (AutoAttack's objects draw per batch)."""
-    return registry.unit(cell.attack.name, cell.attack.values)
+    return registry.unit(cell.attack.key, cell.attack.values)
 
 
 def default_rows(cell: Cell) -> int:

@@ -1,29 +1,26 @@
-"""A defense for everybody else's attacks: `module` is an nn.Module with our gradient behind autograd, `judge` records what came of it."""
+"""`purebench.module`: a defense as an nn.Module, with our gradient behind autograd, for everybody else's attacks."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
-import tempfile
-from dataclasses import replace
-from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from purebench import datasets
+from purebench.api import given
 from purebench.engine import device as devices
+from purebench.engine import held
 from purebench.engine.noise import Noise
-from purebench.errors import FAILED, UserError
+from purebench.errors import UserError
 from purebench.plan import grid
-from purebench.records import frame
-from purebench.running import evaluate, preflight, progress, rehearsal, runner
-from purebench.spec import Cell, Part, ThreatModel
+from purebench.running import evaluate, preflight, progress, rehearsal
+from purebench.spec import Cell
 
 STEP = 16  # network calls have a multiple of it as rows: below, a row's last bits depend on how many stand beside it
 ANY = "pgd-eot"  # an attack that can use every gradient: a cell has one, and a module stands for its defense
+WHICH = ("defense", "dataset", "classifier", "score", "subset")  # arguments that say what is evaluated
 
 
 class Module(nn.Module):
@@ -33,22 +30,25 @@ class Module(nn.Module):
     anew; made with a seed, every image has the same draws always, wherever it stands in a batch. Raises UserError for what is no
     image of its dataset."""
 
-    def __init__(self, request: grid.Request, job: grid.Job, resources: preflight.Resources, seed: int | None):
+    def __init__(self, asked: dict[str, object], job: grid.Job, resources: preflight.Resources, seed: int | None):
+        """asked: the arguments of `module` that say which defense it is."""
         super().__init__()
-        self.request, self.job, self.resources = request, job, resources
+        self.asked, self.job = asked, job
         # From torch's generator, so that `torch.manual_seed` before repeats it all; from here on by a counter of its own: an attack that
         # seeds the generator again, as FAB and Square do, would freeze the draws.
         self.seed = int(torch.randint(2**62, ())) if seed is None else seed
         self.fixed, self._calls = seed is not None, 0
         self.device = _device(resources.device)
         memory = preflight.in_bytes(resources.memory) or devices.free_memory(self.device, 1)
-        # Not the networks of this process's runs: whatever an attack does to those that it holds, the judge asks others.
+        # Its own networks, not those of this process's runs: whatever an attack does to those that it holds, the judge asks others.
         evaluate.forget()
         self._defense = evaluate.build_defense(self.cell, self.device, rows=STEP, memory=memory)
-        self._networks = nn.ModuleList(evaluate.networks(self.cell, self.device))
         evaluate.forget()
+        # Registered, so that libraries find parameters and a device.
+        self.networks = nn.ModuleList(held.networks(self._defense))
         self.requires_grad_(False)
-        super().train(False)
+        # Of the list alone: the networks are in the mode that makes them this defense.
+        self.training = self.networks.training = False
         dataset = datasets.base(self.cell.dataset.name, self.cell.dataset.values)
         self._most = resources.rows or datasets.defaults(dataset)["rows"]
 
@@ -119,12 +119,12 @@ class Module(nn.Module):
 
 
 def module(
-    defense: str = "none",
+    defense: object = "none",
     *,
-    dataset: str | None = None,
-    classifier: str | None = None,
-    score: str | None = None,
-    grad: str = "exact",
+    dataset: object = None,
+    classifier: object = None,
+    score: object = None,
+    grad: object = "exact",
     seed: int | None = None,
     subset: int | None = None,
     device: str = "auto",
@@ -133,12 +133,11 @@ def module(
 ) -> Module:
     """A defense as an nn.Module, images in [0,1] to logits, for attacks of torchattacks, foolbox, ART, secml-torch or your own.
 
-    The words are those of `purebench run`: `purebench.module("coup:votes=3", dataset="digits", grad="bpda")`. seed: the same draws at
-    every forward, instead of fresh ones; subset, rows, memory as there. Raises UserError for what that command refuses."""
-    request = grid.Request(
-        defenses=(defense,), attacks=(ANY,), grads=(grad,), dataset=dataset, classifier=classifier, score=score, subset=subset
-    )  # fmt: skip
-    resources = preflight.Resources(device, rows, 1, memory)
+    The words are those of `purebench.run`: `purebench.module("coup:votes=3", dataset="digits", grad="bpda")`. seed: the same draws at
+    every forward, instead of fresh ones; subset, rows, memory as there. Raises UserError for what that refuses."""
+    asked = {"defense": defense, "dataset": dataset, "classifier": classifier, "score": score, "subset": subset}
+    request = given.request(None, {**asked, "grad": grad, "attack": ANY})
+    resources = preflight.Resources(str(device), given.count("rows", rows), 1, memory)
     preflight.check_counts(resources)
     plan = grid.build(request)
     for line in plan.notes:
@@ -146,72 +145,8 @@ def module(
     rehearsal.check(plan)
     preflight.require_files(plan)
     if len(plan.jobs) != 1:
-        raise UserError(f"a module is one defense, and `{defense}` of these makes {len(plan.jobs)}", "name one")
-    return Module(request, plan.jobs[0], resources, seed)
-
-
-def judge(
-    x_adv: Tensor | np.ndarray,
-    defense: str | Module,
-    *,
-    threat: str | ThreatModel | None = None,
-    name: str = "",
-    project: bool = False,
-    dataset: str | None = None,
-    classifier: str | None = None,
-    score: str | None = None,
-    subset: int | None = None,
-    seed: int = 0,
-    evals: int | None = None,
-    out: str | Path | None = None,
-    device: str = "auto",
-    rows: int | None = None,
-    memory: int | str | None = None,
-    quiet: bool = False,
-) -> frame.pandas.DataFrame:
-    """Judges images that any attack has made: one row per image, as `purebench.load` has them, and the same records as the attack `given`.
-
-    x_adv: (N,C,H,W) float32 in [0,1], image k that of position k of the run (`Module.images`). defense: in the words of `purebench run`,
-    with dataset, classifier, score and subset as there; or a `Module`, which has these. threat: `Linf:8/255`, the dataset's if not
-    said; name, project: as of `given`; evals: fresh purifications of each image; seed: of the judge's draws, none of which a module has
-    seen; out: the folder of records, kept nowhere if not said. Raises UserError for the first image that is outside the threat model."""
-    if isinstance(defense, Module):
-        given = (dataset, classifier, score, subset)
-        if given != (None,) * len(given):
-            raise UserError("a module has its dataset, networks and subset", "leave them out, or name the defense")
-        asked, device = defense.request, str(defense.device)
-    else:
-        asked = grid.Request(
-            defenses=(defense,), dataset=dataset, classifier=classifier, score=score, subset=subset
-        )  # fmt: skip
-    found = x_adv.detach().cpu().numpy() if isinstance(x_adv, Tensor) else np.asarray(x_adv)
-    threads = torch.get_num_threads()
-    with tempfile.TemporaryDirectory(prefix="purebench-") as folder:
-        # By way of a file, so that there is one reader, one check and one identity.
-        file = Path(folder, "x_adv.npy")
-        np.save(file, found, allow_pickle=False)
-        attack = Part("given", (("path", str(file)), *((("name", name),) if name else ()), ("project", project)))
-        request = replace(
-            asked, attacks=(str(attack),), grads=(), threats=(str(threat),) if threat else (), seeds=(seed,), evals=evals,
-            images=len(found),
-        )  # fmt: skip
-        place = Path(folder if out is None else out)
-        try:
-            plan, settings = preflight.prepare(
-                request, preflight.Resources(device, rows, 1, memory), place, note=progress.Reporter().say
-            )
-            preflight.require_files(plan)
-            with contextlib.closing(progress.reporter(quiet)) as report:
-                outcome = runner.run(plan, settings, report)
-        except UserError as error:
-            raise UserError(error.message.replace(f"`{file}`", "`x_adv`"), error.hint, error.code) from None
-        finally:
-            torch.set_num_threads(threads)
-        for cell, why in outcome.failed.items():
-            raise UserError(f"cell {cell} failed: {why}", "the images and the defense are as they were", FAILED)
-        if outcome.skipped:
-            raise UserError(f"another process is computing {outcome.skipped[0]}", "wait for it", FAILED)
-        return frame.load(*(runner.place(place, job.cell) for job in plan.jobs))
+        raise UserError(f"a module is one defense with one gradient, and this is {len(plan.jobs)}", "name one of each")
+    return Module(asked, plan.jobs[0], resources, given.count("seed", seed))
 
 
 def _device(name: str) -> torch.device:
