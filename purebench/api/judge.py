@@ -65,7 +65,7 @@ def judge(
         file = Path(folder, "x_adv.npy")
         try:
             np.save(file, found, allow_pickle=False)
-            parameters: dict[str, Value] = {"path": str(file), "name": name, "project": project}
+            parameters: dict[str, Value] = {"path": str(file), "project": project, **({"name": name} if name else {})}
             return evaluate(
                 **of, x=x, y=y, attack=Part("given", tuple(parameters.items())), threat=threat, images=len(found), seed=seed,
                 evals=evals, out=out, device=device, rows=rows, workers=1, memory=memory, quiet=quiet,
