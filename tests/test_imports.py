@@ -60,7 +60,7 @@ ROOMS = {  # room, from the ground up -> the rooms that it may import anywhere, 
     "classifiers": "errors networks assets embedded",
     "purifiers": "errors registry engine scores",
     "attacks": "errors spec engine",
-    "plan": "errors spec registry engine assets embedded datasets",
+    "plan": "errors spec registry scores engine assets embedded datasets",
     "train": "errors atomic networks datasets scores plan",
     "running": "errors spec foreign registry records engine assets datasets scores purifiers attacks plan",
     "report": "errors atomic spec registry records engine assets scores purifiers plan running",
@@ -69,11 +69,11 @@ ROOMS = {  # room, from the ground up -> the rooms that it may import anywhere, 
 DRAW = ("drawing", "figures", "costs", "imagery", "propositions")  # of report
 INSIDE = {  # room -> its modules, each importing those before it alone
     "engine": "held noise nfe identity rows objective chain adjoint gradients device defense",
-    "plan": "resolved aliases keys figures layouts scaled places grid sheet catalogue",
+    "plan": "hashed resolved aliases keys figures layouts scaled places grid sheet catalogue",
     "running": "finding probe progress tasks evaluate rehearsal cost pools runner speed estimate preflight storage doctor",
     "records": "schema1 store frame",
     "cli": "terminal options layouts run results pages parts files",
-    "report": "markdown metrics tables papers pairs selection mates expect compare recipe chart recorded images "
+    "report": "coded markdown metrics tables papers pairs selection mates expect compare recipe chart recorded images "
     "replay purified packed page toy drawing figures costs imagery propositions sketches pictures",
 }
 
