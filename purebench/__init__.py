@@ -7,10 +7,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from purebench.engine.draws import step as step
     from purebench.records.frame import load as load
 
 # Name of the Python API -> its module, imported when the name is first used.
-_LATER = {"load": "purebench.records.frame"}
+_LATER = {"load": "purebench.records.frame", "step": "purebench.engine.draws"}
 
 
 def __getattr__(name: str) -> object:

@@ -68,7 +68,7 @@ ROOMS = {  # room, from the ground up -> the rooms that it may import anywhere, 
 }
 DRAW = ("drawing", "figures", "costs", "imagery", "propositions")  # of report
 INSIDE = {  # room -> its modules, each importing those before it alone
-    "engine": "held noise nfe identity rows objective chain adjoint gradients device defense",
+    "engine": "held noise nfe draws identity rows objective chain adjoint gradients device defense",
     "plan": "hashed resolved aliases keys figures layouts scaled places grid sheet catalogue",
     "running": "finding probe progress tasks evaluate rehearsal cost pools runner speed estimate preflight storage doctor",
     "records": "schema1 store frame",
