@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from purebench.api.module import module as module
     from purebench.api.result import Result as Result
     from purebench.api.run import run as run
+    from purebench.engine.draws import step as step
     from purebench.errors import UserError as UserError
     from purebench.records.frame import load as load
 
@@ -22,6 +23,7 @@ _LATER = {
     "run": "purebench.api.run",
     "evaluate": "purebench.api.evaluate",
     "load": "purebench.records.frame",
+    "step": "purebench.engine.draws",
     "Result": "purebench.api.result",
     "UserError": "purebench.errors",
     "module": "purebench.api.module",

@@ -21,7 +21,7 @@ from typing import Any
 from purebench import foreign
 from purebench.errors import UserError, unknown
 from purebench.foreign import sources
-from purebench.spec import Part, Value, show
+from purebench.spec import OBJECT, Part, Value, show
 
 NAMES: dict[str, dict[str, str]] = {
     "dataset": {
@@ -119,6 +119,16 @@ def names(kind: str) -> dict[str, str]:
     """name -> "module:factory" of one kind, plug-ins included; ours win over a plug-in of the same name."""
     # Ours win, or installing a package could change what a published table's name means.
     return {e.name: e.value for e in entry_points(group=f"purebench.{kind}")} | NAMES[kind]
+
+
+def is_file(name: str) -> bool:
+    """Whether it is what a user's file defines."""
+    return foreign.is_target(name) and not is_object(name)
+
+
+def is_object(name: str) -> bool:
+    """Whether it is an object of this process."""
+    return name.startswith(f"{OBJECT}:")
 
 
 def is_ours(kind: str, name: str) -> bool:

@@ -60,7 +60,7 @@ def show(value: Value) -> str:
 
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-_WORD = re.compile(r"[A-Za-z0-9_.+\-/]+")
+_WORD = re.compile(r"[A-Za-z0-9_.+\-/#]+")
 # A file may be called almost anything; what has a meaning here is quoted, as is a blank.
 _FREE = r"[^\s=,:()\[\]'\"]"
 _FILE = re.compile(rf"{_FREE}+\.py(?!{_FREE})")

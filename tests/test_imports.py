@@ -60,7 +60,7 @@ ROOMS = {  # room, from the ground up -> the rooms that it may import anywhere, 
     "classifiers": "errors networks assets embedded",
     "purifiers": "errors registry engine scores",
     "attacks": "errors spec engine",
-    "plan": "errors spec registry records engine assets embedded datasets",
+    "plan": "errors spec registry records scores engine assets embedded datasets",
     "train": "errors atomic networks datasets scores plan",
     "running": "errors spec foreign registry records engine assets datasets scores purifiers attacks plan",
     "report": "errors atomic spec registry records engine assets scores purifiers plan running",
@@ -70,13 +70,13 @@ ROOMS = {  # room, from the ground up -> the rooms that it may import anywhere, 
 }
 DRAW = ("drawing", "figures", "costs", "imagery", "propositions")  # of report
 INSIDE = {  # room -> its modules, each importing those before it alone
-    "engine": "held noise nfe identity rows objective chain adjoint gradients device defense",
-    "plan": "resolved given aliases keys figures layouts scaled places grid sheet catalogue",
+    "engine": "held noise nfe draws identity rows objective chain adjoint gradients device defense",
+    "plan": "hashed resolved given aliases keys figures layouts scaled places grid sheet catalogue",
     "running": "finding probe progress tasks evaluate brought rehearsal cost pools runner speed estimate preflight whole storage doctor",
     "records": "schema1 store frame",
     "api": "given kept own result run evaluate module judge",
     "cli": "terminal options layouts run results pages parts files __main__",
-    "report": "markdown metrics tables papers asked html pairs selection mates expect compare recipe chart recorded images "
+    "report": "coded markdown metrics tables papers asked html pairs selection mates expect compare recipe chart recorded images "
     "replay purified packed page toy drawing figures costs imagery propositions sketches pictures",
 }
 

@@ -213,7 +213,10 @@ class Tape:
 
 
 def record(purifier: Purifier, x: Tensor, noise: Noise, *, memory: int | None = None) -> Tape:
-    """Walks the chain and keeps what `Tape.vjp` needs within `memory` bytes (None: no bound)."""
+    """Walks the chain and keeps what `Tape.vjp` needs within `memory` bytes (None: no bound). A purifier that is no chain inside
+    (`purifiers.plain`) records itself."""
+    if hasattr(purifier, "record_itself"):
+        return purifier.record_itself(x, noise, memory=memory)
     if memory is None or purifier.n == 0:
         return Tape(purifier, x, noise, Plan(tail=purifier.n))
     state, graph = step_bytes(purifier, x, noise)

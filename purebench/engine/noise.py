@@ -67,6 +67,11 @@ class Noise:
         """The same draws, the normal ones and the signs multiplied by `scale`; 0 switches them off."""
         return self if scale == 1 else type(self)(self.seed, self.role, self.path, self.ids, self.samples, scale)
 
+    def seed_of_rows(self) -> int:
+        """A seed that belongs to these rows together, in this order: for generators that know nothing of rows. 63 bits."""
+        keys = self._row_keys(torch.device("cpu"), shared=False)
+        return int.from_bytes(hashlib.blake2b(keys.numpy().tobytes(), digest_size=8).digest(), "little") >> 1
+
     def _row_keys(self, device: torch.device, shared: bool) -> Tensor:
         """(B,) int64: the stream, image and sample of each row, hashed; computed once per device."""
         if (device, shared) not in self._keys:

@@ -26,6 +26,7 @@ NAMED = (
     "x_adv",
     "adv_inputs",
 )  # entries that are the images, whatever lies beside them; the second is torchattacks' word
+SHORT = 0.95  # of a radius: images that all stay below it look like those of a smaller one
 READS = "a file is .npy, .npz, .pt or .pth, with floats in [0,1] of shape [N,C,H,W]; or the folder of a recorded cell"
 
 

@@ -331,7 +331,7 @@ class _Maker:
             options,
             info=registry.info(kind, part.name),
         )
-        return components.foreign(found, part.name), origin
+        return components.foreign(found, part.name, self.dataset.shape), origin
 
     def gradients(self, attack: Part, asked: list[Part]) -> list[Part]:
         """The gradients of `asked` that this attack can use; its only one, or none, whatever was asked."""

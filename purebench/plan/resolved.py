@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from purebench import assets, datasets, embedded, registry
 from purebench.errors import DOWNLOAD, UserError, unknown
+from purebench.plan import hashed
 from purebench.spec import Part, Resolved, Value, parse, show
 
 if TYPE_CHECKING:
@@ -143,7 +144,8 @@ class Component:
             return self._made_of(self.inner)
         if self.code:
             said = str(self.info.get("digest") or self.info.get("sha256") or "")
-            return hashed(self.kind, self.name, self.code, {**self.values, **self.where}, said)
+            said = said or (self.images.digest if self.kind == "dataset" else "")
+            return hashed.of(self.kind, self.name, self.code, {**self.values, **self.where}, said=said)
         if "digest" in self.info or "sha256" in self.info:
             return str(self.info.get("digest") or self.info["sha256"])
         if self.kind == "dataset":
@@ -288,25 +290,14 @@ def _inner(given: Any) -> Component:
     return of("dataset", given if isinstance(given, Part) else parse(str(given), "dataset"))
 
 
-def foreign(found: Resolved, name: str) -> Resolved:
-    """A defense or attack with what its code says, where it is not ours. name: as it was asked for."""
+def foreign(found: Resolved, name: str, shape: Sequence[int]) -> Resolved:
+    """A defense or attack with what its code says, where it is not ours. name: as it was asked for; shape: [C,H,W] of the images."""
     name = registry.key(found.kind, name)
     code = registry.code(found.kind, name)
     if not code:
         return found
-    target = name if name != found.name else ""
-    return dataclasses.replace(found, target=target, code=code, digest=hashed(found.kind, name, code, found.values))
-
-
-def hashed(kind: str, name: str, code: str, values: Mapping[str, Value], said: str = "") -> str:
-    """The content hash of a foreign component: its `code`, the files that its values name, and what it `said` of itself."""
-    files = [assets.hashed(Path(v)) for _, v in sorted(values.items()) if isinstance(v, str) and _is_file(v)]
-    words = [code, *files, *([said] if said else [])]
-    return words[0] if len(words) == 1 else hashlib.sha256(" ".join(words).encode()).hexdigest()
-
-
-def _is_file(value: str) -> bool:
-    return bool(value) and len(value) < 4096 and Path(value).is_file()
+    digest = hashed.of(found.kind, name, code, found.values, shape)
+    return dataclasses.replace(found, target=name if name != found.name else "", code=code, digest=digest)
 
 
 def load(kind: str, name: str, values: Mapping[str, object]) -> Any:

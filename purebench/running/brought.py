@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BATCH = 256  # clean images read at once
-SHORT = 0.95  # of the radius: images that stay below look like those of a smaller one
 
 
 def of(job: Job) -> Given | None:
@@ -74,7 +73,7 @@ def _check(job: Job, found: Given, note: Callable[[str], None]) -> None:
         note(f"{what}: {outside} of {n} images were outside {cell.threat}, and are put onto its edge")
     if same:
         note(f"{what}: {same} of {n} images are the clean ones: on these, nothing is attacked")
-    if 0 < farthest < SHORT * cell.threat.eps:
+    if 0 < farthest < given.SHORT * cell.threat.eps:
         note(
             f"{what}: no image is farther than {farthest:.4g} from its clean one, and {cell.threat} allows {show(cell.threat.eps)}"
         )
