@@ -602,6 +602,7 @@ def _warnings(table: _Table) -> Iterator[str]:
     yield from _not_finite(table.cells)
     yield from _masked(table)
     yield from _blind(table)
+    yield from _weak_images(table.cells)
     yield from _incomplete(table)
     yield from _doubtful_networks(table.cells)
     yield from _without_images(table.cells)
