@@ -13,7 +13,7 @@ from purebench import datasets
 from purebench.errors import UserError
 from purebench.plan import grid
 from purebench.records import store
-from purebench.report import metrics, tables
+from purebench.report import metrics, recipe, tables
 from purebench.running import evaluate, preflight, progress, runner, tasks
 
 
@@ -230,3 +230,16 @@ def test_workers_need_no_file(tmp_path, moved):
     filled = cell.with_inputs(task, {})
     cell.store.close()
     assert filled.stored == {p: moved[p].tobytes() for p in range(4)}
+
+
+def test_the_grid_of_its_cell_runs_again_on_the_cells_own_images(tmp_path, moved):
+    np.save(tmp_path / "a.npy", moved)
+    [log] = run(request(tmp_path / "a.npy", ",name=fab"), tmp_path / "out").values()
+    again = recipe.grid(log.cell, log.folder) | {"images": 4, "evals": 1}
+    (tmp_path / "again.toml").write_text(recipe.toml(again))
+    cell = grid.build(grid.Request(str(tmp_path / "again.toml"))).jobs[0].cell
+    # Of the images that were judged: the file had two more.
+    assert (str(cell.attack), cell.attack.digest) != (str(log.cell["attack"]), log.cell["parts"]["attack"]["hash"])
+    assert [
+        row["adv_crc"] for row in run(grid.Request(str(tmp_path / "again.toml")), tmp_path / "b")[cell.id].images
+    ] == [row["adv_crc"] for row in log.images]

@@ -38,11 +38,11 @@ class Module(nn.Module):
         # seeds the generator again, as FAB and Square do, would freeze the draws.
         self.seed = int(torch.randint(2**62, ())) if seed is None else seed
         self.fixed, self._calls = seed is not None, 0
-        self.device = _device(resources.device)
-        memory = preflight.in_bytes(resources.memory) or devices.free_memory(self.device, 1)
+        self._home = _device(resources.device)
+        memory = preflight.in_bytes(resources.memory) or devices.free_memory(self._home, 1)
         # Its own networks, not those of this process's runs: whatever an attack does to those that it holds, the judge asks others.
         evaluate.forget()
-        self._defense = evaluate.build_defense(self.cell, self.device, rows=STEP, memory=memory)
+        self._defense = evaluate.build_defense(self.cell, self._home, rows=STEP, memory=memory)
         evaluate.forget()
         # Registered, so that libraries find parameters and a device.
         self.networks = nn.ModuleList(held.networks(self._defense))
@@ -56,6 +56,11 @@ class Module(nn.Module):
     def cell(self) -> Cell:
         """Its defense, dataset, networks and gradient; of the attack in it nothing holds."""
         return self.job.cell
+
+    @property
+    def device(self) -> torch.device:
+        """Where its networks are: libraries move them by `.to(device)`."""
+        return next((p.device for p in self.parameters()), self._home)
 
     @property
     def calls(self) -> tuple[int, int]:

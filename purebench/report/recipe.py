@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from purebench.plan.resolved import Component
@@ -13,10 +14,13 @@ from purebench.spec import Part, Value, parse
 Grid = dict[str, Any]
 
 
-def grid(cell: Mapping[str, Any]) -> Grid:
-    """The keys of a grid of one cell. Every parameter is written out: what a dataset's defaults are now is not what they were then."""
+def grid(cell: Mapping[str, Any], folder: Path | None = None) -> Grid:
+    """The keys of a grid of one cell. Every parameter is written out: what a dataset's defaults are now is not what they were then.
+    folder: that of the cell, which has the images of an attack that somebody brought."""
     parts = store.parts(cell)
-    defense = _full("defense", cell)
+    defense, attack = _full("defense", cell), _full("attack", cell)
+    if attack.name == "given" and folder is not None:
+        attack = Part(attack.name, (*attack.parameters, ("path", str(folder))))
     if "score" in parts and cell["score"].startswith("["):
         # Several in rotation are a parameter of the defense: a run has one score model.
         defense = Part(defense.name, (*defense.parameters, ("score", _value(cell["score"]))))
@@ -26,7 +30,7 @@ def grid(cell: Mapping[str, Any]) -> Grid:
         "classifier": cell["classifier"],
         "score": cell["score"],
         "defenses": [str(defense)],
-        "attacks": [str(_full("attack", cell))],
+        "attacks": [str(attack)],
         "threats": [cell["threat"]],
         "grads": [cell["gradient"]],
         "seeds": [cell["seed"]],
