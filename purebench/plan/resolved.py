@@ -305,11 +305,21 @@ def load(kind: str, name: str, values: Mapping[str, object]) -> Any:
     if "of" in (info := registry.info(kind, name)):
         values = {**values, info["of"]: _inner(values[info["of"]]).images}
     made = registry.factory(kind, name)(**values)
-    if isinstance(made, tuple):
+    named = f"`{registry.label(kind, name)}`"
+    if kind == "dataset" and not hasattr(made, "take"):
         # Imported here, for it loads torch.
         from purebench.datasets import images
 
-        return images.of_tensors(*made)
+        if not isinstance(made, tuple | list) or len(made) != 2:
+            hint = "a data set is two tensors, (images, labels), or a function that returns them"
+            raise UserError(f"{named} gave a {type(made).__name__}, and no images", hint)
+        return images.of_tensors(made[0], made[1], named)
+    if kind == "score":
+        from purebench.scores.views import Score
+
+        if not isinstance(made, Score):
+            hint = "wrap the network, such as `purebench.scores.vp.VPScore(network, (3, 32, 32))`"
+            raise UserError(f"{named} gave a {type(made).__name__}, and no score model", hint)
     return made
 
 
