@@ -117,6 +117,11 @@ def names(kind: str) -> dict[str, str]:
     return {e.name: e.value for e in entry_points(group=f"purebench.{kind}")} | NAMES[kind]
 
 
+def is_ours(kind: str, name: str) -> bool:
+    """Whether a component is no plug-in's. Raises UserError for an unknown one."""
+    return _target(kind, name)[0].startswith("purebench.")
+
+
 def _target(kind: str, name: str) -> tuple[str, str]:
     """(module, factory) of a name. Raises UserError for an unknown one."""
     if kind not in NAMES:

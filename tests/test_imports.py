@@ -56,12 +56,12 @@ ROOMS = {  # room, from the ground up -> the rooms that it may import anywhere, 
     "embedded": "errors assets networks",
     "datasets": "errors assets",
     "scores": "errors engine assets embedded",
-    "classifiers": "errors networks assets embedded",
+    "classifiers": "errors engine networks assets embedded",
     "purifiers": "errors registry engine scores",
     "attacks": "errors spec engine",
     "plan": "errors spec registry engine assets embedded datasets",
     "train": "errors atomic networks datasets scores plan",
-    "running": "errors spec registry records engine assets datasets scores purifiers plan",
+    "running": "errors spec registry records engine assets datasets scores classifiers purifiers plan",
     "report": "errors atomic spec registry records engine assets scores purifiers plan running",
     "cli": "*",
 }
@@ -69,7 +69,7 @@ DRAW = ("drawing", "figures", "costs", "imagery", "propositions")  # of report
 INSIDE = {  # room -> its modules, each importing those before it alone
     "engine": "held noise nfe draws identity rows objective chain adjoint gradients device defense",
     "plan": "resolved aliases keys figures layouts scaled places grid sheet catalogue",
-    "running": "finding probe progress tasks evaluate rehearsal cost pools runner speed estimate preflight storage doctor",
+    "running": "finding probe progress tasks proof evaluate rehearsal cost pools runner speed estimate preflight storage doctor",
     "records": "schema1 store frame",
     "cli": "terminal options layouts run results pages parts files",
     "report": "markdown metrics tables papers pairs selection mates expect compare recipe chart recorded images "

@@ -17,13 +17,16 @@ import torch
 from torch import Tensor
 
 from purebench import datasets, purifiers, registry
+from purebench.classifiers.foreign import Foreign, as_classifier
 from purebench.datasets.images import Images
+from purebench.engine import held
 from purebench.engine.chain import Purifier
 from purebench.engine.defense import Defense, predicted
 from purebench.engine.identity import Identity
 from purebench.engine.nfe import watch
 from purebench.engine.noise import Noise
 from purebench.plan import resolved as components
+from purebench.purifiers.plain import Plain
 from purebench.purifiers.resized import Resized, resize
 from purebench.records import store as records
 from purebench.records.store import Record
@@ -55,13 +58,35 @@ def shape(cell: Cell) -> list[int]:
 @cache
 def _network(part: Resolved, device: torch.device) -> Any:
     network = components.load(part.kind, part.name, part.arguments).to(device)
+    if not registry.is_ours(part.kind, part.name):
+        held.settle(network, device, keeps_its_mode(part))
     # A score model watches its network itself: twice watched would be counted twice.
     return watch(network) if part.kind == "classifier" else network
 
 
+def classifier(cell: Cell, device: torch.device) -> Any:
+    """The cell's classifier on a device. Raises UserError where a foreign one gives no logits of the data set's classes."""
+    if registry.is_ours("classifier", cell.classifier.name):
+        return _network(cell.classifier, device)
+    return _foreign(cell.classifier, cell.dataset, device)
+
+
+@cache
+def _foreign(part: Resolved, of: Resolved, device: torch.device) -> Any:
+    asked = components.of("dataset", Part(of.name, tuple({**of.values, **of.where}.items())))
+    made = components.load("classifier", part.name, part.arguments)
+    own = keeps_its_mode(part)
+    return watch(as_classifier(made, asked.classes, asked.shape, name=str(part), own_mode=own, device=device))
+
+
+def keeps_its_mode(part: Resolved) -> bool:
+    """Whether a foreign component's networks stay in the mode that they were made in: a dropout may be the defense."""
+    return part.info.get("mode") == "own"
+
+
 def _fingerprint(cell: Cell, device: torch.device) -> list[Any]:
     """What an attack must leave alone of the cell's networks: how often each weight was written to, and every module's hooks and mode."""
-    networks = [_network(part, device) for part in (cell.classifier, *cell.scores)]
+    networks = [classifier(cell, device), *[_network(part, device) for part in cell.scores]]
     roots = [getattr(network, "network", network) for network in networks]
     modules = [root for root in roots if isinstance(root, torch.nn.Module)]
     # Autograd's own counter of writes, not the values: to hash a large network after every batch would cost too much.
@@ -74,6 +99,7 @@ def _fingerprint(cell: Cell, device: torch.device) -> list[Any]:
 def forget() -> None:
     """Drops the networks of this process."""
     _network.cache_clear()
+    _foreign.cache_clear()
 
 
 def score_argument(models: Sequence[Score]) -> Score | Sequence[Score] | None:
@@ -90,24 +116,27 @@ def build_defense(
     on_work: Callable[[int], None] | None = None,
 ) -> Defense:
     """The cell's defense with its gradient, on a device; networks are shared between the cells of a process."""
-    classifier = _network(cell.classifier, device)
+    answering = classifier(cell, device)
     scores = [_network(model, device) for model in cell.scores]
     height, width = shape(cell)[1:]
     outer = (height, width)
     inner: tuple[int, int] = tuple(scores[0].size[1:]) if scores else outer
 
     def guide(x: Tensor) -> Tensor:
-        return classifier(resize(x, outer))
+        return answering(resize(x, outer))
 
     def make(part: Resolved) -> Purifier:
         # Guidance sees the images of the chain, at the score model's size, and the classifier knows its own size alone.
-        inside = classifier if inner == outer else guide
+        inside = answering if inner == outer else guide
         purifier = purifiers.make(part.name, score=score_argument(scores), classifier=inside, **part.arguments)
-        # A bare classifier is not resized there and back: that would be a defense.
-        return purifier if inner == outer or isinstance(purifier, Identity) else Resized(purifier, outer, inner)
+        if not registry.is_ours("defense", part.name):
+            held.settle(getattr(purifier, "call", purifier), device, keeps_its_mode(part), but=[*scores, answering])
+        # A bare classifier is not resized there and back: that would be a defense. A plain function sees the images as they are.
+        as_it_is = inner == outer or isinstance(purifier, Identity | Plain)
+        return purifier if as_it_is else Resized(purifier, outer, inner)
 
     defense = Defense(
-        make(cell.defense), classifier, **registry.options(cell.defense.options), gradient=cell.gradient.part,
+        make(cell.defense), answering, **registry.options(cell.defense.options), gradient=cell.gradient.part,
         surrogate=make(cell.surrogate) if cell.surrogate else None, rows=rows, memory=memory, on_work=on_work,
     )  # fmt: skip
     defense.score = next(iter(scores), None)
@@ -320,7 +349,7 @@ def _judge(task: Task, defense: Defense, x: Tensor, rows: list[bytes], index: Te
     # No part of the work that was announced: progress would run ahead.
     defense.on_work = None
     random = _answers_differ(task, logits, lambda: defense.draws(x_adv, noise, first, first + 1))
-    flags = {"random": random, "probabilities": _probabilities(undefended)}
+    flags = {"random": random, "probabilities": _probabilities(undefended), "batch": [_of_batches(defense)] * len(ids)}
     notes = [[note for note, found in flags.items() if found[i]] for i in range(len(ids))]
     return _Judged(clean, predicted(logits).tolist(), predicted(undefended).tolist(), not_finite, notes)
 
@@ -345,6 +374,12 @@ def _random(cell: Cell) -> bool:
 def _coupled(cell: Cell) -> bool:
     """Whether an image depends on its batch mates, as the defense says."""
     return any(cell.defense.values.get(key) == value for key, value in cell.defense.info.get("couples", {}).items())
+
+
+def _of_batches(defense: Defense) -> bool:
+    """Whether a foreign defense or classifier was seen to draw for a batch, or a classifier to let its images depend on each other."""
+    drawn = [part.batch for part in (defense.purifier, defense.classifier) if isinstance(part, Plain | Foreign)]
+    return any(drawn) or getattr(defense.classifier, "coupled", False)
 
 
 def _differ(logits: Tensor) -> list[bool]:

@@ -21,6 +21,7 @@ from purebench.engine.noise import Noise
 from purebench.errors import UserError
 from purebench.plan import resolved as components
 from purebench.plan.grid import Plan
+from purebench.running import evaluate
 from purebench.running.evaluate import score_argument
 from purebench.scores.energy import EnergyScore
 from purebench.scores.views import Level, Score
@@ -68,6 +69,9 @@ def check(plan: Plan) -> None:
     """Raises UserError for the first defense that could not run."""
     for job in plan.jobs:
         cell = job.cell
+        if not registry.is_ours("classifier", cell.classifier.name):
+            # For its refusals: what are no logits is known before anything is computed.
+            evaluate.classifier(cell, torch.device("cpu"))
         for purifier, walked in zip(_purifiers(cell), walks(cell, job.shape), strict=True):
             # Fewer levels than score models where a purifier uses none, beside a surrogate that does.
             for part, levels in zip(cell.scores, walked.levels if walked else (), strict=False):
@@ -84,14 +88,9 @@ def _purifiers(cell: Cell) -> list[Resolved]:
     return [cell.defense, *([cell.surrogate] if cell.surrogate else [])]
 
 
-def _is_ours(kind: str, name: str) -> bool:
-    """Whether a component is no plug-in's."""
-    return registry.names(kind)[name].startswith("purebench.")
-
-
 @cache
 def _walk(purifier: Resolved, scores: tuple[Resolved, ...], shape: tuple[int, ...]) -> Walked | None:
-    name, ours = purifier.name, _is_ours("defense", purifier.name)
+    name, ours = purifier.name, registry.is_ours("defense", purifier.name)
     parts = scores if registry.uses_score(purifier.info) else ()
     known = [_model(part) for part in parts]
     # What a plug-in's score model refuses only its own networks can tell.
@@ -159,7 +158,7 @@ def _check_levels(name: str, part: Resolved, levels: tuple[float, ...]) -> None:
 def _model(part: Resolved) -> Score | None:
     """The score model as its factory makes it, a `Stub` in its network's place; a file of the user's is read, and so verified. None
     for a plug-in's."""
-    if not _is_ours("score", part.name):
+    if not registry.is_ours("score", part.name):
         return None
     # Hollow: of a published checkpoint, which may not be here, the network is built without weights, and in no time.
     with contextlib.nullcontext() if part.where or _ships(part) else checkpoint.hollow():
