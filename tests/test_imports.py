@@ -57,12 +57,12 @@ ROOMS = {  # room, from the ground up -> the rooms that it may import anywhere, 
     "embedded": "errors assets networks",
     "datasets": "errors assets",
     "scores": "errors engine assets embedded",
-    "classifiers": "errors networks assets embedded",
+    "classifiers": "errors engine networks assets embedded",
     "purifiers": "errors registry engine scores",
     "attacks": "errors spec engine",
     "plan": "errors spec registry scores engine assets embedded datasets",
     "train": "errors atomic networks datasets scores plan",
-    "running": "errors spec foreign registry records engine assets datasets scores purifiers attacks plan",
+    "running": "errors spec foreign registry records engine assets datasets scores classifiers purifiers attacks plan",
     "report": "errors atomic spec registry records engine assets scores purifiers plan running",
     "cli": "*",
 }
@@ -70,7 +70,7 @@ DRAW = ("drawing", "figures", "costs", "imagery", "propositions")  # of report
 INSIDE = {  # room -> its modules, each importing those before it alone
     "engine": "held noise nfe draws identity rows objective chain adjoint gradients device defense",
     "plan": "hashed resolved aliases keys figures layouts scaled places grid sheet catalogue",
-    "running": "finding probe progress tasks evaluate rehearsal cost pools runner speed estimate preflight storage doctor",
+    "running": "finding probe progress tasks proof evaluate rehearsal cost pools runner speed estimate preflight storage doctor",
     "records": "schema1 store frame",
     "cli": "terminal options layouts run results pages parts files",
     "report": "coded markdown metrics tables papers pairs selection mates expect compare recipe chart recorded images "

@@ -29,6 +29,7 @@ class Images:
     digest: str  # "sha256:.." or "md5:.." of the content, found without reading gigabytes
     read: Callable[[Sequence[int]], Tensor]  # indices -> (B,C,H,W) float32 in [0,1]
     note: str = ""  # why numbers on these images are not a paper's; empty for the papers' own images
+    declared: bool = True  # whether `classes` is their number, and not that of the labels seen
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -70,7 +71,8 @@ def of_tensors(x: Any, y: Any, what: str = "the images") -> Images:
         raise UserError(f"the labels of {what} are {y.dtype} from {y.min():g} to {y.max():g}", hint)
     x, y = x.float().contiguous(), y.long()
     digest = hashlib.sha256(x.numpy().tobytes() + y.numpy().tobytes()).hexdigest()
-    return Images(y, int(y.max()) + 1, f"sha256:{digest}", lambda indices: x[list(indices)])
+    # Of a few images not all classes need be among them.
+    return Images(y, int(y.max()) + 1, f"sha256:{digest}", lambda indices: x[list(indices)], declared=False)
 
 
 def of_files(

@@ -18,7 +18,9 @@ from torch import Tensor
 
 from purebench import datasets, purifiers, registry
 from purebench.attacks import Attacked
+from purebench.classifiers.foreign import Foreign, as_classifier
 from purebench.datasets.images import Images
+from purebench.engine import held
 from purebench.engine.chain import Purifier
 from purebench.engine.defense import Defense, predicted
 from purebench.engine.identity import Identity
@@ -26,6 +28,7 @@ from purebench.engine.nfe import watch
 from purebench.engine.noise import Noise
 from purebench.errors import UserError
 from purebench.plan import resolved as components
+from purebench.purifiers.plain import Plain
 from purebench.purifiers.resized import Resized, resize
 from purebench.records import store as records
 from purebench.records.store import Record
@@ -61,6 +64,8 @@ def shape(cell: Cell) -> list[int]:
 def _network(part: Resolved, device: torch.device) -> Any:
     unchanged(part)
     network = components.load(part.kind, part.key, part.arguments).to(device)
+    if not registry.is_ours(part.kind, part.key):
+        held.settle(network, device, keeps_its_mode(part))
     # A score model watches its network itself: twice watched would be counted twice.
     return watch(network) if part.kind == "classifier" else network
 
@@ -74,9 +79,32 @@ def unchanged(part: Resolved) -> None:
         )
 
 
+def classifier(cell: Cell, device: torch.device) -> Any:
+    """The cell's classifier on a device. Raises UserError where a foreign one gives no logits of the data set's classes."""
+    if registry.is_ours("classifier", cell.classifier.key):
+        return _network(cell.classifier, device)
+    return _foreign(cell.classifier, cell.dataset, device)
+
+
+@cache
+def _foreign(part: Resolved, of: Resolved, device: torch.device) -> Any:
+    unchanged(part)
+    asked = components.of("dataset", Part(of.key, tuple({**of.values, **of.where}.items())))
+    # A foreign one was read before: its factory may take long, and is asked once.
+    size = dataset(of).shape if of.code else asked.shape
+    classes = int(of.info.get("classes") or 0) if of.code else asked.classes
+    made = components.load("classifier", part.key, part.arguments)
+    return watch(as_classifier(made, classes, size, name=str(part), own_mode=keeps_its_mode(part), device=device))
+
+
+def keeps_its_mode(part: Resolved) -> bool:
+    """Whether a foreign component's networks stay in the mode that they were made in: a dropout may be the defense."""
+    return part.info.get("mode") == "own"
+
+
 def _fingerprint(cell: Cell, device: torch.device) -> list[Any]:
     """What an attack must leave alone of the cell's networks: how often each weight was written to, and every module's hooks and mode."""
-    networks = [_network(part, device) for part in (cell.classifier, *cell.scores)]
+    networks = [classifier(cell, device), *[_network(part, device) for part in cell.scores]]
     roots = [getattr(network, "network", network) for network in networks]
     modules = [root for root in roots if isinstance(root, torch.nn.Module)]
     # Autograd's own counter of writes, not the values: to hash a large network after every batch would cost too much.
@@ -89,6 +117,7 @@ def _fingerprint(cell: Cell, device: torch.device) -> list[Any]:
 def forget() -> None:
     """Drops the networks of this process."""
     _network.cache_clear()
+    _foreign.cache_clear()
 
 
 def score_argument(models: Sequence[Score]) -> Score | Sequence[Score] | None:
@@ -105,25 +134,28 @@ def build_defense(
     on_work: Callable[[int], None] | None = None,
 ) -> Defense:
     """The cell's defense with its gradient, on a device; networks are shared between the cells of a process."""
-    classifier = _network(cell.classifier, device)
+    answering = classifier(cell, device)
     scores = [_network(model, device) for model in cell.scores]
     height, width = shape(cell)[1:]
     outer = (height, width)
     inner: tuple[int, int] = tuple(scores[0].size[1:]) if scores else outer
 
     def guide(x: Tensor) -> Tensor:
-        return classifier(resize(x, outer))
+        return answering(resize(x, outer))
 
     def make(part: Resolved) -> Purifier:
         # Guidance sees the images of the chain, at the score model's size, and the classifier knows its own size alone.
-        inside = classifier if inner == outer else guide
+        inside = answering if inner == outer else guide
         unchanged(part)
         purifier = purifiers.make(part.key, score=score_argument(scores), classifier=inside, **part.arguments)
-        # A bare classifier is not resized there and back: that would be a defense.
-        return purifier if inner == outer or isinstance(purifier, Identity) else Resized(purifier, outer, inner)
+        if not registry.is_ours("defense", part.key):
+            held.settle(getattr(purifier, "call", purifier), device, keeps_its_mode(part), but=[*scores, answering])
+        # A bare classifier is not resized there and back: that would be a defense. A plain function sees the images as they are.
+        as_it_is = inner == outer or isinstance(purifier, Identity | Plain)
+        return purifier if as_it_is else Resized(purifier, outer, inner)
 
     defense = Defense(
-        make(cell.defense), classifier, **registry.options(cell.defense.options), gradient=cell.gradient.part,
+        make(cell.defense), answering, **registry.options(cell.defense.options), gradient=cell.gradient.part,
         surrogate=make(cell.surrogate) if cell.surrogate else None, rows=rows, memory=memory, on_work=on_work,
     )  # fmt: skip
     defense.score = next(iter(scores), None)
@@ -352,7 +384,7 @@ def _judge(task: Task, defense: Defense, x: Tensor, rows: list[bytes], index: Te
     # No part of the work that was announced: progress would run ahead.
     defense.on_work = None
     random = _answers_differ(task, logits, lambda: defense.draws(x_adv, noise, first, first + 1))
-    flags = {"random": random, "probabilities": _probabilities(undefended)}
+    flags = {"random": random, "probabilities": _probabilities(undefended), "batch": [_of_batches(defense)] * len(ids)}
     notes = [[note for note, found in flags.items() if found[i]] for i in range(len(ids))]
     return _Judged(clean, predicted(logits).tolist(), predicted(undefended).tolist(), not_finite, notes)
 
@@ -377,6 +409,12 @@ def _random(cell: Cell) -> bool:
 def _coupled(cell: Cell) -> bool:
     """Whether an image depends on its batch mates, as the defense says."""
     return any(cell.defense.values.get(key) == value for key, value in cell.defense.info.get("couples", {}).items())
+
+
+def _of_batches(defense: Defense) -> bool:
+    """Whether a foreign defense or classifier was seen to draw for a batch, or a classifier to let its images depend on each other."""
+    drawn = [part.batch for part in (defense.purifier, defense.classifier) if isinstance(part, Plain | Foreign)]
+    return any(drawn) or getattr(defense.classifier, "coupled", False)
 
 
 def _differ(logits: Tensor) -> list[bool]:

@@ -22,6 +22,7 @@ from purebench.engine.noise import Noise
 from purebench.errors import UserError
 from purebench.plan import resolved as components
 from purebench.plan.grid import Plan
+from purebench.running import evaluate
 from purebench.running.evaluate import score_argument
 from purebench.scores.energy import EnergyScore
 from purebench.scores.views import Level, Score
@@ -69,6 +70,9 @@ def check(plan: Plan) -> None:
     """Raises UserError for the first defense that could not run."""
     for job in plan.jobs:
         cell = job.cell
+        if not registry.is_ours("classifier", cell.classifier.key):
+            # For its refusals: what are no logits is known before anything is computed.
+            evaluate.classifier(cell, torch.device("cpu"))
         for purifier, walked in zip(_purifiers(cell), walks(cell, job.shape), strict=True):
             # Fewer levels than score models where a purifier uses none, beside a surrogate that does.
             for part, levels in zip(cell.scores, walked.levels if walked else (), strict=False):
