@@ -10,12 +10,10 @@ import torch
 from torch import nn
 
 INFO = {
-    "DiffPureClone": {
-        "summary": "DiffPure as a plain forward(x)",
-        "output": "unbounded",  # the last step's image is not clipped
-        "random": True,
-        "needs": ["score"],
-    }
+    "summary": "DiffPure as a plain forward(x)",
+    "output": "unbounded",  # the last step's image is not clipped
+    "random": True,
+    "needs": ["score"],
 }
 
 

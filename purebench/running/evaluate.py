@@ -32,6 +32,7 @@ from purebench.purifiers.plain import Plain
 from purebench.purifiers.resized import Resized, resize
 from purebench.records import store as records
 from purebench.records.store import Record
+from purebench.running.proof import ROWS, Proof, prove
 from purebench.running.tasks import Done, Task
 from purebench.scores.views import Score
 from purebench.spec import Cell, Part, Resolved, norms
@@ -183,7 +184,8 @@ def execute(
     frozen = attacked.rows if attacked else [task.stored[p] for p in task.positions]
     # Made anew: whatever an attack did to the defense that it was given, the judge asks the cell's own.
     judge = build()
-    judged = _judge(task, judge, x, frozen, index)
+    tried = _proof(task.cell, device, judge)
+    judged = _judge(task, judge, x, frozen, index, tried)
     cost = {
         "positions": list(task.positions), "seconds": round(time.perf_counter() - began, 4), "attack_seconds": round(attack_seconds, 4),
         "forward": forward, "backward": backward, "recomputed": recomputed, "judge_forward": judge.spent.close()[0], "rows": rows,
@@ -192,7 +194,7 @@ def execute(
         lines = [_record(task, attacked, judged, i, int(index[i]), int(y[i])) for i in range(len(x))]
     else:
         lines = [_with_more_draws(task, judged, i) for i in range(len(x))]
-    return Done(lines, frozen, cost)
+    return Done(lines, frozen, cost, tried.warnings)
 
 
 # ------------------------------------------------------------------------------------------------------------------ attack
@@ -347,7 +349,28 @@ class _Judged:
     notes: list[list[str]]
 
 
-def _judge(task: Task, defense: Defense, x: Tensor, rows: list[bytes], index: Tensor) -> _Judged:
+# Of a cell's defense and gradient, tried once in a process.
+_proofs: dict[tuple[Any, ...], Proof] = {}
+
+
+def _proof(cell: Cell, device: torch.device, defense: Defense) -> Proof:
+    """What is wrong with a foreign defense, tried on the data set's first images, so that every worker finds the same."""
+    if registry.is_ours("defense", cell.defense.name):
+        return Proof()
+    key = (cell.dataset, cell.classifier, cell.scores, cell.defense, cell.gradient, cell.noise, device)
+    if key not in _proofs:
+        images = dataset(cell.dataset)
+        x = images.take(list(range(min(len(images), ROWS))))[0].to(device)
+        _proofs[key] = prove(
+            defense, x, cell.defense.name, gradient=cell.gradient.name == "exact",
+            unbounded=cell.defense.info.get("output") == "unbounded",
+        )  # fmt: skip
+        # Its calls are nobody's.
+        defense.not_finite.clear()
+    return _proofs[key]
+
+
+def _judge(task: Task, defense: Defense, x: Tensor, rows: list[bytes], index: Tensor, tried: Proof) -> _Judged:
     """Purifies and classifies the clean images x and the stored ones. Clean predictions that another attack's cell has made are taken from
     it; the stored images are read back and judged draw by draw, also those of the null control, which therefore controls both."""
     ids = index.tolist()
@@ -383,8 +406,12 @@ def _judge(task: Task, defense: Defense, x: Tensor, rows: list[bytes], index: Te
     defense.not_finite.clear()
     # No part of the work that was announced: progress would run ahead.
     defense.on_work = None
-    random = _answers_differ(task, logits, lambda: defense.draws(x_adv, noise, first, first + 1))
-    flags = {"random": random, "probabilities": _probabilities(undefended), "batch": [_of_batches(defense)] * len(ids)}
+    batched = _of_batches(defense)
+    # What belongs to a batch answers another one otherwise: whether it is repeatable, its proof has tried.
+    again = partial(defense.draws, x_adv, noise, first, first + 1)
+    random = [False] * len(ids) if batched else _answers_differ(task, logits, again)
+    flags = {"random": random, "probabilities": _probabilities(undefended), "batch": [batched] * len(ids)}
+    flags |= {note: [True] * len(ids) for note in tried.notes}
     notes = [[note for note, found in flags.items() if found[i]] for i in range(len(ids))]
     return _Judged(clean, predicted(logits).tolist(), predicted(undefended).tolist(), not_finite, notes)
 
