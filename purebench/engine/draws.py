@@ -171,6 +171,26 @@ def _real(like: Tensor) -> Tensor:
     return torch.empty(like.shape, dtype=wide, device=like.device)
 
 
+# Of the rows that a network is asked about now: see `about`.
+_rows: ContextVar[Noise | None] = ContextVar("rows", default=None)
+
+
+@contextmanager
+def about(noise: Noise) -> Iterator[None]:
+    """Within: a network of somebody else's that draws finds whose rows it is asked about."""
+    token = _rows.set(noise)
+    try:
+        yield
+    finally:
+        _rows.reset(token)
+
+
+def rows_here(count: int) -> Noise | None:
+    """The noise of so many rows that a network is asked about now; None where nobody said, or said others."""
+    noise = _rows.get()
+    return noise if noise is not None and len(noise.ids) == count else None
+
+
 # -------------------------------------------------------------------------------------------------------------- generators
 
 
