@@ -18,6 +18,7 @@ from torch import nn
 import purebench
 from purebench import cli
 from purebench.api import given, own
+from purebench.api.result import Result
 from purebench.foreign import objects
 from purebench.plan.grid import Request
 from purebench.running import progress
@@ -91,11 +92,13 @@ def test_run_makes_the_records_of_the_command(tmp_path, monkeypatch, capsys):
     assert len(again.cells.runs[0]) == 1
 
 
-def test_a_papers_table_is_one(tmp_path, capsys):
-    plan = purebench.run("coup/1", dataset="digits", images=2, grad="exact", only="ADP", out=tmp_path, dry_run=True)
-    assert "cells" in capsys.readouterr().out
-    assert "| Defense" in str(plan)
-    assert "<h3>" in plan._repr_html_()
+def test_a_papers_table_is_one(tmp_path):
+    asked = Request("coup/1", dataset="digits", images=2, grads=("exact",), only=("DiffPure",))
+    result = Result([], asked, tmp_path, failed={})
+    assert "| DiffPure" in str(result)
+    assert "<h3>" in result._repr_html_()
+    assert "tabular" in result.table("tex")
+    assert str(Result([], Request(), tmp_path, failed={})) == "nothing is recorded of these cells yet"
 
 
 @pytest.mark.parametrize(
