@@ -355,7 +355,7 @@ _proofs: dict[tuple[Any, ...], Proof] = {}
 
 def _proof(cell: Cell, device: torch.device, defense: Defense) -> Proof:
     """What is wrong with a foreign defense, tried on the data set's first images, so that every worker finds the same."""
-    if registry.is_ours("defense", cell.defense.name):
+    if registry.is_ours("defense", cell.defense.key):
         return Proof()
     key = (cell.dataset, cell.classifier, cell.scores, cell.defense, cell.gradient, cell.noise, device)
     if key not in _proofs:
