@@ -55,7 +55,7 @@ def plugins(monkeypatch):
     registry.names.cache_clear()
     yield
     sys.modules.pop("diffpure_clone", None)
-    for cached in (registry.names, registry.parameters, registry.info, registry._source):
+    for cached in (registry.names, registry._parameters, registry._info, registry._source):
         cached.cache_clear()
 
 

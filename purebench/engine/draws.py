@@ -46,6 +46,11 @@ class Draws(TorchDispatchMode):
         self._numbers: dict[bytes, int] = {}
         self._before: list[tuple[list[Any], list[Any]]] = []
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Else torch imports its compiler at the first call, which takes ten seconds of every process.
+        return False
+
     @property
     def number(self) -> int:
         return len(self._numbers)

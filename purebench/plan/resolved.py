@@ -315,7 +315,7 @@ def load(kind: str, name: str, values: Mapping[str, object]) -> Any:
         values = {**values, info["of"]: _inner(values[info["of"]]).images}
     made = registry.factory(kind, name)(**values)
     named = f"`{registry.label(kind, name)}`"
-    if kind == "dataset" and not registry.is_ours(kind, name):
+    if kind == "dataset":
         # Imported here, for it loads torch.
         from purebench.datasets import images
 
