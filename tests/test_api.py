@@ -134,15 +134,14 @@ def test_a_grids_names_mean_the_same():
     assert given.request(None, merged) == Request(defenses=("none",), seeds=(0, 1))
 
 
-def test_a_script_without_a_main_guard_has_workers(tmp_path):
+def test_a_script_without_a_main_guard_is_not_run_again_by_its_workers(tmp_path):
     script = tmp_path / "mine.py"
     script.write_text(
-        "import purebench\nprint('begins')\n"
-        "r = purebench.run(defense='none', attack=['null', 'noise'], dataset='digits', images=2, evals=1, workers=2, quiet=True)\n"
-        "print(r.clean)"
+        "from purebench.running import pools, progress\nprint('begins', flush=True)\n"
+        "pool = pools.start(2, 'cpu', None, progress.Reporter())\nprint(pool.members[0].pipe.recv()[0])\npool.stop()"
     )
-    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["begins", "1.0"]
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["begins", "facts"]
 
 
 @pytest.mark.parametrize("module", ["purebench", "purebench.cli"])
