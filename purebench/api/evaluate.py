@@ -75,7 +75,7 @@ def evaluate(
         if isinstance(classifier, str | Part):
             classes = resolved.find("classifier", given.part("classifier", classifier)).classes
         else:
-            given.part("classifier", classifier)
+            given.check_object("classifier", classifier)
             classes = own.classes(classifier, pixels)
         dataset = own.dataset(pixels, labels, classes)
         images = len(pixels) if images is None else images

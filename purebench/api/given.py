@@ -81,17 +81,22 @@ def part(name: str, value: object) -> str:
         return value
     if isinstance(value, Part):
         return str(value)
+    check_object(name, value)
+    return foreign.register(PARTS[name], value)
+
+
+def check_object(name: str, value: object) -> None:
+    """Raises UserError for what is no component in the place of a PART."""
     example = f'write {name}="{EXAMPLES[name]}"'
     if isinstance(value, type):
         raise UserError(f"`{name}={value.__name__}` is a class", f"give an object of it: {value.__name__}(..)")
     if value is None or isinstance(value, bool | int | float | bytes) or PARTS[name] not in OBJECTS:
         raise UserError(f"`{name}={shown(value)}` is no PART", example)
-    return register(PARTS[name], value)
-
-
-def register(kind: str, value: object, name: str | None = None) -> str:
-    """The target of an object of this process."""
-    return foreign.register(kind, value, name)
+    # Its order of arguments is easily forgotten.
+    if name != "dataset" and not callable(value) and hasattr(value, "shape"):
+        raise UserError(
+            f"`{name}` is an array of shape {tuple(value.shape)}", "the order is: defense, classifier, x, y"
+        )
 
 
 def shown(value: object, width: int = 60) -> str:

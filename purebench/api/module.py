@@ -46,7 +46,6 @@ class Module(nn.Module):
         evaluate.forget()
         # Registered, so that libraries find parameters and a device.
         self.networks = nn.ModuleList(held.networks(self._defense))
-        self.requires_grad_(False)
         # Of the list alone: the networks are in the mode that makes them this defense.
         self.training = self.networks.training = False
         dataset = datasets.base(self.cell.dataset.name, self.cell.dataset.values)

@@ -72,16 +72,15 @@ def classes(classifier: Any, x: Tensor) -> int:
                 f"the classifier fails on {_size(some)} {_dtype(some)} images on `{place}`: {type(error).__name__}: {first}",
                 "it is called with x (N,C,H,W) in [0,1] alone, and its normalisation belongs into it",
             ) from error
-    if answer.dim() == 1 or (answer.dim() == 2 and answer.shape[1] == 1):
-        return 2  # one logit
-    if answer.dim() != 2 or len(answer) != len(some) or not answer.is_floating_point():
+    if answer.dim() not in (1, 2) or len(answer) != len(some) or not answer.is_floating_point():
         raise UserError(
             f"the classifier answers {len(some)} images with {_size(answer)} {_dtype(answer)}",
             "logits (N, classes) are expected, floats",
         )
     if not answer.isfinite().all():
         raise UserError("the classifier answers with values that are not finite", "look at its weights, and at x")
-    return answer.shape[1]
+    # One logit is that of the second class.
+    return 2 if answer.dim() == 1 else max(answer.shape[1], 2)
 
 
 def _logits(answer: object) -> Tensor:

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+from purebench import foreign
 from purebench.api import given
 from purebench.api.result import Result
 from purebench.errors import FAILED, UserError
@@ -59,15 +60,17 @@ def run(
         "score": score, "images": images, "subset": subset, "seed": seed, "evals": evals, "sanity": sanity, "honest": honest,
         "baselines": baselines, "only": only,
     }  # fmt: skip
-    request = given.request(preset, given.merged(arguments, plural))
+    arguments = given.merged(arguments, plural)
+    objects = given.objects(arguments)
     resources = _resources(device, rows, workers, memory)
     settings = {"fresh": fresh, "dry_run": dry_run, "quiet": quiet}
     settings = {name: given.truth(name, value) for name, value in settings.items()}
-    objects = given.objects(arguments)
-    if objects:
-        resources = _here(resources, objects[0])
-    with _as_they_came(objects):
-        return _work_off(request, resources, _folder(out), **settings)
+    with foreign.lent():
+        request = given.request(preset, arguments)
+        if objects:
+            resources = _here(resources, objects[0])
+        with _as_they_came(objects):
+            return _work_off(request, resources, _folder(out), **settings)
 
 
 def _here(resources: preflight.Resources, thing: object) -> preflight.Resources:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from purebench.engine import chain, gradients
+from purebench.engine.draws import about
 from purebench.engine.identity import Identity
 from purebench.engine.nfe import Account, recomputing
 from purebench.engine.noise import Noise
@@ -104,7 +105,7 @@ class Defense:
                     purified = _Purified.apply(chunk.x, self, chunk.noise)
                 else:
                     purified = chain.run(self.purifier, chunk.x, chunk.noise)
-                parts.append(self._answers(purified)[: chunk.real])
+                parts.append(self._answers(purified, chunk.noise)[: chunk.real])
             self._check(chunk, parts[-1], "the classifier")
         logits = torch.cat(parts)
         return combine(logits.unflatten(0, (len(x), self.votes)), self.combine, 1) if self.votes > 1 else logits
@@ -160,7 +161,7 @@ class Defense:
         def cotangent(purified: Tensor) -> Tensor:
             with torch.enable_grad():
                 purified = purified.detach().requires_grad_()
-                logits = self._answers(purified)
+                logits = self._answers(purified, chunk.noise)
                 d = derivative(logits[: chunk.real]) if callable(derivative) else derivative
                 if not logits.requires_grad:  # an answer that does not depend on the image
                     return torch.zeros_like(purified)
@@ -212,11 +213,13 @@ class Defense:
     def _classify(self, chunk: _Chunk) -> Tensor:
         # Counted as recomputed: the pass that takes the gradient does it again, with a graph.
         with self._counting(chunk.real), recomputing():
-            return self._answers(chain.run(self.gradient.walked(self), chunk.x, chunk.noise))[: chunk.real]
+            purified = chain.run(self.gradient.walked(self), chunk.x, chunk.noise)
+            return self._answers(purified, chunk.noise)[: chunk.real]
 
-    def _answers(self, purified: Tensor) -> Tensor:
+    def _answers(self, purified: Tensor, noise: Noise) -> Tensor:
         """Logits of purified images; none that are finite of an image that is not, whatever a classifier makes of it."""
-        logits = self.classifier(purified)
+        with about(noise):
+            logits = self.classifier(purified)
         return logits.where(per_row(finite_rows(purified), logits), torch.nan)
 
     @contextmanager

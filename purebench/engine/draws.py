@@ -46,6 +46,11 @@ class Draws(TorchDispatchMode):
         self._numbers: dict[bytes, int] = {}
         self._before: list[tuple[list[Any], list[Any]]] = []
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Else torch imports its compiler at the first call, which takes ten seconds of every process.
+        return False
+
     @property
     def number(self) -> int:
         return len(self._numbers)
@@ -169,6 +174,26 @@ def _real(like: Tensor) -> Tensor:
     """What noise is made like: whole numbers and half precision by way of float32."""
     wide = like.dtype if like.dtype in (torch.float32, torch.float64) else torch.float32
     return torch.empty(like.shape, dtype=wide, device=like.device)
+
+
+# Of the rows that a network is asked about now: see `about`.
+_rows: ContextVar[Noise | None] = ContextVar("rows", default=None)
+
+
+@contextmanager
+def about(noise: Noise) -> Iterator[None]:
+    """Within: a network of somebody else's that draws finds whose rows it is asked about."""
+    token = _rows.set(noise)
+    try:
+        yield
+    finally:
+        _rows.reset(token)
+
+
+def rows_here(count: int) -> Noise | None:
+    """The noise of so many rows that a network is asked about now; None where nobody said, or said others."""
+    noise = _rows.get()
+    return noise if noise is not None and len(noise.ids) == count else None
 
 
 # -------------------------------------------------------------------------------------------------------------- generators

@@ -29,6 +29,11 @@ def generators(obj: object, but: Iterable[object] = ()) -> list[Any]:
     return [found for _, found in _walk(obj, but) if _is_generator(found)]
 
 
+def code(obj: object, but: Iterable[object] = ()) -> list[types.FunctionType]:
+    """The functions of a user's that an object is made of: its methods, itself, and those that they name."""
+    return [found for _, found in _walk(obj, but) if isinstance(found, types.FunctionType)]
+
+
 def digest(obj: object, but: Iterable[object] = ()) -> str:
     """SHA-256 over names, types, shapes and bytes of all parameters and buffers that an object holds, and of plain tensors and arrays
     among its attributes; "" where there are none. The same for equal weights, on whatever device they are."""
@@ -63,7 +68,7 @@ def _tensors(obj: object, but: Iterable[object]) -> Iterator[tuple[str, Tensor]]
 
 
 def _walk(obj: object, but: Iterable[object] = ()) -> Iterator[tuple[str, object]]:
-    """(path, found) of everything worth knowing: networks, tensors, arrays, generators."""
+    """(path, found) of everything worth knowing: networks, tensors, arrays, generators, functions."""
     # Kept alive while their ids are known: a freed object's id would be given again.
     alive: list[object] = [*but]
     seen = {id(o) for o in alive}
@@ -84,6 +89,8 @@ def _walk(obj: object, but: Iterable[object] = ()) -> Iterator[tuple[str, object
         elif isinstance(at, Tensor) or _is_array(at) or _is_generator(at):
             yield name, at
         else:
+            if isinstance(at, types.FunctionType) and _is_users(at.__module__):
+                yield name, at
             queue += _inside(name, at)
 
 

@@ -9,12 +9,12 @@ import contextlib
 import hashlib
 import importlib.util
 import inspect
+import itertools
 import os
 import random
 import re
 import signal
 import sys
-import textwrap
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +25,7 @@ from types import FrameType, ModuleType
 from typing import Any
 
 from purebench.errors import UserError, unknown
-from purebench.foreign import sources
+from purebench.foreign import objects, sources
 from purebench.spec import OBJECT, Part, Value
 
 SECONDS = 60.0  # that importing a file may take
@@ -493,7 +493,7 @@ def code(name: str) -> str:
     """The sha256 of its source: the file and what it imports that nobody installed, or an object's own text."""
     name = target(name)
     if name in _objects:
-        return _code_of_object(name)
+        return _codes[name]
     file = _file(Path(name.rpartition(":")[0]))
     return hashlib.sha256(f"{file.text} {name.rpartition(':')[2]}".encode()).hexdigest()
 
@@ -501,6 +501,21 @@ def code(name: str) -> str:
 # ----------------------------------------------------------------------------------------------------------------- objects
 
 _objects: dict[str, Any] = {}
+_codes: dict[
+    str, str
+] = {}  # as it was when it was registered: what an object counts or keeps while it is called is no other code
+_numbers = itertools.count(1)
+
+
+@contextlib.contextmanager
+def lent() -> Iterator[None]:
+    """What is registered within it is forgotten at its end: nobody's images and networks are kept for as long as the process lives."""
+    before = set(_objects)
+    try:
+        yield
+    finally:
+        for name in set(_objects) - before:
+            del _objects[name], _codes[name]
 
 
 def register(kind: str, thing: Any, name: str | None = None) -> str:
@@ -508,25 +523,20 @@ def register(kind: str, thing: Any, name: str | None = None) -> str:
     component."""
     for known, other in _objects.items():
         if other is thing and (name is None or label(known) == _kebab(name)):
+            _codes[known] = _code_of_object(thing)
             return known
     named = thing if inspect.isclass(thing) or inspect.isroutine(thing) else type(thing)
-    found = f"{OBJECT}:{_kebab(name or str(getattr(named, '__name__', kind)))}:{len(_objects) + 1}"
-    _objects[found] = thing
+    found = f"{OBJECT}:{_kebab(name or str(getattr(named, '__name__', kind)))}:{next(_numbers)}"
+    _objects[found], _codes[found] = thing, _code_of_object(thing)
     try:
         describe(kind, found)
         with contextlib.suppress(TypeError, OSError):
             _frames.add(inspect.getfile(named))
     except UserError:
-        del _objects[found]
+        del _objects[found], _codes[found]
         raise
     return found
 
 
-def _code_of_object(name: str) -> str:
-    thing = _objects[name]
-    named = thing if inspect.isclass(thing) or inspect.isroutine(thing) else type(thing)
-    try:
-        text = textwrap.dedent(inspect.getsource(named))
-    except (OSError, TypeError):
-        text = repr(named)
-    return hashlib.sha256(text.encode()).hexdigest()
+def _code_of_object(thing: Any) -> str:
+    return hashlib.sha256(objects.text(thing).encode()).hexdigest()

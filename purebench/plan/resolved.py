@@ -25,8 +25,8 @@ PLACES = ("path", "folder")  # parameters that say where content lies, not what 
 
 @dataclass(frozen=True)
 class Component:
-    """One dataset, classifier or score model as asked for. `name`: by which the registry finds it; `text`: its canonical name, without
-    defaults and places."""
+    """One dataset, classifier or score model as asked for. `text`: its canonical name, without defaults and places; `key`: what the
+    registry finds it by, where that is not its name."""
 
     kind: str
     name: str
@@ -34,10 +34,11 @@ class Component:
     text: str
     where: dict[str, Value]
     info: dict[str, Any]
+    key: str
 
     @property
     def version(self) -> int:
-        return registry.version(self.kind, self.name, self.values)
+        return registry.version(self.kind, self.key, self.values)
 
     @cached_property
     def resolved(self) -> Resolved:
@@ -47,13 +48,13 @@ class Component:
         part = parse(self.text)
         return Resolved(
             self.kind, part, self.version, values, digest=self.digest, where=self.where, info=self.info,
-            target=self.name if self.name != part.name else "", code=self.code,
+            target=self.key if self.key != part.name else "", code=self.code,
         )  # fmt: skip
 
     @cached_property
     def code(self) -> str:
         """The hash of a foreign component's source; "" of ours."""
-        return registry.code(self.kind, self.name)
+        return registry.code(self.kind, self.key)
 
     @cached_property
     def inner(self) -> Component | None:
@@ -145,7 +146,7 @@ class Component:
         if self.code:
             said = str(self.info.get("digest") or self.info.get("sha256") or "")
             said = said or (self.images.digest if self.kind == "dataset" else "")
-            return hashed.of(self.kind, self.name, self.code, {**self.values, **self.where}, said=said)
+            return hashed.of(self.kind, self.key, self.code, {**self.values, **self.where}, said=said)
         if "digest" in self.info or "sha256" in self.info:
             return str(self.info.get("digest") or self.info["sha256"])
         if self.kind == "dataset":
@@ -183,7 +184,7 @@ class Component:
     @cached_property
     def images(self) -> Images:
         """The dataset itself: read now, since only reading tells how large a user's own is."""
-        return load(self.kind, self.name, self.values)
+        return load(self.kind, self.key, self.values)
 
     @property
     def shape(self) -> list[int]:
@@ -210,7 +211,14 @@ class Component:
         if self.inner:
             return self.inner.classes
         found = int(self._of_its_dataset("classes") or str(self.values.get("classes") or 0))
-        return found if found or self.kind != "dataset" else self.images.classes
+        if found or self.kind != "dataset":
+            return found
+        return self.images.classes if self.images.declared else 0
+
+    @property
+    def labelled(self) -> int:
+        """One more than the largest label of a dataset that does not say how many classes it has; else 0."""
+        return 0 if self.inner or self.classes else self.images.classes
 
     @property
     def takes(self) -> list[int] | None:
@@ -226,7 +234,7 @@ class Component:
     def stand_in(self, dataset: Component) -> str:
         """What this stands in for on a dataset (itself, for one): it is no paper's, your own, or trained on other images; else empty."""
         note = self.info.get("stand_in", "")
-        if self.name != parse(self.text).name:
+        if self.key != self.name:
             return note or f"your own {self.kind} `{self.text}`"
         if self.kind == "dataset":
             # What only its user has says of itself what it is, and is not read where it is not here.
@@ -269,7 +277,8 @@ def of(kind: str, part: Part) -> Component:
     if "of" in info and values[info["of"]]:
         # The dataset inside is named as it would be alone: where its files lie is no part of a cell.
         inner = _inner(values[info["of"]])
-        where |= {info["of"]: values[info["of"]]} if inner.where else {}
+        if inner.where or inner.key != inner.name:
+            where |= {info["of"]: Part(inner.key, (*parse(inner.text).parameters, *inner.where.items()))}
         given[info["of"]] = values[info["of"]] = parse(inner.text, "dataset")
     # It would be recorded, and do nothing: two cells of one network.
     for key, (condition, why) in info.get("moot", {}).items():
@@ -278,7 +287,7 @@ def of(kind: str, part: Part) -> Component:
     # The default in its own type too: a list in a factory's signature is a tuple here.
     differs = {k for k in given if k not in PLACES and values[k] != registry.as_type(known[k], known[k])}
     canonical = Part(registry.label(kind, part.name), tuple((k, v) for k, v in values.items() if k in differs))
-    found = Component(kind, part.name, values, str(canonical), where, info)
+    found = Component(kind, canonical.name, values, str(canonical), where, info, part.name)
     for asset in found.assets:
         if "package" in assets.entry(asset)["sources"]:
             embedded.verified(asset)
@@ -305,11 +314,23 @@ def load(kind: str, name: str, values: Mapping[str, object]) -> Any:
     if "of" in (info := registry.info(kind, name)):
         values = {**values, info["of"]: _inner(values[info["of"]]).images}
     made = registry.factory(kind, name)(**values)
-    if isinstance(made, tuple):
+    named = f"`{registry.label(kind, name)}`"
+    if kind == "dataset":
         # Imported here, for it loads torch.
         from purebench.datasets import images
 
-        return images.of_tensors(*made)
+        if isinstance(made, images.Images):
+            return made
+        if not isinstance(made, tuple | list) or len(made) != 2:
+            hint = "a data set is two tensors, (images, labels), or a function that returns them"
+            raise UserError(f"{named} gave a {type(made).__name__}, and no images", hint)
+        return images.of_tensors(made[0], made[1], named)
+    if kind == "score":
+        from purebench.scores.views import Score
+
+        if not isinstance(made, Score):
+            hint = "wrap the network, such as `purebench.scores.vp.VPScore(network, (3, 32, 32))`"
+            raise UserError(f"{named} gave a {type(made).__name__}, and no score model", hint)
     return made
 
 
@@ -332,6 +353,11 @@ def check_fit(dataset: Component, classifier: Component, score: Component | None
         raise UserError(
             f"`{dataset.text}` has labels of {wanted}, and `{classifier.text}` answers for {has}",
             f"give `--classifier {classifier.name}:attribute={wanted}`",
+        )
+    if 0 < classifier.classes < dataset.labelled:
+        raise UserError(
+            f"`{classifier.text}` knows {classifier.classes} classes, and `{dataset.text}` has labels up to {dataset.labelled - 1}",
+            "choose another `--classifier`",
         )
     if classifier.classes and dataset.classes and classifier.classes != dataset.classes:
         raise UserError(

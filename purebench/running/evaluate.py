@@ -18,7 +18,9 @@ from torch import Tensor
 
 from purebench import datasets, purifiers, registry
 from purebench.attacks import Attacked
+from purebench.classifiers.foreign import Foreign, as_classifier
 from purebench.datasets.images import Images
+from purebench.engine import held
 from purebench.engine.chain import Purifier
 from purebench.engine.defense import Defense, predicted
 from purebench.engine.identity import Identity
@@ -26,9 +28,11 @@ from purebench.engine.nfe import watch
 from purebench.engine.noise import Noise
 from purebench.errors import UserError
 from purebench.plan import resolved as components
+from purebench.purifiers.plain import Plain
 from purebench.purifiers.resized import Resized, resize
 from purebench.records import store as records
 from purebench.records.store import Record
+from purebench.running.proof import ROWS, Proof, prove
 from purebench.running.tasks import Done, Task
 from purebench.scores.views import Score
 from purebench.spec import Cell, Part, Resolved, norms
@@ -61,15 +65,10 @@ def shape(cell: Cell) -> list[int]:
 def _network(part: Resolved, device: torch.device) -> Any:
     unchanged(part)
     network = components.load(part.kind, part.key, part.arguments).to(device)
+    if not registry.is_ours(part.kind, part.key):
+        held.settle(network, device, keeps_its_mode(part))
     # A score model watches its network itself: twice watched would be counted twice.
     return watch(network) if part.kind == "classifier" else network
-
-
-def _networks(cell: Cell, device: torch.device) -> list[torch.nn.Module]:
-    """The cell's classifier and the networks of its score models, as this process shares them."""
-    parts = [_network(part, device) for part in (cell.classifier, *cell.scores)]
-    roots = [getattr(part, "network", part) for part in parts]
-    return [root for root in roots if isinstance(root, torch.nn.Module)]
 
 
 def unchanged(part: Resolved) -> None:
@@ -81,9 +80,34 @@ def unchanged(part: Resolved) -> None:
         )
 
 
+def classifier(cell: Cell, device: torch.device) -> Any:
+    """The cell's classifier on a device. Raises UserError where a foreign one gives no logits of the data set's classes."""
+    if registry.is_ours("classifier", cell.classifier.key):
+        return _network(cell.classifier, device)
+    return _foreign(cell.classifier, cell.dataset, device)
+
+
+@cache
+def _foreign(part: Resolved, of: Resolved, device: torch.device) -> Any:
+    unchanged(part)
+    asked = components.of("dataset", Part(of.key, tuple({**of.values, **of.where}.items())))
+    # A foreign one was read before: its factory may take long, and is asked once.
+    size = dataset(of).shape if of.code else asked.shape
+    classes = int(of.info.get("classes") or 0) if of.code else asked.classes
+    made = components.load("classifier", part.key, part.arguments)
+    return watch(as_classifier(made, classes, size, name=str(part), own_mode=keeps_its_mode(part), device=device))
+
+
+def keeps_its_mode(part: Resolved) -> bool:
+    """Whether a foreign component's networks stay in the mode that they were made in: a dropout may be the defense."""
+    return part.info.get("mode") == "own"
+
+
 def _fingerprint(cell: Cell, device: torch.device) -> list[Any]:
     """What an attack must leave alone of the cell's networks: how often each weight was written to, and every module's hooks and mode."""
-    modules = _networks(cell, device)
+    networks = [classifier(cell, device), *[_network(part, device) for part in cell.scores]]
+    roots = [getattr(network, "network", network) for network in networks]
+    modules = [root for root in roots if isinstance(root, torch.nn.Module)]
     # Autograd's own counter of writes, not the values: to hash a large network after every batch would cost too much.
     weights = [(id(p), p._version, p.requires_grad) for module in modules for p in module.parameters()]
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -94,6 +118,7 @@ def _fingerprint(cell: Cell, device: torch.device) -> list[Any]:
 def forget() -> None:
     """Drops the networks of this process."""
     _network.cache_clear()
+    _foreign.cache_clear()
 
 
 def score_argument(models: Sequence[Score]) -> Score | Sequence[Score] | None:
@@ -110,25 +135,28 @@ def build_defense(
     on_work: Callable[[int], None] | None = None,
 ) -> Defense:
     """The cell's defense with its gradient, on a device; networks are shared between the cells of a process."""
-    classifier = _network(cell.classifier, device)
+    answering = classifier(cell, device)
     scores = [_network(model, device) for model in cell.scores]
     height, width = shape(cell)[1:]
     outer = (height, width)
     inner: tuple[int, int] = tuple(scores[0].size[1:]) if scores else outer
 
     def guide(x: Tensor) -> Tensor:
-        return classifier(resize(x, outer))
+        return answering(resize(x, outer))
 
     def make(part: Resolved) -> Purifier:
         # Guidance sees the images of the chain, at the score model's size, and the classifier knows its own size alone.
-        inside = classifier if inner == outer else guide
+        inside = answering if inner == outer else guide
         unchanged(part)
         purifier = purifiers.make(part.key, score=score_argument(scores), classifier=inside, **part.arguments)
-        # A bare classifier is not resized there and back: that would be a defense.
-        return purifier if inner == outer or isinstance(purifier, Identity) else Resized(purifier, outer, inner)
+        if not registry.is_ours("defense", part.key):
+            held.settle(getattr(purifier, "call", purifier), device, keeps_its_mode(part), but=[*scores, answering])
+        # A bare classifier is not resized there and back: that would be a defense. A plain function sees the images as they are.
+        as_it_is = inner == outer or isinstance(purifier, Identity | Plain)
+        return purifier if as_it_is else Resized(purifier, outer, inner)
 
     defense = Defense(
-        make(cell.defense), classifier, **registry.options(cell.defense.options), gradient=cell.gradient.part,
+        make(cell.defense), answering, **registry.options(cell.defense.options), gradient=cell.gradient.part,
         surrogate=make(cell.surrogate) if cell.surrogate else None, rows=rows, memory=memory, on_work=on_work,
     )  # fmt: skip
     defense.score = next(iter(scores), None)
@@ -156,7 +184,8 @@ def execute(
     frozen = attacked.rows if attacked else [task.stored[p] for p in task.positions]
     # Made anew: whatever an attack did to the defense that it was given, the judge asks the cell's own.
     judge = build()
-    judged = _judge(task, judge, x, frozen, index)
+    tried = _proof(task.cell, device, judge)
+    judged = _judge(task, judge, x, frozen, index, tried)
     cost = {
         "positions": list(task.positions), "seconds": round(time.perf_counter() - began, 4), "attack_seconds": round(attack_seconds, 4),
         "forward": forward, "backward": backward, "recomputed": recomputed, "judge_forward": judge.spent.close()[0], "rows": rows,
@@ -165,7 +194,7 @@ def execute(
         lines = [_record(task, attacked, judged, i, int(index[i]), int(y[i])) for i in range(len(x))]
     else:
         lines = [_with_more_draws(task, judged, i) for i in range(len(x))]
-    return Done(lines, frozen, cost)
+    return Done(lines, frozen, cost, tried.warnings)
 
 
 # ------------------------------------------------------------------------------------------------------------------ attack
@@ -321,7 +350,28 @@ class _Judged:
     notes: list[list[str]]
 
 
-def _judge(task: Task, defense: Defense, x: Tensor, rows: list[bytes], index: Tensor) -> _Judged:
+# Of a cell's defense and gradient, tried once in a process.
+_proofs: dict[tuple[Any, ...], Proof] = {}
+
+
+def _proof(cell: Cell, device: torch.device, defense: Defense) -> Proof:
+    """What is wrong with a foreign defense, tried on the data set's first images, so that every worker finds the same."""
+    if registry.is_ours("defense", cell.defense.key):
+        return Proof()
+    key = (cell.dataset, cell.classifier, cell.scores, cell.defense, cell.gradient, cell.noise, device)
+    if key not in _proofs:
+        images = dataset(cell.dataset)
+        x = images.take(list(range(min(len(images), ROWS))))[0].to(device)
+        _proofs[key] = prove(
+            defense, x, cell.defense.name, gradient=cell.gradient.name == "exact",
+            unbounded=cell.defense.info.get("output") == "unbounded",
+        )  # fmt: skip
+        # Its calls are nobody's.
+        defense.not_finite.clear()
+    return _proofs[key]
+
+
+def _judge(task: Task, defense: Defense, x: Tensor, rows: list[bytes], index: Tensor, tried: Proof) -> _Judged:
     """Purifies and classifies the clean images x and the stored ones. Clean predictions that another attack's cell has made are taken from
     it; the stored images are read back and judged draw by draw, also those of the null control, which therefore controls both."""
     ids = index.tolist()
@@ -357,8 +407,12 @@ def _judge(task: Task, defense: Defense, x: Tensor, rows: list[bytes], index: Te
     defense.not_finite.clear()
     # No part of the work that was announced: progress would run ahead.
     defense.on_work = None
-    random = _answers_differ(task, logits, lambda: defense.draws(x_adv, noise, first, first + 1))
-    flags = {"random": random, "probabilities": _probabilities(undefended)}
+    batched = _of_batches(defense)
+    # What belongs to a batch answers another one otherwise: whether it is repeatable, its proof has tried.
+    again = partial(defense.draws, x_adv, noise, first, first + 1)
+    random = [False] * len(ids) if batched else _answers_differ(task, logits, again)
+    flags = {"random": random, "probabilities": _probabilities(undefended), "batch": [batched] * len(ids)}
+    flags |= {note: [True] * len(ids) for note in tried.notes}
     notes = [[note for note, found in flags.items() if found[i]] for i in range(len(ids))]
     return _Judged(clean, predicted(logits).tolist(), predicted(undefended).tolist(), not_finite, notes)
 
@@ -383,6 +437,12 @@ def _random(cell: Cell) -> bool:
 def _coupled(cell: Cell) -> bool:
     """Whether an image depends on its batch mates, as the defense says."""
     return any(cell.defense.values.get(key) == value for key, value in cell.defense.info.get("couples", {}).items())
+
+
+def _of_batches(defense: Defense) -> bool:
+    """Whether a foreign defense or classifier was seen to draw for a batch, or a classifier to let its images depend on each other."""
+    drawn = [part.batch for part in (defense.purifier, defense.classifier) if isinstance(part, Plain | Foreign)]
+    return any(drawn) or getattr(defense.classifier, "coupled", False)
 
 
 def _differ(logits: Tensor) -> list[bool]:

@@ -146,6 +146,7 @@ class _Queue:
         self.plan, self.settings, self.report, self.outcome, self.pool = plan, settings, report, outcome, pool
         self.backlog = list(plan.jobs)
         self.active: dict[str, _OpenCell] = {}
+        self.warned: set[str] = set()
         # Predictions on clean images, by position: the attacks on one defense share them instead of making them again.
         self.clean: dict[tuple, dict[int, list[int]]] = defaultdict(dict)
 
@@ -229,6 +230,11 @@ class _Queue:
         with pools.ctrl_c_waits():
             cell.append(done, self.pool.facts)
             self.outcome.images += len(done.records)
+        for warning in done.warnings:
+            # Every worker finds it.
+            if warning not in self.warned:
+                self.report.say(f"warning: {warning}")
+                self.warned.add(warning)
         if reasons := _reasons(done.records):
             self.report.say(f"warning: {cell.cell}: {reasons}")
         self.clean[cell.clean_key].update({record["position"]: record["clean"] for record in done.records})

@@ -35,11 +35,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Done:
-    """Records and adversarial rows in the order of the task's positions, and what the batch cost."""
+    """Records and adversarial rows in the order of the task's positions, what the batch cost, and what the user is to be told."""
 
     records: list[Record]
     rows: list[bytes]
     cost: Json
+    warnings: tuple[str, ...] = ()
 
 
 def votes(cell: Cell) -> int:
