@@ -399,6 +399,28 @@ def _check_instance(kind: str, name: str, thing: Any) -> None:
         raise UserError(f"`{Part(name)}` is a {type(thing).__name__}, and no {kind}", hint)
 
 
+def kind(name: str) -> str:
+    """What a target most likely is, by its form: an attack is called with five arguments, a score model knows noise levels."""
+    thing = _thing(target(name))
+    if isinstance(thing, tuple | list):
+        return "dataset"
+    if inspect.isroutine(thing):
+        positional = [
+            p
+            for p in inspect.signature(thing).parameters.values()
+            if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        ]
+        if sum(p.default is p.empty for p in positional) >= len(CALLED_WITH["attack"]):
+            return "attack"
+    return "score" if hasattr(thing, "sigma_max") else "defense"
+
+
+def files(name: str) -> list[str]:
+    """The files that a target's code is."""
+    name = target(name)
+    return [] if name in _objects else [str(path) for path in _file(Path(name.rpartition(":")[0])).files.values()]
+
+
 def _is_value(default: object) -> bool:
     """Whether a command line can say such a value."""
     if isinstance(default, list | tuple):
