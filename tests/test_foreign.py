@@ -455,6 +455,51 @@ def test_an_object_has_a_target_of_this_process():
         foreign.register("defense", 3)
 
 
+class Shifted:
+    n = 1
+    words = ("a",)
+
+    def __init__(self, by, net=None):
+        self.by, self.net = by, net
+
+    def start(self, x, noise):
+        return x
+
+    def step(self, k, x, noise):
+        return x + self.by
+
+    def finish(self, x):
+        return x
+
+
+def test_an_object_is_known_by_its_attributes_its_closure_and_its_weights():
+    def of(thing):
+        return cells(foreign.register("defense", thing))[0].defense
+
+    def scaled(by):
+        return lambda x: x * by
+
+    nets = [torch.nn.Conv2d(1, 1, 3, padding=1) for _ in range(2)]
+    found = [
+        of(Shifted(0.1)),
+        of(Shifted(0.2)),
+        of(Shifted(0.1, nets[0])),
+        of(Shifted(0.1, nets[1])),
+        of(scaled(1)),
+        of(scaled(2)),
+    ]
+    found += [of(torch.nn.Conv2d(1, 1, 3, padding=1, padding_mode=mode)) for mode in ("zeros", "circular")]
+    assert len({part.digest for part in found}) == len(found)
+    assert of(Shifted(0.1)).digest == found[0].digest
+    net = nets[0]
+    before = of(net)
+    net.eval().requires_grad_(False)  # as a run does
+    assert of(net).digest == before.digest
+    with torch.no_grad():
+        net.weight.add_(1)  # trained on
+    assert (of(net).digest != before.digest, of(net).code) == (True, before.code)
+
+
 # ------------------------------------------------------------------------------------- classifiers, score models, data sets
 
 PARTS = """

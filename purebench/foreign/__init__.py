@@ -14,7 +14,6 @@ import random
 import re
 import signal
 import sys
-import textwrap
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +24,7 @@ from types import FrameType, ModuleType
 from typing import Any
 
 from purebench.errors import UserError, unknown
-from purebench.foreign import sources
+from purebench.foreign import sources, texts
 from purebench.spec import OBJECT, Part, Value
 
 SECONDS = 60.0  # that importing a file may take
@@ -515,7 +514,7 @@ def code(name: str) -> str:
     """The sha256 of its source: the file and what it imports that nobody installed, or an object's own text."""
     name = target(name)
     if name in _objects:
-        return _code_of_object(name)
+        return hashlib.sha256(texts.code(_objects[name]).encode()).hexdigest()
     file = _file(Path(name.rpartition(":")[0]))
     return hashlib.sha256(f"{file.text} {name.rpartition(':')[2]}".encode()).hexdigest()
 
@@ -544,11 +543,6 @@ def register(kind: str, thing: Any, name: str | None = None) -> str:
     return found
 
 
-def _code_of_object(name: str) -> str:
-    thing = _objects[name]
-    named = thing if inspect.isclass(thing) or inspect.isroutine(thing) else type(thing)
-    try:
-        text = textwrap.dedent(inspect.getsource(named))
-    except (OSError, TypeError):
-        text = repr(named)
-    return hashlib.sha256(text.encode()).hexdigest()
+def attributes(name: str) -> str:
+    """The sha256 of an object's source and plain attributes."""
+    return hashlib.sha256(texts.whole(_objects[name]).encode()).hexdigest()

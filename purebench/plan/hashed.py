@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from purebench import assets, registry
+from purebench import assets, foreign, registry
 from purebench.errors import UserError
 from purebench.spec import Value
 
@@ -23,7 +23,7 @@ def of(kind: str, name: str, code: str, values: Mapping[str, Value], shape: Sequ
     ]
     state = ""
     if registry.is_object(name):
-        state = _state(kind, name, own, tuple(shape))
+        state = f"{foreign.attributes(name)} {_state(kind, name, own, tuple(shape))}"
     elif registry.is_file(name) and kind != "dataset":
         state = _kept(kind, name, code, tuple(files), tuple(sorted(own.items())), tuple(shape))
     words = [word for word in (code, *files, state, said) if word]
