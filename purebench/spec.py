@@ -417,6 +417,13 @@ class Cell:
             found["gradient"] = self.gradient
         return found
 
+    def targets(self) -> dict[str, str]:
+        """By kind, and `source.` kind of a transfer's source, where the registry finds what a name alone does not say: no part of the
+        cell, but of a command that makes it."""
+        own = {kind: part.target for kind, part in self.parts().items() if part.target}
+        theirs = self.source.targets() if self.source else {}
+        return own | {f"source.{kind}": target for kind, target in theirs.items()}
+
     def data(self) -> dict[str, Any]:
         """As JSON types, for `cell.json`."""
         parts = {kind: part.data() for kind, part in self.parts().items()}

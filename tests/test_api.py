@@ -19,7 +19,7 @@ import purebench
 from purebench import cli
 from purebench.api import given, own
 from purebench.api.result import Result
-from purebench.foreign import objects
+from purebench.foreign import texts
 from purebench.plan.grid import Request
 from purebench.running import progress
 
@@ -32,10 +32,10 @@ Y = torch.tensor([0, 1, 2, 3])
 class Blur(nn.Module):
     def __init__(self, size=3):
         super().__init__()
-        self.size = size
+        self._size = size
 
     def forward(self, x):
-        return nn.functional.avg_pool2d(x, self.size, 1, self.size // 2)
+        return nn.functional.avg_pool2d(x, self._size, 1, self._size // 2)
 
 
 def network(classes=4):
@@ -276,7 +276,7 @@ def test_evaluate_of_objects_leaves_them_as_they_came(tmp_path):
     assert result._repr_html_().count("<table") == 1
     # The same again goes on there; other weights or another parameter are another cell.
     assert set(call(out=tmp_path).cells.cell) == set(result.cells.cell)
-    defense.size = 5
+    defense._size = 5
     assert not set(call(out=tmp_path).cells.cell) & set(result.cells.cell)
 
 
@@ -314,11 +314,11 @@ def test_an_object_is_its_source_and_its_values():
 
     same = [scaled(2), partial(scaled, 2), Blur(3), types.SimpleNamespace(a=[1, {"b": 2}])]
     others = [scaled(3), partial(scaled, 3), Blur(5), types.SimpleNamespace(a=[1, {"b": 3}])]
-    texts = [objects.text(thing) for thing in same]
-    assert texts[:3] == [objects.text(thing) for thing in (scaled(2), partial(scaled, 2), Blur(3))]
-    assert all(objects.text(other) != text for other, text in zip(others, texts, strict=True))
+    known = [texts.whole(thing) for thing in same]
+    assert known[:3] == [texts.whole(thing) for thing in (scaled(2), partial(scaled, 2), Blur(3))]
+    assert all(texts.whole(other) != text for other, text in zip(others, known, strict=True))
     # What an evaluation does to a network is no change of it.
     blur = same[2].eval().requires_grad_(False)
     blur.register_forward_pre_hook(lambda module, args: None)
-    assert objects.text(blur) == texts[2]
-    assert "0x" not in "".join(texts)
+    assert texts.whole(blur) == known[2]
+    assert "0x" not in "".join(known)

@@ -11,11 +11,12 @@ import torch
 
 from purebench import foreign, registry
 from purebench.errors import UserError
+from purebench.plan import catalogue
 from purebench.plan import grid as plan
 from purebench.plan.grid import Request
 from purebench.records import store
-from purebench.report import tables
-from purebench.running import pools, progress, rehearsal, runner
+from purebench.report import recipe, tables
+from purebench.running import pools, preflight, progress, rehearsal, runner
 from purebench.spec import Part, parse, parts
 
 MINE = """
@@ -454,6 +455,51 @@ def test_an_object_has_a_target_of_this_process():
         foreign.register("defense", 3)
 
 
+class Shifted:
+    n = 1
+    words = ("a",)
+
+    def __init__(self, by, net=None):
+        self.by, self.net = by, net
+
+    def start(self, x, noise):
+        return x
+
+    def step(self, k, x, noise):
+        return x + self.by
+
+    def finish(self, x):
+        return x
+
+
+def test_an_object_is_known_by_its_attributes_its_closure_and_its_weights():
+    def of(thing):
+        return cells(foreign.register("defense", thing))[0].defense
+
+    def scaled(by):
+        return lambda x: x * by
+
+    nets = [torch.nn.Conv2d(1, 1, 3, padding=1) for _ in range(2)]
+    found = [
+        of(Shifted(0.1)),
+        of(Shifted(0.2)),
+        of(Shifted(0.1, nets[0])),
+        of(Shifted(0.1, nets[1])),
+        of(scaled(1)),
+        of(scaled(2)),
+    ]
+    found += [of(torch.nn.Conv2d(1, 1, 3, padding=1, padding_mode=mode)) for mode in ("zeros", "circular")]
+    assert len({part.digest for part in found}) == len(found)
+    assert of(Shifted(0.1)).digest == found[0].digest
+    net = nets[0]
+    before = of(net)
+    net.eval().requires_grad_(False)  # as a run does
+    assert of(net).digest == before.digest
+    with torch.no_grad():
+        net.weight.add_(1)  # trained on
+    assert (of(net).digest != before.digest, of(net).code) == (True, before.code)
+
+
 # ------------------------------------------------------------------------------------- classifiers, score models, data sets
 
 PARTS = """
@@ -526,5 +572,41 @@ def test_images_that_are_none_are_told(folder, made, words):
 def test_a_network_is_no_score_model(folder):
     write("mine.py", "from torch import nn\ndef f():\n    return nn.Identity()\n")
     with pytest.raises(UserError, match="`f` gave a Identity, and no score model") as error:
-        run("out", "one-shot", score="./mine.py:f")
+        cells("one-shot", score="./mine.py:f")
     assert "VPScore" in error.value.hint
+
+
+# ------------------------------------------------------------------------------------------------------------ shown, made again
+
+
+def test_a_record_is_made_again_from_its_page(mine):
+    defense, attack = "./mine.py:Box:size=5", "transfer:from=(./mine.py:Box),attack=(./mine.py:my_attack:far=0.5)"
+    run("out", defense, attack)
+    for log in store.load_all([mine / "out"]):
+        [job] = [job for job in plan.jobs(recipe.of(log) | {"images": 2, "evals": 1}) if job.cell.id == log.id]
+        assert parse(str(job.cell.defense)) == job.cell.defense.part
+    [log] = [log for log in store.load_all([mine / "out"]) if log.cell["source"]]
+    assert set(log.runs[-1]["targets"]) == {"defense", "source.defense", "source.attack"}
+
+
+def test_show_tells_what_a_file_defines(mine):
+    found = catalogue.facts("./mine.py:Box")
+    assert (found["kind"], found["summary"], found["shown as"]) == ("defense", "a box filter", "box")
+    assert found["files"] == [str(mine / "mine.py"), str(mine / "helper.py")]
+    assert [p["name"] for p in found["parameters"] if not p["common"]] == ["size"]
+    assert f"purebench run -d {mine}/mine.py:Box" in catalogue.text(found)
+    found = catalogue.facts("./mine.py:my_attack")
+    assert (found["kind"], found["about"]) == ("attack", "A random corner of the ball.")
+    write("my dir/mine.py", MINE.replace("from helper import half", "half = int"))
+    assert f"purebench run -d \"'{mine}/my dir/mine.py':Box\"" in catalogue.text(
+        catalogue.facts("'my dir/mine.py':Box")
+    )
+
+
+def test_an_object_needs_this_process():
+    target = foreign.register("defense", lambda x: x, "mine")
+    request = Request(defenses=(target,), attacks=("null",), dataset="digits", images=2)
+    with pytest.raises(UserError, match="2 workers") as error:
+        preflight.prepare(request, preflight.Resources("cpu", workers=2), Path("out"))
+    assert "FILE.py:NAME" in error.value.hint
+    assert preflight.prepare(request, preflight.Resources("cpu"), Path("out"))[1].workers == 1

@@ -1,5 +1,6 @@
 """Somebody else's defenses in a run: the DiffPure clone of docs/examples is our DiffPure, and what is wrong with one is told."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -129,6 +130,23 @@ def test_another_shape_is_refused_before_anything_runs():
         rehearsal.check(plan.build(plan.Request(defenses=("wide",), attacks=("null",))))
 
 
+@dataclasses.dataclass
+class Chain:
+    """A chain of somebody else's: a dataclass, which has no hash, whose draws are its own."""
+
+    scale: float = 0.1
+    n: int = 2
+
+    def start(self, x, noise):
+        return x
+
+    def step(self, k, x, noise):
+        return (x + self.scale * torch.randn_like(x)).clamp(0, 1)
+
+    def finish(self, x):
+        return x
+
+
 class Stateful:
     calls = 0
 
@@ -144,6 +162,8 @@ def test_what_a_proof_finds():
     pool = nn.functional.max_pool2d
     assert found(lambda x: pool(x, 3, 1, 1) * torch.sigmoid(9 * x) + 0.1 * torch.rand_like(x)).warnings == ()
     assert found(Stateful()).notes == ("random",)
+    assert "noise.normal(k, x)" in found(Chain()).warnings[0]
+    assert found(Chain(0.0)).notes == ()
     assert found(lambda x: x + float(np.random.default_rng().normal())).notes[0] == "random"
     half = found(lambda x: x + 0.5 * (torch.roll(x, 1, 3) - x).detach())
     assert half.notes == ("gradient",)

@@ -235,7 +235,7 @@ def test_workers_need_no_file(tmp_path, moved):
 def test_the_grid_of_its_cell_runs_again_on_the_cells_own_images(tmp_path, moved):
     np.save(tmp_path / "a.npy", moved)
     [log] = run(request(tmp_path / "a.npy", ",name=fab"), tmp_path / "out").values()
-    again = recipe.grid(log.cell, log.folder) | {"images": 4, "evals": 1}
+    again = recipe.of(log) | {"images": 4, "evals": 1}
     (tmp_path / "again.toml").write_text(recipe.toml(again))
     cell = grid.build(grid.Request(str(tmp_path / "again.toml"))).jobs[0].cell
     assert str(cell.attack) == log.cell["attack"] == "given:name=fab"

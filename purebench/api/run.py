@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 from purebench import foreign
@@ -67,20 +66,8 @@ def run(
     settings = {name: given.truth(name, value) for name, value in settings.items()}
     with foreign.lent():
         request = given.request(preset, arguments)
-        if objects:
-            resources = _here(resources, objects[0])
         with _as_they_came(objects):
             return _work_off(request, resources, _folder(out), **settings)
-
-
-def _here(resources: preflight.Resources, thing: object) -> preflight.Resources:
-    """An object lives in this process, and its cells are computed here. Raises UserError where others were asked for."""
-    if resources.workers not in (None, 1):
-        raise UserError(
-            f"`workers={resources.workers}`: {given.shown(thing)} is an object of this process, which no worker has",
-            "leave workers out, or put it into a file: FILE.py:NAME",
-        )
-    return replace(resources, workers=1)
 
 
 def _as_they_came(objects: list[object]) -> AbstractContextManager[None]:

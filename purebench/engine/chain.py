@@ -241,7 +241,10 @@ def step_bytes(purifier: Purifier, x: Tensor, noise: Noise) -> tuple[int, int]:
     """(bytes of a state, bytes that one step's graph keeps), measured once per purifier and shape: what autograd saves, and an
     eighth for its nodes and the allocator. While it runs, a step needs up to half of its graph besides (benchmarks/engine.py)."""
     # The guidance is part of the key: held constant, it leaves a far smaller graph.
-    known = _measured.setdefault(purifier, {})
+    try:
+        known = _measured.setdefault(purifier, {})
+    except TypeError:  # a dataclass without a hash, or slots: measured each time
+        known = {}
     key = (tuple(x.shape), x.dtype, x.device, _constant_guidance.get())
     if key not in known:
         saved: dict[int, int] = {}

@@ -25,7 +25,7 @@ from types import FrameType, ModuleType
 from typing import Any
 
 from purebench.errors import UserError, unknown
-from purebench.foreign import objects, sources
+from purebench.foreign import sources, texts
 from purebench.spec import OBJECT, Part, Value
 
 SECONDS = 60.0  # that importing a file may take
@@ -399,6 +399,28 @@ def _check_instance(kind: str, name: str, thing: Any) -> None:
         raise UserError(f"`{Part(name)}` is a {type(thing).__name__}, and no {kind}", hint)
 
 
+def kind(name: str) -> str:
+    """What a target most likely is, by its form: an attack is called with five arguments, a score model knows noise levels."""
+    thing = _thing(target(name))
+    if isinstance(thing, tuple | list):
+        return "dataset"
+    if inspect.isroutine(thing):
+        positional = [
+            p
+            for p in inspect.signature(thing).parameters.values()
+            if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        ]
+        if sum(p.default is p.empty for p in positional) >= len(CALLED_WITH["attack"]):
+            return "attack"
+    return "score" if hasattr(thing, "sigma_max") else "defense"
+
+
+def files(name: str) -> list[str]:
+    """The files that a target's code is."""
+    name = target(name)
+    return [] if name in _objects else [str(path) for path in _file(Path(name.rpartition(":")[0])).files.values()]
+
+
 def _is_value(default: object) -> bool:
     """Whether a command line can say such a value."""
     if isinstance(default, list | tuple):
@@ -493,7 +515,7 @@ def code(name: str) -> str:
     """The sha256 of its source: the file and what it imports that nobody installed, or an object's own text."""
     name = target(name)
     if name in _objects:
-        return _codes[name]
+        return hashlib.sha256(texts.code(_objects[name]).encode()).hexdigest()
     file = _file(Path(name.rpartition(":")[0]))
     return hashlib.sha256(f"{file.text} {name.rpartition(':')[2]}".encode()).hexdigest()
 
@@ -515,7 +537,7 @@ def lent() -> Iterator[None]:
         yield
     finally:
         for name in set(_objects) - before:
-            del _objects[name], _codes[name]
+            del _objects[name]
 
 
 def register(kind: str, thing: Any, name: str | None = None) -> str:
@@ -523,20 +545,20 @@ def register(kind: str, thing: Any, name: str | None = None) -> str:
     component."""
     for known, other in _objects.items():
         if other is thing and (name is None or label(known) == _kebab(name)):
-            _codes[known] = _code_of_object(thing)
             return known
     named = thing if inspect.isclass(thing) or inspect.isroutine(thing) else type(thing)
     found = f"{OBJECT}:{_kebab(name or str(getattr(named, '__name__', kind)))}:{next(_numbers)}"
-    _objects[found], _codes[found] = thing, _code_of_object(thing)
+    _objects[found] = thing
     try:
         describe(kind, found)
         with contextlib.suppress(TypeError, OSError):
             _frames.add(inspect.getfile(named))
     except UserError:
-        del _objects[found], _codes[found]
+        del _objects[found]
         raise
     return found
 
 
-def _code_of_object(thing: Any) -> str:
-    return hashlib.sha256(objects.text(thing).encode()).hexdigest()
+def attributes(name: str) -> str:
+    """The sha256 of an object's source and plain attributes."""
+    return hashlib.sha256(texts.whole(_objects[name]).encode()).hexdigest()

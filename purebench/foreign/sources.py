@@ -111,9 +111,14 @@ def _own(module: str, folder: str) -> Path | None:
     spec = find(module, folder)
     if spec is None or not spec.origin or not spec.origin.endswith(".py"):
         return None
-    path = Path(spec.origin)
-    installed = any(part in INSTALLED for part in path.parts) or any(path.is_relative_to(p) for p in _libraries())
-    return None if installed else path
+    return None if is_installed(Path(spec.origin), module) else Path(spec.origin)
+
+
+def is_installed(path: Path, module: str = "") -> bool:
+    """Whether a file is of Python, of a package that somebody installed, or of purebench."""
+    if module.partition(".")[0] == "purebench":
+        return True
+    return any(part in INSTALLED for part in path.parts) or any(path.is_relative_to(p) for p in _libraries())
 
 
 @cache

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from purebench import assets, registry
+from purebench import assets, foreign, registry
 from purebench.errors import UserError
 from purebench.spec import Value
 
@@ -23,7 +23,7 @@ def of(kind: str, name: str, code: str, values: Mapping[str, Value], shape: Sequ
     ]
     state = ""
     if registry.is_object(name):
-        state = _state(kind, name, own, tuple(shape))
+        state = f"{foreign.attributes(name)} {_state(kind, name, own, tuple(shape))}"
     elif registry.is_file(name) and kind != "dataset":
         state = _kept(kind, name, code, tuple(files), tuple(sorted(own.items())), tuple(shape))
     words = [word for word in (code, *files, state, said) if word]
@@ -55,7 +55,19 @@ def _state(kind: str, name: str, own: Mapping[str, Value], shape: tuple[int, ...
         if kind == "defense" and registry.info(kind, name).get("needs"):
             return ""
         raise
+    if kind == "score":
+        as_score(made, registry.label(kind, name))
     return held.digest(made, given)
+
+
+def as_score(made: Any, name: str) -> Any:
+    """The score model that a factory made. Raises UserError for what is none."""
+    from purebench.scores.views import Score
+
+    if not isinstance(made, Score):
+        hint = "wrap the network, such as `purebench.scores.vp.VPScore(network, (3, 32, 32))`"
+        raise UserError(f"`{name}` gave a {type(made).__name__}, and no score model", hint)
+    return made
 
 
 def _stand_ins(shape: tuple[int, ...]) -> tuple[Any, Any]:

@@ -325,12 +325,8 @@ def load(kind: str, name: str, values: Mapping[str, object]) -> Any:
             hint = "a data set is two tensors, (images, labels), or a function that returns them"
             raise UserError(f"{named} gave a {type(made).__name__}, and no images", hint)
         return images.of_tensors(made[0], made[1], named)
-    if kind == "score":
-        from purebench.scores.views import Score
-
-        if not isinstance(made, Score):
-            hint = "wrap the network, such as `purebench.scores.vp.VPScore(network, (3, 32, 32))`"
-            raise UserError(f"{named} gave a {type(made).__name__}, and no score model", hint)
+    if kind == "score" and not registry.is_ours(kind, name):
+        return hashed.as_score(made, registry.label(kind, name))
     return made
 
 

@@ -321,7 +321,7 @@ def _cell(log: Log, name: str) -> str:
 def _again(log: Log) -> str:
     """The grid of one cell, as a file."""
     try:
-        text = recipe.toml(recipe.grid(log.cell, log.folder) | _extent(log))
+        text = recipe.toml(recipe.of(log) | _extent(log))
     except UserError:
         # A name that no command line can say: whoever wrote the record knows how.
         return '<p class="legend">Its names cannot be written as a grid.</p>'

@@ -119,6 +119,7 @@ def forget() -> None:
     """Drops the networks of this process."""
     _network.cache_clear()
     _foreign.cache_clear()
+    _proofs.clear()
 
 
 def score_argument(models: Sequence[Score]) -> Score | Sequence[Score] | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from purebench import assets
+from purebench import assets, registry
 from purebench.errors import DOWNLOAD, UserError
 from purebench.plan import grid
 from purebench.records import store
@@ -52,9 +52,23 @@ def prepare(
     # Clean images that are not here cannot be compared with; no run goes beyond `require_files` without them.
     if not plan.missing:
         brought.check(plan, note or (lambda line: None))
-    workers = resources.workers or runner.default_workers(resources.device)
+    workers = _workers(plan, resources)
     settings = runner.Settings(out, resources.device, resources.rows, workers, in_bytes(resources.memory), fresh)
     return plan, settings
+
+
+def _workers(plan: grid.Plan, resources: Resources) -> int:
+    """How many processes compute. Raises UserError for several where a component is an object of this one."""
+    targets = [target for job in plan.jobs for target in job.cell.targets().values()]
+    objects = [target for target in targets if registry.is_object(target)]
+    if not objects:
+        return resources.workers or runner.default_workers(resources.device)
+    if resources.workers not in (None, 1):
+        raise UserError(
+            f"{resources.workers} workers: `{objects[0]}` is an object of this process, which no worker has",
+            "leave workers out, or put it into a file and name it: FILE.py:NAME",
+        )
+    return 1
 
 
 def require_files(plan: grid.Plan) -> None:

@@ -66,9 +66,10 @@ def prove(defense: Defense, x: Tensor, name: str, *, gradient: bool = True, unbo
     found = purify(x)
     notes, warnings = [], []
     if _apart(found, purify(x)) > 1e-4:
+        draw = "torch.randn_like(x)" if isinstance(purifier, Plain) else "noise.normal(k, x)"
         warnings.append(
-            f"`{name}` is not repeatable: the same draws gave two answers{_at(purifier, OWN_DRAWS)}; draw with `torch.randn_like(x)`, and "
-            "keep no state between calls"
+            f"`{name}` is not repeatable: the same draws gave two answers{_at(purifier, OWN_DRAWS)}; draw with `{draw}`, and keep no "
+            "state between calls"
         )
         notes.append("random")
     elif gradient and (why := _wrong_gradient(defense, x, noise, purify)):

@@ -311,7 +311,8 @@ class _OpenCell:
             # Of the images wanted, in order: whoever reads the records can tell whether two runs took the same ones.
             "indices": datasets.index_hash(datasets.order(job.size, job.cell.subset)[: job.images]),
         }
-        return entry | ({"stand_in": list(job.stand_in)} if job.stand_in else {})
+        optional = {"stand_in": list(job.stand_in), "targets": job.cell.targets()}
+        return entry | {key: value for key, value in optional.items() if value}
 
     def _follow(self, source: Cell) -> None:
         """Notes which images a transfer's source has, and forgets our records of those that it made anew since then or not at all."""
