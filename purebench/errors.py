@@ -16,6 +16,14 @@ class UserError(Exception):
         # Plain attributes: a worker's error is pickled on its way here, and they travel with it.
         self.message, self.hint, self.code = message, hint, code
 
+    def __str__(self) -> str:
+        """Both, for whoever meets it in Python: there is no command line to print the hint."""
+        return f"{self.message}\nhint: {self.hint}" if self.hint else self.message
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows, which asks for it by this name: what is wrong, and not where we noticed."""
+        return [f"UserError: {self}"]
+
 
 def unknown(kind: str, got: str, names: Iterable[str], see: str = "") -> UserError:
     """The error for a name that is not in `names`, with a did-you-mean."""

@@ -1,24 +1,27 @@
 """Every component by name: the one explicit table. Defaults and INFO are read from the source with ast, so that nothing heavy is
-imported before it runs. A plug-in adds names through the entry-point groups `purebench.defense`, `purebench.attack`, .."""
+imported before it runs. A plug-in adds names through the entry-point groups `purebench.defense`, `purebench.attack`, ..
+
+Where a name is wanted, `./mine.py:Median` is one, too: what is asked of it, `foreign` answers, which imports the file."""
 
 from __future__ import annotations
 
 import ast
 import importlib
-import importlib.util
 import itertools
 import math
 import operator
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.machinery import PathFinder
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from purebench import foreign
 from purebench.errors import UserError, unknown
-from purebench.spec import Part, Value, show
+from purebench.foreign import sources
+from purebench.spec import OBJECT, Part, Value, show
 
 NAMES: dict[str, dict[str, str]] = {
     "dataset": {
@@ -95,6 +98,7 @@ NAMES: dict[str, dict[str, str]] = {
         "bpda-eot": "purebench.attacks.pgd:bpda_eot",
         "pgd-eot": "purebench.attacks.pgd:pgd_eot",
         "transfer": "purebench.attacks.transfer:transfer",
+        "given": "purebench.attacks.given:given",
         "apgd-ce": "purebench.attacks.apgd:apgd_ce",
         "apgd-dlr": "purebench.attacks.apgd:apgd_dlr",
         "autoattack-rand": "purebench.attacks.autoattack:autoattack_rand",
@@ -104,7 +108,7 @@ NAMES: dict[str, dict[str, str]] = {
 MOST = 100_000  # of whatever a whole number counts
 # Parameters that every component of a kind has: n purifications, how they are combined, a factor on the normal draws, and a score
 # model other than the run's, or several: [a,b].
-COMMON = {"defense": {"votes": 1, "combine": "logits", "noise": 1.0, "score": ""}}
+COMMON: dict[str, dict[str, Value]] = {"defense": {"votes": 1, "combine": "logits", "noise": 1.0, "score": ""}}
 # Of these parameters, what INFO's `requires` and `choices` say of a component's own.
 REQUIRES = {"defense": ["noise >= 0"]}
 CHOICES = {"defense": {"combine": ["logits", "softmax", "logsoftmax", "vote"]}}
@@ -115,6 +119,51 @@ def names(kind: str) -> dict[str, str]:
     """name -> "module:factory" of one kind, plug-ins included; ours win over a plug-in of the same name."""
     # Ours win, or installing a package could change what a published table's name means.
     return {e.name: e.value for e in entry_points(group=f"purebench.{kind}")} | NAMES[kind]
+
+
+def is_file(name: str) -> bool:
+    """Whether it is what a user's file defines."""
+    return foreign.is_target(name) and not is_object(name)
+
+
+def is_object(name: str) -> bool:
+    """Whether it is an object of this process."""
+    return name.startswith(f"{OBJECT}:")
+
+
+def is_ours(kind: str, name: str) -> bool:
+    """Whether a component is no plug-in's, and of no user's file. Raises UserError for an unknown one."""
+    return not foreign.is_target(name) and _target(kind, name)[0].startswith("purebench.")
+
+
+def key(kind: str, name: str) -> str:
+    """The name itself; of a file's content with its whole path. Raises UserError for an unknown one."""
+    if foreign.is_target(name):
+        return foreign.target(name)
+    _target(kind, name)
+    return name
+
+
+def label(kind: str, name: str) -> str:
+    """The name that a cell has of it: `median` of `./mine.py:Median`, `mine.median` where a component of that name is in the table."""
+    if not foreign.is_target(name):
+        return name
+    short = foreign.label(name)
+    return f"{foreign.stem(name)}.{short}" if short in names(kind) else short
+
+
+def code(kind: str, name: str) -> str:
+    """The sha256 of a foreign component's source, with the modules that it imports and nobody installed (of a plug-in: those of its own
+    package); "" for ours, whose `version` says it."""
+    if foreign.is_target(name):
+        return foreign.code(name)
+    return "" if is_ours(kind, name) else _code(*_target(kind, name))
+
+
+@cache
+def _code(module: str, factory: str) -> str:
+    # Once: what was imported since stays what it was.
+    return sources.digest(sources.package(module), factory)
 
 
 def _target(kind: str, name: str) -> tuple[str, str]:
@@ -130,12 +179,7 @@ def _target(kind: str, name: str) -> tuple[str, str]:
 @cache
 def _source(module: str) -> ast.Module:
     """The module's syntax tree, read without importing it. Raises UserError where it is not installed."""
-    top, *rest = module.split(".")
-    spec = importlib.util.find_spec(top)
-    # Folder by folder, since find_spec("a.b") imports a to find b, and a plug-in's package may import torch.
-    for depth, _ in enumerate(rest, 1):
-        path = spec.submodule_search_locations if spec else None
-        spec = PathFinder.find_spec(".".join([top, *rest[:depth]]), path) if path else None
+    spec = sources.find(module)
     if spec is None or spec.origin is None:
         raise UserError(f"the module `{module}` is not installed", "`purebench list` names what is")
     try:
@@ -153,9 +197,21 @@ def definition(kind: str, name: str) -> ast.FunctionDef:
     raise UserError(f"`{module}` defines no function `{factory}`", f"it is registered as the {kind} `{name}`")
 
 
-@cache
+def docstring(kind: str, name: str) -> str:
+    """The factory's."""
+    return foreign.docstring(name) if foreign.is_target(name) else ast.get_docstring(definition(kind, name)) or ""
+
+
 def parameters(kind: str, name: str) -> dict[str, Value]:
     """The factory's keyword-only parameters and defaults, read without importing it. A trailing `_` in a name is dropped."""
+    if foreign.is_target(name):
+        own = foreign.describe(kind, name).parameters
+        return dict(own) | COMMON.get(kind, {})
+    return _parameters(kind, name)
+
+
+@cache
+def _parameters(kind: str, name: str) -> dict[str, Value]:
     signature = definition(kind, name).args
     try:
         own = {
@@ -171,10 +227,15 @@ def parameters(kind: str, name: str) -> dict[str, Value]:
     return own | COMMON.get(kind, {})
 
 
-@cache
 def info(kind: str, name: str) -> dict[str, Any]:
     """The component's entry in its module's literal `INFO`, read without importing it."""
-    table = _literal(_target(kind, name)[0], "INFO")
+    return foreign.info(kind, name, _literal) if foreign.is_target(name) else _info(kind, name)
+
+
+@cache
+def _info(kind: str, name: str) -> dict[str, Any]:
+    module = _target(kind, name)[0]
+    table = _literal(_source(module), module, "INFO")
     found = table.get(name, table if "summary" in table else {})
     if not isinstance(found, dict):
         raise UserError(
@@ -188,15 +249,16 @@ def cases(name: str) -> dict[str, dict[str, object]]:
     """PART -> what is known of it, of the defense's quick cases in its module's literal `CASES`, read without importing it.
 
     The contract tests run each of them. `refused`: family of score models -> words of the refusal; `gives`: numbers of its output."""
-    table = _literal(_target("defense", name)[0], "CASES")
+    module = _target("defense", name)[0]
+    table = _literal(_source(module), module, "CASES")
     return {part: known for part, known in table.items() if part.partition(":")[0] == name}
 
 
-def _literal(module: str, word: str) -> dict[str, Any]:
+def _literal(tree: ast.Module, place: str, word: str) -> dict[str, Any]:
     """The module-level dictionary of that name, {} if there is none; ast.literal_eval that also follows names of literals in the
-    same module."""
+    same module. place: the module's name or file."""
     values: dict[str, ast.expr] = {}
-    for node in _source(module).body:
+    for node in tree.body:
         if isinstance(node, ast.Assign | ast.AnnAssign) and node.value:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             values |= {target.id: node.value for target in targets if isinstance(target, ast.Name)}
@@ -208,12 +270,15 @@ def _literal(module: str, word: str) -> dict[str, Any]:
     try:
         found = ast.literal_eval(Follow().visit(values[word])) if word in values else {}
     except (ValueError, TypeError, RecursionError) as error:
+        line = re.search(r"line (\d+)", str(error))
         raise UserError(
-            f"{word} of the module `{module}` is no literal: {error}",
+            f"{word} of `{place}` is no literal (line {line[1] if line else values[word].lineno})",
             "it is read without importing: write numbers, words, lists",
         ) from None
     if not isinstance(found, dict):
-        raise UserError(f"{word} of the module `{module}` is no dictionary", "docs/adding-a-purifier.md has one")
+        raise UserError(
+            f"{word} of `{place}` (line {values[word].lineno}) is no dictionary", "docs/adding-a-purifier.md has one"
+        )
     return found
 
 
@@ -362,6 +427,8 @@ def as_type(value: Any, default: Value) -> Value:
 
 def validated(kind: str, name: str, given: Mapping[str, Any]) -> dict[str, Value]:
     """Every parameter of the component, the given ones in the types of their defaults. UserError for what INFO does not allow."""
+    if foreign.is_target(name):
+        foreign.check_given(kind, name, given, COMMON.get(kind, {}))
     check_parameters(kind, name, given)
     known = parameters(kind, name)
     values = {key: as_type(value, known[key]) for key, value in {**known, **given}.items()}
@@ -370,7 +437,14 @@ def validated(kind: str, name: str, given: Mapping[str, Any]) -> dict[str, Value
 
 
 def factory(kind: str, name: str) -> Callable[..., Any]:
-    """The factory itself; this imports its module."""
+    """The factory itself; this imports its module. Of a file one that takes what ours takes."""
+    if foreign.is_target(name):
+
+        def made(*given: Any, **values: Any) -> Any:
+            bound = dict(zip(foreign.BOUND, given, strict=True)) if kind == "defense" else {}
+            return foreign.make(kind, name, values, bound)
+
+        return made
     module, attribute = _target(kind, name)
     return getattr(importlib.import_module(module), attribute)
 

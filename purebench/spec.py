@@ -18,11 +18,13 @@ if TYPE_CHECKING:  # planning reads this file, and needs no torch
 # Not with `|`, which cannot take the name of a class that is yet to come. A tuple holds values again.
 Value = Union[int, float, str, bool, None, tuple, "Part"]
 Json = int | float | str | bool | None | list
+OBJECT = "object"  # of `object:median:1`, which this process was given
 
 
 @dataclass(frozen=True)
 class Part:
-    """`name[:k=v,..]`: a component and the parameters that differ from its defaults. Parameters are kept sorted by key."""
+    """`name[:k=v,..]`: a component and the parameters that differ from its defaults. Parameters are kept sorted by key. The name of what
+    a user's file defines is `FILE.py:NAME`."""
 
     name: str
     parameters: tuple[tuple[str, Value], ...] = ()
@@ -35,7 +37,9 @@ class Part:
         return dict(self.parameters).get(key, default)
 
     def __str__(self) -> str:
-        return self.name + (":" + ",".join(f"{k}={show(v)}" for k, v in self.parameters) if self.parameters else "")
+        file, colon, attribute = self.name.rpartition(":") if ".py:" in self.name else ("", "", self.name)
+        name = _quoted(file) + colon + attribute
+        return name + (":" + ",".join(f"{k}={show(v)}" for k, v in self.parameters) if self.parameters else "")
 
 
 def show(value: Value) -> str:
@@ -52,24 +56,39 @@ def show(value: Value) -> str:
         if 0 < over < 255 and over / 255 == value and len(repr(value)) > 5:
             return f"{over}/255"
         return str(int(value)) if abs(value) < 1e15 and value == int(value) else repr(value)
-    return str(value)
+    return _quoted(value) if isinstance(value, str) else str(value)
 
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-_WORD = re.compile(r"[A-Za-z0-9_.+\-/]+")
+_WORD = re.compile(r"[A-Za-z0-9_.+\-/#]+")
+# A file may be called almost anything; what has a meaning here is quoted, as is a blank.
+_FREE = r"[^\s=,:()\[\]'\"]"
+_FILE = re.compile(rf"{_FREE}+\.py(?!{_FREE})")
+_DEFINED = re.compile(rf":({_FREE}+)(?!{_FREE}|=)")  # behind a file; what `=` follows is a parameter
+_QUOTED = re.compile(r"'((?:[^']|'')*)'|\"((?:[^\"]|\"\")*)\"")
+
+
+def _quoted(word: str) -> str:
+    """The word as a reader takes it: in quotes where it has a character that means something else, or none at all."""
+    # Of nothing nothing: it is shown as a default, and never written into a part.
+    if not word or _WORD.fullmatch(word) or _FILE.fullmatch(word):
+        return word
+    # Doubled inside, as in SQL: a name may have both kinds of quotes.
+    return f'"{word}"' if "'" in word and '"' not in word else "'" + word.replace("'", "''") + "'"
 
 
 class _Reader:
-    """Recursive descent over `name[:k=v,..]`; a value is a number, a/b, a word, [v,..] or (PART)."""
+    """Recursive descent over `name[:k=v,..]`, where a name may be `FILE.py:NAME`; a value is a number, a/b, a word, a 'quoted word', [v,..]
+    or (PART)."""
 
     def __init__(self, text: str, what: str):
         self.text, self.what, self.at = text, what, 0
 
     def fail(self, why: str) -> UserError:
-        return UserError(
-            f"cannot read the {self.what} `{self.text}`: {why} at character {self.at + 1}",
-            "write `name` or `name:key=value,key=value`; a value is a number, a/b, a word, [v,v] or (PART)",
-        )
+        hint = "write `name` or `name:key=value,key=value`; a value is a number, a/b, a word, [v,v] or (PART)"
+        if ".py" in self.text:
+            hint = "write `FILE.py:NAME:key=value`; with blanks, `=`, `,` or brackets in it, `'my dir/FILE.py':NAME`, all in quotes"
+        return UserError(f"cannot read the {self.what} `{self.text}`: {why} at character {self.at + 1}", hint)
 
     def take(self, char: str) -> bool:
         if self.text.startswith(char, self.at):
@@ -84,8 +103,37 @@ class _Reader:
         self.at = found.end()
         return found.group()
 
+    def quoted(self) -> str | None:
+        """A word in quotes; None where there is none."""
+        if not self.text.startswith(("'", '"'), self.at):
+            return None
+        found = _QUOTED.match(self.text, self.at)
+        if not found:
+            raise self.fail("the quote is not closed that begins")
+        self.at = found.end()
+        mark = found.group()[0]
+        return found.group()[1:-1].replace(mark + mark, mark)
+
+    def name(self) -> str:
+        """`coup`, `./mine.py:Median` or `object:median:1`."""
+        file = _FILE.match(self.text, self.at)
+        if file:
+            self.at = file.end()
+        name = file.group() if file else (self.quoted() or self.word("expected a name"))
+        # Of a file what it defines. Where it does not say so, whoever knows the file tells what there is.
+        defined = _DEFINED.match(self.text, self.at) if name.endswith(".py") else None
+        if defined:
+            self.at = defined.end()
+            return name + defined.group()
+        if name == OBJECT and self.take(":"):
+            name += ":" + self.word("expected a name")
+            if not self.take(":"):
+                raise self.fail("expected `:`")
+            return f"{name}:{self.word('expected a number')}"
+        return name
+
     def part(self) -> Part:
-        name = self.word("expected a name")
+        name = self.name()
         parameters: dict[str, Value] = {}
         if self.take(":"):
             while True:
@@ -112,7 +160,15 @@ class _Reader:
                 if not self.take(",") and not self.text.startswith("]", self.at):
                     raise self.fail("expected `,` or `]`")
             return tuple(values)
-        return scalar(self.word("expected a value"))
+        word = self.quoted()
+        if word is not None:
+            return word
+        # In a list of components a file stands as it is; elsewhere `:` cannot follow a word.
+        begin = self.at
+        name = self.name() if _FILE.match(self.text, begin) else ""
+        if ":" in name:
+            return Part(name)
+        return name or scalar(self.word("expected a value"))
 
 
 def scalar(word: str) -> Value:
@@ -160,12 +216,23 @@ class Draws(Protocol):
     def uniform(self, k: int, like: Tensor, draw: int = 0) -> Tensor: ...
 
 
+NORMS = ("Linf", "L2")
+
+
 @dataclass(frozen=True)
 class ThreatModel:
     """What an attacker may do to x (B,C,H,W) in [0,1]: stay in a ball of radius eps around it, and in [0,1]."""
 
     norm: str  # Linf | L2, or - for no perturbation at all
     eps: float
+
+    def __post_init__(self) -> None:
+        # `threat` reads text with more care; here it is Python code that may say `linf`, which would run as L2.
+        if self.norm not in (*NORMS, "-"):
+            raise UserError(f"unknown norm `{self.norm}` of a threat model", f"one of {', '.join(NORMS)}")
+        if not (math.isfinite(self.eps) and self.eps >= 0) or (self.norm == "Linf" and self.eps > 1):
+            more = f"; did you mean {show(self.eps)}/255?" if 1 < self.eps <= 255 else ""
+            raise UserError(f"the radius {self.eps} of a threat model is out of range", f"images are in [0,1]{more}")
 
     def __str__(self) -> str:
         return "-" if self.norm == "-" else f"{self.norm}:{show(float(self.eps))}"
@@ -206,7 +273,6 @@ class ThreatModel:
         return (x + self.eps * _rows(radius.flatten(), x) * self.ascend(direction)).clamp(0, 1)
 
 
-NORMS = ("Linf", "L2")
 NONE = ThreatModel("-", 0.0)  # of attacks that change nothing: one cell for all threat models
 
 # Below it, the 1e-12 that guards a division by a norm shortens a unit vector by more than a tenth.
@@ -259,8 +325,10 @@ class Resolved:
 
     `part`: how it is written, canonical: what differs from the defaults, no place on this machine. `values`: every parameter of its
     factory, defaults filled in. `options`: of a defense, those that every defense has (`votes`, `combine`, `noise`), where they are
-    not at their defaults. `version`: of its numbers; 0 for what has none. `digest`: content hash of weights or data, empty where
-    there is none. `where`: files of the user's, and so no part of what it is; `info`: its INFO.
+    not at their defaults. `version`: of its numbers; 0 for what has none. `digest`: content hash of weights or data, and of the code
+    of a foreign component, empty where there is none. `where`: files of the user's, and so no part of what it is; `info`: its INFO.
+    `target`: by which the registry finds a component of a user's file, empty where its name does; of a gradient, itself with such names.
+    `code`: the hash of a foreign component's source alone.
     """
 
     kind: str
@@ -271,6 +339,8 @@ class Resolved:
     digest: str = ""
     where: Mapping[str, Value] = field(default_factory=dict, hash=False, compare=False)
     info: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)
+    target: str = field(default="", compare=False)
+    code: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         return str(self.part)
@@ -278,6 +348,11 @@ class Resolved:
     @property
     def name(self) -> str:
         return self.part.name
+
+    @property
+    def key(self) -> str:
+        """What the registry finds it by."""
+        return self.target or self.name
 
     @property
     def arguments(self) -> dict[str, Value]:
@@ -293,7 +368,9 @@ class Resolved:
             return {"version": self.version}
         # Of the others, the values that the name leaves out may be a dataset's, which may change with its TOML.
         values = {**self.values, **self.options}
-        return {"version": self.version, "values": {k: plain(v) for k, v in sorted(values.items())}}
+        # Of ours the version says which code it is, and ids stay what they are.
+        code = {"hash": self.digest} if self.digest else {}
+        return {"version": self.version, **code, "values": {k: plain(v) for k, v in sorted(values.items())}}
 
 
 @dataclass(frozen=True)
@@ -339,6 +416,13 @@ class Cell:
         if self.gradient.version:
             found["gradient"] = self.gradient
         return found
+
+    def targets(self) -> dict[str, str]:
+        """By kind, and `source.` kind of a transfer's source, where the registry finds what a name alone does not say: no part of the
+        cell, but of a command that makes it."""
+        own = {kind: part.target for kind, part in self.parts().items() if part.target}
+        theirs = self.source.targets() if self.source else {}
+        return own | {f"source.{kind}": target for kind, target in theirs.items()}
 
     def data(self) -> dict[str, Any]:
         """As JSON types, for `cell.json`."""

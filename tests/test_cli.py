@@ -404,7 +404,7 @@ def test_a_plug_in_that_says_nonsense_of_itself_is_told_and_hides_no_other(text,
     monkeypatch.syspath_prepend(tmp_path)
     entry = EntryPoint("their", f"{name}:their", "purebench.defense")
     monkeypatch.setattr(registry, "entry_points", lambda group: [entry] if group == "purebench.defense" else [])
-    cached = [registry.names, registry.info, registry.parameters, registry._source]
+    cached = [registry.names, registry._info, registry._parameters, registry._source]
     for each in cached:
         each.cache_clear()
     try:

@@ -81,7 +81,7 @@ def median(monkeypatch):
     monkeypatch.setitem(registry.NAMES["defense"], "median", line[1])
     registry.names.cache_clear()
     yield
-    for cached in (registry.names, registry.parameters, registry.info, registry._source):
+    for cached in (registry.names, registry._parameters, registry._info, registry._source):
         cached.cache_clear()
 
 
@@ -144,3 +144,38 @@ def test_a_purifier_that_belongs_is_one_file_one_line_and_one_page(tmp_path):
     for name, tests in CONTRACT.items():
         for test in tests.split():
             assert re.search(rf"{name}::\w*{test}\w*\[.*median", done.stdout), f"{name}: {test}"
+
+
+# --------------------------------------------------------------------------------------------------------- an attack of your own
+
+
+def test_the_example_attack_runs_as_a_file_and_as_a_plug_in(monkeypatch, tmp_path):
+    """The same images either way and in either order, inside either ball, and stronger than none."""
+    page = (DOCS / "adding-an-attack.md").read_text()
+    written = re.search(r"-a (\./momentum\.py:mi_fgsm):steps", page)[1]
+    line = re.search(r'"mi-fgsm": "purebench\.attacks\.(momentum:mi_fgsm)"', page)[1]
+    options = {"defenses": ("one-shot",), "threats": ("Linf:0.2", "L2:1"), "dataset": "digits", "images": 5, "evals": 2}
+
+    def run(name, out, reverse):
+        request = plan.Request(attacks=(f"{name}:steps=3,eot=2",), **options)
+        settings = runner.Settings(tmp_path / out, rows=6, reverse=reverse)
+        assert not runner.run(plan.build(request), settings, progress.reporter(quiet=True)).failed
+        logs = {log.cell["threat"]: log for log in records.load_all([tmp_path / out])}
+        assert [log.cell["attack"] for log in logs.values()] == ["mi-fgsm:eot=2,steps=3"] * 2
+        return logs, {threat: (log.folder / records.ADVERSARIAL).read_bytes() for threat, log in logs.items()}
+
+    monkeypatch.chdir(DOCS / "examples")
+    logs, images = run(written, "file", reverse=False)
+    monkeypatch.syspath_prepend(str(DOCS / "examples"))
+    monkeypatch.setitem(registry.NAMES["attack"], "mi-fgsm", line)
+    registry.names.cache_clear()
+    try:
+        assert run("mi-fgsm", "plug-in", reverse=True)[1] == images
+    finally:
+        for cached in (registry.names, registry._parameters, registry._info, registry._source):
+            cached.cache_clear()
+    for threat, norm, eps in (("Linf:0.2", "linf", 0.2), ("L2:1", "l2", 1)):
+        lines = logs[threat].images
+        assert 0.9 * eps < max(image[norm] for image in lines) <= eps * (1 + 1e-6)
+        assert sum(image["adversarial"].count(image["label"]) for image in lines) < 10
+        assert all(image["nfe"] == [12, 12] for image in lines)

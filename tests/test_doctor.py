@@ -338,7 +338,7 @@ def test_plugins(healthy, monkeypatch, tmp_path):
     try:
         found = list(doctor._plugins(Path()))
     finally:
-        for cached in (registry.names, registry.parameters, registry.info, registry._source):
+        for cached in (registry.names, registry._parameters, registry._info, registry._source):
             cached.cache_clear()
     assert sorted(said(found)) == [
         "good:mine adds to `purebench.defence`, which is no group",

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from purebench import cli, datasets
-from purebench.cli.layouts import command
 from purebench.errors import UserError
 from purebench.plan import figures as plan
 from purebench.plan import grid, layouts, places, sheet
 from purebench.records import store as records
 from purebench.records.store import Log
 from purebench.report import costs, drawing, figures, imagery, maps, metrics, papers, propositions
+from purebench.report.asked import command
 from purebench.report.replay import Replay, first_right
 from purebench.running import evaluate
 

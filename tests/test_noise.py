@@ -9,6 +9,7 @@ from scipy import stats
 
 from purebench.engine import noise as module
 from purebench.engine.noise import Noise, Replay
+from purebench.errors import UserError
 
 KINDS = ("normal", "uniform", "sign")
 BASE = {"seed": 7, "role": "judge", "path": ("pgd", 1), "ids": [3, 5, 8], "samples": [0, 2, 0]}
@@ -156,9 +157,9 @@ def test_a_shared_draw_is_common_to_images_but_not_to_samples(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_of_the_wrong_length_is_refused(kind):
     for rows in (1, 2, 4):
-        with pytest.raises(ValueError, match=f"noise for 3 rows was asked for {rows}"):
+        with pytest.raises(UserError, match=f"noise for 3 rows was asked for {rows}"):
             getattr(Noise(**BASE), kind)(0, like(rows, 4))
-    with pytest.raises(ValueError, match="one sample number per image id: got 2 for 3"):
+    with pytest.raises(UserError, match="one sample number per image id: got 2 for 3"):
         Noise(0, "judge", (), [1, 2, 3], [0, 0])
 
 

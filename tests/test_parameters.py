@@ -215,6 +215,7 @@ ELSEWHERE = {  # what no number of a purification or an attack alone can show
     "autoattack-rand": {"batch"},  # below
     "autoattack-standard": {"batch", "n_queries"},
     "transfer": {"from", "attack"},  # the plan reads them: tests/test_plan.py
+    "given": {"path", "name", "project"},  # tests/test_given.py
 }
 
 

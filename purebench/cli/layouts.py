@@ -1,8 +1,7 @@
-"""A paper's table or figure on the command line: its file, its places under the options, and the command that makes them."""
+"""A paper's table or figure on the command line, and where its records are."""
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,25 +13,15 @@ from purebench.errors import UserError
 if TYPE_CHECKING:
     from purebench.plan.grid import Request
     from purebench.plan.layouts import Layout
-    from purebench.plan.sheet import Sheet
     from purebench.records.store import Log
-
-
-def layout_of(name: str) -> Layout | None:
-    """The table of this name or file; None for a grid, and for no preset at all."""
-    from purebench.plan import grid, layouts
-
-    if not name.endswith(".toml") and name not in grid.presets():
-        return None
-    name, data = grid.read(name)
-    return layouts.of(data, name) if layouts.is_layout(data) else None
 
 
 def known_layout(name: str, others: Iterable[str] = ()) -> Layout:
     """A paper's table. Raises UserError where there is none of this name; others: names that might have been meant, too."""
     from purebench.plan import grid
+    from purebench.report import asked
 
-    if found := layout_of(name):
+    if found := asked.layout_of(name):
         return found
     if name.endswith(".toml"):
         raise UserError(
@@ -54,12 +43,11 @@ def in_layout(
     layout: Layout, request: Request, logs: list[Log], format: str, results: Path, compare: bool = False
 ) -> str:
     """Records in a paper's layout. results: the folder that they are in."""
-    from purebench.report import papers
+    from purebench.report import asked
 
     if not logs:
         say_where(results)
-    fill = command(request, "run", results)
-    return papers.render(sheet_of(layout, request), logs, format, honest=request.honest, compare=compare, fill=fill)
+    return asked.rendered(layout, request, logs, format, results, compare)
 
 
 def say_where(results: Path) -> None:
@@ -69,33 +57,3 @@ def say_where(results: Path) -> None:
     if inside := sorted({path.parent.parent.name for path in results.glob(f"*/*/{records.CELL}")}):
         names = ", ".join(f"`{results / name}`" for name in inside)
         say(f"hint: no record is in `{results}` itself; there are some in {names}")
-
-
-def sheet_of(layout: Layout, request: Request) -> Sheet:
-    """A table with what the command line says."""
-    from purebench.plan import places, sheet
-
-    chosen, given = places.chosen(layout, request.only), places.overrides(request)
-    places.check_headings(chosen, given, honest=request.honest)
-    return sheet.of(chosen, given, baselines=request.baselines)
-
-
-def command(request: Request, verb: str, results: Path) -> str:
-    """The `purebench run` that makes the cells of a table, the `table` that prints them, or the `figure` that draws them."""
-    preset, folder = shlex.quote(str(request.preset)), shlex.quote(str(results))
-    given = [
-        {
-            "run": f"purebench run {preset}",
-            "table": f"purebench table {folder} --layout {preset}",
-            "figure": f"purebench figure {preset} {folder}",
-        }[verb]
-    ]
-    listed = (("-a", request.attacks), ("-t", request.threats), ("--grad", request.grads), ("--only", request.only))
-    for option, values in listed:
-        given += [f"{option} {shlex.quote(value)}" for value in values]
-    for name in ("dataset", "classifier", "score", "images", "subset"):
-        value = getattr(request, name)
-        given += [f"--{name} {shlex.quote(str(value))}"] if value is not None else []
-    given += [f"--seed {seed}" for seed in request.seeds]
-    given += [f"--{name}" for name in ("honest", "baselines") if getattr(request, name)]
-    return " ".join(given + ([f"--out {folder}"] if verb == "run" and folder != "results" else []))

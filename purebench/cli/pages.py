@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from purebench import errors
-from purebench.cli.layouts import command, home, known_layout, layout_of, sheet_of
+from purebench.cli.layouts import home, known_layout
 from purebench.cli.options import (
     Attacks,
     Baselines,
@@ -119,10 +119,9 @@ def _check_page(pictures: int | None, layouts: Sequence[str], request: Request) 
 
 def _printed(request: Request, logs: list[Log], results: Path) -> Printed:
     """The paper's table that a request names, in words."""
-    from purebench.report import papers
+    from purebench.report import asked
 
-    fill = command(request, "run", results)
-    return papers.printed(sheet_of(known_layout(str(request.preset)), request), logs, honest=request.honest, fill=fill)
+    return asked.printed(known_layout(str(request.preset)), request, logs, results)
 
 
 @app.command(
@@ -183,6 +182,7 @@ def _drawn(name: str, request: Request, results: bool) -> Layout | None:
     """The table that a figure of this name is of; None for one that no file says. Raises UserError for what is no figure, and for options
     or results that it does not take."""
     from purebench.plan import figures, grid
+    from purebench.report import asked
 
     if name in figures.WITHOUT_PRESET:
         if request != grid.Request(preset=name):
@@ -190,7 +190,7 @@ def _drawn(name: str, request: Request, results: bool) -> Layout | None:
         if name in figures.OF_THE_TOY and results:
             raise UserError(f"the figure `{name}` is of a toy, and of no records", f"purebench figure {name}")
         return None
-    layout = layout_of(name)
+    layout = asked.layout_of(name)
     if layout is None and (name.endswith(".toml") or name in grid.presets()):
         raise UserError(f"`{name}` is a grid and no figure", "docs/figures.md has an example")
     if layout is None:
@@ -206,14 +206,14 @@ def _drawn(name: str, request: Request, results: bool) -> Layout | None:
 def _paper_figure(layout: Layout, request: Request, folders: list[Path], path: Path, suffix: str) -> list[str]:
     """Draws a table that has a `[figure]`; returns what is to be said of it."""
     from purebench.records import store as records
-    from purebench.report import sketches
+    from purebench.report import asked, sketches
 
-    table = sheet_of(layout, request)
+    table = asked.sheet_of(layout, request)
     return sketches.of_table(
         table,
         records.load_all(folders),
         path,
         suffix,
         honest=request.honest,
-        fill=command(request, "run", home(folders)),
+        fill=asked.command(request, "run", home(folders)),
     )

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from purebench import errors
-from purebench.cli.layouts import command, in_layout, layout_of
 from purebench.cli.options import (
     AsJson,
     Attacks,
@@ -97,22 +95,18 @@ def run(
 
         print(estimate.describe(plan, settings, as_json))
         return
-    # After the dry run, which does without them: it is how one learns what is missing.
-    preflight.require_files(plan)
     outcome = _work_off(plan, settings, quiet)
     _show_outcome(plan, settings, outcome, request, as_json, quiet)
 
 
 def _work_off(plan: Plan, settings: Settings, quiet: bool) -> Outcome:
     """Runs the plan. Ctrl-C ends the command with its own exit code, after a line that says what is kept."""
-    from purebench.running import progress, runner
+    from purebench.running import runner, whole
 
-    reporter = progress.reporter(quiet)
     # Made here, so that it can be read after Ctrl-C.
     outcome = runner.Outcome()
     try:
-        with contextlib.closing(reporter):
-            runner.run(plan, settings, reporter, outcome)
+        whole.work_off(plan, settings, outcome, quiet=quiet)
     except KeyboardInterrupt:
         # Not left to Typer, which would swallow it and know nothing of what is kept.
         note(f"{outcome.images} new images are kept; the same command goes on from there")
@@ -125,21 +119,18 @@ def _show_outcome(
 ) -> None:
     """The table of the plan's cells on stdout, and on stderr which of them failed; if one did, that is the exit code."""
     from purebench.records import store as records
-    from purebench.report import tables
-    from purebench.running import runner
+    from purebench.report import asked
+    from purebench.running import whole
 
     # First, so that what is missing is known before the table without it is read.
     for cell, why in outcome.failed.items():
         say(f"error: cell {cell} failed: {why}")
-    places = [runner.place(settings.out, job.cell) for job in plan.jobs]
-    # A cell has no folder where another process holds its source: it was skipped before it was opened.
-    folders = [folder for folder in places if (folder / records.CELL).exists()]
+    folders = whole.folders(plan, settings)
     if folders and not quiet:
-        layout = layout_of(request.preset) if request.preset else None
-        logs, format = records.load_all(folders), "json" if as_json else "md"
-        print(in_layout(layout, request, logs, format, settings.out) if layout else tables.render(logs, format=format))
+        layout = asked.layout_of(request.preset) if request.preset else None
+        print(asked.rendered(layout, request, records.load_all(folders), "json" if as_json else "md", settings.out))
         verb = "figure" if layout and layout.figure else "table"
-        say(f"next: {command(request, verb, settings.out) if layout else f'purebench table {settings.out}'}")
+        say(f"next: {asked.command(request, verb, settings.out) if layout else f'purebench table {settings.out}'}")
     if outcome.failed:
         say(f"hint: `purebench status {settings.out}` shows what is missing; the same command goes on with it")
         raise typer.Exit(errors.FAILED)

@@ -7,10 +7,11 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+import purebench
 from purebench.errors import UserError
 
 app = typer.Typer(
@@ -19,9 +20,23 @@ app = typer.Typer(
     # Without rich, whose help costs half a second; and what no command expected is a bug of ours, shown as Python shows it.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="How robust is this purification defense, really, and how does that compare with the paper?",
     epilog="Start with:  purebench run   then:  purebench table results",
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"purebench {purebench.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version, and stop", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    """How robust is this purification defense, really, and how does that compare with the paper?"""
 
 
 def complain(error: UserError) -> None:

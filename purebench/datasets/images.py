@@ -29,6 +29,7 @@ class Images:
     digest: str  # "sha256:.." or "md5:.." of the content, found without reading gigabytes
     read: Callable[[Sequence[int]], Tensor]  # indices -> (B,C,H,W) float32 in [0,1]
     note: str = ""  # why numbers on these images are not a paper's; empty for the papers' own images
+    declared: bool = True  # whether `classes` is their number, and not that of the labels seen
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -52,10 +53,26 @@ def of_array(pixels: np.ndarray, labels: Sequence[int] | np.ndarray, *, classes:
     return Images(y, classes, digest, lambda indices: stored[list(indices)].contiguous().float() / 255)
 
 
-def of_tensors(x: Tensor, y: Tensor) -> Images:
-    """x (n,C,H,W) float32 in [0,1], y (n,) int64."""
+def of_tensors(x: Any, y: Any, what: str = "the images") -> Images:
+    """x (n,C,H,W) in [0,1], y (n,) whole numbers from 0 on; tensors or arrays of any type that says so. Raises UserError for others."""
+    hint = "x is (n,C,H,W) in [0,1], y is (n,) with the numbers of the classes from 0 on"
+    try:
+        x, y = torch.as_tensor(x).detach().cpu(), torch.as_tensor(y).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{what} are no tensors: {error}", hint) from None
+    if x.dim() != 4 or y.shape != x.shape[:1] or not len(x):
+        raise UserError(f"{what} are {tuple(x.shape)} with labels {tuple(y.shape)}", hint)
+    low, high = (float(v) for v in x.float().aminmax())
+    # Not scaled here: a guess would be silently another data set.
+    if not (x.is_floating_point() and low >= 0 and high <= 1):
+        more = "; divide by 255" if high > 1 and low >= 0 else ""
+        raise UserError(f"{what} are {str(x.dtype).removeprefix('torch.')} in [{low:g}, {high:g}]", f"{hint}{more}")
+    if (y.is_floating_point() and not bool((y == y.long()).all())) or int(y.min()) < 0:
+        raise UserError(f"the labels of {what} are {y.dtype} from {y.min():g} to {y.max():g}", hint)
+    x, y = x.float().contiguous(), y.long()
     digest = hashlib.sha256(x.numpy().tobytes() + y.numpy().tobytes()).hexdigest()
-    return Images(y, int(y.max()) + 1, f"sha256:{digest}", lambda indices: x[list(indices)])
+    # Of a few images not all classes need be among them.
+    return Images(y, int(y.max()) + 1, f"sha256:{digest}", lambda indices: x[list(indices)], declared=False)
 
 
 def of_files(

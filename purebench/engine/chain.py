@@ -213,7 +213,10 @@ class Tape:
 
 
 def record(purifier: Purifier, x: Tensor, noise: Noise, *, memory: int | None = None) -> Tape:
-    """Walks the chain and keeps what `Tape.vjp` needs within `memory` bytes (None: no bound)."""
+    """Walks the chain and keeps what `Tape.vjp` needs within `memory` bytes (None: no bound). A purifier that is no chain inside
+    (`purifiers.plain`) records itself."""
+    if hasattr(purifier, "record_itself"):
+        return purifier.record_itself(x, noise, memory=memory)
     if memory is None or purifier.n == 0:
         return Tape(purifier, x, noise, Plan(tail=purifier.n))
     state, graph = step_bytes(purifier, x, noise)
@@ -238,7 +241,10 @@ def step_bytes(purifier: Purifier, x: Tensor, noise: Noise) -> tuple[int, int]:
     """(bytes of a state, bytes that one step's graph keeps), measured once per purifier and shape: what autograd saves, and an
     eighth for its nodes and the allocator. While it runs, a step needs up to half of its graph besides (benchmarks/engine.py)."""
     # The guidance is part of the key: held constant, it leaves a far smaller graph.
-    known = _measured.setdefault(purifier, {})
+    try:
+        known = _measured.setdefault(purifier, {})
+    except TypeError:  # a dataclass without a hash, or slots: measured each time
+        known = {}
     key = (tuple(x.shape), x.dtype, x.device, _constant_guidance.get())
     if key not in known:
         saved: dict[int, int] = {}

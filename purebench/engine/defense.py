@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import copy
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from purebench.engine import chain, gradients
+from purebench.engine.draws import about
 from purebench.engine.identity import Identity
 from purebench.engine.nfe import Account, recomputing
 from purebench.engine.noise import Noise
@@ -29,6 +31,7 @@ from purebench.spec import Part
 EXACT, BPDA = Part("exact"), Part("bpda")
 # The image id of padding rows; -1 is that of draws that all images share.
 PADDING = -2
+MARGIN = 0.5  # beyond [0,1], from which on images are taken for those of another scale
 
 
 class Defense:
@@ -102,7 +105,7 @@ class Defense:
                     purified = _Purified.apply(chunk.x, self, chunk.noise)
                 else:
                     purified = chain.run(self.purifier, chunk.x, chunk.noise)
-                parts.append(self._answers(purified)[: chunk.real])
+                parts.append(self._answers(purified, chunk.noise)[: chunk.real])
             self._check(chunk, parts[-1], "the classifier")
         logits = torch.cat(parts)
         return combine(logits.unflatten(0, (len(x), self.votes)), self.combine, 1) if self.votes > 1 else logits
@@ -158,7 +161,7 @@ class Defense:
         def cotangent(purified: Tensor) -> Tensor:
             with torch.enable_grad():
                 purified = purified.detach().requires_grad_()
-                logits = self._answers(purified)
+                logits = self._answers(purified, chunk.noise)
                 d = derivative(logits[: chunk.real]) if callable(derivative) else derivative
                 if not logits.requires_grad:  # an answer that does not depend on the image
                     return torch.zeros_like(purified)
@@ -194,6 +197,7 @@ class Defense:
 
     def _chunks(self, x: Tensor, noise: Noise, copies: int, aligned: bool = False) -> Iterator[_Chunk]:
         """Rows (image 0, copy 0), (image 0, copy 1), .. in chunks of `self.rows`, the last padded; `aligned`: whole images only."""
+        _check_input(x, noise)
         total = len(x) * copies
         size = self.rows // copies * copies if aligned else self.rows
         for first in range(0, total, size):
@@ -209,11 +213,13 @@ class Defense:
     def _classify(self, chunk: _Chunk) -> Tensor:
         # Counted as recomputed: the pass that takes the gradient does it again, with a graph.
         with self._counting(chunk.real), recomputing():
-            return self._answers(chain.run(self.gradient.walked(self), chunk.x, chunk.noise))[: chunk.real]
+            purified = chain.run(self.gradient.walked(self), chunk.x, chunk.noise)
+            return self._answers(purified, chunk.noise)[: chunk.real]
 
-    def _answers(self, purified: Tensor) -> Tensor:
+    def _answers(self, purified: Tensor, noise: Noise) -> Tensor:
         """Logits of purified images; none that are finite of an image that is not, whatever a classifier makes of it."""
-        logits = self.classifier(purified)
+        with about(noise):
+            logits = self.classifier(purified)
         return logits.where(per_row(finite_rows(purified), logits), torch.nan)
 
     @contextmanager
@@ -247,11 +253,55 @@ class _Purified(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, defense: Defense, noise: Noise) -> Tensor:
         # Backward may run on autograd's own thread, which has an empty one.
         ctx.context = contextvars.copy_context()
+        ctx.save_for_backward(x)
         purified, ctx.pull = defense.gradient.record(defense, x, noise)
         return purified
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None, None]:
-        grad = ctx.context.run(ctx.pull, *cotangents)
+        # Of torch's private ones, since there are no others: without the question, the message would be about a view of ours.
+        if torch._C._functorch.is_legacy_batchedtensor(cotangents[0]):
+            raise UserError(
+                "the gradient of a purifier is taken for one output after the other",
+                "leave out `vectorize=True` and `is_grads_batched=True`",
+            )
+        grad = ctx.context.run(ctx.pull, *(c.detach() for c in cotangents))
         # As in `Gradient`: what is not finite is given as zeros.
-        return grad.where(per_row(finite_rows(grad), grad), 0), None, None
+        grad = grad.where(per_row(finite_rows(grad), grad), 0)
+        if torch.is_grad_enabled():
+            # Not torch's `once_differentiable`: where the cotangent has no graph, it lets the second derivative be silently zero.
+            grad = _Once.apply(grad, *ctx.saved_tensors, *cotangents)
+        return grad, None, None
+
+
+class _Once(torch.autograd.Function):
+    """A gradient that depends on these tensors, and has no derivative by them."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, *of: Tensor) -> Tensor:
+        return grad.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Tensor:
+        raise UserError(
+            "the gradient of a purified image cannot be differentiated again: the engine gives first derivatives",
+            "take an attack or a penalty that needs no second derivative, or leave out `create_graph=True`",
+        )
+
+
+def _check_input(x: Tensor, noise: Noise) -> None:
+    """Raises UserError for draws of other rows than x has, and for images that are not in [0,1] but on another scale."""
+    if len(noise.ids) != len(x):
+        raise UserError(
+            f"the noise has {len(noise.ids)} image ids, and there are {len(x)} images",
+            "one id and one sample number for each: Noise(seed, role, (), ids=range(len(x)), samples=[0] * len(x))",
+        )
+    if not x.is_floating_point():
+        raise UserError(f"the images are {x.dtype}, expected floating point in [0,1]", "of 8 bits: x.float() / 255")
+    low, high = (float(end) for end in x.detach().aminmax()) if x.numel() else (0.0, 1.0)
+    # With a margin, since attacks look beyond the edge; what is not finite is the defense's to answer for.
+    if math.isfinite(low) and math.isfinite(high) and (low < -MARGIN or high > 1 + MARGIN):
+        raise UserError(
+            f"the images are in [{low:.3g}, {high:.3g}], expected [0,1]",
+            "divide pixels by 255, and take off a normalisation: the classifier has its own inside",
+        )

@@ -73,17 +73,27 @@ class Exact:
             return chain.vjp(self.walked(defense), x, noise, cotangent, memory=defense.memory)
 
     def record(self, defense: Defense, x: Tensor, noise: Noise) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """(purified, its pull-back of a cotangent): the same in two halves, for autograd."""
-        from purebench.engine import chain
+        """(purified, its pull-back of a cotangent): the same in two halves, for autograd, which may pull any number of times."""
+        from purebench.engine import chain, nfe
 
-        with self.within():
-            tape = chain.record(self.walked(defense), x, noise, memory=defense.memory)
+        x = x.detach()
+
+        def taped() -> chain.Tape:
+            with self.within():
+                return chain.record(self.walked(defense), x, noise, memory=defense.memory)
+
+        # A tape is gone once it was pulled: kept, it would hold the graphs of every row of a Jacobian that nobody asks for.
+        tapes = [taped()]
+        purified = tapes[0].purified
 
         def pull(cotangent: Tensor) -> Tensor:
+            if not tapes:
+                with nfe.recomputing():
+                    tapes.append(taped())
             with self.within():
-                return tape.vjp(cotangent)
+                return tapes.pop().vjp(cotangent)
 
-        return tape.purified, pull
+        return purified, pull
 
 
 class Detached(Exact):

@@ -41,15 +41,24 @@ def counting(only: nn.Module | None = None) -> Iterator[NFE]:
         _active.reset(token)
 
 
+def active() -> tuple[NFE, ...]:
+    """The counters that count here."""
+    return _active.get()
+
+
 @contextmanager
-def recomputing() -> Iterator[None]:
-    """Within: calls repeat earlier ones, and are counted as such."""
-    before = [(c, c.recomputing) for c in _active.get()]
+def recomputing(counters: tuple[NFE, ...] | None = None) -> Iterator[None]:
+    """Within: calls repeat earlier ones, and are counted as such. `counters`: those of the earlier calls, where a backward pass runs on
+    a thread of autograd's own, which knows none."""
+    counters = _active.get() if counters is None else counters
+    token = _active.set(counters)
+    before = [(c, c.recomputing) for c in counters]
     for counter, _ in before:
         counter.recomputing = True
     try:
         yield
     finally:
+        _active.reset(token)
         for counter, was in before:
             counter.recomputing = was
 

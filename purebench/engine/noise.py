@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from purebench.errors import UserError
+
 GOLDEN, MIX1, MIX2 = (c - (1 << 64) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 SHARED = -1  # the image id of a draw that all images share
 
@@ -45,7 +47,10 @@ class Noise:
         self.ids = torch.as_tensor(ids, dtype=torch.int64)
         self.samples = torch.as_tensor(samples, dtype=torch.int64)
         if self.ids.shape != self.samples.shape:
-            raise ValueError(f"one sample number per image id: got {len(self.samples)} for {len(self.ids)}")
+            raise UserError(
+                f"one sample number per image id: got {len(self.samples)} for {len(self.ids)}",
+                "samples=[0] * len(ids) where each image comes once",
+            )
         digest = hashlib.blake2b(repr((seed, role, *path)).encode(), digest_size=8).digest()
         self._stream = int.from_bytes(digest, "little", signed=True)
         self._keys: dict[tuple, Tensor] = {}
@@ -62,6 +67,11 @@ class Noise:
         """The same draws, the normal ones and the signs multiplied by `scale`; 0 switches them off."""
         return self if scale == 1 else type(self)(self.seed, self.role, self.path, self.ids, self.samples, scale)
 
+    def seed_of_rows(self) -> int:
+        """A seed that belongs to these rows together, in this order: for generators that know nothing of rows. 63 bits."""
+        keys = self._row_keys(torch.device("cpu"), shared=False)
+        return int.from_bytes(hashlib.blake2b(keys.numpy().tobytes(), digest_size=8).digest(), "little") >> 1
+
     def _row_keys(self, device: torch.device, shared: bool) -> Tensor:
         """(B,) int64: the stream, image and sample of each row, hashed; computed once per device."""
         if (device, shared) not in self._keys:
@@ -73,7 +83,10 @@ class Noise:
     def _bits(self, k: int, draw: int, rows: int, positions: int, device: torch.device, shared: bool) -> Tensor:
         """(rows, positions) int64 of 64 random bits each."""
         if rows != len(self.ids):
-            raise ValueError(f"noise for {len(self.ids)} rows was asked for {rows}")
+            raise UserError(
+                f"noise for {len(self.ids)} rows was asked for {rows}",
+                "Noise(seed, role, path, ids, samples): one image id and one sample number per row",
+            )
         key = _mix(self._row_keys(device, shared) + _mix(torch.full((1,), (k << 16) + draw, device=device) * GOLDEN))
         return _mix(key[:, None] + torch.arange(1, positions + 1, device=device) * GOLDEN)
 

@@ -14,6 +14,7 @@ from purebench.spec import Cell, ThreatModel, identity, rotation, show
 def of(cell: Cell, threat: ThreatModel, models: Iterable[Component]) -> str:
     """The cell's id under schema 1, in a grid of this threat model and these score models, used or not."""
     new, models = cell.data(), list(models)
+    score = show(rotation([m.resolved for m in models])) if len(models) > 1 else models[0].text if models else "-"
     parts = {kind: part for kind, part in new["parts"].items() if not kind.startswith("score")}
     for i, model in enumerate(models):
         digest = model.digest if cell.scores else model.published  # of one that was not used, what was known without it
@@ -22,7 +23,7 @@ def of(cell: Cell, threat: ThreatModel, models: Iterable[Component]) -> str:
     surrogate = {"defense": cell.surrogate.name, **parts["surrogate"]["values"]} if cell.surrogate else None
     values = {kind: parts[kind]["values"] for kind in ("defense", "attack")}
     old = named | {
-        "score": models[0].text if len(models) == 1 else show(rotation([m.resolved for m in models])),
+        "score": score,
         "threat": str(threat),
         "parameters": values | ({"surrogate": surrogate} if surrogate else {}),
         "versions": {kind: part["version"] for kind, part in parts.items()},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import itertools
 import re
@@ -13,11 +12,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypedDict
 
-from purebench import assets, datasets, registry
+from purebench import assets, datasets, foreign, registry
 from purebench.errors import UserError, unknown
 from purebench.plan import figures, layouts, places
 from purebench.plan import grid as plan
-from purebench.spec import Part, Value, show
+from purebench.spec import Part, Value, parse, show
 
 # Layouts of any records; the papers' tables are presets.
 GENERAL = {"grid": "defenses x attacks, a table per threat model", "tidy": "one row per cell and metric"}
@@ -126,7 +125,11 @@ def listing_text(rows: list[dict[str, str]]) -> str:
 def facts(name: str) -> dict[str, Any]:
     """All that is known of one name, whatever its kind; UserError with a did-you-mean if there is none.
 
-    Where kinds share the name, as the defense and the score model `edm` do, the first has the others under `also`."""
+    Where kinds share the name, as the defense and the score model `edm` do, the first has the others under `also`. Of what a user's file
+    defines its kind is taken from its form."""
+    if foreign.is_target(name) or ".py" in name:
+        target = registry.key("defense", parse(name, "name").name)
+        return _component(foreign.kind(target), target)
     part = name if name.endswith(".toml") else name.partition(":")[0]
     found = [_component(kind, part) for kind in KINDS if part in registry.names(kind)]
     if part in plan.presets() or part.endswith(".toml"):
@@ -190,7 +193,7 @@ def _figure(figure: figures.Figure) -> dict[str, Any]:
 def _component(kind: str, name: str) -> dict[str, Any]:
     """What INFO, the factory's signature and its docstring say, in the order in which the text has it."""
     info = registry.info(kind, name)
-    found: dict[str, Any] = {"kind": kind, "name": name, "summary": info.get("summary", "")}
+    found: dict[str, Any] = {"kind": kind, "name": str(Part(name)), "summary": info.get("summary", "")}
     found |= _taken(info, formula="formula")
     if about := _about(kind, name):
         found["about"] = about
@@ -210,7 +213,11 @@ def _component(kind: str, name: str) -> dict[str, Any]:
     if name in registry.NAMES[kind]:
         found["documentation"] = PAGES[kind].format(name=name)
     found["version"] = info.get("version", 1)
-    found["defined in"] = registry.names(kind)[name]
+    if foreign.is_target(name):
+        found["shown as"], found["hash"] = registry.label(kind, name), registry.code(kind, name)
+        found["files"] = foreign.files(name)
+    else:
+        found["defined in"] = registry.names(kind)[name]
     found |= _taken(info, versions="version where")
     if info.get("cite"):
         found["cite"] = _bibtex(info["cite"])
@@ -224,7 +231,7 @@ def _taken(info: Mapping[str, Any], **labels: str) -> dict[str, Any]:
 
 def _about(kind: str, name: str) -> str:
     """The factory's docstring as one paragraph."""
-    return " ".join((ast.get_docstring(registry.definition(kind, name)) or "").split())
+    return " ".join(registry.docstring(kind, name).split())
 
 
 @cache
@@ -448,10 +455,11 @@ def _parameter_lines(kind: str, parameters: list[Parameter]) -> list[str]:
 
 def _option(found: dict[str, Any]) -> str:
     """What a command line says to ask for it."""
-    kind, part = found["kind"], Part(found["name"])
+    kind, part = found["kind"], found["name"]
     option = {"defense": "-d", "attack": "-a", "gradient": "--grad", "preset": ""}.get(kind, f"--{kind}")
     needs = ":path=PATH" if any(p["name"] == "path" for p in found.get("parameters", [])) else ""
     needs = ":of=(digits)" if any(p["name"] == "of" for p in found.get("parameters", [])) else needs
+    part = f'"{part}"' if "'" in part else part  # for a shell
     return f"{option} {part}{':steps=5' if found['name'] == 'surrogate' else needs}".strip()
 
 

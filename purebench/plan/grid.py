@@ -16,7 +16,7 @@ from typing import Any
 from purebench import assets, datasets, registry
 from purebench.engine import gradients
 from purebench.errors import UserError, unknown
-from purebench.plan import aliases, layouts, places
+from purebench.plan import aliases, given, layouts, places
 from purebench.plan import resolved as components
 from purebench.plan.resolved import Component
 from purebench.spec import NONE, Cell, Part, Resolved, ThreatModel, Value, parse, parts, rotation, show, threat
@@ -171,8 +171,8 @@ def _grids(request: Request) -> tuple[list[dict[str, Any]], list[str], Request]:
 
 def _no_table_options(request: Request) -> None:
     """Raises UserError for options that choose of a table where there is none."""
-    for option, given in (("--honest", request.honest), ("--baselines", request.baselines), ("--only", request.only)):
-        if given:
+    for option, chosen in (("--honest", request.honest), ("--baselines", request.baselines), ("--only", request.only)):
+        if chosen:
             hint = "name one: `purebench list presets`"
             raise UserError(f"`{option}` chooses of a paper's table, and this is none", hint)
 
@@ -246,7 +246,9 @@ def _jobs(
     if evals < 1:
         raise UserError(f"`--evals {evals}`: every image is judged at least once", "the default is 10")
     classifier = components.find("classifier", pick(request.classifier, "classifier"))
-    score = components.find("score", pick(request.score, "score"))
+    # Images of the user's own have no default, and a defense without a score model wants none.
+    asked = request.score or grid.get("score", defaults.get("score"))
+    score = None if asked is None else components.find("score", asked)
     components.check_fit(dataset, classifier, score)
     threats = [threat(t) for t in request.threats or grid.get("threats") or [pick(None, "threat")]]
     defenses = [parse(text, "defense") for text in pick(request.defenses, "defenses")]
@@ -256,7 +258,7 @@ def _jobs(
     grads = [parse(text, "gradient") for text in (request.grads or grid.get("grads") or ["exact"])]
     seeds = request.seeds or grid.get("seeds") or [0]
     score_given = request.score is not None or "score" in grid
-    maker = _Maker(dataset, subset, classifier, score, score_given, defaults, notes)
+    maker = _Maker(dataset, subset, classifier, score, score_given, images, defaults, notes)
     for limit, seed, defense, attack in itertools.product(threats, seeds, defenses, attacks):
         for gradient in maker.gradients(attack, grads):
             made = maker.cell(defense, gradient, attack, limit, seed)
@@ -292,20 +294,22 @@ class _Maker:
     dataset: Component
     subset: str
     classifier: Component
-    score: Component
+    score: Component | None  # None: nobody named one
     score_given: bool  # asked for, and not the dataset's default
+    images: int  # wanted
     defaults: dict[str, Any]  # the dataset's
     notes: list[str]
     # Cell id -> the score models at hand. A cell keeps only those that it uses, and a transfer hands on the others, too.
     models: dict[str, list[Component]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.models_by_text = {self.score.text: self.score}
+        self.models_by_text = {self.score.text: self.score} if self.score else {}
 
     def resolve(self, kind: str, part: Part) -> tuple[Resolved, dict[str, str]]:
         """The component with every parameter, and where each came from."""
         given = dict(part.parameters)
-        of_dataset = self.defaults.get(kind, {}).get(part.name, {})
+        name = registry.label(kind, part.name)
+        of_dataset = self.defaults.get(kind, {}).get(name, {})
         # `--score` says on what to run everything, and so is above what the dataset has for one defense.
         if self.score_given:
             of_dataset = {k: v for k, v in of_dataset.items() if k != "score"}
@@ -314,13 +318,20 @@ class _Maker:
         usual = {k: registry.as_type(v, known[k]) for k, v in (known | of_dataset).items()}
         origin = {k: "given" if k in given else self.dataset.name if k in of_dataset else "default" for k in values}
         # On its dataset a dataset's value goes without saying: `coup:t=0.1` on digits is `coup`.
-        canonical = Part(part.name, tuple((k, v) for k, v in values.items() if v != usual[k]))
+        canonical = Part(name, tuple((k, v) for k, v in values.items() if v != usual[k]))
         # Left out at their defaults, so that a new common parameter changes no cell's id.
         common = registry.COMMON.get(kind, {})
         own = {k: v for k, v in values.items() if k not in common}
         options = {k: v for k, v in values.items() if k in common and v != common[k]}
-        version = registry.version(kind, part.name, own | options)
-        return Resolved(kind, canonical, version, own, options, info=registry.info(kind, part.name)), origin
+        found = Resolved(
+            kind,
+            canonical,
+            registry.version(kind, part.name, own | options),
+            own,
+            options,
+            info=registry.info(kind, part.name),
+        )
+        return components.foreign(found, part.name, self.dataset.shape), origin
 
     def gradients(self, attack: Part, asked: list[Part]) -> list[Part]:
         """The gradients of `asked` that this attack can use; its only one, or none, whatever was asked."""
@@ -344,6 +355,7 @@ class _Maker:
         defended = self.defended(defense)
         differentiated = self.gradient(defended.defense, gradient)
         attacking, origin = self.resolve("attack", attack)
+        attacking = self.given(attacking)
         self.check_classes(attacking)
         source = self.source(attack, limit, seed, defended.own)
         if source:
@@ -355,7 +367,9 @@ class _Maker:
         self.warn_of_coupling(defended.defense)
         surrogate = self.surrogate(defended.defense, differentiated) if differentiated.name == "surrogate" else None
         if surrogate:
-            components.check_rotation(defended.models, surrogate.name)
+            components.check_rotation(defended.models, surrogate.key)
+            if registry.uses_score(surrogate.info) and not defended.models:
+                self.scores(surrogate.key, "")
         # A surrogate may use the score model of a defense that needs none.
         uses_score = any(registry.uses_score(p.info) for p in (defended.defense, surrogate) if p)
         cell = Cell(
@@ -388,6 +402,28 @@ class _Maker:
                 "use `-a apgd-ce` or `-a pgd-eot:loss=margin`, which know no such bound",
             )
 
+    def given(self, attack: Resolved) -> Resolved:
+        """An attack whose images exist already, known by their content; the file that holds them is no part of the cell."""
+        key = attack.info.get("images", "")
+        if not key:
+            return attack
+        place = attack.values[key]
+        if not place:
+            raise UserError(f"`{attack}` does not say where its images are", f"write {attack.name}:{key}=FILE")
+        found = given.read(place, self.dataset.resolved, self.dataset.shape, self.dataset.size, self.subset)
+        if len(found) < self.images:
+            raise UserError(
+                f"`{place}` has {len(found)} images, and {self.images} are wanted: those that are missing would have no number",
+                f"`--images {len(found)}`, or attack all of them",
+            )
+        return dataclasses.replace(
+            attack,
+            part=_without(attack.part, (key,)),
+            values={k: v for k, v in attack.values.items() if k != key},
+            digest=found.digest,
+            where={key: place},
+        )
+
     def warn_of_coupling(self, defense: Resolved) -> None:
         for key, value in defense.info.get("couples", {}).items():
             if defense.values.get(key) == value:
@@ -399,7 +435,7 @@ class _Maker:
     def defended(self, part: Part) -> _Defended:
         """The defense with the score models that it runs on: its own, else the run's."""
         found, origin = self.resolve("defense", part)
-        models = self.scores(found.name, found.options.get("score", ""))
+        models = self.scores(found.key, found.options.get("score", ""))
         # The cell has the models themselves, so that `coup:score=NAME` and `-d coup --score NAME` are one.
         options = {k: v for k, v in found.options.items() if k != "score"}
         found = dataclasses.replace(found, part=_without(found.part, ("score",)), options=options)
@@ -421,7 +457,15 @@ class _Maker:
         """The score models of a defense: its own, else the run's. UserError where the dataset's default would take the place of its
         paper's, and for two files of one name: their cells would look alike."""
         if own == "":
-            papers = registry.info("defense", defense).get("own_score")
+            known = registry.info("defense", defense)
+            if self.score is None:
+                if registry.uses_score(known):
+                    raise UserError(
+                        f"`{defense}` runs on a score model, and {self.dataset.name} has no default one",
+                        "give `--score`",
+                    )
+                return []
+            papers = known.get("own_score")
             if papers and not self.score_given:
                 raise UserError(
                     f"`{defense}` has a score model of its own ({papers}), and none is known for {self.dataset.name}",
@@ -463,12 +507,15 @@ class _Maker:
             return self.gradient_of(Part("exact"))
         method = gradients.of(gradient)
         method.applies(defense.part, defense.info)
-        return self.gradient_of(method.canonical(_purifier(defense.part), defense.info, self.purifier))
+        return self.gradient_of(method.canonical(_found_by(defense), defense.info, self.purifier))
 
     @staticmethod
     def gradient_of(part: Part) -> Resolved:
-        values = registry.parameters("gradient", part.name) | dict(part.parameters)
-        return Resolved("gradient", part, registry.version("gradient", part.name, values))
+        """part: with the names by which a registry finds its components; a cell has those that it shows."""
+        shown = {k: _shown("defense", v) if isinstance(v, Part) else v for k, v in part.parameters}
+        named = Part(part.name, tuple(shown.items()))
+        version = registry.version("gradient", part.name, registry.parameters("gradient", part.name) | shown)
+        return Resolved("gradient", named, version, target=str(part) if named != part else "")
 
     def purifier(self, part: Part) -> tuple[Part, Mapping[str, Value]]:
         """A purifier that a gradient walks: canonical, and every parameter. UserError for parameters that belong to a defense."""
@@ -476,11 +523,12 @@ class _Maker:
             if key in registry.COMMON["defense"]:
                 raise UserError(f"`{key}` of `surrogate` belongs to the defense, not to a purifier", "leave it out")
         found = self.resolve("defense", part)[0]
-        return _purifier(found.part), found.values
+        return _found_by(found), found.values
 
     def surrogate(self, defense: Resolved, gradient: Resolved) -> Resolved:
         """The purifier that a canonical surrogate gradient differentiates; it runs on the defense's score models."""
-        other = gradients.Surrogate(dict(gradient.part.parameters)).purifier(_purifier(defense.part))
+        asked = parse(gradient.target, "gradient") if gradient.target else gradient.part
+        other = gradients.Surrogate(dict(asked.parameters)).purifier(_found_by(defense))
         found = self.resolve("defense", other)[0]
         return dataclasses.replace(found, kind="surrogate", part=_purifier(found.part), options={})
 
@@ -505,6 +553,10 @@ class _Maker:
             raise UserError(
                 f"`{attack}` transfers a transfer", "name the attack that makes the images, such as attack=(pgd-eot)"
             )
+        if registry.info("attack", other.name).get("images"):
+            raise UserError(
+                f"`{attack}` transfers images that are here already", f"give them to the defense itself: `-a {other}`"
+            )
         return self.cell(defense, self.gradients(other, [Part("exact")])[0], other, limit, seed)
 
 
@@ -522,6 +574,16 @@ def _hands_on(score: Value, defense: Part) -> bool:
 
 def _without(part: Part, keys: Container[str]) -> Part:
     return Part(part.name, tuple((k, v) for k, v in part.parameters if k not in keys))
+
+
+def _found_by(defense: Resolved) -> Part:
+    """Its purifier under the name by which the registry finds it."""
+    return Part(defense.key, _purifier(defense.part).parameters)
+
+
+def _shown(kind: str, part: Part) -> Part:
+    """A part under the name that a cell shows."""
+    return Part(registry.label(kind, part.name), part.parameters)
 
 
 def _purifier(defense: Part) -> Part:

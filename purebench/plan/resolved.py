@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from purebench import assets, datasets, embedded, registry
 from purebench.errors import DOWNLOAD, UserError, unknown
+from purebench.plan import hashed
 from purebench.spec import Part, Resolved, Value, parse, show
 
 if TYPE_CHECKING:
@@ -23,7 +25,8 @@ PLACES = ("path", "folder")  # parameters that say where content lies, not what 
 
 @dataclass(frozen=True)
 class Component:
-    """One dataset, classifier or score model as asked for. `text`: its canonical name, without defaults and places."""
+    """One dataset, classifier or score model as asked for. `text`: its canonical name, without defaults and places; `key`: what the
+    registry finds it by, where that is not its name."""
 
     kind: str
     name: str
@@ -31,19 +34,27 @@ class Component:
     text: str
     where: dict[str, Value]
     info: dict[str, Any]
+    key: str
 
     @property
     def version(self) -> int:
-        return registry.version(self.kind, self.name, self.values)
+        return registry.version(self.kind, self.key, self.values)
 
     @cached_property
     def resolved(self) -> Resolved:
         """What a cell keeps of it; reads or looks up the content hash."""
         values = {k: v for k, v in self.values.items() if k not in self.where}
         values |= {self.info["of"]: self.inner.resolved.part} if self.inner else {}
+        part = parse(self.text)
         return Resolved(
-            self.kind, parse(self.text), self.version, values, digest=self.digest, where=self.where, info=self.info
-        )
+            self.kind, part, self.version, values, digest=self.digest, where=self.where, info=self.info,
+            target=self.key if self.key != part.name else "", code=self.code,
+        )  # fmt: skip
+
+    @cached_property
+    def code(self) -> str:
+        """The hash of a foreign component's source; "" of ours."""
+        return registry.code(self.kind, self.key)
 
     @cached_property
     def inner(self) -> Component | None:
@@ -132,6 +143,10 @@ class Component:
         """The content hash for the record; empty where the file is not here and nobody published its hash."""
         if self.inner:
             return self._made_of(self.inner)
+        if self.code:
+            said = str(self.info.get("digest") or self.info.get("sha256") or "")
+            said = said or (self.images.digest if self.kind == "dataset" else "")
+            return hashed.of(self.kind, self.key, self.code, {**self.values, **self.where}, said=said)
         if "digest" in self.info or "sha256" in self.info:
             return str(self.info.get("digest") or self.info["sha256"])
         if self.kind == "dataset":
@@ -169,7 +184,7 @@ class Component:
     @cached_property
     def images(self) -> Images:
         """The dataset itself: read now, since only reading tells how large a user's own is."""
-        return load(self.kind, self.name, self.values)
+        return load(self.kind, self.key, self.values)
 
     @property
     def shape(self) -> list[int]:
@@ -196,7 +211,14 @@ class Component:
         if self.inner:
             return self.inner.classes
         found = int(self._of_its_dataset("classes") or str(self.values.get("classes") or 0))
-        return found if found or self.kind != "dataset" else self.images.classes
+        if found or self.kind != "dataset":
+            return found
+        return self.images.classes if self.images.declared else 0
+
+    @property
+    def labelled(self) -> int:
+        """One more than the largest label of a dataset that does not say how many classes it has; else 0."""
+        return 0 if self.inner or self.classes else self.images.classes
 
     @property
     def takes(self) -> list[int] | None:
@@ -212,6 +234,8 @@ class Component:
     def stand_in(self, dataset: Component) -> str:
         """What this stands in for on a dataset (itself, for one): it is no paper's, your own, or trained on other images; else empty."""
         note = self.info.get("stand_in", "")
+        if self.key != self.name:
+            return note or f"your own {self.kind} `{self.text}`"
         if self.kind == "dataset":
             # What only its user has says of itself what it is, and is not read where it is not here.
             return note or ("" if self.info["size"] or self.unsupplied else getattr(self.images, "note", ""))
@@ -240,6 +264,7 @@ def find(kind: str, text: str) -> Component:
 def of(kind: str, part: Part) -> Component:
     """The same for a part that is already read."""
     given = dict(part.parameters)
+    part = Part(registry.key(kind, part.name), part.parameters)
     known = registry.parameters(kind, part.name)
     values = registry.validated(kind, part.name, given)
     where: dict[str, Value] = {k: v for k, v in values.items() if k in PLACES and v}
@@ -252,7 +277,8 @@ def of(kind: str, part: Part) -> Component:
     if "of" in info and values[info["of"]]:
         # The dataset inside is named as it would be alone: where its files lie is no part of a cell.
         inner = _inner(values[info["of"]])
-        where |= {info["of"]: values[info["of"]]} if inner.where else {}
+        if inner.where or inner.key != inner.name:
+            where |= {info["of"]: Part(inner.key, (*parse(inner.text).parameters, *inner.where.items()))}
         given[info["of"]] = values[info["of"]] = parse(inner.text, "dataset")
     # It would be recorded, and do nothing: two cells of one network.
     for key, (condition, why) in info.get("moot", {}).items():
@@ -260,8 +286,8 @@ def of(kind: str, part: Part) -> Component:
             raise UserError(f"`{key}={show(given[key])}` of `{part.name}` has no say here: {why}", f"leave `{key}` out")
     # The default in its own type too: a list in a factory's signature is a tuple here.
     differs = {k for k in given if k not in PLACES and values[k] != registry.as_type(known[k], known[k])}
-    canonical = Part(part.name, tuple((k, v) for k, v in values.items() if k in differs))
-    found = Component(kind, part.name, values, str(canonical), where, info)
+    canonical = Part(registry.label(kind, part.name), tuple((k, v) for k, v in values.items() if k in differs))
+    found = Component(kind, canonical.name, values, str(canonical), where, info, part.name)
     for asset in found.assets:
         if "package" in assets.entry(asset)["sources"]:
             embedded.verified(asset)
@@ -273,20 +299,38 @@ def _inner(given: Any) -> Component:
     return of("dataset", given if isinstance(given, Part) else parse(str(given), "dataset"))
 
 
+def foreign(found: Resolved, name: str, shape: Sequence[int]) -> Resolved:
+    """A defense or attack with what its code says, where it is not ours. name: as it was asked for; shape: [C,H,W] of the images."""
+    name = registry.key(found.kind, name)
+    code = registry.code(found.kind, name)
+    if not code:
+        return found
+    digest = hashed.of(found.kind, name, code, found.values, shape)
+    return dataclasses.replace(found, target=name if name != found.name else "", code=code, digest=digest)
+
+
 def load(kind: str, name: str, values: Mapping[str, object]) -> Any:
     """The dataset, network or score model itself. A plug-in's dataset may be two tensors: images in [0,1], labels."""
     if "of" in (info := registry.info(kind, name)):
         values = {**values, info["of"]: _inner(values[info["of"]]).images}
     made = registry.factory(kind, name)(**values)
-    if isinstance(made, tuple):
+    named = f"`{registry.label(kind, name)}`"
+    if kind == "dataset":
         # Imported here, for it loads torch.
         from purebench.datasets import images
 
-        return images.of_tensors(*made)
+        if isinstance(made, images.Images):
+            return made
+        if not isinstance(made, tuple | list) or len(made) != 2:
+            hint = "a data set is two tensors, (images, labels), or a function that returns them"
+            raise UserError(f"{named} gave a {type(made).__name__}, and no images", hint)
+        return images.of_tensors(made[0], made[1], named)
+    if kind == "score" and not registry.is_ours(kind, name):
+        return hashed.as_score(made, registry.label(kind, name))
     return made
 
 
-def check_fit(dataset: Component, classifier: Component, score: Component) -> None:
+def check_fit(dataset: Component, classifier: Component, score: Component | None) -> None:
     """Raises UserError where a network cannot see the dataset's images; a score model of another size is resized to."""
     shape = dataset.shape
     if classifier.takes and classifier.takes != shape:
@@ -294,7 +338,7 @@ def check_fit(dataset: Component, classifier: Component, score: Component) -> No
             f"`{classifier.text}` takes images of {_size(classifier.takes)}, and {dataset.name} has {_size(shape)}",
             "choose another `--classifier`; `purebench list classifiers` names them",
         )
-    if score.takes and score.takes[0] != shape[0]:
+    if score and score.takes and score.takes[0] != shape[0]:
         raise UserError(
             f"`{score.text}` takes images of {_size(score.takes)}, and {dataset.name} has {_size(shape)}",
             "choose another `--score`; `purebench list scores` names them",
@@ -305,6 +349,11 @@ def check_fit(dataset: Component, classifier: Component, score: Component) -> No
         raise UserError(
             f"`{dataset.text}` has labels of {wanted}, and `{classifier.text}` answers for {has}",
             f"give `--classifier {classifier.name}:attribute={wanted}`",
+        )
+    if 0 < classifier.classes < dataset.labelled:
+        raise UserError(
+            f"`{classifier.text}` knows {classifier.classes} classes, and `{dataset.text}` has labels up to {dataset.labelled - 1}",
+            "choose another `--classifier`",
         )
     if classifier.classes and dataset.classes and classifier.classes != dataset.classes:
         raise UserError(

@@ -38,4 +38,8 @@ def make(
                 f"`{name}` needs a {need}, and was given none", f"`purebench.purifiers.make(.., {need}=..)`"
             )
     own = {key: value for key, value in values.items() if key not in registry.COMMON["defense"]}
-    return registry.factory("defense", name)(score, classifier, **own)
+    made = registry.factory("defense", name)(score, classifier, **own)
+    # Imported here: a name is all that is needed before a purifier is made.
+    from purebench.purifiers.plain import as_purifier
+
+    return as_purifier(made, registry.label("defense", name))

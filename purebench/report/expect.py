@@ -11,11 +11,11 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from purebench.errors import UserError, unknown
 from purebench.records.store import CellData, Log
-from purebench.report import metrics, selection, tables
+from purebench.report import coded, metrics, selection, tables
 
 GRAMMAR = (
     "in quotes, since a shell takes `>` for itself: DEFENSE/ATTACK[@GRADIENT][/THREAT][(METRIC)]>=NUMBER, "
@@ -63,6 +63,7 @@ class Measured:
     short: str = ""
     why: str = ""
     label: str = ""
+    shown: Mapping[str, str] = field(default_factory=dict)  # names that tell its first cell from others of its name
 
     @property
     def name(self) -> str:
@@ -72,7 +73,8 @@ class Measured:
         gradient = "" if cell["gradient"] == "-" else f"@{cell['gradient']}"
         threat = "" if cell["threat"] == "-" else f"/{cell['threat']}"
         chosen = "the strongest, " if self.headline else ""
-        return f"{chosen}{cell['defense']}/{cell['attack']}{gradient}{threat}"
+        names = {**cell, **self.shown}
+        return f"{chosen}{names['defense']}/{names['attack']}{gradient}{threat}"
 
 
 @dataclass(frozen=True)
@@ -184,13 +186,15 @@ def check_known(expectations: Iterable[Expectation], logs: Sequence[Log]) -> Non
 def of_grid(logs: Sequence[Log]) -> list[Measured]:
     """The numbers of the grid, each once: a cell that keeps to no threat model stands in several tables."""
     found = {}
+    shown = {log.id: names for log, names in zip(logs, coded.names(logs), strict=True)}
     for place in tables.measured(logs):
         numbers = {name: value.value for name, value in place.numbers.items()}
         images = max((value.images for value in place.numbers.values()), default=0)
         short = "; ".join(dict.fromkeys(filter(None, map(metrics.short, place.logs))))
         key = (place.headline, tuple(log.id for log in place.logs))
         cells = tuple(log.cell for log in (place.logs[:1] if place.headline else place.logs))
-        found[key] = Measured(cells, numbers, images, place.headline, place.masked, short)
+        told = shown.get(place.logs[0].id, {})
+        found[key] = Measured(cells, numbers, images, place.headline, place.masked, short, shown=told)
     return list(found.values())
 
 

@@ -24,6 +24,11 @@ ENOUGH = 10  # images, below which guessing cannot be told from a bad network
 NOTES = {  # of a line: what makes every number of its cell doubtful
     "random": "the same draw, asked twice, got two answers, or it calls itself deterministic and is not (a dropout, a batch norm in "
     "training mode, a generator of its own): its numbers cannot be repeated",
+    "batch": "some of its draws belong to a batch and not to an image (numpy's, a generator's of its own, one number for all), or its "
+    "images depend on each other: with other `--rows`, or other images beside them, the numbers differ",
+    "gradient": "its exact gradient is not that of what it computes, by a finite difference: something in it is detached or has none, "
+    "attacks are weaker than they seem, and the numbers flatter it",
+    "range": 'its output leaves [0,1]; if that is meant, its INFO says `"output": "unbounded"`',
     "probabilities": "its outputs are probabilities, not logits: cross-entropy is flat on them; take the softmax off",
 }
 

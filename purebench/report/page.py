@@ -20,13 +20,12 @@ from purebench.errors import UserError
 from purebench.plan.resolved import Component
 from purebench.records import store
 from purebench.records.store import Json, Log
-from purebench.report import chart, images, metrics, packed, papers, purified, recipe, tables
+from purebench.report import chart, html, images, metrics, packed, papers, purified, recipe, tables
 from purebench.report.packed import Block, Packed
 from purebench.report.purified import Purified
 
 WEB = Path(__file__).parent / "web"
 FEW = 16  # notes, above which they are folded away; warnings never are
-SPREAD = re.compile(r" (±[\d.]+)")
 RUN = (
     "started",
     "device",
@@ -79,7 +78,7 @@ def render(
         "nav": _nav(grids, layouts),
         "tables": "".join(_grid(table, i) for i, table in enumerate(grids)),
         "papers": _papers(layouts),
-        "limits": _items([*held.notes, *_not_purified(why_not or {})]),
+        "limits": html.items([*held.notes, *_not_purified(why_not or {})]),
         "provenance": _provenance(named),
         "data": _json(data),
         "blocks": "\n".join(f'<script type="text/plain" id="{name}">{packed.base64_of(of)}</script>' for name, of in blocks),
@@ -180,25 +179,6 @@ def _data(
 # ---- words ---------------------------------------------------------------------------------------
 
 
-def _words(text: str) -> str:
-    """A line of a table's notes: escaped, with what is in backticks as code."""
-    return re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(text))
-
-
-def _items(lines: Iterable[str]) -> str:
-    return "".join(f"<li>{_words(line)}</li>" for line in lines)
-
-
-def _number(word: str) -> str:
-    """`46.0 ±4.4`, the second a little aside; a line breaks before what stands behind it, and nowhere else."""
-    return SPREAD.sub('\u00a0<span class="pm">\\1</span>', escape(word)).replace("n = ", "n\u00a0=\u00a0")
-
-
-def _name(part: str) -> str:
-    """A part as it is written, which a narrow column may break behind a `:` or a comma."""
-    return re.sub(r"([:,])", r"\1<wbr>", escape(part))
-
-
 def _plural(count: int, word: str) -> str:
     return f"{count:,} {word}{'s' * (count != 1)}"
 
@@ -232,10 +212,10 @@ def _not_purified(why_not: Mapping[str, str]) -> list[str]:
 
 def _grid(table: tables.Printed, i: int) -> str:
     """A section: the verdict with its drawing and warnings, then every attack, and how all of it was made."""
-    warnings = "".join(f"<li><b>Warning:</b> {_words(text)}</li>" for text in table.warnings)
+    warnings = "".join(f"<li><b>Warning:</b> {html.words(text)}</li>" for text in table.warnings)
     rows = [
         [
-            f"<strong>{_number(word)}</strong>" if (row, j) in table.bold else _number(word)
+            f"<strong>{html.number(word)}</strong>" if (row, j) in table.bold else html.number(word)
             for j, word in enumerate(words)
         ]
         for row, words in enumerate(table.rows)
@@ -243,13 +223,13 @@ def _grid(table: tables.Printed, i: int) -> str:
     left = [j == 0 for j in range(len(table.header))]
     return (
         f'<section id="table-{i}" aria-labelledby="title-{i}"><h2 id="title-{i}">{escape(table.title)}</h2>'
-        f'<p class="models">{_words(table.models)}</p>'
+        f'<p class="models">{html.words(table.models)}</p>'
         f'<div class="summary"><div>{_verdict(table)}</div>{_cost(table)}</div>'
         + (f'<ul class="warnings">{warnings}</ul>' if warnings else "")
         + "<h3>Every attack</h3>"
-        + _table(list(map(_name, table.header)), rows, left, f"Every attack, {table.title}")
+        + html.table(list(map(html.name, table.header)), rows, left, f"Every attack, {table.title}")
         + f"<details{' open' * (len(table.notes) <= FEW)}><summary>How these numbers were made</summary>"
-        f'<ul class="notes">{_items(table.notes)}</ul></details></section>'
+        f'<ul class="notes">{html.items(table.notes)}</ul></details></section>'
     )
 
 
@@ -259,9 +239,9 @@ def _verdict(table: tables.Printed) -> str:
     lines = []
     for headline, row in zip(table.headlines, table.rows, strict=True):
         lines.append(
-            f'<tr><th scope="row">{_name(headline.defense)}</th><td class="number">{_number(row[at])}</td>'
+            f'<tr><th scope="row">{html.name(headline.defense)}</th><td class="number">{html.number(row[at])}</td>'
             f'<td class="drawn">{chart.bar(headline.clean, headline.strongest)}</td>'
-            f'<td class="by">{_name(headline.attack) or "no attack was run"}</td><td class="clean">{_number(row[1])}</td></tr>'
+            f'<td class="by">{html.name(headline.attack) or "no attack was run"}</td><td class="clean">{html.number(row[1])}</td></tr>'
         )
     head = (
         '<tr><th scope="col">defense</th><th scope="col" class="number">under the strongest attack</th>'
@@ -288,66 +268,12 @@ def _cost(table: tables.Printed) -> str:
     )
 
 
-def _table(
-    header: Sequence[str],
-    rows: Sequence[Sequence[str] | str],
-    left: Sequence[bool],
-    label: str,
-    spans: Sequence[tuple[str, int]] = (),
-) -> str:
-    """A wide table of cells that are HTML already; a row that is one text spans it."""
-
-    def line(words: Sequence[str]) -> str:
-        cells = [
-            f'<th scope="row" class="left">{word}</th>'
-            if j == 0 and is_left
-            else f"<td{' class=left' if is_left else ''}>{word}</td>"
-            for j, (word, is_left) in enumerate(zip(words, left, strict=True))
-        ]
-        return f"<tr>{''.join(cells)}</tr>"
-
-    heads = "".join(
-        f'<th scope="col"{" class=left" if is_left else ""}>{word}</th>'
-        for word, is_left in zip(header, left, strict=True)
-    )
-    over = "".join(f'<th scope="colgroup" class="panel" colspan="{width}">{escape(text)}</th>' for text, width in spans)
-    body = "".join(
-        f'<tr><td class="span" colspan="{len(header)}">{row}</td></tr>' if isinstance(row, str) else line(row)
-        for row in rows
-    )
-    return (
-        # It scrolls sideways, and so must be reached by keyboard.
-        f'<div class="wide" tabindex="0" role="region" aria-label="{escape(label)}"><table class="full"><thead>'
-        f"{f'<tr>{over}</tr>' if over else ''}<tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
-
-
 def _papers(layouts: Sequence[papers.Printed]) -> str:
     if not layouts:
         return ""
     return (
         '<section id="papers" aria-labelledby="papers-title"><h2 id="papers-title">The papers’ tables</h2>'
-        f"{''.join(map(_paper, layouts))}</section>"
-    )
-
-
-def _paper(printed: papers.Printed) -> str:
-    def word(text: str) -> str:
-        found = _number(text)
-        for mark, tag in ((papers.BOLD, "strong"), (papers.UNDERLINE, "u")):
-            if mark in found:
-                before, inside, after = found.split(mark)
-                found = f"{before}<{tag}>{inside}</{tag}>{after}"
-        return found
-
-    layout = printed.table.layout
-    rows = [word(line) if isinstance(line, str) else list(map(word, line)) for line in printed.lines]
-    spans = printed.spans if len(printed.spans) > 1 else ()
-    scaled = f'<ul class="warnings"><li>{_words(printed.table.scaled)}</li></ul>' if printed.table.scaled else ""
-    return (
-        f'<h3>{escape(layout.title)}</h3><p class="models">{escape(" · ".join(filter(None, [layout.id, layout.cite])))}</p>{scaled}'
-        + _table(list(map(word, printed.header)), rows, printed.left, layout.title, spans)
-        + f'<ul class="notes">{_items(printed.notes)}</ul>'
+        f"{''.join(map(html.paper, layouts))}</section>"
     )
 
 
@@ -395,7 +321,7 @@ def _cell(log: Log, name: str) -> str:
 def _again(log: Log) -> str:
     """The grid of one cell, as a file."""
     try:
-        text = recipe.toml(recipe.grid(log.cell) | _extent(log))
+        text = recipe.toml(recipe.of(log) | _extent(log))
     except UserError:
         # A name that no command line can say: whoever wrote the record knows how.
         return '<p class="legend">Its names cannot be written as a grid.</p>'

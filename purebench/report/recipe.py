@@ -8,27 +8,48 @@ from typing import Any
 
 from purebench.plan.resolved import Component
 from purebench.records import store
-from purebench.spec import Part, Value, parse
+from purebench.records.store import Log
+from purebench.spec import Part, Value, parse, show
 
 Grid = dict[str, Any]
+NONE: Mapping[str, str] = {}
 
 
-def grid(cell: Mapping[str, Any]) -> Grid:
-    """The keys of a grid of one cell. Every parameter is written out: what a dataset's defaults are now is not what they were then."""
+def of(log: Log) -> Grid:
+    """The grid of a recorded cell, with the files in which its last run found what is not ours."""
+    targets = [run["targets"] for run in log.runs if run.get("targets")]
+    found = grid(log.cell, targets[-1] if targets else {})
+    attack = parse(found["attacks"][0], "attack")
+    # Of images that somebody brought the cell has a copy, and their file may be gone.
+    if attack.name == "given":
+        found["attacks"] = [str(Part(attack.name, (*attack.parameters, ("path", str(log.folder)))))]
+    return found
+
+
+def grid(cell: Mapping[str, Any], targets: Mapping[str, str] = NONE) -> Grid:
+    """The keys of a grid of one cell. Every parameter is written out: what a dataset's defaults are now is not what they were then.
+    targets: `spec.Cell.targets`."""
     parts = store.parts(cell)
-    defense = _full("defense", cell)
+    defense = _found("defense", _full("defense", cell), targets)
     if "score" in parts and cell["score"].startswith("["):
         # Several in rotation are a parameter of the defense: a run has one score model.
-        defense = Part(defense.name, (*defense.parameters, ("score", _value(cell["score"]))))
+        models = [
+            _found(kind, parse(show(part), "score"), targets)
+            for kind, part in zip(("score", "score.1"), _value(cell["score"]), strict=False)  # type: ignore[arg-type]
+        ]
+        defense = Part(defense.name, (*defense.parameters, ("score", tuple(models))))
+    attack = _full("attack", cell)
+    inner = {"from": "source.defense", "attack": "source.attack"}
+    named = {k: _found(inner[k], v, targets) if k in inner and isinstance(v, Part) else v for k, v in attack.parameters}
     found: Grid = {
-        "dataset": cell["dataset"],
+        "dataset": _text("dataset", cell["dataset"], targets),
         "subset": cell["subset"],
-        "classifier": cell["classifier"],
-        "score": cell["score"],
+        "classifier": _text("classifier", cell["classifier"], targets),
+        "score": _text("score", cell["score"], targets),
         "defenses": [str(defense)],
-        "attacks": [str(_full("attack", cell))],
+        "attacks": [str(_found("attack", Part(attack.name, tuple(named.items())), targets))],
         "threats": [cell["threat"]],
-        "grads": [cell["gradient"]],
+        "grads": [targets.get("gradient", cell["gradient"])],
         "seeds": [cell["seed"]],
     }
     # What a cell does not use has no value to be given.
@@ -46,7 +67,16 @@ def toml(found: Grid) -> str:
 def located(dataset: Component) -> str:
     """A dataset of the user's own with the place where it lies."""
     part = parse(dataset.text, "dataset")
-    return str(Part(part.name, (*part.parameters, *dataset.where.items())))
+    return str(Part(dataset.key, (*part.parameters, *dataset.where.items())))
+
+
+def _found(kind: str, part: Part, targets: Mapping[str, str]) -> Part:
+    """The part under the name by which the registry finds it."""
+    return Part(targets.get(kind, part.name), part.parameters)
+
+
+def _text(kind: str, text: str, targets: Mapping[str, str]) -> str:
+    return str(_found(kind, parse(text, kind), targets)) if kind in targets and not text.startswith("[") else text
 
 
 def _full(kind: str, cell: Mapping[str, Any]) -> Part:

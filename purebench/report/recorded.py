@@ -16,7 +16,7 @@ from purebench.spec import Cell
 def control(log: Log, given: Sequence[Component] = ()) -> grid.Job:
     """The null control of a record's defense, with the parts of now; given: datasets of the user's own. Raises UserError for what is not
     here, such as a file of the user's."""
-    wanted = recipe.grid(log.cell) | {"attacks": ["null"], "images": 1, "evals": 1}
+    wanted = recipe.of(log) | {"attacks": ["null"], "images": 1, "evals": 1}
     wanted["dataset"] = recipe.located(dataset(log, given))
     [job] = grid.jobs({key: value for key, value in wanted.items() if key not in ("grads", "threats")})
     return job
@@ -26,7 +26,8 @@ def dataset(log: Log, given: Sequence[Component] = ()) -> Component:
     """The log's dataset, whether its files are here or not. Raises UserError for one of the user's own that was not given."""
     name = str(log.cell["dataset"])
     try:
-        return next((own for own in given if own.text == name), None) or resolved.find("dataset", name)
+        found = next((own for own in given if own.text == name), None)
+        return found or resolved.find("dataset", recipe.of(log)["dataset"])
     except UserError:
         # Of one of the user's own the records say everything but where it lies.
         raise UserError(

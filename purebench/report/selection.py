@@ -1,7 +1,8 @@
 """Cells by what a command line says of them: `coup`, `coup:steps=10`, `pgd-eot`, `Linf:8/255`. Torch-free.
 
 What is not said may be anything: `coup` is every cell of COUP, whatever its parameters. What is said is held against the values that the
-record resolved, so that `coup:steps=10` finds a cell which is called `coup` since 10 is its dataset's default.
+record resolved, so that `coup:steps=10` finds a cell which is called `coup` since 10 is its dataset's default; `median#3fa2c1` is the one
+whose hash begins so.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from purebench import registry, spec
 from purebench.errors import UserError, unknown
 from purebench.records import store
 from purebench.records.store import CellData, Log
+from purebench.report import coded
 from purebench.spec import Part
 
 PARTS = ("dataset", "classifier", "score", "defense", "attack", "gradient")
@@ -35,7 +37,7 @@ def check_known(kind: str, text: str, logs: Iterable[Log]) -> None:
     if kind not in PARTS or text.startswith("["):
         return
     names = {*registry.names(kind), *(spec.parse(log.cell[kind]).name for log in logs if _single(log.cell[kind]))}
-    if (name := spec.parse(text).name) not in names:
+    if (name := spec.parse(text).name.partition("#")[0]) not in names:
         raise unknown(kind, name, names - {"-"}, see=f"purebench list {kind}s")
 
 
@@ -45,7 +47,8 @@ def fits(cell: CellData, kind: str, text: str) -> bool:
     if own == text or kind not in PARTS or not (_single(own) and _single(text)):
         return own == text
     asked, part = spec.parse(text), spec.parse(own)
-    if asked.name != part.name:
+    name, _, digits = asked.name.partition("#")
+    if name != part.name or not coded.of(cell, kind).startswith(digits):
         return False
     values = _values(cell, kind, part)
     return all(key in values and values[key] == spec.plain(value) for key, value in asked.parameters)

@@ -17,12 +17,13 @@ import pandas
 from pandas import DataFrame
 
 from purebench.errors import UserError, unknown
+from purebench.plan import given
 from purebench.records import frame
 from purebench.records import store as records
 from purebench.records.store import Log, Record
-from purebench.report import markdown, metrics
+from purebench.report import coded, markdown, metrics
 from purebench.report.metrics import Value
-from purebench.spec import show
+from purebench.spec import show, threat
 
 COLUMNS = (
     "dataset", "classifier", "score", "defense", "attack", "threat", "grad", "metric", "value", "low", "high",
@@ -54,12 +55,14 @@ def _cells(logs: Iterable[Log]) -> DataFrame:
 
     `log`, `numbers`: the records, and their metrics by name ({} where no image was judged);
     `robust`, `clean`: two of these as numbers (missing where there is none);
-    `defense`, `attack`: the names to be shown, `coup [steps=5]` where `coup` alone would mean several;
+    `defense`, `attack`: the names to be shown, `coup [steps=5]` where `coup` alone would mean several, and `median#3fa2c1` of one code or
+    weights of several;
     `column`: the attack, with its gradient where that is not the attack's natural one;
     `bare`: whether nothing defends; `control`: whether the attack is none.
     """
     logs = frame.settled(logs)
     cells = frame.described(logs)
+    shown = coded.names(logs)
     cells["log"] = logs
     cells["numbers"] = _numbers(logs)
     for metric in ("robust", "clean"):
@@ -71,6 +74,8 @@ def _cells(logs: Iterable[Log]) -> DataFrame:
     cells["control"] = cells.attack.map(metrics.control)
     cells["natural"] = list(map(metrics.natural, cells.defense, cells.attack, cells.grad))
     gradient = (" @" + cells.grad).where(~cells.natural, "")
+    for kind in coded.KINDS:
+        cells[kind] = [names[kind] for names in shown]
     _tell_apart(cells, gradient)
     cells["column"] = cells.attack + gradient
     cells["place"] = cells.name.map(_place)
@@ -89,7 +94,9 @@ def _control(log: Log) -> tuple[str, ...]:
     names = [str(log.cell[key]) for key in ("dataset", "subset", "classifier", "defense", "seed")]
     # A transfer onto a bare classifier names its source's score model, which its own null control does not have.
     score = log.cell["score"] if "score" in log.cell["parts"] else "-"
-    return *names, score, json.dumps(records.values_of(log.cell, "defense"), sort_keys=True)
+    # Of other code or weights a control says nothing.
+    made = [coded.of(log.cell, kind) for kind in ("dataset", "classifier", "defense")]
+    return *names, *made, score, json.dumps(records.values_of(log.cell, "defense"), sort_keys=True)
 
 
 def _place(name: str) -> int:
@@ -189,8 +196,8 @@ def _by_metric(cells: DataFrame) -> DataFrame:
 def _tables(cells: DataFrame) -> list[_Table]:
     """A cell that fits several tables is in all of them; only what fits none makes one."""
     scopes: list[dict[str, str]] = []
-    # Cells that fit several tables come last, when the scopes of the others are there to hold them.
-    left = cells.assign(open=(cells[["score", "threat"]] == "-").any(axis=1)).sort_values("open", kind="stable")
+    # Cells that fit several tables come last, when the scopes of the others are there to hold them: those that fit the most at the end.
+    left = cells.assign(open=(cells[["score", "threat"]] == "-").sum(axis=1)).sort_values("open", kind="stable")
     while len(left):
         scopes.append(dict(left.iloc[0][SCOPE]))
         left = left[~_fits(left, scopes[-1])]
@@ -595,6 +602,7 @@ def _warnings(table: _Table) -> Iterator[str]:
     yield from _not_finite(table.cells)
     yield from _masked(table)
     yield from _blind(table)
+    yield from _weak_images(table.cells)
     yield from _incomplete(table)
     yield from _doubtful_networks(table.cells)
     yield from _without_images(table.cells)
@@ -620,6 +628,7 @@ def doubts(logs: Iterable[Log], *, paired: bool = False) -> list[str]:
             _suspicious(table),
             _not_finite(cells),
             _masked(table),
+            _weak_images(cells),
             _doubtful_networks(cells),
         ):
             found |= dict.fromkeys(warnings)
@@ -739,6 +748,20 @@ def _masked(table: _Table) -> Iterator[str]:
             f"{_tally(table.cells, counts)}; such an attack proves little: try another gradient (`bpda-eot`), "
             "another loss (`loss=margin`) or a transfer."
         )
+
+
+def _weak_images(cells: DataFrame) -> Iterator[str]:
+    """Images that somebody brought, and that do not use what the threat model allows: whoever made them had another one in mind."""
+    for i, log in cells.log.items():
+        lines = metrics.judged(log)
+        if cells.at[i, "name"] != "given" or not lines:
+            continue
+        limit, what = threat(log.cell["threat"]), _places(cells.loc[[i]])
+        farthest = max(line[limit.norm.lower()] for line in lines)
+        if farthest < given.SHORT * limit.eps:
+            yield f"{what}: no image is farther than {farthest:.3g} from its clean one, and {limit} was allowed; a smaller radius?"
+        elif same := sum(line["linf"] == 0 for line in lines):
+            yield f"{what}: {same} of {len(lines)} images are the clean ones, on which nothing was attacked."
 
 
 def _blind(table: _Table) -> Iterator[str]:

@@ -17,16 +17,22 @@ import torch
 from torch import Tensor
 
 from purebench import datasets, purifiers, registry
+from purebench.attacks import Attacked
+from purebench.classifiers.foreign import Foreign, as_classifier
 from purebench.datasets.images import Images
+from purebench.engine import held
 from purebench.engine.chain import Purifier
 from purebench.engine.defense import Defense, predicted
 from purebench.engine.identity import Identity
 from purebench.engine.nfe import watch
 from purebench.engine.noise import Noise
+from purebench.errors import UserError
 from purebench.plan import resolved as components
+from purebench.purifiers.plain import Plain
 from purebench.purifiers.resized import Resized, resize
 from purebench.records import store as records
 from purebench.records.store import Record
+from purebench.running.proof import ROWS, Proof, prove
 from purebench.running.tasks import Done, Task
 from purebench.scores.views import Score
 from purebench.spec import Cell, Part, Resolved, norms
@@ -38,7 +44,8 @@ NOT_FINITE = "the purification of the clean image gave values that are not finit
 @lru_cache(maxsize=2)  # 75 slices of CIFAR-10-C are 2.3 GB: a table of all goes through them one after the other
 def dataset(part: Resolved) -> Images:
     """The images of a cell's dataset; shared between the cells of a process."""
-    return components.load(part.kind, part.name, part.arguments)
+    unchanged(part)
+    return components.load(part.kind, part.key, part.arguments)
 
 
 @cache
@@ -49,19 +56,56 @@ def _order(size: int, subset: str) -> list[int]:
 def shape(cell: Cell) -> list[int]:
     """[C,H,W] of the cell's images; of a dataset that is known by its name without reading one."""
     part = cell.dataset
-    return components.of("dataset", Part(part.name, tuple({**part.values, **part.where}.items()))).shape
+    if part.code:  # its factory may take long, and is asked once
+        return dataset(part).shape
+    return components.of("dataset", Part(part.key, tuple({**part.values, **part.where}.items()))).shape
 
 
 @cache
 def _network(part: Resolved, device: torch.device) -> Any:
-    network = components.load(part.kind, part.name, part.arguments).to(device)
+    unchanged(part)
+    network = components.load(part.kind, part.key, part.arguments).to(device)
+    if not registry.is_ours(part.kind, part.key):
+        held.settle(network, device, keeps_its_mode(part))
     # A score model watches its network itself: twice watched would be counted twice.
     return watch(network) if part.kind == "classifier" else network
 
 
+def unchanged(part: Resolved) -> None:
+    """Raises UserError where a foreign component's code is no longer that which was planned: one cell has one code."""
+    if part.code and registry.code(part.kind, part.key) != part.code:
+        raise UserError(
+            f"the code of `{part}` was changed after this run began",
+            "the same command again makes cells of what it is now; what was computed is kept",
+        )
+
+
+def classifier(cell: Cell, device: torch.device) -> Any:
+    """The cell's classifier on a device. Raises UserError where a foreign one gives no logits of the data set's classes."""
+    if registry.is_ours("classifier", cell.classifier.key):
+        return _network(cell.classifier, device)
+    return _foreign(cell.classifier, cell.dataset, device)
+
+
+@cache
+def _foreign(part: Resolved, of: Resolved, device: torch.device) -> Any:
+    unchanged(part)
+    asked = components.of("dataset", Part(of.key, tuple({**of.values, **of.where}.items())))
+    # A foreign one was read before: its factory may take long, and is asked once.
+    size = dataset(of).shape if of.code else asked.shape
+    classes = int(of.info.get("classes") or 0) if of.code else asked.classes
+    made = components.load("classifier", part.key, part.arguments)
+    return watch(as_classifier(made, classes, size, name=str(part), own_mode=keeps_its_mode(part), device=device))
+
+
+def keeps_its_mode(part: Resolved) -> bool:
+    """Whether a foreign component's networks stay in the mode that they were made in: a dropout may be the defense."""
+    return part.info.get("mode") == "own"
+
+
 def _fingerprint(cell: Cell, device: torch.device) -> list[Any]:
     """What an attack must leave alone of the cell's networks: how often each weight was written to, and every module's hooks and mode."""
-    networks = [_network(part, device) for part in (cell.classifier, *cell.scores)]
+    networks = [classifier(cell, device), *[_network(part, device) for part in cell.scores]]
     roots = [getattr(network, "network", network) for network in networks]
     modules = [root for root in roots if isinstance(root, torch.nn.Module)]
     # Autograd's own counter of writes, not the values: to hash a large network after every batch would cost too much.
@@ -74,6 +118,8 @@ def _fingerprint(cell: Cell, device: torch.device) -> list[Any]:
 def forget() -> None:
     """Drops the networks of this process."""
     _network.cache_clear()
+    _foreign.cache_clear()
+    _proofs.clear()
 
 
 def score_argument(models: Sequence[Score]) -> Score | Sequence[Score] | None:
@@ -90,24 +136,28 @@ def build_defense(
     on_work: Callable[[int], None] | None = None,
 ) -> Defense:
     """The cell's defense with its gradient, on a device; networks are shared between the cells of a process."""
-    classifier = _network(cell.classifier, device)
+    answering = classifier(cell, device)
     scores = [_network(model, device) for model in cell.scores]
     height, width = shape(cell)[1:]
     outer = (height, width)
     inner: tuple[int, int] = tuple(scores[0].size[1:]) if scores else outer
 
     def guide(x: Tensor) -> Tensor:
-        return classifier(resize(x, outer))
+        return answering(resize(x, outer))
 
     def make(part: Resolved) -> Purifier:
         # Guidance sees the images of the chain, at the score model's size, and the classifier knows its own size alone.
-        inside = classifier if inner == outer else guide
-        purifier = purifiers.make(part.name, score=score_argument(scores), classifier=inside, **part.arguments)
-        # A bare classifier is not resized there and back: that would be a defense.
-        return purifier if inner == outer or isinstance(purifier, Identity) else Resized(purifier, outer, inner)
+        inside = answering if inner == outer else guide
+        unchanged(part)
+        purifier = purifiers.make(part.key, score=score_argument(scores), classifier=inside, **part.arguments)
+        if not registry.is_ours("defense", part.key):
+            held.settle(getattr(purifier, "call", purifier), device, keeps_its_mode(part), but=[*scores, answering])
+        # A bare classifier is not resized there and back: that would be a defense. A plain function sees the images as they are.
+        as_it_is = inner == outer or isinstance(purifier, Identity | Plain)
+        return purifier if as_it_is else Resized(purifier, outer, inner)
 
     defense = Defense(
-        make(cell.defense), classifier, **registry.options(cell.defense.options), gradient=cell.gradient.part,
+        make(cell.defense), answering, **registry.options(cell.defense.options), gradient=cell.gradient.part,
         surrogate=make(cell.surrogate) if cell.surrogate else None, rows=rows, memory=memory, on_work=on_work,
     )  # fmt: skip
     defense.score = next(iter(scores), None)
@@ -135,7 +185,8 @@ def execute(
     frozen = attacked.rows if attacked else [task.stored[p] for p in task.positions]
     # Made anew: whatever an attack did to the defense that it was given, the judge asks the cell's own.
     judge = build()
-    judged = _judge(task, judge, x, frozen, index)
+    tried = _proof(task.cell, device, judge)
+    judged = _judge(task, judge, x, frozen, index, tried)
     cost = {
         "positions": list(task.positions), "seconds": round(time.perf_counter() - began, 4), "attack_seconds": round(attack_seconds, 4),
         "forward": forward, "backward": backward, "recomputed": recomputed, "judge_forward": judge.spent.close()[0], "rows": rows,
@@ -144,7 +195,7 @@ def execute(
         lines = [_record(task, attacked, judged, i, int(index[i]), int(y[i])) for i in range(len(x))]
     else:
         lines = [_with_more_draws(task, judged, i) for i in range(len(x))]
-    return Done(lines, frozen, cost)
+    return Done(lines, frozen, cost, tried.warnings)
 
 
 # ------------------------------------------------------------------------------------------------------------------ attack
@@ -226,23 +277,40 @@ def _attack_itself(
     cell = task.cell
 
     def stored(_ids: Tensor) -> Tensor:
-        """The images of a transfer's source; NaN where it made none, which is then no image of the transfer either."""
+        """The images that exist already: a user's, or those of a transfer's source; NaN where it made none, which is then no image of
+        the transfer either."""
         nothing = _freeze(torch.full_like(x[:1], torch.nan))[0]
         return _thaw([task.stored.get(p, nothing) for p in task.positions], x)
 
-    source = [stored] if cell.source else []
-    attack = registry.factory("attack", cell.attack.name)(*source, **cell.attack.arguments)
+    source = [stored] if cell.source or cell.attack.info.get("images") else []
+    unchanged(cell.attack)
+    attack = registry.factory("attack", cell.attack.key)(*source, **cell.attack.arguments)
     # The draws of an attack on batches belong to the batch, those of the others to the image alone.
     path = (cell.attack.name, task.positions[0]) if task.batch else (cell.attack.name,)
     noise = Noise(cell.seed, "attack", path, index, torch.zeros_like(index))
     before = _fingerprint(cell, x.device)
     # Of copies: an attack that writes into what it is given must not move its ball, the centre of it, or the labels.
     attacked = attack(defense, x.clone(), y.clone(), replace(cell.threat), noise)
+    # Of foreign code the images alone will do.
+    attacked = Attacked(attacked) if isinstance(attacked, Tensor) else attacked
+    _check_attacked(str(cell.attack), attacked, x)
     if _fingerprint(cell, x.device) != before:
         # Else the cells to come, which share the networks, would be judged by what it left of them.
         forget()
         raise RuntimeError(f"`{cell.attack}` changed a network: its weights, its hooks or its mode")
-    return attacked.x_adv.detach(), attacked.verdict, _logged(str(cell.attack), attacked.log, len(x))
+    return attacked.x_adv.detach().to(x), attacked.verdict, _logged(str(cell.attack), attacked.log, len(x))
+
+
+def _check_attacked(attack: str, attacked: Any, x: Tensor) -> None:
+    """Raises RuntimeError where an attack returned something else than images like x."""
+    made = getattr(attacked, "x_adv", None)
+    if not isinstance(made, Tensor):
+        raise RuntimeError(
+            f"`{attack}` returned a {type(attacked).__name__}: images like x are wanted, or `Attacked(x_adv)`"
+        )
+    if made.shape != x.shape or not made.is_floating_point():
+        got = f"{tuple(made.shape)} {made.dtype}"
+        raise RuntimeError(f"`{attack}` returned images of {got}: like x they are {tuple(x.shape)} {x.dtype}")
 
 
 def _logged(attack: str, log: Mapping[str, Any], images: int) -> dict[str, list[Any]]:
@@ -283,7 +351,28 @@ class _Judged:
     notes: list[list[str]]
 
 
-def _judge(task: Task, defense: Defense, x: Tensor, rows: list[bytes], index: Tensor) -> _Judged:
+# Of a cell's defense and gradient, tried once in a process.
+_proofs: dict[tuple[Any, ...], Proof] = {}
+
+
+def _proof(cell: Cell, device: torch.device, defense: Defense) -> Proof:
+    """What is wrong with a foreign defense, tried on the data set's first images, so that every worker finds the same."""
+    if registry.is_ours("defense", cell.defense.key):
+        return Proof()
+    key = (cell.dataset, cell.classifier, cell.scores, cell.defense, cell.gradient, cell.noise, device)
+    if key not in _proofs:
+        images = dataset(cell.dataset)
+        x = images.take(list(range(min(len(images), ROWS))))[0].to(device)
+        _proofs[key] = prove(
+            defense, x, cell.defense.name, gradient=cell.gradient.name == "exact",
+            unbounded=cell.defense.info.get("output") == "unbounded",
+        )  # fmt: skip
+        # Its calls are nobody's.
+        defense.not_finite.clear()
+    return _proofs[key]
+
+
+def _judge(task: Task, defense: Defense, x: Tensor, rows: list[bytes], index: Tensor, tried: Proof) -> _Judged:
     """Purifies and classifies the clean images x and the stored ones. Clean predictions that another attack's cell has made are taken from
     it; the stored images are read back and judged draw by draw, also those of the null control, which therefore controls both."""
     ids = index.tolist()
@@ -319,8 +408,12 @@ def _judge(task: Task, defense: Defense, x: Tensor, rows: list[bytes], index: Te
     defense.not_finite.clear()
     # No part of the work that was announced: progress would run ahead.
     defense.on_work = None
-    random = _answers_differ(task, logits, lambda: defense.draws(x_adv, noise, first, first + 1))
-    flags = {"random": random, "probabilities": _probabilities(undefended)}
+    batched = _of_batches(defense)
+    # What belongs to a batch answers another one otherwise: whether it is repeatable, its proof has tried.
+    again = partial(defense.draws, x_adv, noise, first, first + 1)
+    random = [False] * len(ids) if batched else _answers_differ(task, logits, again)
+    flags = {"random": random, "probabilities": _probabilities(undefended), "batch": [batched] * len(ids)}
+    flags |= {note: [True] * len(ids) for note in tried.notes}
     notes = [[note for note, found in flags.items() if found[i]] for i in range(len(ids))]
     return _Judged(clean, predicted(logits).tolist(), predicted(undefended).tolist(), not_finite, notes)
 
@@ -345,6 +438,12 @@ def _random(cell: Cell) -> bool:
 def _coupled(cell: Cell) -> bool:
     """Whether an image depends on its batch mates, as the defense says."""
     return any(cell.defense.values.get(key) == value for key, value in cell.defense.info.get("couples", {}).items())
+
+
+def _of_batches(defense: Defense) -> bool:
+    """Whether a foreign defense or classifier was seen to draw for a batch, or a classifier to let its images depend on each other."""
+    drawn = [part.batch for part in (defense.purifier, defense.classifier) if isinstance(part, Plain | Foreign)]
+    return any(drawn) or getattr(defense.classifier, "coupled", False)
 
 
 def _differ(logits: Tensor) -> list[bool]:

@@ -6,9 +6,11 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
+import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -16,6 +18,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Protocol
 
+from purebench import foreign
 from purebench.errors import UserError
 from purebench.running.progress import Reporter
 from purebench.running.tasks import Done, Task
@@ -89,6 +92,18 @@ def no_interrupt() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """A process spawned within does not import this process's main file, of which it needs nothing: a script that calls
+    `purebench.run` at its top level would otherwise be run again by each of its workers."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
 class _Processor:
     """What computes tasks in a process: its device, the bytes for states and graphs, and the facts that records keep of it."""
 
@@ -106,14 +121,16 @@ class _Processor:
         from purebench.running import evaluate
 
         try:
-            return evaluate.execute(task, self.device, rows=rows, memory=self.memory, on_work=on_work)
+            with foreign.as_imported(), foreign.quiet():
+                return evaluate.execute(task, self.device, rows=rows, memory=self.memory, on_work=on_work)
         except UserError as error:
             return f"{error.message} (hint: {error.hint})" if error.hint else error.message
-        except Exception as error:
+        # Foreign code may call sys.exit, which is to end its cell alone.
+        except (Exception, SystemExit) as error:
             # Where it was raised, not where we called: most of these are a plug-in's, and its author reads this line.
             place = traceback.extract_tb(error.__traceback__)[-1]
-            first_line = str(error).splitlines()[0] if str(error) else ""
-            return f"{type(error).__name__}: {first_line} ({Path(place.filename).name}:{place.lineno})"
+            told = foreign.lines(error) or [f"{Path(place.filename).name}:{place.lineno}"]
+            return f"{foreign.words(error)} ({' <- '.join(reversed(told[-4:]))})"
 
 
 # ------------------------------------------------------------------------------------------------------------ this process
@@ -186,7 +203,7 @@ class Workers:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_worker, args=(theirs, number, *self.settings), daemon=True)
-        with no_interrupt():
+        with no_interrupt(), _without_main():
             process.start()
         # Only the worker may hold its end: else its death would not close the pipe, and nobody would notice.
         theirs.close()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from purebench import assets
+from purebench import assets, registry
 from purebench.errors import DOWNLOAD, UserError
 from purebench.plan import grid
 from purebench.records import store
@@ -38,7 +38,7 @@ def prepare(
     the first thing that is wrong. What is missing in the cache is no error here: see `require_files`.
     """
     plan = grid.build(request)
-    _check_counts(resources)
+    check_counts(resources)
     if (out / store.CELL).exists():
         raise UserError(f"`--out {out}` is the folder of one cell", f"name the one above it: `--out {out.parent}`")
     # Before the rehearsal may refuse the plan: a note says which dataset was taken, and so what the refusal is about.
@@ -46,12 +46,29 @@ def prepare(
         for line in plan.notes:
             note(line)
     # Imported here: it loads torch, and a mistake found above is then told at once.
-    from purebench.running import rehearsal
+    from purebench.running import brought, rehearsal
 
     rehearsal.check(plan)
-    workers = resources.workers or runner.default_workers(resources.device)
+    # Clean images that are not here cannot be compared with; no run goes beyond `require_files` without them.
+    if not plan.missing:
+        brought.check(plan, note or (lambda line: None))
+    workers = _workers(plan, resources)
     settings = runner.Settings(out, resources.device, resources.rows, workers, in_bytes(resources.memory), fresh)
     return plan, settings
+
+
+def _workers(plan: grid.Plan, resources: Resources) -> int:
+    """How many processes compute. Raises UserError for several where a component is an object of this one."""
+    targets = [target for job in plan.jobs for target in job.cell.targets().values()]
+    objects = [target for target in targets if registry.is_object(target)]
+    if not objects:
+        return resources.workers or runner.default_workers(resources.device)
+    if resources.workers not in (None, 1):
+        raise UserError(
+            f"{resources.workers} workers: `{objects[0]}` is an object of this process, which no worker has",
+            "leave workers out, or put it into a file and name it: FILE.py:NAME",
+        )
+    return 1
 
 
 def require_files(plan: grid.Plan) -> None:
@@ -62,7 +79,8 @@ def require_files(plan: grid.Plan) -> None:
         raise UserError(f"not in the cache: {', '.join(plan.missing)}", hint, DOWNLOAD)
 
 
-def _check_counts(resources: Resources) -> None:
+def check_counts(resources: Resources) -> None:
+    """Raises UserError for fewer rows or workers than one."""
     rows, workers = resources.rows, resources.workers
     if rows is not None and rows < 1:
         raise UserError(

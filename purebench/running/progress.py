@@ -6,13 +6,22 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from html import escape
 
 
 def reporter(quiet: bool) -> Reporter:
     """The reporter for where stderr goes."""
     if quiet:
         return Reporter()
+    if _notebook():
+        return Notebook()
     return Live() if sys.stderr.isatty() else Lines()
+
+
+def _notebook() -> bool:
+    """Whether a notebook's kernel runs us. Not imported for the question: where there is one, it is there already."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return getattr(shell, "kernel", None) is not None
 
 
 def duration(seconds: float) -> str:
@@ -128,6 +137,40 @@ class Live(Reporter):
         # A run that was refused before it began has no bar.
         if hasattr(self, "bar"):
             self.bar.stop()
+
+
+class Notebook(Reporter):
+    """One display under the cell, written anew: HTML's own bar, which needs no widgets, and a line, which stays at the end."""
+
+    def start(self, total: float) -> None:
+        from IPython.display import display
+
+        super().start(total)
+        self.shown = time.monotonic()
+        self.handle = display(self._as("starting"), display_id=True)
+
+    def show(self) -> None:
+        # Twice a second at most: each is a message to the browser, and is kept in the notebook's file until the next.
+        if time.monotonic() - self.shown < 0.5:
+            return
+        self.shown = time.monotonic()
+        share = min(self.done / self.total, 1) if self.total else 1
+        self.handle.update(self._as(f"{share:.0%}  {self.eta()}  {self.line}", share))
+
+    def _as(self, line: str, share: float | None = None) -> object:
+        """What a notebook takes as something to display: HTML, and text for where there is none."""
+        from IPython.display import HTML
+
+        value = "" if share is None else f' value="{share:.4f}"'
+        return HTML(f'<progress{value}></progress> <code style="white-space: pre">{escape(line)}</code>')
+
+    def close(self) -> None:
+        # A run that was refused before it began has no display.
+        if hasattr(self, "handle"):
+            from IPython.display import HTML
+
+            line = f"{self.line}; {duration(time.monotonic() - self.began)}" if self.line else "nothing was left to do"
+            self.handle.update(HTML(f"<code>{escape(line)}</code>"))
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from purebench import assets, purifiers, registry
+from purebench import foreign as foreign_code
 from purebench.assets import checkpoint
 from purebench.engine import chain
 from purebench.engine.nfe import NFE, watch
@@ -21,6 +22,7 @@ from purebench.engine.noise import Noise
 from purebench.errors import UserError
 from purebench.plan import resolved as components
 from purebench.plan.grid import Plan
+from purebench.running import evaluate
 from purebench.running.evaluate import score_argument
 from purebench.scores.energy import EnergyScore
 from purebench.scores.views import Level, Score
@@ -68,6 +70,9 @@ def check(plan: Plan) -> None:
     """Raises UserError for the first defense that could not run."""
     for job in plan.jobs:
         cell = job.cell
+        if not registry.is_ours("classifier", cell.classifier.key):
+            # For its refusals: what are no logits is known before anything is computed.
+            evaluate.classifier(cell, torch.device("cpu"))
         for purifier, walked in zip(_purifiers(cell), walks(cell, job.shape), strict=True):
             # Fewer levels than score models where a purifier uses none, beside a surrogate that does.
             for part, levels in zip(cell.scores, walked.levels if walked else (), strict=False):
@@ -84,14 +89,9 @@ def _purifiers(cell: Cell) -> list[Resolved]:
     return [cell.defense, *([cell.surrogate] if cell.surrogate else [])]
 
 
-def _is_ours(kind: str, name: str) -> bool:
-    """Whether a component is no plug-in's."""
-    return registry.names(kind)[name].startswith("purebench.")
-
-
 @cache
 def _walk(purifier: Resolved, scores: tuple[Resolved, ...], shape: tuple[int, ...]) -> Walked | None:
-    name, ours = purifier.name, _is_ours("defense", purifier.name)
+    name, ours = purifier.name, registry.is_ours("defense", purifier.key)
     parts = scores if registry.uses_score(purifier.info) else ()
     known = [_model(part) for part in parts]
     # What a plug-in's score model refuses only its own networks can tell.
@@ -102,7 +102,7 @@ def _walk(purifier: Resolved, scores: tuple[Resolved, ...], shape: tuple[int, ..
         for part, model, asked in zip(parts, known, levels, strict=True)
     ]
     try:
-        made = purifiers.make(name, score=score_argument(models), classifier=CLASSIFIER, **purifier.values)
+        made = purifiers.make(purifier.key, score=score_argument(models), classifier=CLASSIFIER, **purifier.values)
     except Exception as error:
         if foreign:
             return None
@@ -115,12 +115,18 @@ def _walk(purifier: Resolved, scores: tuple[Resolved, ...], shape: tuple[int, ..
     channels, height, width = models[0].size if models else shape
     # A plug-in may be written for one size of images.
     largest = SIZE if ours else max(height, width)
+    x = torch.full((1, channels, min(height, largest), min(width, largest)), 0.5)
     try:
-        with chain.nfe(CLASSIFIER) as guidance:
-            calls = count(made, torch.full((1, channels, min(height, largest), min(width, largest)), 0.5))
-    except Exception as error:
+        with chain.nfe(CLASSIFIER) as guidance, foreign_code.quiet():
+            calls = count(made, x)
+    except (Exception, SystemExit) as error:
         if not foreign and (ours or isinstance(error, UserError)):
             raise
+        # What works on no network of ours fails in the run as it does here.
+        if purifier.target and not purifier.info.get("needs"):
+            lines = "".join(f"\n  {line}" for line in foreign_code.lines(error)[-5:])
+            what = f"`{name}` cannot purify an image of {channels}x{height}x{width}: {foreign_code.words(error)}{lines}"
+            raise UserError(what, "mend that line") from None
         # A plug-in that wants the real networks: the run will tell.
         return None
     levels_of = () if foreign else tuple(map(tuple, levels))
@@ -130,7 +136,12 @@ def _walk(purifier: Resolved, scores: tuple[Resolved, ...], shape: tuple[int, ..
 def count(purifier: chain.Purifier, x: Tensor) -> NFE:
     """The network calls of one purification of x (B,C,H,W) in [0,1]. They depend on no value: a purifier has a fixed number of steps."""
     with chain.nfe() as calls:
-        chain.run(purifier, x, Noise(0, "rehearsal", (), range(len(x)), [0] * len(x)))
+        purified = chain.run(purifier, x, Noise(0, "rehearsal", (), range(len(x)), [0] * len(x)))
+    if not isinstance(purified, Tensor) or purified.shape != x.shape or not purified.is_floating_point():
+        got = f"{tuple(purified.shape)} {purified.dtype}" if isinstance(purified, Tensor) else type(purified).__name__
+        raise UserError(
+            f"a purifier gave {got} for images of {tuple(x.shape)} {x.dtype}", "`finish` returns images like x"
+        )
     return calls
 
 
@@ -159,11 +170,11 @@ def _check_levels(name: str, part: Resolved, levels: tuple[float, ...]) -> None:
 def _model(part: Resolved) -> Score | None:
     """The score model as its factory makes it, a `Stub` in its network's place; a file of the user's is read, and so verified. None
     for a plug-in's."""
-    if not _is_ours("score", part.name):
+    if not registry.is_ours("score", part.key):
         return None
     # Hollow: of a published checkpoint, which may not be here, the network is built without weights, and in no time.
     with contextlib.nullcontext() if part.where or _ships(part) else checkpoint.hollow():
-        made = components.load("score", part.name, part.arguments)
+        made = components.load("score", part.key, part.arguments)
     return hollowed(made)
 
 

@@ -19,7 +19,7 @@ from purebench.errors import UserError
 from purebench.plan.grid import Job, Plan
 from purebench.records import store as records
 from purebench.records.store import Record
-from purebench.running import cost, pools, tasks
+from purebench.running import brought, cost, pools, tasks
 from purebench.running.progress import Reporter
 from purebench.running.tasks import Done, Task
 from purebench.spec import Cell
@@ -146,6 +146,7 @@ class _Queue:
         self.plan, self.settings, self.report, self.outcome, self.pool = plan, settings, report, outcome, pool
         self.backlog = list(plan.jobs)
         self.active: dict[str, _OpenCell] = {}
+        self.warned: set[str] = set()
         # Predictions on clean images, by position: the attacks on one defense share them instead of making them again.
         self.clean: dict[tuple, dict[int, list[int]]] = defaultdict(dict)
 
@@ -229,6 +230,11 @@ class _Queue:
         with pools.ctrl_c_waits():
             cell.append(done, self.pool.facts)
             self.outcome.images += len(done.records)
+        for warning in done.warnings:
+            # Every worker finds it.
+            if warning not in self.warned:
+                self.report.say(f"warning: {warning}")
+                self.warned.add(warning)
         if reasons := _reasons(done.records):
             self.report.say(f"warning: {cell.cell}: {reasons}")
         self.clean[cell.clean_key].update({record["position"]: record["clean"] for record in done.records})
@@ -305,7 +311,8 @@ class _OpenCell:
             # Of the images wanted, in order: whoever reads the records can tell whether two runs took the same ones.
             "indices": datasets.index_hash(datasets.order(job.size, job.cell.subset)[: job.images]),
         }
-        return entry | ({"stand_in": list(job.stand_in)} if job.stand_in else {})
+        optional = {"stand_in": list(job.stand_in), "targets": job.cell.targets()}
+        return entry | {key: value for key, value in optional.items() if value}
 
     def _follow(self, source: Cell) -> None:
         """Notes which images a transfer's source has, and forgets our records of those that it made anew since then or not at all."""
@@ -347,6 +354,8 @@ class _OpenCell:
             # Read only now, when the source is closed and its images are final.
             folder = place(self.out, task.cell.source)
             stored = _rows_of(folder, self.source.intersection(task.positions), self.store.row)
+        elif found := brought.of(self.job):
+            stored = {p: found.images[p].tobytes() for p in task.positions}
         predictions = {p: clean[p] for p in task.positions if p in clean}
         # Our own record wins: what it says of the clean image stays as it is, and is only added to.
         predictions |= {p: record["clean"] for p, record in known.items()}

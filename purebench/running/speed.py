@@ -53,9 +53,9 @@ def of(part: Resolved, shape: tuple[int, ...], device: torch.device, rows: int =
     shape: (C,H,W) of the dataset's images, which a classifier sees; a score model knows its own size. rows: how many share a call. Files
     that are missing are done without inside `checkpoint.untrained()`: the time is the same.
     """
-    if not registry.names(part.kind)[part.name].startswith("purebench."):
+    if not registry.is_ours(part.kind, part.key):
         return None
-    network = components.load(part.kind, part.name, part.arguments).to(device)
+    network = components.load(part.kind, part.key, part.arguments).to(device)
     if part.kind == "classifier":
         call: Callable[[Tensor], Tensor] = network
     else:

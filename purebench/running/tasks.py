@@ -19,7 +19,7 @@ LARGEST = 64  # images per task: a kill loses at most so many, and progress is t
 @dataclass(frozen=True)
 class Task:
     """Positions of one cell that are done together. `evals`: draws per image; `stored`: position -> bytes of images that exist
-    (those that a transfer's source has, or our own where only more draws are wanted: `judge`); `known`: position -> its record so
+    (a user's, those that a transfer's source has, or our own where only more draws are wanted: `judge`); `known`: position -> its record so
     far; `batch`: (first position, size) where an attack's unit is a batch; `clean`: position -> predictions already made on the
     clean image."""
 
@@ -35,11 +35,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Done:
-    """Records and adversarial rows in the order of the task's positions, and what the batch cost."""
+    """Records and adversarial rows in the order of the task's positions, what the batch cost, and what the user is to be told."""
 
     records: list[Record]
     rows: list[bytes]
     cost: Json
+    warnings: tuple[str, ...] = ()
 
 
 def votes(cell: Cell) -> int:
@@ -49,7 +50,7 @@ def votes(cell: Cell) -> int:
 
 def unit(cell: Cell) -> registry.Unit:
     """What the cell's attack is given at once (AutoAttack's objects draw per batch)."""
-    return registry.unit(cell.attack.name, cell.attack.values)
+    return registry.unit(cell.attack.key, cell.attack.values)
 
 
 def default_rows(cell: Cell) -> int:

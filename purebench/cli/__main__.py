@@ -1,0 +1,6 @@
+"""`python -m purebench.cli` is `purebench`."""
+
+from purebench.cli import main
+
+if __name__ == "__main__":
+    main()
