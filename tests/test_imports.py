@@ -64,7 +64,7 @@ ROOMS = {  # room, from the ground up -> the rooms that it may import anywhere, 
     "train": "errors atomic networks datasets scores plan",
     "running": "errors spec foreign registry records engine assets datasets scores classifiers purifiers attacks plan",
     "report": "errors atomic spec registry records engine assets scores purifiers plan running",
-    "api": "errors spec foreign records engine datasets plan running report",
+    "api": "errors spec foreign records engine classifiers datasets plan running report",
     "cli": "*",
     "__main__": "cli",
 }

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from purebench.api import kept
+from purebench.classifiers.foreign import answered
 from purebench.datasets.images import Images, of_tensors
 from purebench.engine import held
 from purebench.errors import UserError
@@ -63,15 +64,16 @@ def classes(classifier: Any, x: Tensor) -> int:
         for network in networks:
             network.eval()
         try:
-            answer = _logits(classifier(some))
-        except UserError:
-            raise
+            came = classifier(some)
         except Exception as error:
             first = (str(error).splitlines() or [""])[0]
             raise UserError(
                 f"the classifier fails on {_size(some)} {_dtype(some)} images on `{place}`: {type(error).__name__}: {first}",
                 "it is called with x (N,C,H,W) in [0,1] alone, and its normalisation belongs into it",
             ) from error
+    answer = answered(came)
+    if answer is None:
+        raise UserError(f"the classifier returns a {type(came).__name__}", "logits (N, classes) are expected")
     if answer.dim() not in (1, 2) or len(answer) != len(some) or not answer.is_floating_point():
         raise UserError(
             f"the classifier answers {len(some)} images with {_size(answer)} {_dtype(answer)}",
@@ -81,16 +83,6 @@ def classes(classifier: Any, x: Tensor) -> int:
         raise UserError("the classifier answers with values that are not finite", "look at its weights, and at x")
     # One logit is that of the second class.
     return 2 if answer.dim() == 1 else max(answer.shape[1], 2)
-
-
-def _logits(answer: object) -> Tensor:
-    """The tensor in what a classifier returned: itself, its `.logits`, a dictionary's, or the first of a tuple."""
-    found = getattr(answer, "logits", answer)
-    found = found.get("logits") if isinstance(found, dict) else found
-    found = next((part for part in found if isinstance(part, Tensor)), found) if isinstance(found, tuple) else found
-    if not isinstance(found, Tensor):
-        raise UserError(f"the classifier returns a {type(answer).__name__}", "logits (N, classes) are expected")
-    return found
 
 
 def _tensor(name: str, value: object) -> Tensor:

@@ -84,7 +84,7 @@ class Foreign(nn.Module):
             )
 
     def _logits(self, came: Any, x: Tensor) -> Tensor:
-        logits, k = _tensor(came), self.classes
+        logits, k = answered(came), self.classes
         hint = "return logits (B,K), one for each class of the data set; a tuple's first tensor or `.logits` will do"
         if logits is None:
             raise UserError(f"the classifier `{self.name}` returned {_described(came)}, and no logits", hint)
@@ -111,8 +111,8 @@ class Foreign(nn.Module):
         return logits.to(x.dtype)
 
 
-def _tensor(came: Any) -> Tensor | None:
-    """The logits in an answer."""
+def answered(came: Any) -> Tensor | None:
+    """The logits in an answer: itself, its `logits`, or the first tensor of several; None where there are none."""
     if isinstance(came, Tensor):
         return came
     # Hugging Face's outputs are dictionaries with attributes.
