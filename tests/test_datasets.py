@@ -188,10 +188,10 @@ def test_info_is_complete_and_literal(name, monkeypatch):
     module = next(module for module, names in OWN.items() if name in names)
     target = module.__name__, name.replace("-", "_")
     monkeypatch.setattr(registry, "_target", lambda kind, name: target)  # whether the table has it or not
-    info = registry.info.__wrapped__("dataset", name)
+    info = registry._info.__wrapped__("dataset", name)
     keys = {"summary", "shape", "classes", "size", "version", "source", "licence", "assets", "cite"}
     assert keys <= info.keys()
-    assert registry.parameters.__wrapped__("dataset", name)
+    assert registry._parameters.__wrapped__("dataset", name)
     assert callable(registry.factory("dataset", name))
 
 

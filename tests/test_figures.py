@@ -580,7 +580,7 @@ def test_a_map_is_of_the_plane_through_its_three_images(attacked):
     n = len(classes)
     for image, (x, y) in zip(three, at, strict=True):
         row, column = (round((place + 0.1) / 2.1 * (n - 1)) for place in (y, x))
-        assert classes[row, column] == replay.answers(image[None])[0]
+        assert classes[row, column] == replay.answers(torch.stack([image, image]))[0]
 
 
 def test_maps_and_embeddings_are_drawn_of_attacked_images(attacked, monkeypatch):

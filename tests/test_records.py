@@ -258,10 +258,10 @@ def test_a_failure_is_noted_and_cleared_by_the_next_run(folder):
 def job(images, evals=2, **attack):
     cell = SimpleNamespace(
         attack=SimpleNamespace(
-            name="autoattack-rand" if attack else "null", values=attack | {"eot": 20} if attack else {}
+            key="autoattack-rand" if attack else "null", values=attack | {"eot": 20} if attack else {}
         ),
         defense=SimpleNamespace(options={}),
-        dataset=SimpleNamespace(name="digits"),
+        dataset=SimpleNamespace(name="digits", key="digits"),
     )
     return SimpleNamespace(cell=cell, images=images, evals=evals)
 

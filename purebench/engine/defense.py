@@ -65,10 +65,12 @@ class Defense:
         self.not_finite: dict[int, str] = {}
         self.observed = Observed()
         self.score: Any = None  # the score model, for whoever wants to look at it
+        self.bounded = True  # whether images on another scale than [0,1] are refused
 
     def undefended(self) -> Defense:
-        """The classifier alone, counted on the same account."""
+        """The classifier alone, counted on the same account; also of purified images, which may leave [0,1]."""
         bare = Defense(Identity(), self.classifier, rows=self.rows, on_work=self.on_work)
+        bare.bounded = False
         bare.spent, bare.not_finite, bare.observed = self.spent, self.not_finite, self.observed
         return bare
 
@@ -197,7 +199,7 @@ class Defense:
 
     def _chunks(self, x: Tensor, noise: Noise, copies: int, aligned: bool = False) -> Iterator[_Chunk]:
         """Rows (image 0, copy 0), (image 0, copy 1), .. in chunks of `self.rows`, the last padded; `aligned`: whole images only."""
-        _check_input(x, noise)
+        _check_input(x, noise, self.bounded)
         total = len(x) * copies
         size = self.rows // copies * copies if aligned else self.rows
         for first in range(0, total, size):
@@ -289,8 +291,8 @@ class _Once(torch.autograd.Function):
         )
 
 
-def _check_input(x: Tensor, noise: Noise) -> None:
-    """Raises UserError for draws of other rows than x has, and for images that are not in [0,1] but on another scale."""
+def _check_input(x: Tensor, noise: Noise, bounded: bool) -> None:
+    """Raises UserError for draws of other rows than x has, and, where they are `bounded`, for images on another scale than [0,1]."""
     if len(noise.ids) != len(x):
         raise UserError(
             f"the noise has {len(noise.ids)} image ids, and there are {len(x)} images",
@@ -298,6 +300,8 @@ def _check_input(x: Tensor, noise: Noise) -> None:
         )
     if not x.is_floating_point():
         raise UserError(f"the images are {x.dtype}, expected floating point in [0,1]", "of 8 bits: x.float() / 255")
+    if not bounded:
+        return
     low, high = (float(end) for end in x.detach().aminmax()) if x.numel() else (0.0, 1.0)
     # With a margin, since attacks look beyond the edge; what is not finite is the defense's to answer for.
     if math.isfinite(low) and math.isfinite(high) and (low < -MARGIN or high > 1 + MARGIN):

@@ -9,7 +9,8 @@ from typing import Any
 from purebench.plan.resolved import Component
 from purebench.records import store
 from purebench.records.store import Log
-from purebench.spec import Part, Value, parse, show
+from purebench.spec import Part, Value, parse
+from purebench.spec import parts as parts_of
 
 Grid = dict[str, Any]
 NONE: Mapping[str, str] = {}
@@ -34,10 +35,11 @@ def grid(cell: Mapping[str, Any], targets: Mapping[str, str] = NONE) -> Grid:
     if "score" in parts and cell["score"].startswith("["):
         # Several in rotation are a parameter of the defense: a run has one score model.
         models = [
-            _found(kind, parse(show(part), "score"), targets)
-            for kind, part in zip(("score", "score.1"), _value(cell["score"]), strict=False)  # type: ignore[arg-type]
+            _found("score" if i == 0 else f"score.{i}", part, targets)
+            for i, part in enumerate(parts_of(cell["score"], "score"))
         ]
-        defense = Part(defense.name, (*defense.parameters, ("score", tuple(models))))
+        score = tuple(part if part.parameters else part.name for part in models)
+        defense = Part(defense.name, (*defense.parameters, ("score", score)))
     attack = _full("attack", cell)
     inner = {"from": "source.defense", "attack": "source.attack"}
     named = {k: _found(inner[k], v, targets) if k in inner and isinstance(v, Part) else v for k, v in attack.parameters}
