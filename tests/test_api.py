@@ -19,6 +19,7 @@ import purebench
 from purebench import cli
 from purebench.api import given, own
 from purebench.api.result import Result
+from purebench.engine.nfe import watch
 from purebench.foreign import texts
 from purebench.plan.grid import Request
 from purebench.running import progress
@@ -305,7 +306,7 @@ def test_a_score_model_is_asked_for_only_where_it_is_needed():
 # ----------------------------------------------------------------------------------------------------------- what an object is
 
 
-def test_an_object_is_its_source_and_its_values():
+def test_an_object_is_its_code_and_its_values():
     def scaled(factor):
         return lambda x: helper(x) * factor
 
@@ -317,8 +318,35 @@ def test_an_object_is_its_source_and_its_values():
     known = [texts.whole(thing) for thing in same]
     assert known[:3] == [texts.whole(thing) for thing in (scaled(2), partial(scaled, 2), Blur(3))]
     assert all(texts.whole(other) != text for other, text in zip(others, known, strict=True))
-    # What an evaluation does to a network is no change of it.
-    blur = same[2].eval().requires_grad_(False)
-    blur.register_forward_pre_hook(lambda module, args: None)
+    # What an evaluation does to a network is no change of it; a hook of its owner's is.
+    blur = watch(same[2].eval().requires_grad_(False))
     assert texts.whole(blur) == known[2]
+    blur.register_forward_pre_hook(lambda module, args: None)
+    assert texts.whole(blur) != known[2]
+
+
+def test_two_functions_on_one_line_are_two():
+    one, other = (lambda x: x), (lambda x: x * 0.02 + 0.5)
+    assert texts.whole(one) != texts.whole(other)
+    assert texts.code(lambda x: x in {"a", "b"}) == texts.code(lambda x: x in {"b", "a"})
+
+
+def test_an_object_is_what_runs_and_not_what_its_file_says_by_now(tmp_path, monkeypatch):
+    file = tmp_path / "halved.py"
+    file.write_text("SIZE = 2\nclass Kept:\n    __slots__ = ('k',)\ndef half(x):\n    return x / SIZE\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    halved = __import__("halved")
+    through = lambda x: halved.half(x)  # noqa: E731
+    known = [texts.whole(halved.half), texts.whole(through)]
+    # Edited, and not imported again.
+    file.write_text("SIZE = 2\ndef half(x):\n    return 1 - x\n")
+    assert [texts.whole(halved.half), texts.whole(through)] == known
+    # Altered in memory, which runs.
+    monkeypatch.setattr(halved, "SIZE", 3)
+    assert all(texts.whole(f) != text for f, text in zip((halved.half, through), known, strict=True))
+    kept = halved.Kept()
+    kept.k = 1
+    before = texts.whole(kept)
+    kept.k = 2
+    assert texts.whole(kept) != before
     assert "0x" not in "".join(known)

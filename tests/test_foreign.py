@@ -11,7 +11,7 @@ import torch
 
 from purebench import foreign, registry
 from purebench.errors import UserError
-from purebench.plan import catalogue
+from purebench.plan import catalogue, hashed
 from purebench.plan import grid as plan
 from purebench.plan.grid import Request
 from purebench.records import store
@@ -214,6 +214,37 @@ def test_weights_and_files_that_values_name_are_part_of_the_hash(folder):
     Path("w.pt").write_bytes(b"b")
     hashes.append(cells("./mine.py:Net:path=w.pt")[0].defense.digest)
     assert len(set(hashes)) == 3
+
+
+def test_a_module_from_elsewhere_and_values_from_a_file_are_part_of_the_hash(folder):
+    write(folder / "lib" / "far.py", "G = 1")
+    write(
+        folder / "mine.py",
+        """
+        import json, sys
+        sys.path.insert(0, "lib")
+        import far
+
+        class Faint:
+            n = 0
+            def __init__(self): self.by = json.load(open("by.json"))
+            def start(self, x, noise): return x
+            def step(self, k, x, noise): return x
+            def finish(self, x): return x * far.G * self.by
+        """,
+    )
+    write(folder / "by.json", "1.0")
+
+    def made():
+        hashed._kept.cache_clear()  # as in another process
+        return cells("./mine.py:Faint")[0].id
+
+    first = made()
+    assert made() == first
+    write(folder / "by.json", "0.5")
+    second = made()
+    write(folder / "lib" / "far.py", "G = 0")
+    assert len({first, second, made()}) == 3
 
 
 def test_every_process_makes_the_same_network_and_leaves_the_generators_alone(folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 from purebench.api import given
 from purebench.api.result import Result
 from purebench.api.run import run
-from purebench.errors import UserError
+from purebench.errors import UserError, unknown
 from purebench.plan import resolved
 from purebench.records import store
 from purebench.spec import Part
@@ -49,6 +50,7 @@ def evaluate(
     sanity: bool = False,
     fresh: bool = False,
     quiet: bool = False,
+    **misspelt: object,
 ) -> Result:
     """Attacks a defense of a classifier on images, judges it, and returns the table.
 
@@ -61,6 +63,8 @@ def evaluate(
     result lives. What is random: draws by `seed`, and nothing else. The objects are left in the mode, on the device and with the
     gradients that they came with. Raises UserError for the first thing that is wrong.
     """
+    for name in misspelt:
+        raise unknown("argument", name, inspect.signature(evaluate).parameters)
     if defense is None:
         raise UserError(
             "there is no defense to evaluate", 'give one: defense="diffpure"; "none" is the bare classifier'

@@ -59,6 +59,10 @@ def judge(
     found = x_adv.detach().cpu().numpy() if isinstance(x_adv, torch.Tensor) else np.asarray(x_adv)
     if found.dtype == object or found.ndim == 0:
         raise UserError(f"x_adv is a {type(x_adv).__name__}, expected images", "give a tensor or an array (N,C,H,W)")
+    if x is not None and hasattr(x, "__len__") and len(x) != len(found):
+        raise UserError(
+            f"x_adv has {len(found)} images, and x {len(x)}", "give the x that they were made of, in its order"
+        )
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory(prefix="purebench-") as folder:
         # By way of a file, so that there is one reader, one check and one identity.

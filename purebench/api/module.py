@@ -7,6 +7,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from purebench import datasets
 from purebench.api import given
@@ -116,6 +117,11 @@ class Module(nn.Module):
             elif list(x.shape[1:]) == [h, w, c]:
                 hint = "channels first: x.permute(0, 3, 1, 2)"
             raise UserError(f"the images have the shape {list(x.shape)}, expected [B,{c},{h},{w}]", hint)
+        if _transformed(x):
+            raise UserError(
+                "a defense has a backward pass of its own, and no `torch.func`, `vmap` or forward-mode derivative",
+                "use `torch.autograd.grad`, or `torch.autograd.functional.jacobian(.., vectorize=False)`",
+            )
         if x.device != self.device:
             raise UserError(
                 f"the images are on {x.device}, and the defense is on {self.device}", f'x.to("{self.device}")'
@@ -139,6 +145,9 @@ def module(
 
     The words are those of `purebench.run`: `purebench.module("coup:votes=3", dataset="digits", grad="bpda")`. seed: the same draws at
     every forward, instead of fresh ones; subset, rows, memory as there. Raises UserError for what that refuses."""
+    for word, value in (("defense", defense), ("grad", grad)):
+        if isinstance(value, list | tuple):
+            raise UserError(f"a module is one defense with one gradient, and `{word}` is a list", "name one of each")
     asked = {"defense": defense, "dataset": dataset, "classifier": classifier, "score": score, "subset": subset}
     request = given.request(None, {**asked, "grad": grad, "attack": ANY})
     resources = preflight.Resources(str(device), given.count("rows", rows), 1, memory)
@@ -151,6 +160,11 @@ def module(
     if len(plan.jobs) != 1:
         raise UserError(f"a module is one defense with one gradient, and this is {len(plan.jobs)}", "name one of each")
     return Module(asked, plan.jobs[0], resources, given.count("seed", seed))
+
+
+def _transformed(x: Tensor) -> bool:
+    """Whether x is no plain tensor, but one of torch.func's, or carries a tangent, which would pass by the gradient that was asked for."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(x) or forward_ad.unpack_dual(x).tangent is not None
 
 
 def _device(name: str) -> torch.device:

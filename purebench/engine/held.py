@@ -52,7 +52,10 @@ def settle(obj: object, device: torch.device | str, own_mode: bool = False, but:
     for network in networks(obj, but):
         network.to(device)
         if not own_mode:
-            network.eval().requires_grad_(False)
+            network.eval()
+            # One by one: a scripted network has no `requires_grad_` of its own.
+            for parameter in network.parameters():
+                parameter.requires_grad_(False)
 
 
 def _tensors(obj: object, but: Iterable[object]) -> Iterator[tuple[str, Tensor]]:

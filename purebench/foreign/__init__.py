@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -177,7 +177,7 @@ def _import(path: Path) -> _File:
         before = set(sys.modules)
         # These bytes, and not what the file may say by now.
         exec(compile(text, str(path), "exec"), module.__dict__)
-        under = {n: m for n, m in sys.modules.items() if n not in before and _is_under(m, path.parent)}
+        under = {n: m for n, m in sys.modules.items() if n not in before and n != name and _is_own(m)}
         own = {n: sys.modules[n] for n in files if n in sys.modules} | under
     # What it imports in a way that no reader of its text can see.
     files |= {n: Path(str(m.__file__)) for n, m in under.items() if n not in files}
@@ -185,10 +185,10 @@ def _import(path: Path) -> _File:
     return _File(path, module, own, files, stamp if len(files) == len(stamp) else _stamp(files), sources.digest(files))
 
 
-def _is_under(module: ModuleType, folder: Path) -> bool:
+def _is_own(module: ModuleType) -> bool:
+    """Whether a module that a file brought, from wherever, is one that nobody installed."""
     file = getattr(module, "__file__", None) or ""
-    parts = Path(file).parts
-    return file.endswith(".py") and Path(file).is_relative_to(folder) and not {*sources.INSTALLED} & {*parts}
+    return file.endswith(".py") and not sources.is_installed(Path(file), module.__name__)
 
 
 @contextlib.contextmanager
@@ -523,9 +523,6 @@ def code(name: str) -> str:
 # ----------------------------------------------------------------------------------------------------------------- objects
 
 _objects: dict[str, Any] = {}
-_codes: dict[
-    str, str
-] = {}  # as it was when it was registered: what an object counts or keeps while it is called is no other code
 _numbers = itertools.count(1)
 
 
@@ -559,6 +556,12 @@ def register(kind: str, thing: Any, name: str | None = None) -> str:
     return found
 
 
-def attributes(name: str) -> str:
-    """The sha256 of an object's source and plain attributes."""
-    return hashlib.sha256(texts.whole(_objects[name]).encode()).hexdigest()
+def attributes(thing: object, but: Iterable[object] = ()) -> str:
+    """The sha256 of the code and the plain attributes of an object, that somebody gave or a file's code made. Nothing is looked for
+    inside `but`."""
+    return hashlib.sha256(texts.whole(thing, but).encode()).hexdigest()
+
+
+def given(name: str) -> object:
+    """The object that this process was given under this name."""
+    return _objects[target(name)]

@@ -1,10 +1,12 @@
-"""What an object of this process is, as text: the source of its class and functions with what these name and close over, and its plain
-attributes. Tensors are not in it: whoever asks hashes them as numbers."""
+"""What an object of this process is, as text: the compiled code of its class and functions with what these name and close over, and its
+plain attributes. Compiled, and not its source: of a module that was edited after it was imported, the file says what does not run.
+Tensors are not in it: whoever asks hashes them as numbers."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
@@ -18,20 +20,20 @@ PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
 
 def code(thing: object) -> str:
-    """The source alone: what changes when it is edited, and not when it is called."""
-    return "\n".join(_texts(thing, attributes=False))
+    """The code alone: what changes when it is edited, and not when it is called."""
+    return "\n".join(_texts(thing, False, ()))
 
 
-def whole(thing: object) -> str:
-    """The source and the plain attributes."""
-    return "\n".join(_texts(thing, attributes=True))
+def whole(thing: object, but: Iterable[object] = ()) -> str:
+    """The code and the plain attributes; nothing is looked for inside `but`."""
+    return "\n".join(_texts(thing, True, but))
 
 
-def _texts(thing: object, attributes: bool) -> Iterator[str]:
-    seen: dict[int, object] = {}
-    pending: list[tuple[str, object]] = [("", thing)]
+def _texts(thing: object, attributes: bool, but: Iterable[object]) -> Iterator[str]:
+    seen: dict[int, object] = {id(part): part for part in but}
+    pending: deque[tuple[str, object]] = deque([("", thing)])
     while pending and len(seen) < MOST:
-        name, at = pending.pop(0)
+        name, at = pending.popleft()
         if isinstance(at, PLAIN):
             if attributes:
                 yield f"{name}={at!r}"
@@ -45,8 +47,9 @@ def _texts(thing: object, attributes: bool) -> Iterator[str]:
 def _of(at: Any, attributes: bool) -> tuple[str, list[tuple[str, object]]]:
     """What one object says, and what it consists of."""
     if isinstance(at, Mapping):
-        return "mapping", [(str(key), value) for key, value in at.items()]
-    if isinstance(at, list | tuple):
+        # Of other keys the text may be an address.
+        return "mapping", [(str(k) if isinstance(k, PLAIN) else type(k).__name__, value) for k, value in at.items()]
+    if isinstance(at, list | tuple | deque):
         return "list", [(str(i), value) for i, value in enumerate(at)]
     if isinstance(at, set | frozenset):
         return "set", [(str(i), value) for i, value in enumerate(sorted(at, key=repr))]
@@ -58,10 +61,14 @@ def _of(at: Any, attributes: bool) -> tuple[str, list[tuple[str, object]]]:
         return "method", [("func", at.__func__)]
     if isinstance(at, property):
         return "property", [("get", at.fget), ("set", at.fset)]
+    if isinstance(at, bytearray):
+        return at.hex(), []
     if isinstance(at, ModuleType):
         file = getattr(at, "__file__", None) or ""
         own = file.endswith(".py") and not sources.is_installed(Path(file), at.__name__)
-        return f"module {at.__name__} {sources.digest(sources.local(Path(file))) if own else ''}", []
+        # As it is in memory: with what was put into it, and without what was edited since.
+        parts = [(key, value) for key, value in sorted(vars(at).items()) if not key.startswith("__")]
+        return f"module {at.__name__}", parts if own else []
     if isinstance(at, FunctionType):
         return _of_function(at) if _is_users(at) else (f"{at.__module__}.{at.__qualname__}", [])
     if isinstance(at, type):
@@ -75,18 +82,24 @@ def _of(at: Any, attributes: bool) -> tuple[str, list[tuple[str, object]]]:
     # A network's own bookkeeping, hooks and its mode, is changed by whoever runs it; its tensors are hashed as numbers.
     network = hasattr(at, "_modules") and hasattr(at, "_parameters")
     for key, value in sorted(getattr(at, "__dict__", {}).items()) if attributes or network else ():
-        if network and (key in BOOKKEEPING or "_hooks" in key):
+        if network and key in BOOKKEEPING:
             continue
-        inner.append((key, value))
-    return f"object of {kind.__qualname__}", inner
+        inner.append((key, _hooks(value) if network and "_hooks" in key and isinstance(value, Mapping) else value))
+    slots = [key for base in kind.__mro__ if _is_users(base) for key in _slots(base) if hasattr(at, key)]
+    return f"object of {kind.__qualname__}", [*inner, *[(key, getattr(at, key)) for key in slots if attributes]]
+
+
+def _hooks(found: Mapping[Any, Any]) -> list[object]:
+    """A network's hooks but for those by which its calls are counted; without their keys, which are numbers that go on counting."""
+    return [hook for hook in found.values() if not str(getattr(hook, "__module__", "")).startswith("purebench.")]
+
+
+def _slots(kind: type) -> list[str]:
+    found = vars(kind).get("__slots__", ())
+    return [found] if isinstance(found, str) else list(found)
 
 
 def _of_function(at: FunctionType) -> tuple[str, list[tuple[str, object]]]:
-    try:
-        text = inspect.getsource(at)
-    except (OSError, TypeError):
-        # Of what was typed into a prompt no source is kept: the compiled code, without the places of it.
-        text = " ".join(_compiled(at.__code__))
     inner: list[tuple[str, object]] = [("defaults", at.__defaults__), ("keywords", at.__kwdefaults__)]
     for key, cell in zip(at.__code__.co_freevars, at.__closure__ or (), strict=True):
         try:
@@ -94,11 +107,16 @@ def _of_function(at: FunctionType) -> tuple[str, list[tuple[str, object]]]:
         except ValueError:  # a cell that is not filled yet
             continue
     inner += [(key, at.__globals__[key]) for key in _names(at.__code__) if key in at.__globals__]
-    return text, inner
+    inner += sorted(vars(at).items())
+    return " ".join(_compiled(at.__code__)), inner
 
 
 def _compiled(code: CodeType) -> Iterator[str]:
-    yield f"{code.co_code.hex()} {code.co_names} {[c for c in code.co_consts if not isinstance(c, CodeType)]!r}"
+    # Without places; and of a set in another process the order is another.
+    consts = [
+        sorted(map(repr, c)) if isinstance(c, frozenset) else c for c in code.co_consts if not isinstance(c, CodeType)
+    ]
+    yield f"{code.co_code.hex()} {code.co_names} {consts!r}"
     for const in code.co_consts:
         if isinstance(const, CodeType):
             yield from _compiled(const)

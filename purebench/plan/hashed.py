@@ -23,7 +23,7 @@ def of(kind: str, name: str, code: str, values: Mapping[str, Value], shape: Sequ
     ]
     state = ""
     if registry.is_object(name):
-        state = f"{foreign.attributes(name)} {_state(kind, name, own, tuple(shape))}"
+        state = f"{foreign.attributes(foreign.given(name))} {_state(kind, name, own, tuple(shape))}"
     elif registry.is_file(name) and kind != "dataset":
         state = _kept(kind, name, code, tuple(files), tuple(sorted(own.items())), tuple(shape))
     words = [word for word in (code, *files, state, said) if word]
@@ -44,7 +44,7 @@ def _kept(
 
 
 def _state(kind: str, name: str, own: Mapping[str, Value], shape: tuple[int, ...]) -> str:
-    """The hash of the weights that it holds; "" for none."""
+    """The hashes of the values and the weights that it holds once it is made."""
     from purebench.engine import held
 
     given = _stand_ins(shape) if kind == "defense" else ()
@@ -57,7 +57,7 @@ def _state(kind: str, name: str, own: Mapping[str, Value], shape: tuple[int, ...
         raise
     if kind == "score":
         as_score(made, registry.label(kind, name))
-    return held.digest(made, given)
+    return f"{foreign.attributes(made, given)} {held.digest(made, given)}"
 
 
 def as_score(made: Any, name: str) -> Any:

@@ -37,6 +37,11 @@ from purebench.running.tasks import Done, Task
 from purebench.scores.views import Score
 from purebench.spec import Cell, Part, Resolved, norms
 
+
+class Broken(RuntimeError):
+    """An attack broke a rule: what it gave has no number."""
+
+
 # Said where the clean prediction is taken from another cell, which alone knows the step.
 NOT_FINITE = "the purification of the clean image gave values that are not finite"
 
@@ -238,7 +243,7 @@ def _thaw(rows: list[bytes], like: Tensor) -> Tensor:
 
 def _attack(task: Task, defense: Defense, x: Tensor, y: Tensor, index: Tensor) -> _Attacked:
     """What the cell's attack makes of x (B,C,H,W) with labels y; index: the images' ids. Where it made nothing, the clean image is stored
-    and never judged. Raises RuntimeError for an attack that breaks the rules: one that goes outside the threat model has no number."""
+    and never judged. Raises Broken for an attack that breaks the rules: one that goes outside the threat model has no number."""
     cell, ids = task.cell, index.tolist()
     x_adv, verdict, log = _attack_itself(task, defense, x, y, index)
     finite = x_adv.isfinite().flatten(1).all(1)
@@ -247,7 +252,7 @@ def _attack(task: Task, defense: Defense, x: Tensor, y: Tensor, index: Tensor) -
     broken = ~cell.threat.holds(x_adv, x)
     if broken.any():
         place = task.positions[int(broken.nonzero()[0])]
-        raise RuntimeError(
+        raise Broken(
             f"{int(broken.sum())} images of `{cell.attack}` are outside {cell.threat} or [0,1], first position {place}"
         )
     why = records.NO_SOURCE if cell.source else f"{records.LOST}it returned values that are not finite"
@@ -273,7 +278,7 @@ def _attack(task: Task, defense: Defense, x: Tensor, y: Tensor, index: Tensor) -
 def _attack_itself(
     task: Task, defense: Defense, x: Tensor, y: Tensor, index: Tensor
 ) -> tuple[Tensor, Tensor | None, dict[str, list[Any]]]:
-    """What the attack returns: images, verdict and log. Raises RuntimeError where it altered a network, or logs what is not its to say."""
+    """What the attack returns: images, verdict and log. Raises Broken where it altered a network, or logs what is not its to say."""
     cell = task.cell
 
     def stored(_ids: Tensor) -> Tensor:
@@ -297,26 +302,24 @@ def _attack_itself(
     if _fingerprint(cell, x.device) != before:
         # Else the cells to come, which share the networks, would be judged by what it left of them.
         forget()
-        raise RuntimeError(f"`{cell.attack}` changed a network: its weights, its hooks or its mode")
+        raise Broken(f"`{cell.attack}` changed a network: its weights, its hooks or its mode")
     return attacked.x_adv.detach().to(x), attacked.verdict, _logged(str(cell.attack), attacked.log, len(x))
 
 
 def _check_attacked(attack: str, attacked: Any, x: Tensor) -> None:
-    """Raises RuntimeError where an attack returned something else than images like x."""
+    """Raises Broken where an attack returned something else than images like x."""
     made = getattr(attacked, "x_adv", None)
     if not isinstance(made, Tensor):
-        raise RuntimeError(
-            f"`{attack}` returned a {type(attacked).__name__}: images like x are wanted, or `Attacked(x_adv)`"
-        )
+        raise Broken(f"`{attack}` returned a {type(attacked).__name__}: images like x are wanted, or `Attacked(x_adv)`")
     if made.shape != x.shape or not made.is_floating_point():
         got = f"{tuple(made.shape)} {made.dtype}"
-        raise RuntimeError(f"`{attack}` returned images of {got}: like x they are {tuple(x.shape)} {x.dtype}")
+        raise Broken(f"`{attack}` returned images of {got}: like x they are {tuple(x.shape)} {x.dtype}")
 
 
 def _logged(attack: str, log: Mapping[str, Any], images: int) -> dict[str, list[Any]]:
-    """An attack's words as lists of an entry per image, of types that JSON has. Raises RuntimeError for what no record can hold."""
+    """An attack's words as lists of an entry per image, of types that JSON has. Raises Broken for what no record can hold."""
     if taken := RESERVED & log.keys():
-        raise RuntimeError(
+        raise Broken(
             f"`{attack}` logs {', '.join(sorted(taken))}, which the harness records itself: choose other words"
         )
     found = {}
@@ -325,13 +328,13 @@ def _logged(attack: str, log: Mapping[str, Any], images: int) -> dict[str, list[
         values = list(values.tolist() if hasattr(values, "tolist") else values)
         values = [value.tolist() if hasattr(value, "tolist") else value for value in values]
         if len(values) != images:
-            raise RuntimeError(
+            raise Broken(
                 f"`{attack}` logs {len(values)} values of `{word}` for {images} images: one for each is needed"
             )
         try:
             json.dumps(values)
         except (TypeError, ValueError) as error:
-            raise RuntimeError(f"`{attack}` logs `{word}`, which a record cannot hold: {error}") from None
+            raise Broken(f"`{attack}` logs `{word}`, which a record cannot hold: {error}") from None
         found[word] = values
     return found
 

@@ -125,6 +125,8 @@ class _Processor:
                 return evaluate.execute(task, self.device, rows=rows, memory=self.memory, on_work=on_work)
         except UserError as error:
             return f"{error.message} (hint: {error.hint})" if error.hint else error.message
+        except evaluate.Broken as error:
+            return str(error)
         # Foreign code may call sys.exit, which is to end its cell alone.
         except (Exception, SystemExit) as error:
             # Where it was raised, not where we called: most of these are a plug-in's, and its author reads this line.
