@@ -34,3 +34,7 @@ def unknown(kind: str, got: str, names: Iterable[str], see: str = "") -> UserErr
     else:
         hint = f"known: {', '.join(names) or 'none'}"
     return UserError(f"unknown {kind} `{got}`", hint + (f" (see `{see}`)" if see else ""))
+
+
+class Mistake(str):
+    """Why a cell failed, where that is its user's to mend, as a UserError is."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from purebench import foreign, registry
-from purebench.errors import UserError
+from purebench.errors import Mistake, UserError
 from purebench.plan import catalogue, hashed
 from purebench.plan import grid as plan
 from purebench.plan.grid import Request
@@ -424,9 +424,11 @@ def test_an_attack_of_another_form_is_told(folder, attack, words):
 
 
 REHEARSED = {  # what a purifier does -> what is said before anything runs
-    "return x[..., 1:]": "(1, 1, 8, 7) torch.float32",
+    "return x[..., 1:]": "(2, 1, 8, 7) torch.float32",
     "return x.tolist()": "list",
     "return x + no_such_name": "name 'no_such_name' is not defined\n  mine.py:4 in step: def step(self, k, x, noise): return x + no_such",
+    "return x[:1]": "(1, 1, 8, 8) torch.float32",
+    "return x.mul_(0.5)": "step 0 of `f` writes into what it is given",
     "raise SystemExit(2)": "it called sys.exit(2)\n  mine.py:4 in step",
 }
 
@@ -457,7 +459,39 @@ def test_what_an_attack_does_wrong_fails_its_cell_with_its_own_lines(folder, bod
         f"import torch\ndef f(defense, x, y, threat, noise):\n    {body}\ndef helper(x):\n    return x.reshape(7)\n"
     )
     outcome = run("out", "none", "./mine.py:f")
-    assert FAILS[body] in next(iter(outcome.failed.values()))
+    why = next(iter(outcome.failed.values()))
+    assert FAILS[body] in why
+    # What the harness finds is a mistake, and exit code 2; what is raised in it may be anything.
+    assert isinstance(why, Mistake) == ("helper" not in body)
+
+
+def test_an_attacks_own_draws_belong_to_images(folder):
+    write(
+        "mine.py",
+        """
+        import numpy as np
+        import torch
+        def torchs(defense, x, y, threat, noise):
+            return threat.project(x + threat.eps * torch.randn_like(x).sign(), x)
+        def numpys(defense, x, y, threat, noise):
+            return threat.project(x + threat.eps * torch.from_numpy(np.random.randn(*x.shape)).float().sign(), x)
+        """,
+    )
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+
+    def made(out, attack, *images):
+        for n in images:
+            run(out, "none", f"./mine.py:{attack}", images=n)
+        [log] = store.load_all([Path(out)])
+        notes = {note for line in log.images for note in line.get("notes", [])}
+        return (log.folder / store.ADVERSARIAL).read_bytes(), notes
+
+    # At once, and in two runs: the same bytes, and nothing to say.
+    assert made("once", "torchs", 6) == made("twice", "torchs", 4, 6)
+    assert made("once", "torchs", 6)[1] == set()
+    assert made("numpys", "numpys", 4)[1] == {"drawn"}
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_a_plug_ins_info_is_told_with_its_file_and_line(folder, monkeypatch):

@@ -101,3 +101,12 @@ def test_a_dropout_that_is_the_defense_draws_for_each_image():
     grad = defense.loss_grad(X, torch.zeros(5, dtype=torch.int64), "ce", noise).grad
     assert grad.isfinite().all()
     assert grad.abs().sum() > 0
+
+
+def test_one_that_writes_into_its_images_changes_them_for_nobody():
+    net, x = linear(3), X.clone()
+    found = made(lambda x: net(x.sub_(0.5).div_(0.5)))
+    leaf = x.clone().requires_grad_()
+    assert torch.equal(found(x), found(leaf))
+    assert torch.equal(x, X)
+    assert torch.autograd.grad(found(leaf).sum(), leaf)[0].any()

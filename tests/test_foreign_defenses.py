@@ -126,7 +126,7 @@ def test_what_is_wrong_is_told_once_and_in_the_table(tmp_path):
 
 
 def test_another_shape_is_refused_before_anything_runs():
-    with pytest.raises(UserError, match=r"\(1, 1, 4, 8\)"):
+    with pytest.raises(UserError, match=r"\(2, 1, 4, 8\)"):
         rehearsal.check(plan.build(plan.Request(defenses=("wide",), attacks=("null",))))
 
 
@@ -157,7 +157,7 @@ class Stateful:
 
 def test_what_a_proof_finds():
     def found(f, **given):
-        return proof.prove(Defense(as_purifier(f, "mine"), nn.Flatten()), images(), "mine", **given)
+        return proof.prove(Defense(as_purifier(f, "mine"), nn.Flatten()), images(8), "mine", **given)
 
     pool = nn.functional.max_pool2d
     assert found(lambda x: pool(x, 3, 1, 1) * torch.sigmoid(9 * x) + 0.1 * torch.rand_like(x)).warnings == ()
@@ -174,3 +174,28 @@ def test_what_a_proof_finds():
     assert found(lambda x: 2 * x - 1, unbounded=True).notes == ()
     assert "writes into" in found(lambda x: x.mul_(0.5)).warnings[0]
     assert found(lambda x: x.detach() * 0 + 0.5).notes == ()
+    # Detached for some images, by chance or by what they are; and a mean over the batch, which is no draw.
+    by_chance = lambda x: torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, pool(x, 3, 1, 1).detach(), pool(x, 3, 1, 1))  # noqa: E731
+    assert "gradient" in found(by_chance).notes
+    assert (
+        "gradient" in found(lambda x: torch.where(x.mean((1, 2, 3), True) < 0.49, pool(x, 3, 1, 1).detach(), x)).notes
+    )
+    coupled = found(lambda x: (x + x.mean(0, keepdim=True)) / 2)
+    assert coupled.notes == ("batch",)
+    assert "depend on those beside them" in coupled.warnings[0]
+
+
+def test_what_a_proof_of_a_classifier_finds():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10)).eval()
+
+    def notes(f):
+        return proof.prove_classifier(f, images(), "mine", independent=True).notes
+
+    assert notes(net) == notes(lambda x: net(x).softmax(1)) == notes(lambda x: net(x) * 1e-6) == ()
+    assert notes(lambda x: net(2 * x.detach() - x)) == ("classifier",)
+    assert notes(lambda x: net(x).detach()) == ("classifier",)
+    assert notes(lambda x: net((255 * x).round() / 255)) == ("classifier",)
+    assert notes(lambda x: net(torch.cat([x[..., :4].detach(), x[..., 4:]], 3))) == ("classifier",)
+    assert notes(lambda x: (x * 0).flatten(1)[:, :10]) == ()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import shutil
 import sys
 import tempfile
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 from purebench.api import given
 from purebench.api.result import Result
 from purebench.api.run import run
-from purebench.errors import UserError, unknown
+from purebench.errors import UserError
 from purebench.plan import resolved
 from purebench.records import store
 from purebench.spec import Part
@@ -63,8 +62,7 @@ def evaluate(
     result lives. What is random: draws by `seed`, and nothing else. The objects are left in the mode, on the device and with the
     gradients that they came with. Raises UserError for the first thing that is wrong.
     """
-    for name in misspelt:
-        raise unknown("argument", name, inspect.signature(evaluate).parameters)
+    given.check_words(evaluate, misspelt)
     if defense is None:
         raise UserError(
             "there is no defense to evaluate", 'give one: defense="diffpure"; "none" is the bare classifier'

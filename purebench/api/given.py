@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Mapping
 from typing import Any
@@ -30,6 +31,12 @@ EXAMPLES = {
     "classifier": "digits-cnn",
     "score": "digits-vp",
 }
+
+
+def check_words(function: Any, misspelt: Mapping[str, object]) -> None:
+    """Raises UserError for an argument that a function does not have."""
+    for name in misspelt:
+        raise unknown("argument", name, [key for key in inspect.signature(function).parameters if key != "misspelt"])
 
 
 def merged(arguments: dict[str, Any], plural: Mapping[str, object]) -> dict[str, Any]:

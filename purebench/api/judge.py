@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from purebench.api import given
 from purebench.api.evaluate import evaluate
 from purebench.api.module import WHICH, Module
 from purebench.api.result import Result
@@ -39,6 +40,7 @@ def judge(
     rows: int | None = None,
     memory: int | str | None = None,
     quiet: bool = False,
+    **misspelt: object,
 ) -> Result:
     """Judges images that any attack has made: the records of `purebench run -a given:path=FILE`, byte for byte, and their table.
 
@@ -47,6 +49,7 @@ def judge(
     `threat`: "Linf:8/255", "L2:0.5", the dataset's if not said; `name`: of the attack, for the table; `project`: put images outside the
     threat model onto its edge. `evals`: fresh purifications of each image; `seed`: of the judge's draws, which no module sees. `out`: as of
     `evaluate`. Raises UserError for the first image that is outside the threat model, and as `evaluate`."""
+    given.check_words(judge, misspelt)
     of: dict[str, Any] = {
         "defense": defense, "classifier": classifier, "dataset": dataset, "score": score, "subset": subset
     }  # fmt: skip

@@ -140,11 +140,13 @@ def module(
     device: str = "auto",
     rows: int | None = None,
     memory: int | str | None = None,
+    **misspelt: object,
 ) -> Module:
     """A defense as an nn.Module, images in [0,1] to logits, for attacks of torchattacks, foolbox, ART, secml-torch or your own.
 
     The words are those of `purebench.run`: `purebench.module("coup:votes=3", dataset="digits", grad="bpda")`. seed: the same draws at
     every forward, instead of fresh ones; subset, rows, memory as there. Raises UserError for what that refuses."""
+    given.check_words(module, misspelt)
     for word, value in (("defense", defense), ("grad", grad)):
         if isinstance(value, list | tuple):
             raise UserError(f"a module is one defense with one gradient, and `{word}` is a list", "name one of each")

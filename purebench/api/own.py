@@ -59,7 +59,7 @@ def classes(classifier: Any, x: Tensor) -> int:
         found = ", ".join(sorted(f"`{place}`" for place in places))
         raise UserError(f"the classifier's weights are on {found}", "move all of it to one device: model.to(device)")
     place = next(iter(places), x.device)
-    some = x[:2].to(place)
+    some = x[:2].to(place, copy=True)
     with kept.as_they_came([classifier]), torch.no_grad(), torch.random.fork_rng():
         for network in networks:
             network.eval()

@@ -52,13 +52,15 @@ class Foreign(nn.Module):
         self._held = held.generators(made)
 
     def forward(self, x: Tensor) -> Tensor:
+        # A copy: what writes into its images must not change them for the others.
+        given = x.clone()
         if not self.draws:
-            return self._logits(self.made(x), x)
+            return self._logits(self.made(given), x)
         # Without rows of its own (guidance inside a purifier, or asked by hand) always the same.
         noise = rows_here(len(x)) or Noise(0, "classifier", (), range(len(x)), [0] * len(x))
         draws = Draws(noise.fork("classifier"), self._held)
         with draws:
-            logits = self._logits(self.made(x), x)
+            logits = self._logits(self.made(given), x)
         self.batch |= draws.batch
         return logits
 
@@ -67,7 +69,7 @@ class Foreign(nn.Module):
         try:
             draws = Draws(Noise(0, "classifier", (), range(len(x)), [0] * len(x)), self._held)
             with draws:
-                came = self.made(x)
+                came = self.made(x.clone())
         except UserError:
             raise
         except RuntimeError as error:

@@ -117,7 +117,8 @@ def _work_off(plan: Plan, settings: Settings, quiet: bool) -> Outcome:
 def _show_outcome(
     plan: Plan, settings: Settings, outcome: Outcome, request: Request, as_json: bool, quiet: bool
 ) -> None:
-    """The table of the plan's cells on stdout, and on stderr which of them failed; if one did, that is the exit code."""
+    """The table of the plan's cells on stdout, and on stderr which of them failed; if one did, that is the exit code:
+    that of a mistake where all that failed are the user's to mend."""
     from purebench.records import store as records
     from purebench.report import asked
     from purebench.running import whole
@@ -133,4 +134,5 @@ def _show_outcome(
         say(f"next: {asked.command(request, verb, settings.out) if layout else f'purebench table {settings.out}'}")
     if outcome.failed:
         say(f"hint: `purebench status {settings.out}` shows what is missing; the same command goes on with it")
-        raise typer.Exit(errors.FAILED)
+        mended = all(isinstance(why, errors.Mistake) for why in outcome.failed.values())
+        raise typer.Exit(errors.USAGE if mended else errors.FAILED)

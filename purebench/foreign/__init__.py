@@ -31,6 +31,7 @@ from purebench.spec import OBJECT, Part, Value
 SECONDS = 60.0  # that importing a file may take
 # What the thing itself is called with; the thing itself is a function with required parameters, a factory one without.
 CALLED_WITH = {"defense": ("x",), "classifier": ("x",), "attack": ("defense", "x", "y", "threat", "noise")}
+LIBRARIES = ("torchattacks", "foolbox", "art", "secmlt")  # whose attacks take a network and images
 BOUND = ("score", "classifier")  # parameters of these names are given the run's networks
 GRADIENTS = ["exact", "adjoint", "surrogate", "bpda", "detached"]
 HINT = "docs/your-own-code.md shows what a file may define"
@@ -343,6 +344,9 @@ def describe(kind: str, name: str) -> Described:
     try:
         signature = list(inspect.signature(thing).parameters.values())
     except (TypeError, ValueError):
+        # Of what is called with images alone nothing more has to be known.
+        if not inspect.isclass(thing) and len(CALLED_WITH.get(kind, ())) == 1:
+            return Described(thing, "instance", {}, (), (), {})
         raise UserError(
             f"`{Part(name)}` does not say which parameters it takes", "wrap it into a function of your own"
         ) from None
@@ -392,6 +396,12 @@ def _thing(name: str) -> Any:
 
 
 def _check_instance(kind: str, name: str, thing: Any) -> None:
+    library = type(thing).__module__.partition(".")[0]
+    if kind == "attack" and library in LIBRARIES:
+        raise UserError(
+            f"`{Part(name)}` is an attack of {library}, which knows networks and no defenses",
+            "give it `purebench.module(defense)`, and its images to `purebench.judge`: docs/other-attacks.md",
+        )
     chain = all(hasattr(thing, word) for word in ("n", "start", "step", "finish"))
     fits = {"defense": chain or callable(thing), "dataset": isinstance(thing, tuple | list) or hasattr(thing, "take")}
     if isinstance(thing, ModuleType) or not fits.get(kind, callable(thing) or kind == "score"):

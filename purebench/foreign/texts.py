@@ -5,6 +5,7 @@ Tensors are not in it: whoever asks hashes them as numbers."""
 from __future__ import annotations
 
 import inspect
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -106,7 +107,8 @@ def _of_function(at: FunctionType) -> tuple[str, list[tuple[str, object]]]:
             inner.append((key, cell.cell_contents))
         except ValueError:  # a cell that is not filled yet
             continue
-    inner += [(key, at.__globals__[key]) for key in _names(at.__code__) if key in at.__globals__]
+    # What it imports when it is called stands among the modules.
+    inner += [(key, (at.__globals__ if key in at.__globals__ else sys.modules).get(key)) for key in _names(at.__code__)]
     inner += sorted(vars(at).items())
     return " ".join(_compiled(at.__code__)), inner
 

@@ -28,6 +28,9 @@ NOTES = {  # of a line: what makes every number of its cell doubtful
     "images depend on each other: with other `--rows`, or other images beside them, the numbers differ",
     "gradient": "its exact gradient is not that of what it computes, by a finite difference: something in it is detached or has none, "
     "attacks are weaker than they seem, and the numbers flatter it",
+    "classifier": "the gradient of its classifier is not that of what it computes, by a finite difference: attacks are weaker than they "
+    "seem, and the numbers flatter it",
+    "drawn": "its attack draws for a batch and not for an image: with other `--workers` or `--rows` the numbers differ",
     "range": 'its output leaves [0,1]; if that is meant, its INFO says `"output": "unbounded"`',
     "probabilities": "its outputs are probabilities, not logits: cross-entropy is flat on them; take the softmax off",
 }

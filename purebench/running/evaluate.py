@@ -6,6 +6,7 @@ The judge verifies the threat model, then purifies the frozen images K times wit
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ from purebench.datasets.images import Images
 from purebench.engine import held
 from purebench.engine.chain import Purifier
 from purebench.engine.defense import Defense, predicted
+from purebench.engine.draws import Draws
 from purebench.engine.identity import Identity
 from purebench.engine.nfe import watch
 from purebench.engine.noise import Noise
@@ -32,7 +34,7 @@ from purebench.purifiers.plain import Plain
 from purebench.purifiers.resized import Resized, resize
 from purebench.records import store as records
 from purebench.records.store import Record
-from purebench.running.proof import ROWS, Proof, prove
+from purebench.running.proof import ROWS, Proof, prove, prove_classifier
 from purebench.running.tasks import Done, Task
 from purebench.scores.views import Score
 from purebench.spec import Cell, Part, Resolved, norms
@@ -196,11 +198,17 @@ def execute(
         "positions": list(task.positions), "seconds": round(time.perf_counter() - began, 4), "attack_seconds": round(attack_seconds, 4),
         "forward": forward, "backward": backward, "recomputed": recomputed, "judge_forward": judge.spent.close()[0], "rows": rows,
     }  # fmt: skip
+    warnings = list(tried.warnings)
+    if attacked and attacked.drawn:
+        sources = ", ".join(sorted(attacked.drawn))
+        warnings.append(
+            f"`{task.cell.attack}` draws from {sources}: its draws belong to the batch, and change with `--workers`"
+        )
     if attacked:
         lines = [_record(task, attacked, judged, i, int(index[i]), int(y[i])) for i in range(len(x))]
     else:
         lines = [_with_more_draws(task, judged, i) for i in range(len(x))]
-    return Done(lines, frozen, cost, tried.warnings)
+    return Done(lines, frozen, cost, tuple(warnings))
 
 
 # ------------------------------------------------------------------------------------------------------------------ attack
@@ -229,6 +237,7 @@ class _Attacked:
     not_finite: list[str | None]
     nfe: list[list[int]]  # (forward, backward)
     words: dict[str, list[Any]]  # of the attack's own
+    drawn: set[str]  # what it drew for the batch
     spent: tuple[int, int, int]  # (forward, backward, recomputed) network calls of the batch
 
 
@@ -245,7 +254,7 @@ def _attack(task: Task, defense: Defense, x: Tensor, y: Tensor, index: Tensor) -
     """What the cell's attack makes of x (B,C,H,W) with labels y; index: the images' ids. Where it made nothing, the clean image is stored
     and never judged. Raises Broken for an attack that breaks the rules: one that goes outside the threat model has no number."""
     cell, ids = task.cell, index.tolist()
-    x_adv, verdict, log = _attack_itself(task, defense, x, y, index)
+    x_adv, verdict, log, drawn = _attack_itself(task, defense, x, y, index)
     finite = x_adv.isfinite().flatten(1).all(1)
     # Before the threat model is checked: a NaN is inside no ball, and would condemn the images beside it.
     x_adv = torch.where(finite.view(-1, *[1] * (x.dim() - 1)), x_adv, x)
@@ -253,7 +262,8 @@ def _attack(task: Task, defense: Defense, x: Tensor, y: Tensor, index: Tensor) -
     if broken.any():
         place = task.positions[int(broken.nonzero()[0])]
         raise Broken(
-            f"{int(broken.sum())} images of `{cell.attack}` are outside {cell.threat} or [0,1], first position {place}"
+            f"{int(broken.sum())} images of `{cell.attack}` are outside {cell.threat} or [0,1], first position {place}; "
+            "an attack ends with `threat.project(x_adv, x)`"
         )
     why = records.NO_SOURCE if cell.source else f"{records.LOST}it returned values that are not finite"
     distance = norms(x_adv, x)
@@ -271,14 +281,16 @@ def _attack(task: Task, defense: Defense, x: Tensor, y: Tensor, index: Tensor) -
         not_finite=log.pop("not_finite", [defense.not_finite.get(i) for i in ids]),
         nfe=[list(calls) for calls in log.pop("nfe", None) or [share] * len(x)],
         words=log,
+        drawn=drawn,
         spent=spent,
     )
 
 
 def _attack_itself(
     task: Task, defense: Defense, x: Tensor, y: Tensor, index: Tensor
-) -> tuple[Tensor, Tensor | None, dict[str, list[Any]]]:
-    """What the attack returns: images, verdict and log. Raises Broken where it altered a network, or logs what is not its to say."""
+) -> tuple[Tensor, Tensor | None, dict[str, list[Any]], set[str]]:
+    """What the attack returns, images, verdict and log; and what it drew for the batch and not for an image. Raises Broken where it altered
+    a network, or logs what is not its to say."""
     cell = task.cell
 
     def stored(_ids: Tensor) -> Tensor:
@@ -294,8 +306,12 @@ def _attack_itself(
     path = (cell.attack.name, task.positions[0]) if task.batch else (cell.attack.name,)
     noise = Noise(cell.seed, "attack", path, index, torch.zeros_like(index))
     before = _fingerprint(cell, x.device)
-    # Of copies: an attack that writes into what it is given must not move its ball, the centre of it, or the labels.
-    attacked = attack(defense, x.clone(), y.clone(), replace(cell.threat), noise)
+    # What a foreign attack draws from global generators belongs to the images, too.
+    ours = registry.is_ours("attack", cell.attack.key)
+    draws = None if ours else Draws(noise.fork("own"), held.generators(attack))
+    with draws or contextlib.nullcontext():
+        # Of copies: an attack that writes into what it is given must not move its ball, the centre of it, or the labels.
+        attacked = attack(defense, x.clone(), y.clone(), replace(cell.threat), noise)
     # Of foreign code the images alone will do.
     attacked = Attacked(attacked) if isinstance(attacked, Tensor) else attacked
     _check_attacked(str(cell.attack), attacked, x)
@@ -303,7 +319,8 @@ def _attack_itself(
         # Else the cells to come, which share the networks, would be judged by what it left of them.
         forget()
         raise Broken(f"`{cell.attack}` changed a network: its weights, its hooks or its mode")
-    return attacked.x_adv.detach().to(x), attacked.verdict, _logged(str(cell.attack), attacked.log, len(x))
+    log = _logged(str(cell.attack), attacked.log, len(x))
+    return attacked.x_adv.detach().to(x), attacked.verdict, log, draws.batch if draws else set()
 
 
 def _check_attacked(attack: str, attacked: Any, x: Tensor) -> None:
@@ -359,17 +376,30 @@ _proofs: dict[tuple[Any, ...], Proof] = {}
 
 
 def _proof(cell: Cell, device: torch.device, defense: Defense) -> Proof:
-    """What is wrong with a foreign defense, tried on the data set's first images, so that every worker finds the same."""
-    if registry.is_ours("defense", cell.defense.key):
+    """What is wrong with a foreign defense or classifier, tried on the data set's first images, so that every worker finds the same."""
+    ours = {
+        kind: registry.is_ours(kind, part.key)
+        for kind, part in cell.parts().items()
+        if kind in ("defense", "classifier")
+    }
+    if all(ours.values()):
         return Proof()
     key = (cell.dataset, cell.classifier, cell.scores, cell.defense, cell.gradient, cell.noise, device)
     if key not in _proofs:
         images = dataset(cell.dataset)
         x = images.take(list(range(min(len(images), ROWS))))[0].to(device)
-        _proofs[key] = prove(
-            defense, x, cell.defense.name, gradient=cell.gradient.name == "exact",
-            unbounded=cell.defense.info.get("output") == "unbounded",
-        )  # fmt: skip
+        found = Proof()
+        if not ours["classifier"]:
+            judged = defense.classifier
+            found += prove_classifier(
+                judged, x, cell.classifier.name, independent=not getattr(judged, "coupled", False)
+            )
+        if not ours["defense"]:
+            found += prove(
+                defense, x, cell.defense.name, gradient=cell.gradient.name == "exact",
+                unbounded=cell.defense.info.get("output") == "unbounded",
+            )  # fmt: skip
+        _proofs[key] = found
         # Its calls are nobody's.
         defense.not_finite.clear()
     return _proofs[key]
@@ -411,7 +441,7 @@ def _judge(task: Task, defense: Defense, x: Tensor, rows: list[bytes], index: Te
     defense.not_finite.clear()
     # No part of the work that was announced: progress would run ahead.
     defense.on_work = None
-    batched = _of_batches(defense)
+    batched = _of_batches(defense) or "batch" in tried.notes
     # What belongs to a batch answers another one otherwise: whether it is repeatable, its proof has tried.
     again = partial(defense.draws, x_adv, noise, first, first + 1)
     random = [False] * len(ids) if batched else _answers_differ(task, logits, again)
@@ -472,7 +502,7 @@ def _record(task: Task, attacked: _Attacked, judged: _Judged, i: int, index: int
         "gradients": attacked.gradients[i],
         "stopped": attacked.stopped[i],
         "not_finite": judged.not_finite[i] | ({"attack": why} if why else {}),
-        "notes": judged.notes[i],
+        "notes": judged.notes[i] + (["drawn"] if attacked.drawn else []),
         "failed": attacked.lost[i],
     }
     return (

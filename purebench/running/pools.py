@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from purebench import foreign
-from purebench.errors import UserError
+from purebench.errors import Mistake, UserError
 from purebench.running.progress import Reporter
 from purebench.running.tasks import Done, Task
 
@@ -124,15 +124,16 @@ class _Processor:
             with foreign.as_imported(), foreign.quiet():
                 return evaluate.execute(task, self.device, rows=rows, memory=self.memory, on_work=on_work)
         except UserError as error:
-            return f"{error.message} (hint: {error.hint})" if error.hint else error.message
+            return Mistake(f"{error.message} (hint: {error.hint})" if error.hint else error.message)
         except evaluate.Broken as error:
-            return str(error)
+            return Mistake(error)
         # Foreign code may call sys.exit, which is to end its cell alone.
         except (Exception, SystemExit) as error:
             # Where it was raised, not where we called: most of these are a plug-in's, and its author reads this line.
             place = traceback.extract_tb(error.__traceback__)[-1]
             told = foreign.lines(error) or [f"{Path(place.filename).name}:{place.lineno}"]
-            return f"{foreign.words(error)} ({' <- '.join(reversed(told[-4:]))})"
+            why = f"{foreign.words(error)} ({' <- '.join(reversed(told[-4:]))})"
+            return Mistake(why) if isinstance(error, SystemExit) else why
 
 
 # ------------------------------------------------------------------------------------------------------------ this process

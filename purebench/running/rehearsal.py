@@ -22,6 +22,7 @@ from purebench.engine.noise import Noise
 from purebench.errors import UserError
 from purebench.plan import resolved as components
 from purebench.plan.grid import Plan
+from purebench.purifiers.plain import Plain
 from purebench.running import evaluate
 from purebench.running.evaluate import score_argument
 from purebench.scores.energy import EnergyScore
@@ -115,10 +116,13 @@ def _walk(purifier: Resolved, scores: tuple[Resolved, ...], shape: tuple[int, ..
     channels, height, width = models[0].size if models else shape
     # A plug-in may be written for one size of images.
     largest = SIZE if ours else max(height, width)
-    x = torch.full((1, channels, min(height, largest), min(width, largest)), 0.5)
+    # Of somebody else's code two: it may return one for all.
+    x = torch.full((1 if ours else 2, channels, min(height, largest), min(width, largest)), 0.5)
     try:
         with chain.nfe(CLASSIFIER) as guidance, foreign_code.quiet():
             calls = count(made, x)
+            if not ours:
+                _check_writes(name, made, x)
     except (Exception, SystemExit) as error:
         if not foreign and (ours or isinstance(error, UserError)):
             raise
@@ -143,6 +147,24 @@ def count(purifier: chain.Purifier, x: Tensor) -> NFE:
             f"a purifier gave {got} for images of {tuple(x.shape)} {x.dtype}", "`finish` returns images like x"
         )
     return calls
+
+
+def _check_writes(name: str, purifier: chain.Purifier, x: Tensor) -> None:
+    """Raises UserError where a step writes into the state that it is given: it is kept, and walked from again for the gradient."""
+    if isinstance(purifier, Plain):
+        return
+    before: list[tuple[Tensor, int]] = [(x, x._version)]
+
+    def see(k: int, state: chain.State) -> None:
+        if any(tensor._version != version for tensor, version in before):
+            place = f"step {k - 1}" if k else "`start`"
+            raise UserError(
+                f"{place} of `{name}` writes into what it is given, which is kept for the gradient",
+                "work on a copy: `x = x.clone()`, or `x = x + ..` in place of `x += ..`",
+            )
+        before[:] = [(tensor, tensor._version) for tensor in chain.tensors(state)]
+
+    chain.run(purifier, x, Noise(0, "rehearsal", (), range(len(x)), [0] * len(x)), on_state=see)
 
 
 def _check_levels(name: str, part: Resolved, levels: tuple[float, ...]) -> None:

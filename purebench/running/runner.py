@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from purebench import datasets
-from purebench.errors import UserError
+from purebench import datasets, registry
+from purebench.errors import Mistake, UserError
 from purebench.plan.grid import Job, Plan
 from purebench.records import store as records
 from purebench.records.store import Record
@@ -247,6 +247,8 @@ class _Queue:
             if not cell.failed:
                 cell.store.finish()
                 cell.failed = cell.lost()
+                if cell.failed and not registry.is_ours("attack", cell.cell.attack.key):
+                    cell.failed = Mistake(cell.failed)
             if cell.failed:
                 self.outcome.failed[cell.id] = cell.failed
                 self.report.say(f"failed: {cell.cell}: {cell.failed}")
