@@ -179,3 +179,24 @@ def test_the_example_attack_runs_as_a_file_and_as_a_plug_in(monkeypatch, tmp_pat
         assert 0.9 * eps < max(image[norm] for image in lines) <= eps * (1 + 1e-6)
         assert sum(image["adversarial"].count(image["label"]) for image in lines) < 10
         assert all(image["nfe"] == [12, 12] for image in lines)
+
+
+def test_the_example_classifier_and_images_run_as_they_stand(tmp_path, monkeypatch):
+    monkeypatch.chdir(DOCS / "examples")
+    options = {"defenses": ("none",), "attacks": ("null", "transfer-pgd:steps=3"), "evals": 1, "threats": ("Linf:0.2",)}
+    hub = {"classifier": "./hub_classifier.py:HubClassifier:width=8", "dataset": "digits", "images": 40}
+    own = {"classifier": "digits-cnn", "dataset": "./own_images.py:negatives:count=20", "images": 20}
+    right = {}
+    for word, given in (("hub", hub), ("own", own)):
+        settings = runner.Settings(tmp_path / word)
+        the_plan = plan.build(plan.Request(**options, **given))
+        assert not runner.run(the_plan, settings, progress.reporter(quiet=True)).failed
+        for log in records.load_all([tmp_path / word]):
+            # Neither left in training mode, nor detached, nor probabilities: nothing is to be told.
+            assert not any("notes" in line for line in log.images)
+            answers = [line["adversarial"][0] == line["label"] for line in log.images]
+            right[word, log.cell["attack"].partition(":")[0]] = sum(answers) / len(answers)
+    assert right["hub", "null"] > 0.9
+    assert right["hub", "transfer-pgd"] < 0.5
+    # Of digits in negative the network knows next to nothing.
+    assert right["own", "null"] < 0.5
