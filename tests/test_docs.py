@@ -196,7 +196,7 @@ def test_the_example_classifier_and_images_run_as_they_stand(tmp_path, monkeypat
             assert not any("notes" in line for line in log.images)
             answers = [line["adversarial"][0] == line["label"] for line in log.images]
             right[word, log.cell["attack"].partition(":")[0]] = sum(answers) / len(answers)
-    assert right["hub", "null"] > 0.9
+    assert right["hub", "null"] > 0.8
     assert right["hub", "transfer-pgd"] < 0.5
     # Of digits in negative the network knows next to nothing.
     assert right["own", "null"] < 0.5

@@ -1,6 +1,9 @@
-"""Images of your own: two tensors, or a function that returns them. Here digits in negative, which no network of the digits was trained on.
+"""Images of your own: two tensors, or a function that returns them. Here digits in negative.
 
-purebench run -d none -d diffpure -a transfer-pgd --dataset ./own_images.py:negatives --classifier digits-cnn --score digits-vp -t Linf:0.2
+    purebench run -d none -d diffpure -a transfer-pgd --dataset ./own_images.py:negatives --classifier digits-cnn \\
+        --score digits-vp -t Linf:0.2
+
+No network of the digits was trained on such: the table says so.
 """
 
 import torch
