@@ -90,13 +90,15 @@ def test_every_help_has_examples(monkeypatch, capsys, command):
 
 @pytest.mark.parametrize("arguments", [["--help"], ["list"], ["show", "coup"], ["show", "robustbench"], ["where"]])
 def test_what_only_names_things_costs_no_time_and_no_torch(arguments):
-    def cpu():
+    def cpu(run):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert purebench_(*arguments).returncode == 0
+        assert run().returncode == 0
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    assert any(cpu() < 0.5 for _ in range(3))
+    # On a slow or busy machine in comparison: what torch costs is thirty times as much.
+    bare = cpu(lambda: subprocess.run([sys.executable, "-c", "import typer"]))
+    assert any(cpu(lambda: purebench_(*arguments)) < max(0.5, 5 * bare) for _ in range(3))
     code = (
         "import sys\nfrom purebench.cli import app\ntry: app()\nexcept SystemExit: pass\n"
         "print([m for m in ('torch', 'pandas', 'numpy', 'rich') if m in sys.modules])"
@@ -374,7 +376,7 @@ def test_show_says_whether_a_checkpoint_is_here(tmp_path, monkeypatch, capsys):
 
 def test_show_of_a_plug_in_names_no_page_of_ours(monkeypatch):
     entry = EntryPoint("another", registry.NAMES["defense"]["gaussian"], "purebench.defense")
-    monkeypatch.setattr(registry, "entry_points", lambda group: [entry] if group == "purebench.defense" else [])
+    monkeypatch.setattr(registry, "_plugins", lambda: [entry])
     registry.names.cache_clear()
     try:
         assert "documentation" not in catalogue.facts("another")
@@ -403,7 +405,7 @@ def test_a_plug_in_that_says_nonsense_of_itself_is_told_and_hides_no_other(text,
     (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     entry = EntryPoint("their", f"{name}:their", "purebench.defense")
-    monkeypatch.setattr(registry, "entry_points", lambda group: [entry] if group == "purebench.defense" else [])
+    monkeypatch.setattr(registry, "_plugins", lambda: [entry])
     cached = [registry.names, registry._info, registry._parameters, registry._source]
     for each in cached:
         each.cache_clear()

@@ -332,7 +332,7 @@ def test_plugins(healthy, monkeypatch, tmp_path):
     ]  # fmt: skip
     entries = EntryPoints(EntryPoint(name, value, f"purebench.{kind}") for name, value, kind in wanted)
     monkeypatch.setattr(doctor.metadata, "entry_points", lambda **given: entries.select(**given) if given else entries)
-    monkeypatch.setattr(registry, "entry_points", lambda group: entries.select(group=group))
+    monkeypatch.setattr(registry, "_plugins", lambda: list(entries))
     registry.names.cache_clear()
     healthy["plugin:attack:late"] = {"error": "ImportError: no such library"}
     try:

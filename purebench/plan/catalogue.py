@@ -103,7 +103,8 @@ def _summary(kind: str, name: str) -> str:
 
 
 def _preset(path: Path) -> dict[str, Any]:
-    return tomllib.loads(path.read_text(encoding="utf-8"))
+    """What a preset says of itself: its keys before the first table, since to read sixty files whole takes a quarter of a second."""
+    return tomllib.loads(re.split(r"^\[", path.read_text(encoding="utf-8"), maxsplit=1, flags=re.MULTILINE)[0])
 
 
 def listing_text(rows: list[dict[str, str]]) -> str:
