@@ -4,13 +4,18 @@ import gc
 import inspect
 import itertools
 import json
+import logging
+import operator
 import subprocess
 import sys
+import threading
 import types
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from torch import nn
@@ -329,6 +334,64 @@ def test_two_functions_on_one_line_are_two():
     one, other = (lambda x: x), (lambda x: x * 0.02 + 0.5)
     assert texts.whole(one) != texts.whole(other)
     assert texts.code(lambda x: x in {"a", "b"}) == texts.code(lambda x: x in {"b", "a"})
+
+
+def test_what_stands_above_or_around_the_code_hides_none_of_it():
+    @torch.no_grad()
+    def one(x):
+        return x
+
+    @torch.no_grad()
+    def other(x):
+        return 1 - x
+
+    made = {}
+    for word in ("x", "1 - x"):
+        space = {"__name__": "nobody_imported_it"}
+        exec(f"class Q:\n    def __call__(self, x): return {word}\n", space)
+        made[word] = space["Q"]()
+    frames = [types.SimpleNamespace(table=pandas.DataFrame({"a": [k]})) for k in (1, 2)]
+    numbers = [types.SimpleNamespace(table=[float(k)] * 100_000, k=Fraction(1, k)) for k in (1, 2)]
+    for a, b in ((one, other), made.values(), frames, numbers):
+        assert texts.whole(a) != texts.whole(b)
+        assert texts.whole(a) == texts.whole(a)
+    kinds = [
+        np.float32(1),
+        np.float32(2),
+        range(2),
+        range(3),
+        torch.device("cpu"),
+        torch.float16,
+        torch.relu,
+        torch.zeros_like,
+        operator.pos,
+    ]
+    kinds += [
+        operator.itemgetter(1),
+        operator.itemgetter(2),
+        Path("a"),
+        np.array(["a"]),
+        np.array(["b"]),
+        slice(1),
+        slice(2),
+    ]
+    known = [texts.whole(types.SimpleNamespace(kind=kind)) for kind in kinds]
+    assert len(set(known)) == len(kinds)
+    assert "0x" not in "".join(known)
+
+
+def test_what_an_object_keeps_to_work_with_is_no_part_of_it():
+    log, lock = logging.getLogger("test"), threading.Lock()
+
+    def defense(x):
+        with lock:
+            log.debug("asked")
+            return x
+
+    before = texts.whole(defense)
+    log.isEnabledFor(logging.DEBUG)
+    defense(X)
+    assert texts.whole(defense) == before
 
 
 def test_an_object_is_what_runs_and_not_what_its_file_says_by_now(tmp_path, monkeypatch):

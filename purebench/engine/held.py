@@ -42,7 +42,7 @@ def digest(obj: object, but: Iterable[object] = ()) -> str:
         some = True
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         # As bytes: numpy does not know bfloat16, and a nan is equal to itself here.
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        flat = (tensor if tensor.layout == torch.strided else tensor.to_dense()).detach().cpu().contiguous().reshape(-1)
         total.update(flat.view(torch.uint8).numpy().tobytes())
     return total.hexdigest() if some else ""
 

@@ -525,7 +525,10 @@ def code(name: str) -> str:
     """The sha256 of its source: the file and what it imports that nobody installed, or an object's own text."""
     name = target(name)
     if name in _objects:
-        return hashlib.sha256(texts.code(_objects[name]).encode()).hexdigest()
+        # Asked for before every batch: to look through a large object takes seconds.
+        if name not in _codes:
+            _codes[name] = hashlib.sha256(texts.code(_objects[name]).encode()).hexdigest()
+        return _codes[name]
     file = _file(Path(name.rpartition(":")[0]))
     return hashlib.sha256(f"{file.text} {name.rpartition(':')[2]}".encode()).hexdigest()
 
@@ -533,6 +536,7 @@ def code(name: str) -> str:
 # ----------------------------------------------------------------------------------------------------------------- objects
 
 _objects: dict[str, Any] = {}
+_codes: dict[str, str] = {}
 _numbers = itertools.count(1)
 
 
@@ -545,6 +549,7 @@ def lent() -> Iterator[None]:
     finally:
         for name in set(_objects) - before:
             del _objects[name]
+            _codes.pop(name, None)
 
 
 def register(kind: str, thing: Any, name: str | None = None) -> str:

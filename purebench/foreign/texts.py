@@ -4,20 +4,38 @@ Tensors are not in it: whoever asks hashes them as numbers."""
 
 from __future__ import annotations
 
+import contextlib
+import datetime
+import hashlib
 import inspect
+import numbers
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
-from types import CodeType, FunctionType, MethodType, ModuleType
+from pathlib import Path, PurePath
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+from purebench.errors import UserError
 from purebench.foreign import sources
 
-MOST = 20_000  # objects that are looked at
+MOST = 200_000  # objects that are looked at
 BOOKKEEPING = ("training", "_parameters", "_buffers", "_non_persistent_buffers_set", "_is_full_backward_hook")
-PLAIN = (bool, int, float, complex, str, bytes, type(None))
+PLAIN = (numbers.Number, str, bytes, type(None), datetime.date, datetime.time, datetime.timedelta, PurePath)
+SIMPLE = {bool, int, float, complex, str, bytes, type(None)}
+# Packages whose objects change while they are used, and say nothing of what is computed: loggers, locks, generators.
+BUSY = (
+    "logging",
+    "threading",
+    "_thread",
+    "random",
+    "numpy.random",
+    "torch._C",
+    "concurrent",
+    "asyncio",
+    "multiprocessing",
+)
 
 
 def code(thing: object) -> str:
@@ -33,7 +51,12 @@ def whole(thing: object, but: Iterable[object] = ()) -> str:
 def _texts(thing: object, attributes: bool, but: Iterable[object]) -> Iterator[str]:
     seen: dict[int, object] = {id(part): part for part in but}
     pending: deque[tuple[str, object]] = deque([("", thing)])
-    while pending and len(seen) < MOST:
+    while pending:
+        if len(seen) > MOST:
+            raise UserError(
+                f"an object holds more than {MOST:,} others, and its hash would take minutes",
+                "keep its data in arrays or tensors",
+            )
         name, at = pending.popleft()
         if isinstance(at, PLAIN):
             if attributes:
@@ -50,6 +73,8 @@ def _of(at: Any, attributes: bool) -> tuple[str, list[tuple[str, object]]]:
     if isinstance(at, Mapping):
         # Of other keys the text may be an address.
         return "mapping", [(str(k) if isinstance(k, PLAIN) else type(k).__name__, value) for k, value in at.items()]
+    if isinstance(at, list | tuple | deque) and len(at) > 100 and all(type(item) in SIMPLE for item in at):
+        return f"{type(at).__name__} {hashlib.sha256(repr(list(at)).encode()).hexdigest()}", []
     if isinstance(at, list | tuple | deque):
         return "list", [(str(i), value) for i, value in enumerate(at)]
     if isinstance(at, set | frozenset):
@@ -64,6 +89,21 @@ def _of(at: Any, attributes: bool) -> tuple[str, list[tuple[str, object]]]:
         return "property", [("get", at.fget), ("set", at.fset)]
     if isinstance(at, bytearray):
         return at.hex(), []
+    # Compiled by torch: what was compiled.
+    if original := getattr(at, "_torchdynamo_orig_callable", None):
+        return "compiled", [("original", original)]
+    if type(at).__name__ == "OptimizedModule" and "_orig_mod" in getattr(at, "_modules", {}):
+        return "compiled", [("original", at._modules["_orig_mod"])]
+    if f"{type(at).__module__}.".startswith(BUSY):
+        return f"object of {type(at).__qualname__}", []
+    # Of numbers they are hashed as such.
+    if getattr(getattr(at, "dtype", None), "kind", "") in tuple("OSUM") and hasattr(at, "tolist"):
+        return "array", [("items", at.tolist())]
+    # pandas' frames and series.
+    if type(at).__module__.partition(".")[0] == "pandas" and hasattr(at, "to_dict"):
+        return f"object of {type(at).__qualname__}", [("items", at.to_dict())]
+    if isinstance(at, BuiltinFunctionType):
+        return f"{at.__module__}.{at.__qualname__}", []
     if isinstance(at, ModuleType):
         file = getattr(at, "__file__", None) or ""
         own = file.endswith(".py") and not sources.is_installed(Path(file), at.__name__)
@@ -71,7 +111,8 @@ def _of(at: Any, attributes: bool) -> tuple[str, list[tuple[str, object]]]:
         parts = [(key, value) for key, value in sorted(vars(at).items()) if not key.startswith("__")]
         return f"module {at.__name__}", parts if own else []
     if isinstance(at, FunctionType):
-        return _of_function(at) if _is_users(at) else (f"{at.__module__}.{at.__qualname__}", [])
+        # Of a library's decorator only what it was given: `torch.no_grad()` above a function of the user's.
+        return _of_function(at) if _is_users(at) else (f"{at.__module__}.{at.__qualname__}", _closed(at))
     if isinstance(at, type):
         if not _is_users(at):
             return f"{at.__module__}.{at.__qualname__}", []
@@ -87,6 +128,9 @@ def _of(at: Any, attributes: bool) -> tuple[str, list[tuple[str, object]]]:
             continue
         inner.append((key, _hooks(value) if network and "_hooks" in key and isinstance(value, Mapping) else value))
     slots = [key for base in kind.__mro__ if _is_users(base) for key in _slots(base) if hasattr(at, key)]
+    # A range, a device, an `itemgetter`: what they are is what they write, unless that is a place in memory.
+    if len(inner) == 1 and not slots and not hasattr(at, "shape") and not network and " at 0x" not in repr(at):
+        return repr(at), inner
     return f"object of {kind.__qualname__}", [*inner, *[(key, getattr(at, key)) for key in slots if attributes]]
 
 
@@ -102,15 +146,21 @@ def _slots(kind: type) -> list[str]:
 
 def _of_function(at: FunctionType) -> tuple[str, list[tuple[str, object]]]:
     inner: list[tuple[str, object]] = [("defaults", at.__defaults__), ("keywords", at.__kwdefaults__)]
-    for key, cell in zip(at.__code__.co_freevars, at.__closure__ or (), strict=True):
-        try:
-            inner.append((key, cell.cell_contents))
-        except ValueError:  # a cell that is not filled yet
-            continue
+    inner += _closed(at)
     # What it imports when it is called stands among the modules.
     inner += [(key, (at.__globals__ if key in at.__globals__ else sys.modules).get(key)) for key in _names(at.__code__)]
     inner += sorted(vars(at).items())
     return " ".join(_compiled(at.__code__)), inner
+
+
+def _closed(at: FunctionType) -> list[tuple[str, object]]:
+    """What a function closes over."""
+    found: list[tuple[str, object]] = []
+    for key, cell in zip(at.__code__.co_freevars, at.__closure__ or (), strict=True):
+        # One may not be filled yet.
+        with contextlib.suppress(ValueError):
+            found.append((key, cell.cell_contents))
+    return found
 
 
 def _compiled(code: CodeType) -> Iterator[str]:
@@ -134,5 +184,6 @@ def _is_users(at: Any) -> bool:
     try:
         file = inspect.getfile(at)
     except (OSError, TypeError):
-        return at.__module__ == "__main__"
+        # A class whose module was never registered: made by `exec`, or read by a loader of its own.
+        return at.__module__ == "__main__" or at.__module__ not in sys.modules
     return not sources.is_installed(Path(file), at.__module__ or "")

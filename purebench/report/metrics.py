@@ -27,7 +27,8 @@ NOTES = {  # of a line: what makes every number of its cell doubtful
     "batch": "some of its draws belong to a batch and not to an image (numpy's, a generator's of its own, one number for all), or its "
     "images depend on each other: with other `--rows`, or other images beside them, the numbers differ",
     "gradient": "its exact gradient is not that of what it computes, by a finite difference: something in it is detached or has none, "
-    "attacks are weaker than they seem, and the numbers flatter it",
+    "attacks are weaker than they seem, and the numbers flatter it (if that is meant, a straight-through estimate, its INFO says "
+    '`"gradient": "own"`)',
     "classifier": "the gradient of its classifier is not that of what it computes, by a finite difference: attacks are weaker than they "
     "seem, and the numbers flatter it",
     "drawn": "its attack draws for a batch and not for an image: with other `--workers` or `--rows` the numbers differ",

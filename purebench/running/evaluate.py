@@ -389,14 +389,14 @@ def _proof(cell: Cell, device: torch.device, defense: Defense) -> Proof:
         images = dataset(cell.dataset)
         x = images.take(list(range(min(len(images), ROWS))))[0].to(device)
         found = Proof()
-        if not ours["classifier"]:
+        if not ours["classifier"] and cell.classifier.info.get("gradient") != "own":
             judged = defense.classifier
             found += prove_classifier(
                 judged, x, cell.classifier.name, independent=not getattr(judged, "coupled", False)
             )
         if not ours["defense"]:
             found += prove(
-                defense, x, cell.defense.name, gradient=cell.gradient.name == "exact",
+                defense, x, cell.defense.name, gradient=cell.gradient.name == "exact" and cell.defense.info.get("gradient") != "own",
                 unbounded=cell.defense.info.get("output") == "unbounded",
             )  # fmt: skip
         _proofs[key] = found
