@@ -199,3 +199,5 @@ def test_what_a_proof_of_a_classifier_finds():
     assert notes(lambda x: net((255 * x).round() / 255)) == ("classifier",)
     assert notes(lambda x: net(torch.cat([x[..., :4].detach(), x[..., 4:]], 3))) == ("classifier",)
     assert notes(lambda x: (x * 0).flatten(1)[:, :10]) == ()
+    coupled = lambda x: net(x - 0.5 * x.mean(0, keepdim=True))  # noqa: E731
+    assert proof.prove_classifier(coupled, images(8), "mine", independent=False).notes == ()

@@ -187,17 +187,22 @@ def _disagrees(value: Any, x: Tensor, grad: Tensor, u: Tensor, independent: bool
             row = int((missed / of_each.clamp(min=least)).argmax()) if gross else slice(None)
             return (
                 f"is not that of what it computes: {float(claimed[row].sum()):.3g} where a finite difference gives "
-                f"{float(found[0][row].sum()):.3g}; something in it is detached"
+                f"{float(found[0][row].sum()):.3g}; something in it is detached, or jumps"
             )
     # Where value(x) is no image, nothing along these is large; what is missing is the same share of it along any.
     misses, all_ = 0.0, 0.0
     for i in range(1, 1 + others):
         along = _unit(_pattern(x, 1.7 + 0.4 * i))
         claimed, found = rows(grad, along), slopes(along)
+        # Where images depend on each other, only all together are what was claimed.
+        if not independent:
+            claimed, found = claimed.sum(0, keepdim=True), [s.sum(0, keepdim=True) for s in found]
         misses += float(torch.stack([(s - claimed).abs() for s in found]).amin(0).square().sum())
         all_ += float(found[0].square().sum())
     if misses > GROSS**2 * all_:
-        return f"misses {100 * (misses / all_) ** 0.5:.0f} % of a finite difference; something in it is detached"
+        return (
+            f"misses {100 * (misses / all_) ** 0.5:.0f} % of a finite difference; something in it is detached, or jumps"
+        )
     return ""
 
 
