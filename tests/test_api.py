@@ -394,6 +394,16 @@ def test_what_an_object_keeps_to_work_with_is_no_part_of_it():
     assert texts.whole(defense) == before
 
 
+def test_a_module_that_is_named_as_a_librarys_begins_is_the_users(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("randomized", "logging_net", "threading_"):
+        (tmp_path / f"{name}.py").write_text(
+            "class F:\n    def __init__(self, k): self.k = k\n    def __call__(self, x): return x * self.k\n"
+        )
+        made = __import__(name).F
+        assert texts.whole(made(1.0)) != texts.whole(made(2.0))
+
+
 def test_an_object_is_what_runs_and_not_what_its_file_says_by_now(tmp_path, monkeypatch):
     file = tmp_path / "halved.py"
     file.write_text("SIZE = 2\nclass Kept:\n    __slots__ = ('k',)\ndef half(x):\n    return x / SIZE\n")

@@ -9,6 +9,7 @@ import datetime
 import hashlib
 import inspect
 import numbers
+import re
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,16 +26,8 @@ BOOKKEEPING = ("training", "_parameters", "_buffers", "_non_persistent_buffers_s
 PLAIN = (numbers.Number, str, bytes, type(None), datetime.date, datetime.time, datetime.timedelta, PurePath)
 SIMPLE = {bool, int, float, complex, str, bytes, type(None)}
 # Packages whose objects change while they are used, and say nothing of what is computed: loggers, locks, generators.
-BUSY = (
-    "logging",
-    "threading",
-    "_thread",
-    "random",
-    "numpy.random",
-    "torch._C",
-    "concurrent",
-    "asyncio",
-    "multiprocessing",
+BUSY = re.compile(
+    r"(logging|threading|_thread|random|numpy\.random|torch\._C|concurrent|asyncio|multiprocessing)(\.|$)"
 )
 
 
@@ -94,7 +87,7 @@ def _of(at: Any, attributes: bool) -> tuple[str, list[tuple[str, object]]]:
         return "compiled", [("original", original)]
     if type(at).__name__ == "OptimizedModule" and "_orig_mod" in getattr(at, "_modules", {}):
         return "compiled", [("original", at._modules["_orig_mod"])]
-    if f"{type(at).__module__}.".startswith(BUSY):
+    if BUSY.match(type(at).__module__):
         return f"object of {type(at).__qualname__}", []
     # Of numbers they are hashed as such.
     if getattr(getattr(at, "dtype", None), "kind", "") in tuple("OSUM") and hasattr(at, "tolist"):
