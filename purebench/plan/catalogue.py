@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
+import shlex
 import textwrap
 import tomllib
 from collections.abc import Mapping
@@ -346,7 +347,9 @@ def _network(kind: str, name: str, info: Mapping[str, Any]) -> dict[str, object]
     if "trained" in info:
         path = assets.cache_folder() / "trained" / f"{info['trained']}.safetensors"
         state = f"trained: `{path}`" if path.is_file() else "not trained yet"
-        found["weights"] = f"{state}; `purebench train {info['trained']} --out {path.parent}` makes them"
+        found["weights"] = (
+            f"{state}; `purebench train {info['trained']} --out {shlex.quote(str(path.parent))}` makes them"
+        )
     if "stand_in" in info:
         found["stand-in"] = f"{info['stand_in']}; tables say so"
     return found

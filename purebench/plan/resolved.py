@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +16,10 @@ from typing import TYPE_CHECKING, Any
 from purebench import assets, datasets, embedded, registry
 from purebench.errors import DOWNLOAD, UserError, unknown
 from purebench.plan import hashed
-from purebench.spec import Part, Resolved, Value, parse, show
+from purebench.spec import PLACES, Part, Resolved, Value, parse, place, show
 
 if TYPE_CHECKING:
     from purebench.datasets.images import Images
-
-PLACES = ("path", "folder")  # parameters that say where content lies, not what it is: no part of a cell
 
 
 @dataclass(frozen=True)
@@ -120,8 +119,8 @@ class Component:
             return self.inner.unsupplied
         if "own" not in self.info:
             return False
-        place, given = datasets.supplied(self.info["own"], self.values["folder"])
-        return not given and not place.is_dir()
+        folder, given = datasets.supplied(self.info["own"], self.values["folder"])
+        return not given and not folder.is_dir()
 
     @property
     def _expected(self) -> int:
@@ -267,10 +266,14 @@ def of(kind: str, part: Part) -> Component:
     part = Part(registry.key(kind, part.name), part.parameters)
     known = registry.parameters(kind, part.name)
     values = registry.validated(kind, part.name, given)
-    where: dict[str, Value] = {k: v for k, v in values.items() if k in PLACES and v}
+    places = {k: v for k, v in values.items() if k in PLACES and v}
+    where: dict[str, Value] = {k: str(place(v)) if isinstance(v, str) else v for k, v in places.items()}
+    values |= where
     # A user's file is known to cells by a name: that of the file, unless another is given.
     if "path" in where and known.get("name") == "" and not values["name"]:
-        given["name"] = values["name"] = Path(str(where["path"])).stem
+        path = str(where["path"])
+        # `.` has no name of its own.
+        given["name"] = values["name"] = Path(path).stem or Path(os.path.abspath(path)).stem
     if "path" in known and "path" not in where and given.get("name"):
         raise UserError(f"`name={show(given['name'])}` of `{part.name}` names a file", "give it: path=FILE")
     info = registry.info(kind, part.name)

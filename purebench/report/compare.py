@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -146,7 +147,8 @@ def of_two(sets: Sequence[list[Log]], places: tuple[str, ...], by: str | None, m
     for logs, place in zip(sets, places, strict=True):
         if not logs:
             raise UserError(
-                f"no record in `{place}` is of what was chosen", f"`purebench status {place}` names its cells"
+                f"no record in `{place}` is of what was chosen",
+                f"`purebench status {shlex.quote(str(place))}` names its cells",
             )
     free = mates.free(*sets) if by is None else [] if by == "version" else [by]
     sides = [mates.sides(logs) for logs in sets]

@@ -147,8 +147,9 @@ def _taken(pattern: str, text: str) -> tuple[str, str]:
 
 
 def _outside(text: str, char: str) -> list[int]:
-    """Where the character stands outside of brackets: `transfer:from=(coup:t=1/10)` has none."""
+    """Where the character stands outside of brackets and of quotes: `transfer:from=(coup:t=1/10)` and `given:name='a/b'` have none."""
     depth, found = 0, []
+    text = re.sub(r"(?<==)('[^']*'|\"[^\"]*\")", lambda quoted: "'" * len(quoted[0]), text)
     for i, one in enumerate(text):
         depth += (one in "([") - (one in ")]")
         if one == char and not depth:
