@@ -69,6 +69,11 @@ def place(value: Value) -> Path:
     return Path(os.path.expanduser(str(value)))
 
 
+def located(values: Mapping[str, Value]) -> dict[str, Value]:
+    """Parameters as a factory gets them: with `~` expanded in those of PLACES."""
+    return {k: str(place(v)) if k in PLACES and isinstance(v, str) and v else v for k, v in values.items()}
+
+
 def show(value: Value) -> str:
     """The canonical spelling of a value: `8/255` for multiples of 1/255, the shortest number otherwise."""
     if isinstance(value, Part):
@@ -96,7 +101,7 @@ _FILE = re.compile(rf"{_FREE}+\.py(?!{_FREE})")
 _DEFINED = re.compile(rf":({_FREE}+)(?!{_FREE}|=)")  # behind a file; what `=` follows is a parameter
 # Where a text ends. With a blank too, which is then refused: `name=a, size=8` would be a name, and the size nowhere.
 _NEXT = re.compile(r",\s*[A-Za-z_][A-Za-z0-9_]*=")
-_QUOTED = re.compile(r"'((?:[^']|'')*)'|\"((?:[^\"]|\"\")*)\"")
+QUOTED = re.compile(r"'((?:[^']|'')*)'|\"((?:[^\"]|\"\")*)\"")
 
 
 def _quoted(word: str) -> str:
@@ -141,7 +146,7 @@ class _Reader:
         """A word in quotes; None where there is none."""
         if not self.text.startswith(("'", '"'), self.at):
             return None
-        found = _QUOTED.match(self.text, self.at)
+        found = QUOTED.match(self.text, self.at)
         if not found:
             raise self.fail("the quote is not closed that begins")
         self.at = found.end()
@@ -426,9 +431,7 @@ class Resolved:
     @property
     def arguments(self) -> dict[str, Value]:
         """The keyword arguments of its factory, which writes `from_` for `from`."""
-        found = {**self.values, **self.where}
-        found |= {k: str(place(v)) for k, v in found.items() if k in PLACES and isinstance(v, str) and v}
-        return {f"{k}_" if k == "from" else k: v for k, v in found.items()}
+        return {f"{k}_" if k == "from" else k: v for k, v in located({**self.values, **self.where}).items()}
 
     def data(self) -> dict[str, Any]:
         """As JSON types, for `cell.json`: what its numbers depend on, beside its name."""

@@ -129,8 +129,9 @@ def facts(name: str) -> dict[str, Any]:
 
     Where kinds share the name, as the defense and the score model `edm` do, the first has the others under `also`. Of what a user's file
     defines its kind is taken from its form."""
-    if foreign.is_target(name) or ".py" in name:
-        target = registry.key("defense", parse(name, "name").name)
+    asked = parse(name, "name").name if ".py" in name else name
+    if foreign.is_target(asked):
+        target = registry.key("defense", asked)
         return _component(foreign.kind(target), target)
     part = name if name.endswith(".toml") else name.partition(":")[0]
     found = [_component(kind, part) for kind in KINDS if part in registry.names(kind)]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from purebench import assets, datasets, embedded, registry
 from purebench.errors import DOWNLOAD, UserError, unknown
 from purebench.plan import hashed
-from purebench.spec import PLACES, Part, Resolved, Value, parse, place, show
+from purebench.spec import PLACES, Part, Resolved, Value, located, parse, show
 
 if TYPE_CHECKING:
     from purebench.datasets.images import Images
@@ -265,10 +265,8 @@ def of(kind: str, part: Part) -> Component:
     given = dict(part.parameters)
     part = Part(registry.key(kind, part.name), part.parameters)
     known = registry.parameters(kind, part.name)
-    values = registry.validated(kind, part.name, given)
-    places = {k: v for k, v in values.items() if k in PLACES and v}
-    where: dict[str, Value] = {k: str(place(v)) if isinstance(v, str) else v for k, v in places.items()}
-    values |= where
+    values = located(registry.validated(kind, part.name, given))
+    where: dict[str, Value] = {k: v for k, v in values.items() if k in PLACES and v}
     # A user's file is known to cells by a name: that of the file, unless another is given.
     if "path" in where and known.get("name") == "" and not values["name"]:
         path = str(where["path"])

@@ -355,7 +355,7 @@ def _markdown(found: Comparison) -> str:
     shared = ", ".join(f"{name} `{values[name][0]}`" for name in names if len(values[name]) == 1)
     text = [f"### {_heading(found)}", "", *([f"{shared[0].upper()}{shared[1:]}.", ""] if shared else [])]
     text += [*markdown.table(list(map(markdown.escape, header)), lines, left=len(varying) + 2), ""]
-    return "\n".join([*text, *(f"- {note}" for note in _notes(found))]) + "\n"
+    return "\n".join([*text, *(f"- {markdown.prose(note)}" for note in _notes(found))]) + "\n"
 
 
 def _numbers(row: Compared) -> list[str]:
