@@ -70,8 +70,9 @@ def place(value: Value) -> Path:
 
 
 def located(values: Mapping[str, Value]) -> dict[str, Value]:
-    """Parameters as a factory gets them: with `~` expanded in those of PLACES."""
-    return {k: str(place(v)) if k in PLACES and isinstance(v, str) and v else v for k, v in values.items()}
+    """Parameters as a factory gets them: with `~` expanded in those that name a file."""
+    files = set(TEXT) - {"name"}
+    return {k: str(place(v)) if k in files and isinstance(v, str) and v else v for k, v in values.items()}
 
 
 def show(value: Value) -> str:

@@ -197,11 +197,6 @@ def test_python_gives_paths_and_texts(tmp_path):
     assert call.request(tmp_path / "g.toml", arguments).preset == str(tmp_path / "g.toml")
 
 
-def test_the_name_of_the_working_directory_is_a_name(tmp_path, monkeypatch):
-    monkeypatch.chdir(folder(tmp_path / "here", 1))
-    assert dataset("folder:path=.,channels=1").text == "folder:channels=1,name=here"
-
-
 # ------------------------------------------------------------------------------------------------------------- recorded
 
 

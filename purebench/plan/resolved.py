@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -265,13 +264,11 @@ def of(kind: str, part: Part) -> Component:
     given = dict(part.parameters)
     part = Part(registry.key(kind, part.name), part.parameters)
     known = registry.parameters(kind, part.name)
-    values = located(registry.validated(kind, part.name, given))
-    where: dict[str, Value] = {k: v for k, v in values.items() if k in PLACES and v}
+    values = registry.validated(kind, part.name, given)
+    where: dict[str, Value] = {k: v for k, v in located(values).items() if k in PLACES and v}
     # A user's file is known to cells by a name: that of the file, unless another is given.
     if "path" in where and known.get("name") == "" and not values["name"]:
-        path = str(where["path"])
-        # `.` has no name of its own.
-        given["name"] = values["name"] = Path(path).stem or Path(os.path.abspath(path)).stem
+        given["name"] = values["name"] = Path(str(where["path"])).stem
     if "path" in known and "path" not in where and given.get("name"):
         raise UserError(f"`name={show(given['name'])}` of `{part.name}` names a file", "give it: path=FILE")
     info = registry.info(kind, part.name)
@@ -288,7 +285,7 @@ def of(kind: str, part: Part) -> Component:
     # The default in its own type too: a list in a factory's signature is a tuple here.
     differs = {k for k in given if k not in PLACES and values[k] != registry.as_type(known[k], known[k])}
     canonical = Part(registry.label(kind, part.name), tuple((k, v) for k, v in values.items() if k in differs))
-    found = Component(kind, canonical.name, values, str(canonical), where, info, part.name)
+    found = Component(kind, canonical.name, located(values), str(canonical), where, info, part.name)
     for asset in found.assets:
         if "package" in assets.entry(asset)["sources"]:
             embedded.verified(asset)

@@ -11,6 +11,7 @@ from purebench.records import store
 from purebench.records.store import Log
 from purebench.spec import TEXT, Part, Value, parse
 from purebench.spec import parts as parts_of
+from purebench.spec import value as value_of
 
 Grid = dict[str, Any]
 NONE: Mapping[str, str] = {}
@@ -95,5 +96,8 @@ def _value(value: Any) -> Value:
     if isinstance(value, list):
         return tuple(map(_value, value))
     if isinstance(value, str) and (":" in value or value.startswith(("(", "["))):
-        return parse(f"x:y={value if value.startswith(('(', '[')) else f'({value})'}").get("y")
+        written = value if value.startswith(("(", "[")) else f"({value})"
+        found = value_of(written)
+        # A word of somebody's own may have a colon.
+        return value if found == written else found
     return value
