@@ -24,9 +24,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def replace(path: Path, text: str) -> None:
-    """The file's content becomes the text, in UTF-8."""
+    """The file's content becomes the text, in UTF-8; bytes of a path that are none are spelt out as `\\udce9`."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def sync(path: Path) -> None:

@@ -11,6 +11,7 @@ import itertools
 import math
 import operator
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -21,7 +22,8 @@ from typing import Any
 from purebench import foreign
 from purebench.errors import UserError, unknown
 from purebench.foreign import sources
-from purebench.spec import OBJECT, Part, Value, show
+from purebench.spec import OBJECT, TEXT, Part, Value, show
+from purebench.spec import value as value_of
 
 NAMES: dict[str, dict[str, str]] = {
     "dataset": {
@@ -362,8 +364,8 @@ def check_parameters(kind: str, name: str, given: Mapping[str, Any]) -> None:
     known, words = parameters(kind, name), choices(kind, name)
     for key, value in given.items():
         if key not in known:
-            raise unknown(f"parameter of `{name}`", key, known, see=f"purebench show {name}")
-        default = known[key]
+            raise _unknown(name, key, known, given)
+        default, value = known[key], read(value, known[key])
         match default:
             # Before the numbers: to Python, `true` is the number 1.
             case bool():
@@ -381,12 +383,26 @@ def check_parameters(kind: str, name: str, given: Mapping[str, Any]) -> None:
                 _check_word(name, key, as_type(value, default), default, words.get(key))
 
 
+def _page(name: str) -> str:
+    """The command that shows all of a component; its file may have blanks in its name."""
+    return f"purebench show {shlex.quote(str(Part(name)))}"
+
+
+def _unknown(name: str, key: str, known: Mapping[str, Value], given: Mapping[str, Any]) -> UserError:
+    """The error for a parameter that a component does not have. Behind a path, it may be the rest of that."""
+    error = unknown(f"parameter of `{name}`", key, known, see=_page(name))
+    before = [text for text in TEXT if isinstance(given.get(text), str)]
+    if before:
+        error.hint += f"; if `,{key}=` belongs to the {before[0]}, write that in quotes: {before[0]}='..'"
+    return error
+
+
 def _check_number(name: str, key: str, value: Any, default: float) -> None:
     # Whoever writes steps=true made a mistake, though `true` is a number to Python.
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(
             f"`{key}={show(value)}` of `{name}` is not a number",
-            f"the default is {default}; see `purebench show {name}`",
+            f"the default is {default}; see `{_page(name)}`",
         )
     if not math.isfinite(value):
         raise UserError(f"`{key}={show(value)}` of `{name}` is outside its range", f"the default is {default}")
@@ -407,7 +423,7 @@ def _check_number(name: str, key: str, value: Any, default: float) -> None:
 def _check_word(name: str, key: str, value: Any, default: str, words: list[str] | None) -> None:
     if isinstance(value, str):
         if words and value not in words:
-            raise unknown(f"{key} of `{name}`", value, words, see=f"purebench show {name}")
+            raise unknown(f"{key} of `{name}`", value, words, see=_page(name))
         return
     # A parameter called as a kind holds components of it: attack=(pgd-eot:steps=5), score=[a,b].
     is_component = key in NAMES and (isinstance(value, Part) or (default == "" and isinstance(value, tuple)))
@@ -415,8 +431,14 @@ def _check_word(name: str, key: str, value: Any, default: str, words: list[str] 
     is_free = default == "" and not isinstance(value, Part | tuple)
     if not is_component and not is_free:
         raise UserError(
-            f"`{key}={show(value)}` of `{name}` is not a word", f"the default is {default}; see `purebench show {name}`"
+            f"`{key}={show(value)}` of `{name}` is not a word", f"the default is {default}; see `{_page(name)}`"
         )
+
+
+def read(value: Any, default: Value) -> Any:
+    """A value as it was given, but for text in the place of what is none: a user's own `name` may be a number, or a list."""
+    is_text = default is None or isinstance(default, str) or not isinstance(value, str)
+    return value if is_text else value_of(value)
 
 
 def as_type(value: Any, default: Value) -> Value:
@@ -438,7 +460,7 @@ def validated(kind: str, name: str, given: Mapping[str, Any]) -> dict[str, Value
         foreign.check_given(kind, name, given, COMMON.get(kind, {}))
     check_parameters(kind, name, given)
     known = parameters(kind, name)
-    values = {key: as_type(value, known[key]) for key, value in {**known, **given}.items()}
+    values = {key: as_type(read(value, known[key]), known[key]) for key, value in {**known, **given}.items()}
     check_ranges(kind, name, values)
     return values
 
@@ -462,9 +484,7 @@ def check_ranges(kind: str, name: str, values: Mapping[str, Value]) -> None:
         if not of_info(name, condition, values):
             named = {node.id for node in ast.walk(ast.parse(condition, mode="eval")) if isinstance(node, ast.Name)}
             broken = ", ".join(f"{k}={show(as_type(v, v))}" for k, v in values.items() if k in named)
-            raise UserError(
-                f"`{name}` with {broken} is not possible: it needs {condition}", f"see `purebench show {name}`"
-            )
+            raise UserError(f"`{name}` with {broken} is not possible: it needs {condition}", f"see `{_page(name)}`")
     if kind == "attack":
         # For its refusal alone: a plug-in's wrong INFO is known before anything runs, and not in a worker.
         unit(name, values)

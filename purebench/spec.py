@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Union
 
 from purebench.errors import UserError
@@ -19,6 +21,9 @@ if TYPE_CHECKING:  # planning reads this file, and needs no torch
 Value = Union[int, float, str, bool, None, tuple, "Part"]
 Json = int | float | str | bool | None | list
 OBJECT = "object"  # of `object:median:1`, which this process was given
+PLACES = ("path", "folder")  # parameters that say where content lies, not what it is: no part of a cell
+# Parameters whose value is text, as it is written: a file may be called `007`, `true` or `a=b (1).pt`. Of classes, a file or their number.
+TEXT = (*PLACES, "name", "config", "classes")
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,8 @@ class Part:
 
     def __post_init__(self) -> None:
         # Sorted, so that two ways to write the same are equal, with one hash; the class is frozen to everybody else.
-        object.__setattr__(self, "parameters", tuple(sorted(self.parameters)))
+        given = sorted((key, _as_written(key, value)) for key, value in self.parameters)
+        object.__setattr__(self, "parameters", tuple(given))
 
     def get(self, key: str, default: Value = None) -> Value:
         return dict(self.parameters).get(key, default)
@@ -39,7 +45,34 @@ class Part:
     def __str__(self) -> str:
         file, colon, attribute = self.name.rpartition(":") if ".py:" in self.name else ("", "", self.name)
         name = _quoted(file) + colon + attribute
-        return name + (":" + ",".join(f"{k}={show(v)}" for k, v in self.parameters) if self.parameters else "")
+        # An empty word is written as one, or it could not be read again.
+        values = ",".join(f"{k}={show(v) or chr(39) * 2}" for k, v in self.parameters)
+        return f"{name}:{values}" if values else name
+
+
+def _as_written(key: str, value: Value | os.PathLike[str]) -> Value:
+    """A parameter's value as a part keeps it: a path is its text; what is text stays it, but for a number of classes."""
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if key not in TEXT:
+        return value
+    text = value if isinstance(value, str) else show(value)
+    if key == "name":
+        # A name is shown on one line, and written to files: what no text can hold, or would end the line, is spelt out.
+        text = _UNSHOWN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return int(text) if key == "classes" and _WHOLE.fullmatch(text) else text
+
+
+def place(value: Value) -> Path:
+    """The path that a text names, `~` and `~user` expanded; a `~` of nobody's home stays."""
+    # Not `Path.expanduser`, which raises where there is no such user.
+    return Path(os.path.expanduser(str(value)))
+
+
+def located(values: Mapping[str, Value]) -> dict[str, Value]:
+    """Parameters as a factory gets them: with `~` expanded in those that name a file."""
+    files = set(TEXT) - {"name"}
+    return {k: str(place(v)) if k in files and isinstance(v, str) and v else v for k, v in values.items()}
 
 
 def show(value: Value) -> str:
@@ -59,13 +92,17 @@ def show(value: Value) -> str:
     return _quoted(value) if isinstance(value, str) else str(value)
 
 
+_UNSHOWN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_WHOLE = re.compile(r"0|-?[1-9]\d*")  # as Python writes it
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _WORD = re.compile(r"[A-Za-z0-9_.+\-/#]+")
 # A file may be called almost anything; what has a meaning here is quoted, as is a blank.
 _FREE = r"[^\s=,:()\[\]'\"]"
 _FILE = re.compile(rf"{_FREE}+\.py(?!{_FREE})")
 _DEFINED = re.compile(rf":({_FREE}+)(?!{_FREE}|=)")  # behind a file; what `=` follows is a parameter
-_QUOTED = re.compile(r"'((?:[^']|'')*)'|\"((?:[^\"]|\"\")*)\"")
+# Where a text ends. With a blank too, which is then refused: `name=a, size=8` would be a name, and the size nowhere.
+_NEXT = re.compile(r",\s*[A-Za-z_][A-Za-z0-9_]*=")
+QUOTED = re.compile(r"'((?:[^']|'')*)'|\"((?:[^\"]|\"\")*)\"")
 
 
 def _quoted(word: str) -> str:
@@ -79,15 +116,18 @@ def _quoted(word: str) -> str:
 
 class _Reader:
     """Recursive descent over `name[:k=v,..]`, where a name may be `FILE.py:NAME`; a value is a number, a/b, a word, a 'quoted word', [v,..]
-    or (PART)."""
+    or (PART). The value of one of TEXT is whatever stands up to the next parameter, or to the bracket that closes its part."""
 
     def __init__(self, text: str, what: str):
         self.text, self.what, self.at = text, what, 0
+        self.inside = 0  # brackets around what is being read
 
     def fail(self, why: str) -> UserError:
         hint = "write `name` or `name:key=value,key=value`; a value is a number, a/b, a word, [v,v] or (PART)"
         if ".py" in self.text:
             hint = "write `FILE.py:NAME:key=value`; with blanks, `=`, `,` or brackets in it, `'my dir/FILE.py':NAME`, all in quotes"
+        elif any(f"{key}=" in self.text for key in TEXT):
+            hint += "; a path or a name stands as it is, and in quotes if `,` and `=` or a single bracket are in it: path='a,b=c'"
         return UserError(f"cannot read the {self.what} `{self.text}`: {why} at character {self.at + 1}", hint)
 
     def take(self, char: str) -> bool:
@@ -107,7 +147,7 @@ class _Reader:
         """A word in quotes; None where there is none."""
         if not self.text.startswith(("'", '"'), self.at):
             return None
-        found = _QUOTED.match(self.text, self.at)
+        found = QUOTED.match(self.text, self.at)
         if not found:
             raise self.fail("the quote is not closed that begins")
         self.at = found.end()
@@ -142,14 +182,39 @@ class _Reader:
                     raise self.fail(f"expected `=` after `{key}`")
                 if key in parameters:
                     raise self.fail(f"`{key}` is given twice")
-                parameters[key] = self.value()
+                parameters[key] = self.written() if key in TEXT else self.value()
                 if not self.take(","):
                     break
         return Part(name, tuple(parameters.items()))
 
+    def written(self) -> str:
+        """A text as it stands, or in quotes."""
+        word = self.quoted()
+        if word is not None:
+            return word
+        begin = self.at
+        while self.at < len(self.text) and not _NEXT.match(self.text, self.at):
+            if self.inside and self.text.startswith(")", self.at):
+                break
+            self.at = self._closed() or self.at + 1
+        if self.at == begin:
+            raise self.fail("expected a value")
+        return self.text[begin : self.at]
+
+    def _closed(self) -> int:
+        """Behind the bracket that closes the one that opens here; 0 where none opens, or it is never closed."""
+        depth = 0
+        for at in range(self.at, len(self.text)):
+            depth += {"(": 1, ")": -1}.get(self.text[at], 0)
+            if depth == 0:
+                return at + 1 if at > self.at else 0
+        return 0
+
     def value(self) -> Value:
         if self.take("("):
+            self.inside += 1
             part = self.part()
+            self.inside -= 1
             if not self.take(")"):
                 raise self.fail("expected `)`")
             return part
@@ -194,6 +259,16 @@ def parse(text: str, what: str = "part") -> Part:
     if reader.at != len(reader.text):
         raise reader.fail("expected the end")
     return part
+
+
+def value(text: str) -> Value:
+    """A value as `key=` would have it; the text itself where it is none."""
+    reader = _Reader(text, "value")
+    try:
+        found = reader.value()
+    except UserError:
+        return text
+    return found if reader.at == len(text) else text
 
 
 def parts(text: str, what: str = "part") -> list[Part]:
@@ -357,7 +432,7 @@ class Resolved:
     @property
     def arguments(self) -> dict[str, Value]:
         """The keyword arguments of its factory, which writes `from_` for `from`."""
-        return {f"{k}_" if k == "from" else k: v for k, v in {**self.values, **self.where}.items()}
+        return {f"{k}_" if k == "from" else k: v for k, v in located({**self.values, **self.where}).items()}
 
     def data(self) -> dict[str, Any]:
         """As JSON types, for `cell.json`: what its numbers depend on, beside its name."""
@@ -370,7 +445,7 @@ class Resolved:
         values = {**self.values, **self.options}
         # Of ours the version says which code it is, and ids stay what they are.
         code = {"hash": self.digest} if self.digest else {}
-        return {"version": self.version, **code, "values": {k: plain(v) for k, v in sorted(values.items())}}
+        return {"version": self.version, **code, "values": {k: recorded(k, v) for k, v in sorted(values.items())}}
 
 
 @dataclass(frozen=True)
@@ -473,3 +548,11 @@ def plain(value: Value) -> Json:
     if isinstance(value, Part):
         return str(value)
     return [plain(v) for v in value] if isinstance(value, tuple) else value
+
+
+def recorded(key: str, value: Value) -> Json:
+    """A parameter's value as a JSON type. Text that is written as a number, true, false or none is recorded as that, which it was once read
+    as: ids stay what they are."""
+    if key in TEXT and isinstance(value, str) and show(meant := scalar(value)) == value:
+        return plain(meant)
+    return plain(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,6 +59,8 @@ def objects(arguments: Mapping[str, object]) -> list[object]:
 
 def request(preset: object, arguments: Mapping[str, Any]) -> Request:
     """What a call asks for. Raises UserError for an argument of another type."""
+    if isinstance(preset, os.PathLike):
+        preset = os.fspath(preset)
     if preset is not None and not isinstance(preset, str):
         raise UserError(
             f"a preset is a name or a file, got {shown(preset)}", 'write "quick", or give a defense as `defense=..`'

@@ -13,6 +13,7 @@ from purebench.errors import FAILED, UserError
 from purebench.plan.grid import Request
 from purebench.records import store
 from purebench.running import preflight, runner, whole
+from purebench.spec import place
 
 
 def run(
@@ -116,7 +117,7 @@ def _resources(device: object, rows: object, workers: object, memory: int | str 
 def _folder(out: object) -> Path:
     if not isinstance(out, str | Path) or not str(out):
         raise UserError(f"`out={given.shown(out)}` is no folder", 'write out="results"')
-    return Path(out)
+    return place(str(out))
 
 
 def _note(line: str) -> None:

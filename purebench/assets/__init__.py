@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import tomllib
 import zipfile
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ HTML = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype|!--|\?xml|html|head|body)", re
 def registry_file() -> Path:
     """PUREBENCH_CHECKPOINTS, else the file in the wheel, else that at the top of the repository."""
     given = os.environ.get("PUREBENCH_CHECKPOINTS")
-    return Path(given) if given else _own_registry()
+    return Path(os.path.expanduser(given)) if given else _own_registry()
 
 
 def _own_registry() -> Path:
@@ -81,8 +82,10 @@ def ships(name: str) -> bool:
 
 def cache_folder() -> Path:
     """PUREBENCH_CACHE, else XDG_CACHE_HOME/purebench, else ~/.cache/purebench."""
-    given = os.environ.get("PUREBENCH_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "purebench"
+    # A quoted `~` reaches us as it is, and would be a folder of that name.
+    if given := os.environ.get("PUREBENCH_CACHE"):
+        return Path(os.path.expanduser(given))
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "purebench"
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ def wrong_bytes(path: Path) -> str:
 def override(name: str) -> Path | None:
     """Where PUREBENCH_<ASSET> says that the asset (or that whose file it uses) lies."""
     if given := os.environ.get(variable(name)):
-        return Path(given)
+        return Path(os.path.expanduser(given))
     other = table().get(name, {}).get("same_as")
     return override(other) if other else None
 
@@ -265,7 +268,9 @@ def bring(names: list[str]) -> str:
     fetched = [name for name in names if name in known and "yours" not in known[name]]
     ways = [f"`purebench fetch {' '.join(fetched)}`"] if fetched else []
     folder = cache_folder() / "trained"
-    ways += [f"`purebench train {name} --out {folder}` (minutes)" for name in names if name not in known]
+    ways += [
+        f"`purebench train {name} --out {shlex.quote(str(folder))}` (minutes)" for name in names if name not in known
+    ]
     return " and ".join(ways + [f"your own images: {how}" for how in yours])
 
 

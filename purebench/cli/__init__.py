@@ -5,6 +5,7 @@ at `run.run`."""
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -22,6 +23,9 @@ app.registered_commands.sort(
 
 def main() -> None:
     """The console script: a UserError becomes one message and its exit code."""
+    # A name that the terminal's encoding does not have, or a path that is no text at all, is spelt out and not a traceback.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except UserError as error:

@@ -16,6 +16,7 @@ from purebench.cli.options import (
 )
 from purebench.cli.terminal import app, columns, complain, examples, print_data, say
 from purebench.errors import UserError
+from purebench.spec import place
 
 
 @app.command(epilog=examples("purebench where", "purebench where --json"))
@@ -31,7 +32,9 @@ def where(as_json: AsJson = False) -> None:
 
 @app.command(epilog=examples("purebench doctor", "purebench doctor --json", "purebench doctor --out /scratch/results"))
 def doctor(
-    out: Annotated[Path, Option(metavar="DIR", help="the folder of records that a run would write")] = Path("results"),
+    out: Annotated[
+        Path, Option(metavar="DIR", help="the folder of records that a run would write", parser=place)
+    ] = Path("results"),
     as_json: AsJson = False,
 ) -> None:
     """Look for what would not work here, and say why: packages, devices, cache, plug-ins, proxies, folders. Nothing is changed."""
@@ -70,7 +73,7 @@ def fetch(
     list_: Annotated[bool, Option("--list", help="name every asset, dataset and paper, and stop")] = False,
     offline: Annotated[bool, Option("--offline", help="open no connection; say what is missing")] = False,
     given: Annotated[
-        Path | None, Option("--from", metavar="FILE", help="take this file instead of downloading it")
+        Path | None, Option("--from", metavar="FILE", help="take this file instead of downloading it", parser=place)
     ] = None,
     dry_run: Annotated[bool, Option("--dry-run", help="print the plan, and stop")] = False,
     as_json: AsJson = False,
@@ -130,7 +133,7 @@ def train(
     dataset: Annotated[
         str | None, Option(metavar="PART", help="the images to train on [default: the recipe's training set]")
     ] = None,
-    out: Annotated[Path, Option(metavar="DIR", help="where the weights go")] = Path("trained"),
+    out: Annotated[Path, Option(metavar="DIR", help="where the weights go", parser=place)] = Path("trained"),
     seed: Annotated[int, Option(help="seed of everything random")] = 0,
     as_json: AsJson = False,
 ) -> None:

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
+from purebench.spec import place
+
 if TYPE_CHECKING:
     from purebench.plan.grid import Request
 
 Results = Annotated[
-    list[Path] | None, Argument(metavar="RESULTS..", help="folders of records", show_default="results/")
+    list[Path] | None,
+    Argument(metavar="RESULTS..", help="folders of records", show_default="results/", parser=place),
 ]
 Expected = Annotated[
     list[str] | None,
@@ -52,7 +55,8 @@ Subset = Annotated[
 ]
 Seeds = Annotated[list[int] | None, Option(metavar="S", help="seed of all noise; repeat for several")]
 Evals = Annotated[int | None, Option(metavar="K", help="fresh purifications that judge each image")]
-Out = Annotated[Path, Option(metavar="DIR", help="where the records go")]
+# A shell leaves the `~` of `--out=~/results` as it is, which would be a folder of that name.
+Out = Annotated[Path, Option(metavar="DIR", help="where the records go", parser=place)]
 Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1")]
 Rows = Annotated[int | None, Option(metavar="R", help="rows of every network call [default: the dataset's]")]
 WorkerCount = Annotated[int | None, Option(metavar="W", help="processes [default: one per GPU, or per core up to 8]")]

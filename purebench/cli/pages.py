@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,6 +29,7 @@ from purebench.cli.options import (
 )
 from purebench.cli.terminal import app, check_writable, examples, note, say
 from purebench.errors import UserError
+from purebench.spec import place
 
 if TYPE_CHECKING:
     from purebench.plan.grid import Request
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
 )
 def report(
     results: Results = None,
-    out: Annotated[Path, Option(metavar="FILE", help="the page to write")] = Path("report.html"),
+    out: Annotated[Path, Option(metavar="FILE", help="the page to write", parser=place)] = Path("report.html"),
     title: Annotated[str | None, Option(metavar="TEXT", help="its heading")] = None,
     layout: Annotated[
         list[str] | None, Option(metavar="NAME", help="also a paper's table (coup/1), or its file; repeat for several")
@@ -86,7 +88,7 @@ def report(
         "images": images, "subset": subset, "seeds": seed, "honest": honest, "baselines": baselines, "only": only,
     }  # fmt: skip
     if out.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"`--out {out}` is no page", f"name it so: --out {out.with_suffix('.html')}")
+        raise UserError(f"`--out {out}` is no page", f"name it so: --out {shlex.quote(str(out.with_suffix('.html')))}")
     check_writable(out, "report.html")
     _check_page(pictures, layout or (), request_of(None, **options))
     given = [resolved.find("dataset", text) for text in data or ()]
@@ -139,7 +141,8 @@ def figure(
     ],
     results: Results = None,
     out: Annotated[
-        Path | None, Option("--out", metavar="FILE", help="the .png, .svg or .pdf to write [default: ID.png]")
+        Path | None,
+        Option("--out", metavar="FILE", help="the .png, .svg or .pdf to write [default: ID.png]", parser=place),
     ] = None,
     attack: Attacks = None,
     threat: Threats = None,

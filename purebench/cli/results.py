@@ -33,6 +33,7 @@ from purebench.cli.options import (
 )
 from purebench.cli.terminal import app, check_writable, deliver, examples, print_data, say
 from purebench.errors import UserError
+from purebench.spec import place
 
 if TYPE_CHECKING:
     from purebench.plan.grid import Request
@@ -73,7 +74,7 @@ def table(
         bool, Option("--compare", help="a paper's table: beside the reported values, and whether they are covered")
     ] = False,
     expect: Expected = None,
-    out: Annotated[Path | None, Option(metavar="FILE", help="write there instead of stdout")] = None,
+    out: Annotated[Path | None, Option(metavar="FILE", help="write there instead of stdout", parser=place)] = None,
 ) -> None:
     """Print the table of what has been run; a pure function of the records. A paper's table takes the options that it was run with."""
     from purebench.records import store as records
@@ -138,7 +139,8 @@ def _judge(verdicts: Sequence[Verdict]) -> None:
 )
 def compare(
     places: Annotated[
-        list[Path] | None, Argument(metavar="A [B]", help="folders of records, or cells", show_default="results/")
+        list[Path] | None,
+        Argument(metavar="A [B]", help="folders of records, or cells", show_default="results/", parser=place),
     ] = None,
     by: Annotated[
         str | None,
@@ -157,7 +159,7 @@ def compare(
     metric: Annotated[str, Option(help="robust, clean, aa or undefended")] = "robust",
     format: Annotated[str, Option(help="md, csv or json")] = "md",
     expect: Expected = None,
-    out: Annotated[Path | None, Option(metavar="FILE", help="write there instead of stdout")] = None,
+    out: Annotated[Path | None, Option(metavar="FILE", help="write there instead of stdout", parser=place)] = None,
 ) -> None:
     """Compare cells on the images that both have: difference, paired interval, McNemar's test.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -126,13 +127,13 @@ def _show_outcome(
     # First, so that what is missing is known before the table without it is read.
     for cell, why in outcome.failed.items():
         say(f"error: cell {cell} failed: {why}")
-    folders = whole.folders(plan, settings)
+    folders, folder = whole.folders(plan, settings), shlex.quote(str(settings.out))
     if folders and not quiet:
         layout = asked.layout_of(request.preset) if request.preset else None
         print(asked.rendered(layout, request, records.load_all(folders), "json" if as_json else "md", settings.out))
         verb = "figure" if layout and layout.figure else "table"
-        say(f"next: {asked.command(request, verb, settings.out) if layout else f'purebench table {settings.out}'}")
+        say(f"next: {asked.command(request, verb, settings.out) if layout else f'purebench table {folder}'}")
     if outcome.failed:
-        say(f"hint: `purebench status {settings.out}` shows what is missing; the same command goes on with it")
+        say(f"hint: `purebench status {folder}` shows what is missing; the same command goes on with it")
         mended = all(isinstance(why, errors.Mistake) for why in outcome.failed.values())
         raise typer.Exit(errors.USAGE if mended else errors.FAILED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -81,7 +82,7 @@ def check_writable(path: Path | None, name: str = "table.md") -> None:
     if path is None:
         return
     if path.is_dir():
-        raise UserError(f"`--out {path}` is a folder", f"name a file in it: --out {path / name}")
+        raise UserError(f"`--out {path}` is a folder", f"name a file in it: --out {shlex.quote(str(path / name))}")
     # Whatever is written there takes the place of a record, or would pass for one.
     if (path.parent / records.CELL).exists():
         raise UserError(f"`--out {path}` is in the folder of a record", f"name another place: --out {name}")

@@ -69,9 +69,8 @@ def base(name: str, values: Mapping[str, Any]) -> str:
 def supplied(own: Mapping[str, str], folder: object = "") -> tuple[Path, str]:
     """Where a dataset lies that only its user can supply, there or not, and what the user said of it: the parameter `folder`, else the
     environment variable that INFO's `own` names; empty where it is the cache's own place."""
-    # Through str: on the command line a name of digits alone is read as a number.
     given = str(folder) or os.environ.get(own["variable"], "")
-    return (Path(given) if given else assets.path(own["asset"])), given
+    return (Path(os.path.expanduser(given)) if given else assets.path(own["asset"])), given
 
 
 def _less(table: Table, without: list[str]) -> Table:

@@ -26,7 +26,7 @@ from typing import Any
 
 from purebench.errors import UserError, unknown
 from purebench.foreign import sources, texts
-from purebench.spec import OBJECT, Part, Value
+from purebench.spec import OBJECT, Part, Value, place
 
 SECONDS = 60.0  # that importing a file may take
 # What the thing itself is called with; the thing itself is a function with required parameters, a factory one without.
@@ -54,7 +54,7 @@ def target(name: str) -> str:
             )
         return name
     file, _, attribute = name.rpartition(":") if ".py:" in name else (name, "", "")
-    path = Path(os.path.abspath(Path(file).expanduser()))
+    path = Path(os.path.abspath(place(file)))
     if path.is_dir():
         raise UserError(f"`{file}` is a folder, and no file", "write `FILE.py:NAME`")
     if not path.is_file():

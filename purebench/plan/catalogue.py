@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
+import shlex
 import textwrap
 import tomllib
 from collections.abc import Mapping
@@ -128,8 +129,9 @@ def facts(name: str) -> dict[str, Any]:
 
     Where kinds share the name, as the defense and the score model `edm` do, the first has the others under `also`. Of what a user's file
     defines its kind is taken from its form."""
-    if foreign.is_target(name) or ".py" in name:
-        target = registry.key("defense", parse(name, "name").name)
+    asked = parse(name, "name").name if ".py" in name else name
+    if foreign.is_target(asked):
+        target = registry.key("defense", asked)
         return _component(foreign.kind(target), target)
     part = name if name.endswith(".toml") else name.partition(":")[0]
     found = [_component(kind, part) for kind in KINDS if part in registry.names(kind)]
@@ -346,7 +348,9 @@ def _network(kind: str, name: str, info: Mapping[str, Any]) -> dict[str, object]
     if "trained" in info:
         path = assets.cache_folder() / "trained" / f"{info['trained']}.safetensors"
         state = f"trained: `{path}`" if path.is_file() else "not trained yet"
-        found["weights"] = f"{state}; `purebench train {info['trained']} --out {path.parent}` makes them"
+        found["weights"] = (
+            f"{state}; `purebench train {info['trained']} --out {shlex.quote(str(path.parent))}` makes them"
+        )
     if "stand_in" in info:
         found["stand-in"] = f"{info['stand_in']}; tables say so"
     return found

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from purebench import datasets
 from purebench.errors import UserError
 from purebench.records import store
-from purebench.spec import Resolved, Value
+from purebench.spec import Resolved, Value, place
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,17 +42,17 @@ class Given:
         return len(self.images)
 
 
-def read(place: Value, dataset: Resolved, shape: list[int], size: int, subset: str) -> Given:
+def read(where: Value, dataset: Resolved, shape: list[int], size: int, subset: str) -> Given:
     """The images of a file or a cell's folder. dataset, shape [C,H,W], size and subset: of the run, whose position k has image k.
 
     Raises UserError for a place that has none, and for images of another shape, type or range, or more than the subset has."""
-    path = Path(str(place)).expanduser()
+    path = place(where)
     if not path.exists():
-        raise UserError(f"there is no `{place}`", READS)
+        raise UserError(f"there is no `{where}`", READS)
     inside = path / store.IMAGES if path.is_dir() else path
     if not inside.is_file():
         raise UserError(
-            f"`{place}` is no cell of a run", f"name one of the folders that `purebench status` lists; {READS}"
+            f"`{where}` is no cell of a run", f"name one of the folders that `purebench status` lists; {READS}"
         )
     facts = inside.stat()
     return _read(str(path), (facts.st_size, facts.st_mtime_ns), dataset, tuple(shape), size, subset)

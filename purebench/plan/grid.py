@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import shlex
 import tomllib
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from purebench.errors import UserError, unknown
 from purebench.plan import aliases, given, layouts, places
 from purebench.plan import resolved as components
 from purebench.plan.resolved import Component
-from purebench.spec import NONE, Cell, Part, Resolved, ThreatModel, Value, parse, parts, rotation, show, threat
+from purebench.spec import NONE, Cell, Part, Resolved, ThreatModel, Value, parse, parts, place, rotation, show, threat
 
 NOISE_VERSION = 1  # of noise.py: raised when a draw changes
 NO_GRADIENT = Part("-")
@@ -138,7 +139,7 @@ def _by_number(path: Path) -> tuple[str, int, str]:
 
 def read(name: str) -> tuple[str, dict[str, Any]]:
     """A preset by its name, or a file: the name that it is shown by, and its TOML. Raises UserError if there is none, or it is no TOML."""
-    path = Path(name) if name.endswith(".toml") else presets().get(name)
+    path = place(name) if name.endswith(".toml") else presets().get(name)
     if path is None:
         raise unknown("preset", name, presets(), see="purebench list presets")
     return path.stem if name.endswith(".toml") else name, _toml(path)
@@ -407,13 +408,13 @@ class _Maker:
         key = attack.info.get("images", "")
         if not key:
             return attack
-        place = attack.values[key]
-        if not place:
+        where = attack.values[key]
+        if not where:
             raise UserError(f"`{attack}` does not say where its images are", f"write {attack.name}:{key}=FILE")
-        found = given.read(place, self.dataset.resolved, self.dataset.shape, self.dataset.size, self.subset)
+        found = given.read(where, self.dataset.resolved, self.dataset.shape, self.dataset.size, self.subset)
         if len(found) < self.images:
             raise UserError(
-                f"`{place}` has {len(found)} images, and {self.images} are wanted: those that are missing would have no number",
+                f"`{where}` has {len(found)} images, and {self.images} are wanted: those that are missing would have no number",
                 f"`--images {len(found)}`, or attack all of them",
             )
         return dataclasses.replace(
@@ -421,7 +422,7 @@ class _Maker:
             part=_without(attack.part, (key,)),
             values={k: v for k, v in attack.values.items() if k != key},
             digest=found.digest,
-            where={key: place},
+            where={key: where},
         )
 
     def warn_of_coupling(self, defense: Resolved) -> None:
@@ -469,7 +470,7 @@ class _Maker:
             if papers and not self.score_given:
                 raise UserError(
                     f"`{defense}` has a score model of its own ({papers}), and none is known for {self.dataset.name}",
-                    f"say on which to run it: `--score {self.score.text}`, the dataset's default, or another",
+                    f"say on which to run it: `--score {shlex.quote(self.score.text)}`, the dataset's default, or another",
                 )
             return [self.score]
         found = [components.of("score", part) for part in parts(show(own), "score")]
@@ -555,7 +556,8 @@ class _Maker:
             )
         if registry.info("attack", other.name).get("images"):
             raise UserError(
-                f"`{attack}` transfers images that are here already", f"give them to the defense itself: `-a {other}`"
+                f"`{attack}` transfers images that are here already",
+                f"give them to the defense itself: `-a {shlex.quote(str(other))}`",
             )
         return self.cell(defense, self.gradients(other, [Part("exact")])[0], other, limit, seed)
 

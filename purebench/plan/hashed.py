@@ -11,13 +11,13 @@ from typing import Any
 
 from purebench import assets, foreign, registry
 from purebench.errors import UserError
-from purebench.spec import Value
+from purebench.spec import Value, located
 
 
 def of(kind: str, name: str, code: str, values: Mapping[str, Value], shape: Sequence[int] = (), said: str = "") -> str:
     """sha256 in hexadecimal digits. name: by which the registry finds it; code: the hash of its source; shape: [C,H,W] of the images;
     said: what else is known of its content. Raises UserError for what cannot be made."""
-    own = {key: value for key, value in values.items() if key not in registry.COMMON.get(kind, {})}
+    own = {key: value for key, value in located(values).items() if key not in registry.COMMON.get(kind, {})}
     files = [
         assets.hashed(Path(value)) for _, value in sorted(own.items()) if isinstance(value, str) and _is_file(value)
     ]

@@ -15,13 +15,11 @@ from typing import TYPE_CHECKING, Any
 from purebench import assets, datasets, embedded, registry
 from purebench.errors import DOWNLOAD, UserError, unknown
 from purebench.plan import hashed
-from purebench.spec import Part, Resolved, Value, parse, show
+from purebench.spec import PLACES, Part, Resolved, Value, located, parse, show
 
 if TYPE_CHECKING:
     from purebench.assets.contents import Contents
     from purebench.datasets.images import Images
-
-PLACES = ("path", "folder")  # parameters that say where content lies, not what it is: no part of a cell
 
 
 @dataclass(frozen=True)
@@ -121,8 +119,8 @@ class Component:
             return self.inner.unsupplied
         if "own" not in self.info:
             return False
-        place, given = datasets.supplied(self.info["own"], self.values["folder"])
-        return not given and not place.is_dir()
+        folder, given = datasets.supplied(self.info["own"], self.values["folder"])
+        return not given and not folder.is_dir()
 
     @property
     def _expected(self) -> int:
@@ -273,7 +271,7 @@ def of(kind: str, part: Part) -> Component:
     part = Part(registry.key(kind, part.name), part.parameters)
     known = registry.parameters(kind, part.name)
     values = registry.validated(kind, part.name, given)
-    where: dict[str, Value] = {k: v for k, v in values.items() if k in PLACES and v}
+    where: dict[str, Value] = {k: v for k, v in located(values).items() if k in PLACES and v}
     # A user's file is known to cells by a name: that of the file, unless another is given.
     if "path" in where and known.get("name") == "" and not values["name"]:
         given["name"] = values["name"] = Path(str(where["path"])).stem
@@ -294,7 +292,7 @@ def of(kind: str, part: Part) -> Component:
     # The default in its own type too: a list in a factory's signature is a tuple here.
     differs = {k for k in given if k not in PLACES and values[k] != registry.as_type(known[k], known[k])}
     canonical = Part(registry.label(kind, part.name), tuple((k, v) for k, v in values.items() if k in differs))
-    found = Component(kind, canonical.name, values, str(canonical), where, info, part.name)
+    found = Component(kind, canonical.name, located(values), str(canonical), where, info, part.name)
     for asset in found.assets:
         if "package" in assets.entry(asset)["sources"]:
             embedded.verified(asset)

@@ -19,6 +19,7 @@ import pandas
 from purebench.errors import UserError
 from purebench.records import store
 from purebench.records.store import Log, Record
+from purebench.spec import place
 
 NAMES = ("cell", "dataset", "subset", "classifier", "score", "defense", "attack", "threat", "grad", "seed")
 GRADIENTS = ("iterates", "zero", "not_finite", "right", "blind")  # the counts of a line's `gradients`
@@ -146,7 +147,7 @@ def settled(logs: Iterable[Log]) -> list[Log]:
 
 
 def _read(paths: Sequence[str | Path]) -> list[Log]:
-    folders = [Path(path) for path in paths or ("results",)]
+    folders = [place(str(path)) for path in paths or ("results",)]
     logs = settled(store.load_all(folders))
     if not logs:
         raise UserError(

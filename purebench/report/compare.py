@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -146,7 +147,8 @@ def of_two(sets: Sequence[list[Log]], places: tuple[str, ...], by: str | None, m
     for logs, place in zip(sets, places, strict=True):
         if not logs:
             raise UserError(
-                f"no record in `{place}` is of what was chosen", f"`purebench status {place}` names its cells"
+                f"no record in `{place}` is of what was chosen",
+                f"`purebench status {shlex.quote(str(place))}` names its cells",
             )
     free = mates.free(*sets) if by is None else [] if by == "version" else [by]
     sides = [mates.sides(logs) for logs in sets]
@@ -353,7 +355,7 @@ def _markdown(found: Comparison) -> str:
     shared = ", ".join(f"{name} `{values[name][0]}`" for name in names if len(values[name]) == 1)
     text = [f"### {_heading(found)}", "", *([f"{shared[0].upper()}{shared[1:]}.", ""] if shared else [])]
     text += [*markdown.table(list(map(markdown.escape, header)), lines, left=len(varying) + 2), ""]
-    return "\n".join([*text, *(f"- {note}" for note in _notes(found))]) + "\n"
+    return "\n".join([*text, *(f"- {markdown.prose(note)}" for note in _notes(found))]) + "\n"
 
 
 def _numbers(row: Compared) -> list[str]:

@@ -57,6 +57,8 @@ STYLE: Any = {  # of rcParams, whose keys are types of matplotlib's newest versi
     "legend.fontsize": 6.5,
     "legend.frameon": False,
     "savefig.dpi": 220,
+    # A `$` is that of a user's name.
+    "text.parse_math": False,
     # The same records give the same bytes.
     "svg.hashsalt": "purebench",
     "pdf.fonttype": 42,

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from purebench import spec
 from purebench.errors import UserError, unknown
 from purebench.records.store import CellData, Log
 from purebench.report import coded, metrics, selection, tables
@@ -147,8 +148,9 @@ def _taken(pattern: str, text: str) -> tuple[str, str]:
 
 
 def _outside(text: str, char: str) -> list[int]:
-    """Where the character stands outside of brackets: `transfer:from=(coup:t=1/10)` has none."""
+    """Where the character stands outside of brackets and of quotes: `transfer:from=(coup:t=1/10)` and `given:name='a/b'` have none."""
     depth, found = 0, []
+    text = re.sub(rf"(?<==)(?:{spec.QUOTED.pattern})", lambda quoted: "'" * len(quoted[0]), text)
     for i, one in enumerate(text):
         depth += (one in "([") - (one in ")]")
         if one == char and not depth:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 
@@ -10,6 +11,11 @@ def escape(text: str) -> str:
     for char in "\\|*<`":
         text = text.replace(char, "\\" + char)
     return " ".join(text.split())
+
+
+def prose(text: str) -> str:
+    """A line of text with `code` in it: elsewhere `<b>` of somebody's name is no tag."""
+    return re.sub(r"(`[^`]*`)|<(?=[A-Za-z/!])", lambda found: found[1] or "\\<", text)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int | Sequence[bool] = 1) -> list[str]:

@@ -8,13 +8,13 @@ other images.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from math import comb, sqrt
 from operator import eq
 from statistics import fmean, multimode, stdev
 from typing import NamedTuple
 
+from purebench import spec
 from purebench.records.store import Log, Record, judged, lost
 
 Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
@@ -55,8 +55,8 @@ def name(part: str) -> str:
 def control(attack: str) -> bool:
     """Whether an attack is none: a control, or a transfer of the images that one made."""
     # Images of a control stay without an attack wherever they are carried to: else `noise` made elsewhere would be a headline.
-    made = re.search(r"\battack=\(?([\w-]+)", attack) if name(attack) == "transfer" else None
-    return (made[1] if made else name(attack)) in CONTROLS
+    made = spec.parse(attack).get("attack") if name(attack) == "transfer" else None
+    return (str(made).partition(":")[0] if made else name(attack)) in CONTROLS
 
 
 def natural(defense: str, attack: str, gradient: str) -> bool:

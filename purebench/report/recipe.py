@@ -9,8 +9,9 @@ from typing import Any
 from purebench.plan.resolved import Component
 from purebench.records import store
 from purebench.records.store import Log
-from purebench.spec import Part, Value, parse
+from purebench.spec import TEXT, Part, Value, parse
 from purebench.spec import parts as parts_of
+from purebench.spec import value as value_of
 
 Grid = dict[str, Any]
 NONE: Mapping[str, str] = {}
@@ -85,7 +86,8 @@ def _full(kind: str, cell: Mapping[str, Any]) -> Part:
     """A part with every parameter that was recorded. Those that its name has are taken from there, where components are written out."""
     part = parse(cell[kind], kind)
     named = dict(part.parameters)
-    values = {key: _value(value) for key, value in store.values_of(cell, kind).items() if value != ""}
+    recorded = {key: value for key, value in store.values_of(cell, kind).items() if value != ""}
+    values = {key: value if key in TEXT else _value(value) for key, value in recorded.items()}
     return Part(part.name, tuple((values | named).items()))
 
 
@@ -94,5 +96,8 @@ def _value(value: Any) -> Value:
     if isinstance(value, list):
         return tuple(map(_value, value))
     if isinstance(value, str) and (":" in value or value.startswith(("(", "["))):
-        return parse(f"x:y={value if value.startswith(('(', '[')) else f'({value})'}").get("y")
+        written = value if value.startswith(("(", "[")) else f"({value})"
+        found = value_of(written)
+        # A word of somebody's own may have a colon.
+        return value if found == written else found
     return value

@@ -51,14 +51,14 @@ def fits(cell: CellData, kind: str, text: str) -> bool:
     if name != part.name or not coded.of(cell, kind).startswith(digits):
         return False
     values = _values(cell, kind, part)
-    return all(key in values and values[key] == spec.plain(value) for key, value in asked.parameters)
+    return all(key in values and values[key] == spec.recorded(key, value) for key, value in asked.parameters)
 
 
 def _values(cell: CellData, kind: str, part: Part) -> Mapping[str, Any]:
     """Every value of a cell's part: as recorded, and of what a record leaves out, since it is at its default, that one."""
     known = registry.parameters(kind, part.name) if part.name in registry.names(kind) else {}
-    named = {key: spec.plain(value) for key, value in part.parameters}
-    return {key: spec.plain(value) for key, value in known.items()} | store.values_of(cell, kind) | named
+    named = {key: spec.recorded(key, value) for key, value in part.parameters}
+    return {key: spec.recorded(key, value) for key, value in known.items()} | store.values_of(cell, kind) | named
 
 
 def _single(text: str) -> bool:

@@ -471,7 +471,16 @@ def _grid_table(table: Printed) -> list[str]:
     ]
     notes = table.notes + [f"**Warning:** {text}" for text in table.warnings]
     words = markdown.table(list(map(markdown.escape, table.header)), rows)
-    return [f"### {table.title}", "", table.models, "", *words, "", *(f"- {note}" for note in notes), ""]
+    return [
+        f"### {markdown.escape(table.title)}",
+        "",
+        table.models,
+        "",
+        *words,
+        "",
+        *(f"- {markdown.prose(note)}" for note in notes),
+        "",
+    ]
 
 
 def _marks(table: _Table, defense: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,9 @@ def prepare(
     plan = grid.build(request)
     check_counts(resources)
     if (out / store.CELL).exists():
-        raise UserError(f"`--out {out}` is the folder of one cell", f"name the one above it: `--out {out.parent}`")
+        raise UserError(
+            f"`--out {out}` is the folder of one cell", f"name the one above it: `--out {shlex.quote(str(out.parent))}`"
+        )
     # Before the rehearsal may refuse the plan: a note says which dataset was taken, and so what the refusal is about.
     if note is not None:
         for line in plan.notes:
