@@ -190,8 +190,9 @@ def _planes(
 
     if _bits(image) == 8:
         return [_flat(image, shown, behind).convert({1: "L", 3: "RGB"}[channels])]
-    image.load()
-    x = _sixteen(source, image) if image.format == "PNG" else _grey(image, shown)
+    raw = _raw(image)
+    image.load()  # so that what is wrong with it is told by its name
+    x = _sixteen(source, raw) if image.mode in ("RGB", "RGBA") else _grey(image, shown)
     if x.shape[2] in (2, 4):
         x, alpha = x[..., :-1], x[..., -1:]
         if alpha.min() < 1:
@@ -216,20 +217,29 @@ def _flat(image: Image.Image, shown: str, behind: tuple[int, int, int]) -> Image
     return Image.alpha_composite(Image.new("RGBA", image.size, (*behind, 255)), seen)
 
 
-def _sixteen(source: Path | bytes, image: Image.Image) -> np.ndarray:
-    """A PNG file of 16 bits per channel as (H,W,C) float32 in [0,1], C 1 to 4: grey or colours, then alpha."""
-    from torchvision.io import ImageReadMode, decode_png
-
-    content = source if isinstance(source, bytes) else source.read_bytes()
-    stored = decode_png(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.UNCHANGED)
-    x = stored.permute(1, 2, 0).numpy()
-    key = image.info.get("transparency")
+def _sixteen(source: Path | bytes, raw: str) -> np.ndarray:
+    """A PNG file of 16 bits per channel, colours or alpha, as (H,W,C) float32 in [0,1]; C 2 to 4, alpha the last."""
+    if raw == "LA;16B":
+        # Read as if its four bytes per pixel were four channels.
+        stored, key = _bytes(source, "RGBA")
+        x = stored[..., 0::2] * 256 + stored[..., 1::2]
+    else:
+        # In the other order of bytes the high one is the low one.
+        (high, key), (low, _) = _bytes(source, raw), _bytes(source, f"{raw[:-1]}L")
+        x = high * 256 + low
     alpha = [] if key is None else [(x != np.array(key)).any(2, keepdims=True)]
-    return np.concatenate([x.astype(np.float32) / 65535, *alpha], 2, dtype=np.float32)
+    return np.concatenate([x / np.float32(65535), *alpha], 2, dtype=np.float32)
+
+
+def _bytes(source: Path | bytes, raw: str) -> tuple[np.ndarray, object]:
+    """The values of a PNG file, read as if it was stored in another of Pillow's ways: (H,W,C) int32; and its transparent colour or None."""
+    with _opened(source, "") as image:
+        image.tile = [tile._replace(args=raw) for tile in image.tile]  # type: ignore[attr-defined]
+        return np.array(image, np.int32), image.info.get("transparency")
 
 
 def _grey(image: Image.Image, shown: str) -> np.ndarray:
-    """A grey image of more than 8 bits as (H,W,1) float32 in [0,1]. Raises UserError where nothing says which value is white."""
+    """A grey image of more than 8 bits as (H,W,1) float32 in [0,1], alpha too: (H,W,2). UserError where nothing says which value is white."""
     x, tags = np.array(image)[..., None].astype(np.float64), getattr(image, "tag_v2", {})
     if _bits(image) == 16:
         x /= 2.0 ** tags.get(TIFF_BITS, (16,))[0] - 1
@@ -238,12 +248,14 @@ def _grey(image: Image.Image, shown: str) -> np.ndarray:
             f"cannot read `{shown}`: of its signed or 32-bit whole numbers nothing says which is white",
             "store it with 8 or 16 bits per channel, or as floats in [0,1]",
         )
-    low, high = float(x.min()), float(x.max())
+    key, low, high = image.info.get("transparency"), float(x.min()), float(x.max())
     # Written so that NaN is refused too.
     if not (low >= 0 and high <= 1):
         raise UserError(f"cannot read `{shown}`: its values are in [{low:g}, {high:g}]", "store floats in [0,1]")
-    # The image of a file whose least value is white; of 8 bits Pillow does so itself.
-    return (1 - x if tags.get(TIFF_COLOURS) == 0 else x).astype(np.float32)
+    # In some files the least value is white; of 8 bits Pillow knows it.
+    seen = 1 - x if tags.get(TIFF_COLOURS) == 0 else x
+    alpha = [] if key is None else [np.array(image)[..., None] != key]
+    return np.concatenate([seen, *alpha], 2, dtype=np.float32, casting="unsafe")
 
 
 def _prepared(
