@@ -239,7 +239,7 @@ def _bytes(source: Path | bytes, raw: str) -> tuple[np.ndarray, object]:
 
 
 def _grey(image: Image.Image, shown: str) -> np.ndarray:
-    """A grey image of more than 8 bits as (H,W,1) float32 in [0,1], alpha too: (H,W,2). UserError where nothing says which value is white."""
+    """A grey image of more than 8 bits as (H,W,1) float32 in [0,1] (with alpha C = 2). UserError where nothing says what is white."""
     x, tags = np.array(image)[..., None].astype(np.float64), getattr(image, "tag_v2", {})
     if _bits(image) == 16:
         x /= 2.0 ** tags.get(TIFF_BITS, (16,))[0] - 1
