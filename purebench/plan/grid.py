@@ -252,7 +252,8 @@ def _jobs(
     components.check_fit(dataset, classifier, score)
     threats = [threat(t) for t in request.threats or grid.get("threats") or [pick(None, "threat")]]
     for limit in threats:
-        limits.check_radius(limit, dataset.shape, dataset.name)
+        if warning := limits.check_radius(limit, dataset.shape, dataset.name):
+            notes.append(warning)
     defenses = [parse(text, "defense") for text in pick(request.defenses, "defenses")]
     attacks = [parse(text, "attack") for text in pick(request.attacks, "attacks")]
     if request.sanity:

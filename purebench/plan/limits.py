@@ -12,10 +12,14 @@ from purebench import registry
 from purebench.errors import UserError
 from purebench.spec import Resolved, ThreatModel, Value, show
 
+SUSPECT = 8.0  # an L2 radius: no paper's is half as large
+
 
 def check(attack: Resolved, threat: ThreatModel, shape: Sequence[int], classes: int, whose: str) -> None:
     """Raises UserError for an attack that cannot run. shape: [C,H,W] of the images; classes: that there are, 0 where it is not known;
     whose: what has them, as the message names it."""
+    if classes == 1:
+        raise UserError(f"{whose} has one class: every answer is right, whatever an attack does", "two are the least")
     needed = registry.of_info(attack.name, attack.info.get("classes", "1"), attack.values)
     if 0 < classes < needed:
         targets = f"`n_target_classes={classes - 1}`, " if "n_target_classes" in attack.values and classes > 3 else ""
@@ -32,14 +36,20 @@ def check(attack: Resolved, threat: ThreatModel, shape: Sequence[int], classes: 
             raise UserError(f"`{attack}` cannot attack images of {size} under {threat}: {why}", instead)
 
 
-def check_radius(threat: ThreatModel, shape: Sequence[int], dataset: str) -> None:
-    """Raises UserError for an L2 radius beyond the distance of black and white images of shape [C,H,W]; `spec.threat` knows Linf's."""
-    largest = math.sqrt(math.prod(shape))
-    if threat.norm != "L2" or threat.eps <= largest:
-        return
-    meant = f"; did you mean `L2:{show(threat.eps)}/255`?" if threat.eps <= 255 * largest else ""
-    raise UserError(
-        f"no two images of {dataset} are so far apart: `{threat}`, and {'x'.join(map(str, shape))} values in [0,1] differ by at most "
-        f"{largest:.4g} in L2",
-        f"write `L2:0.5`, or a fraction such as `L2:128/255`{meant}",
-    )
+def check_radius(threat: ThreatModel, shape: Sequence[int], dataset: str) -> str:
+    """A warning of an L2 radius that was probably meant in 255ths, or nothing. Raises UserError for one beyond the distance of a black
+    image and a white one of shape [C,H,W]; of Linf `spec.threat` knows it."""
+    if threat.norm != "L2":
+        return ""
+    largest, meant = math.sqrt(math.prod(shape)), f"`L2:{show(threat.eps)}/255`"
+    if threat.eps > largest:
+        more = f"; did you mean {meant}?" if threat.eps <= 255 * largest else ""
+        raise UserError(
+            f"no two images of {dataset} are as far apart as `{threat}`: at {'x'.join(map(str, shape))} values in [0,1] at most "
+            f"{largest:.4g}",
+            f"write `L2:0.5`, or a fraction such as `L2:128/255`{more}",
+        )
+    if threat.eps >= SUSPECT:
+        share = f"{100 * threat.eps / largest:.0f} % of the distance between black and white"
+        return f"warning: the radius of `{threat}` is {share} on {dataset}; did you mean {meant}?"
+    return ""

@@ -23,6 +23,7 @@ from purebench.engine import chain
 from purebench.engine.nfe import NFE, watch
 from purebench.engine.noise import Noise
 from purebench.errors import UserError
+from purebench.plan import limits
 from purebench.plan import resolved as components
 from purebench.plan.grid import Plan
 from purebench.purifiers.plain import Plain
@@ -75,8 +76,12 @@ def check(plan: Plan) -> None:
     for job in plan.jobs:
         cell = job.cell
         if not registry.is_ours("classifier", cell.classifier.key):
-            # For its refusals: what are no logits is known before anything is computed.
-            evaluate.classifier(cell, torch.device("cpu"))
+            # For its refusals, too: what are no logits is known before anything is computed.
+            answers = evaluate.classifier(cell, torch.device("cpu")).answers
+            limits.check(cell.attack, cell.threat, job.shape, answers, f"`{cell.classifier}`")
+            _check_labels(cell, answers, f"`{cell.classifier}`")
+        elif cell.dataset.code:
+            _check_labels(cell, int(cell.dataset.info.get("classes") or 0), f"the INFO of `{cell.dataset}`")
         for purifier, walked in zip(_purifiers(cell), walks(cell, job.shape), strict=True):
             # Fewer levels than score models where a purifier uses none, beside a surrogate that does.
             for part, levels in zip(cell.scores, walked.levels if walked else (), strict=False):
@@ -134,6 +139,18 @@ def _weightless(part: Resolved) -> Any:
             stack.enter_context(checkpoint.untrained())
         made = components.load(part.kind, part.key, part.arguments)
     return watch(made) if part.kind == "classifier" else made
+
+
+def _check_labels(cell: Cell, classes: int, whose: str) -> None:
+    """Raises UserError for a dataset of the user's own with a label beyond the `classes` (0: not known) that there are."""
+    if not classes or not (cell.dataset.code or cell.dataset.where):
+        return
+    largest = int(evaluate.dataset(cell.dataset).labels.max())
+    if largest >= classes:
+        raise UserError(
+            f"`{cell.dataset}` has labels up to {largest}, and {whose} knows {classes} classes, 0 to {classes - 1}",
+            "count classes from 0, or choose another `--classifier`",
+        )
 
 
 def walks(cell: Cell, shape: list[int]) -> list[Walked | None]:
