@@ -490,7 +490,13 @@ def check_ranges(kind: str, name: str, values: Mapping[str, Value]) -> None:
         unit(name, values)
 
 
-ARITHMETIC = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+ARITHMETIC = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+}
 EQUALITY: dict[type, Callable[..., bool]] = {ast.Eq: operator.eq, ast.NotEq: operator.ne}
 ORDER: dict[type, Callable[..., bool]] = {
     ast.Lt: operator.lt,

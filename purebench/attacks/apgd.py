@@ -52,13 +52,7 @@ def apgd_ce(*, steps: int = 100, eot: int = 20, rho: float = 0.75) -> Attack:
 
 def apgd_dlr(*, steps: int = 100, eot: int = 20, rho: float = 0.75) -> Attack:
     """On the difference of logits ratio. Parameters as for apgd-ce. Attacked: the point of the highest mean DLR."""
-
-    def loss(logits: Tensor, y: Tensor) -> Tensor:
-        if logits.shape[1] < 3:
-            raise UserError(f"the DLR loss needs at least 3 classes, got {logits.shape[1]}", "use `-a apgd-ce`")
-        return dlr(logits, y)
-
-    return _apgd(loss, steps=steps, eot=eot, rho=rho)
+    return _apgd(dlr, steps=steps, eot=eot, rho=rho)
 
 
 def _apgd(loss: Loss, *, steps: int, eot: int, rho: float) -> Attack:

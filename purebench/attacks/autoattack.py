@@ -42,6 +42,15 @@ from purebench.engine.objective import Gradient, Loss, cross_entropy
 from purebench.errors import UserError
 from purebench.spec import ThreatModel, representable
 
+# Under L2, Square begins with tiles of a fifth of the height: those of a column, and those of a row, which it counts by the height too,
+# have to end inside the image. With tiles of one pixel, and with none at all, nothing can stand out.
+_TILES = (
+    "norm != 'L2' or height >= 5 and (height < 10 or width < height // 5 or "
+    "(height - height // 5 * 5) // 2 + height // (height // 5) * (height // 5) <= height and "
+    "(height - height // 5 * 5) // 2 + width // (height // 5) * (height // 5) <= width)"
+)
+_MISFIT = "its last attack, Square, begins with tiles of a fifth of the height, which do not fit into these"
+
 INFO = {
     "autoattack-rand": {
         "summary": "AutoAttack for random defenses: APGD on cross-entropy, then on DLR, `eot` purifications per gradient",
@@ -63,6 +72,9 @@ INFO = {
         "gradients": ["exact", "adjoint", "surrogate", "bpda", "detached"],
         "unit": "batch",
         "classes": "max(4, n_target_classes + 1)",
+        "limits": {
+            _TILES: [_MISFIT, "use Linf, images of another size, or `-a autoattack-rand`, `-a apgd-ce`: APGD takes any"]
+        },
         "gradient_calls": "(n_target_classes + 1) * (n_iter + 1) + n_target_classes * n_iter",
         "forward_calls": "n_queries + 11 + n_target_classes * (n_iter + 4)",
         "version": 1,
@@ -334,6 +346,15 @@ class _FAB(_Billed, FABAttack_PT):
 class _Square(_Billed, SquareAttack):
     def shares(self, result: Sequence[Tensor]) -> Tensor | None:
         return result[0]  # queries per image
+
+    # Where no survivor's margin is above zero, and some are exactly zero, Square asks for a step of no images. Under Linf that works;
+    # under L2 upstream fails, since a view of no rows cannot tell their length.
+
+    def lp_norm(self, x: Tensor) -> Tensor:
+        return super().lp_norm(x) if len(x) else x.new_zeros(0, *[1] * (x.dim() - 1))
+
+    def normalize(self, x: Tensor) -> Tensor:
+        return super().normalize(x) if len(x) else x
 
 
 _PAIR = 1 << 32  # label and target class as one integer, so that the pair travels with its row

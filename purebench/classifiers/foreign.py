@@ -40,7 +40,7 @@ def as_classifier(
 
 class Foreign(nn.Module):
     """`made` with its answers read as logits. `draws`: whether it draws, which it then does for each image; `batch`: what it draws for the
-    batch; `coupled`: whether an image's answer depends on those beside it."""
+    batch; `coupled`: whether an image's answer depends on those beside it; `answers`: how many classes the probe's logits were of."""
 
     def __init__(self, made: Any, classes: int, name: str):
         super().__init__()
@@ -48,6 +48,7 @@ class Foreign(nn.Module):
         # Of a function too: whoever looks for an altered weight finds them here.
         self.networks = nn.ModuleList(held.networks(made))
         self.draws = self.coupled = False
+        self.answers = classes
         self.batch: set[str] = set()
         self._held = held.generators(made)
 
@@ -79,7 +80,9 @@ class Foreign(nn.Module):
                 "it is given images as the data set has them, and normalises and resizes inside",
             ) from error
         self.draws, self.batch = bool(draws.number or draws.batch), set(draws.batch)
-        if not self._logits(came, x).isfinite().all():
+        logits = self._logits(came, x)
+        self.answers = logits.shape[1]
+        if not logits.isfinite().all():
             raise UserError(
                 f"the classifier `{self.name}` gave logits that are not finite for images in [0,1]",
                 "it is given images in [0,1], and normalises inside",

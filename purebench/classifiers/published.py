@@ -27,6 +27,7 @@ INFO = {
         "asset": "digits-classifier",
         "trained_on": "digits",
         "size": [1, 8, 8],
+        "classes": 10,
         "version": 1,
     },
     "robustbench": {

@@ -217,10 +217,15 @@ def record(purifier: Purifier, x: Tensor, noise: Noise, *, memory: int | None = 
     (`purifiers.plain`) records itself."""
     if hasattr(purifier, "record_itself"):
         return purifier.record_itself(x, noise, memory=memory)
+    return Tape(purifier, x, noise, planned(purifier, x, noise, memory))
+
+
+def planned(purifier: Purifier, x: Tensor, noise: Noise, memory: int | None) -> Plan:
+    """How the chain of x is kept within `memory` bytes (None: no bound). Raises UserError where not even one step's graph fits."""
     if memory is None or purifier.n == 0:
-        return Tape(purifier, x, noise, Plan(tail=purifier.n))
+        return Plan(tail=purifier.n)
     state, graph = step_bytes(purifier, x, noise)
-    return Tape(purifier, x, noise, plan(purifier.n, state, graph, memory, work=graph // 2))
+    return plan(purifier.n, state, graph, memory, work=graph // 2)
 
 
 def tensors(state: State) -> tuple[Tensor, ...]:
@@ -254,7 +259,8 @@ def step_bytes(purifier: Purifier, x: Tensor, noise: Noise) -> tuple[int, int]:
         def pack(t: Tensor) -> list[Tensor]:
             # Weights are there anyway, and two nodes may save one storage.
             if not isinstance(t, torch.nn.Parameter):
-                saved[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+                # By the storage itself: that of a tensor without values has no address.
+                saved[t.untyped_storage()._cdata] = t.untyped_storage().nbytes()
             boxes.append([t])
             return boxes[-1]
 

@@ -98,8 +98,6 @@ class Defense:
 
     def logits(self, x: Tensor, noise: Noise) -> Tensor:
         """(B,K) logits of x (B,C,H,W); differentiable in x by the defense's gradient. Random unless the purifier is not."""
-        if not len(x):  # AutoAttack's Square asks for the logits of no image
-            return self.classifier(x.new_full((self.rows, *x.shape[1:]), 0.5))[:0]
         parts = []
         for chunk in self._chunks(x, noise, self.votes):
             with self._counting(chunk.real):
@@ -135,6 +133,10 @@ class Defense:
         loss of their mean `logits`, `softmax` or `logsoftmax`. `observe`: count what the gradient was like in `observed`, under the
         image ids of `noise`. Random: the purifications numbered sample * eot * votes + i.
         """
+        if not len(x):  # what is asked of no image
+            none = x.new_zeros(0)
+            logits = self.logits(x.detach(), noise)
+            return Gradient(none, torch.zeros_like(x), logits.expand(eot, *logits.shape), none.bool())
         objective = Objective(
             LOSSES[loss] if isinstance(loss, str) else loss,
             eot=eot, votes=self.votes, combined=self.combine, average=average,
@@ -202,7 +204,8 @@ class Defense:
         _check_input(x, noise, self.bounded)
         total = len(x) * copies
         size = self.rows // copies * copies if aligned else self.rows
-        for first in range(0, total, size):
+        # Of no images one chunk of padding: its answers have a shape, and a graph, as any others.
+        for first in range(0, max(total, 1), size):
             rows = torch.arange(first, min(first + size, total))
             image = rows // copies
             pad = self.rows - len(rows)

@@ -65,6 +65,13 @@ class Exact:
         """What holds while the graph is built and pulled back."""
         return nullcontext()
 
+    def fits(self, defense: Defense, x: Tensor, noise: Noise) -> None:
+        """Raises UserError where the defense's memory does not hold one step's graph of x (B,C,H,W)."""
+        from purebench.engine import chain
+
+        with self.within():
+            chain.planned(self.walked(defense), x, noise, defense.memory)
+
     def vjp(self, defense: Defense, x: Tensor, noise: Noise, cotangent: Cotangent) -> tuple[Tensor, Tensor]:
         """(purified, gradient), both like x (B,C,H,W) in [0,1]."""
         from purebench.engine import chain
@@ -113,6 +120,9 @@ class Bpda(Exact):
 
     def canonical(self, defense: Part, info: Info, resolve: Resolve) -> Part:
         return Part("bpda")
+
+    def fits(self, defense: Defense, x: Tensor, noise: Noise) -> None:
+        """Always: nothing is recorded."""
 
     def vjp(self, defense: Defense, x: Tensor, noise: Noise, cotangent: Cotangent) -> tuple[Tensor, Tensor]:
         from purebench.engine import chain

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from purebench.engine.rows import finite_rows, per_row
-from purebench.errors import unknown
+from purebench.errors import UserError, unknown
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits (N,K), labels (N,) -> (N,), to be maximised
 
@@ -21,7 +21,11 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
-    """Difference of logits ratio (Croce and Hein 2020, eq. 6): scale-free; K >= 3."""
+    """Difference of logits ratio (Croce and Hein 2020, eq. 6): scale-free. Raises UserError for fewer than 3 classes."""
+    if logits.shape[1] < 3:
+        raise UserError(
+            f"the DLR loss needs at least 3 classes, got {logits.shape[1]}", "use `-a apgd-ce`, or `loss=margin`"
+        )
     ordered, place = logits.sort(dim=1)
     right = (place[:, -1] == y).to(logits.dtype)
     other = ordered[:, -2] * right + ordered[:, -1] * (1 - right)

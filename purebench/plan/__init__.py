@@ -1,5 +1,6 @@
 """What is to be run, before anything runs: `grid` turns a request or a preset into an ordered list of validated cells;
 `layouts`, `scaled`, `places` and `sheet` do so for a paper's table, and `figures` says how one is drawn; `resolved` knows a dataset,
 classifier or score model before it is loaded, `given` the images that a user brings, and `hashed` what of a user's own code makes another
-cell; `catalogue` explains what there is. It may import `errors`, `spec`, `foreign`, `registry`, `records`, `assets`, `datasets`,
-`embedded`, `scores` and, of `engine`, what plans: its torch-free part, and `held`. Begin reading at `grid.build`."""
+cell; `limits` what an attack cannot do; `catalogue` explains what there is. It may import `errors`, `spec`, `foreign`, `registry`,
+`records`, `assets`, `datasets`, `embedded`, `scores` and, of `engine`, what plans: its torch-free part, and `held`.
+Begin reading at `grid.build`."""

@@ -17,7 +17,7 @@ from typing import Any
 from purebench import assets, datasets, registry
 from purebench.engine import gradients
 from purebench.errors import UserError, unknown
-from purebench.plan import aliases, given, layouts, places
+from purebench.plan import aliases, given, layouts, limits, places
 from purebench.plan import resolved as components
 from purebench.plan.resolved import Component
 from purebench.spec import NONE, Cell, Part, Resolved, ThreatModel, Value, parse, parts, place, rotation, show, threat
@@ -252,6 +252,9 @@ def _jobs(
     score = None if asked is None else components.find("score", asked)
     components.check_fit(dataset, classifier, score)
     threats = [threat(t) for t in request.threats or grid.get("threats") or [pick(None, "threat")]]
+    for limit in threats:
+        if warning := limits.check_radius(limit, dataset.shape, dataset.name):
+            notes.append(warning)
     defenses = [parse(text, "defense") for text in pick(request.defenses, "defenses")]
     attacks = [parse(text, "attack") for text in pick(request.attacks, "attacks")]
     if request.sanity:
@@ -357,7 +360,7 @@ class _Maker:
         differentiated = self.gradient(defended.defense, gradient)
         attacking, origin = self.resolve("attack", attack)
         attacking = self.given(attacking)
-        self.check_classes(attacking)
+        self.check_limits(attacking, limit)
         source = self.source(attack, limit, seed, defended.own)
         if source:
             theirs = self.models[source.cell.id]
@@ -393,15 +396,11 @@ class _Maker:
         origins |= {f"attack.{k}": v for k, v in origin.items()}
         return _Made(cell, origins, source)
 
-    def check_classes(self, attack: Resolved) -> None:
-        """Raises UserError for an attack whose loss needs more classes than the dataset has."""
-        needed = registry.of_info(attack.name, attack.info.get("classes", "1"), attack.values)
-        # 0 where it is not known.
-        if 0 < self.dataset.classes < needed:
-            raise UserError(
-                f"`{attack}` needs at least {needed} classes, and {self.dataset.name} has {self.dataset.classes}",
-                "use `-a apgd-ce` or `-a pgd-eot:loss=margin`, which know no such bound",
-            )
+    def check_limits(self, attack: Resolved, limit: ThreatModel) -> None:
+        """Raises UserError for an attack that cannot run on these images, or with so few classes."""
+        # The dataset's are the classifier's, where both are known.
+        of = self.dataset if self.dataset.classes else self.classifier
+        limits.check(attack, limit, self.dataset.shape, of.classes, of.name)
 
     def given(self, attack: Resolved) -> Resolved:
         """An attack whose images exist already, known by their content; the file that holds them is no part of the cell."""

@@ -143,8 +143,21 @@ def build_defense(
     on_work: Callable[[int], None] | None = None,
 ) -> Defense:
     """The cell's defense with its gradient, on a device; networks are shared between the cells of a process."""
-    answering = classifier(cell, device)
     scores = [_network(model, device) for model in cell.scores]
+    return assembled(cell, classifier(cell, device), scores, device, rows=rows, memory=memory, on_work=on_work)
+
+
+def assembled(
+    cell: Cell,
+    answering: Any,
+    scores: Sequence[Score],
+    device: torch.device,
+    *,
+    rows: int,
+    memory: int | None = None,
+    on_work: Callable[[int], None] | None = None,
+) -> Defense:
+    """The same of networks that are given: the classifier `answering`, and the score models."""
     height, width = shape(cell)[1:]
     outer = (height, width)
     inner: tuple[int, int] = tuple(scores[0].size[1:]) if scores else outer

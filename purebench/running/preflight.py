@@ -57,6 +57,7 @@ def prepare(
         brought.check(plan, note or (lambda line: None))
     workers = _workers(plan, resources)
     settings = runner.Settings(out, resources.device, resources.rows, workers, in_bytes(resources.memory), fresh)
+    rehearsal.check_memory(plan, settings.memory, settings.rows_of)
     return plan, settings
 
 

@@ -6,9 +6,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +23,7 @@ from purebench.engine import chain
 from purebench.engine.nfe import NFE, watch
 from purebench.engine.noise import Noise
 from purebench.errors import UserError
+from purebench.plan import limits
 from purebench.plan import resolved as components
 from purebench.plan.grid import Plan
 from purebench.purifiers.plain import Plain
@@ -72,12 +76,81 @@ def check(plan: Plan) -> None:
     for job in plan.jobs:
         cell = job.cell
         if not registry.is_ours("classifier", cell.classifier.key):
-            # For its refusals: what are no logits is known before anything is computed.
-            evaluate.classifier(cell, torch.device("cpu"))
+            # For its refusals, too: what are no logits is known before anything is computed.
+            answers = evaluate.classifier(cell, torch.device("cpu")).answers
+            limits.check(cell.attack, cell.threat, job.shape, answers, f"`{cell.classifier}`")
+            _check_labels(cell, answers, f"`{cell.classifier}`")
+        elif cell.dataset.code:
+            _check_labels(cell, int(cell.dataset.info.get("classes") or 0), f"the INFO of `{cell.dataset}`")
         for purifier, walked in zip(_purifiers(cell), walks(cell, job.shape), strict=True):
             # Fewer levels than score models where a purifier uses none, beside a surrogate that does.
             for part, levels in zip(cell.scores, walked.levels if walked else (), strict=False):
                 _check_levels(purifier.name, part, levels)
+
+
+def check_memory(plan: Plan, memory: int | None, rows: Callable[[Cell], int]) -> None:
+    """Raises UserError for the first gradient of which `memory` bytes (None: what is free) do not hold one step; rows: of a cell's network
+    calls. A step is measured on tensors without values, and networks without weights: it takes no memory, and needs no file."""
+    if memory is None:
+        return
+    known = set()
+    for job in plan.jobs:
+        cell, size = job.cell, rows(job.cell)
+        key = (cell.dataset, cell.classifier, cell.scores, cell.defense, cell.gradient, cell.surrogate, size)
+        if cell.attack.info.get("gradients") and key not in known:
+            known.add(key)
+            _check_memory(cell, job.shape, memory, size)
+
+
+def _check_memory(cell: Cell, shape: list[int], memory: int, rows: int) -> None:
+    # Imported here: it takes a second, which nobody else is to wait for.
+    from torch._subclasses import fake_tensor
+
+    parts = [cell.classifier, *cell.scores, *_purifiers(cell)]
+    # Of somebody else's code nobody knows what it does with tensors without values: the run tells.
+    if not all(registry.is_ours(part.kind if part.kind != "surrogate" else "defense", part.key) for part in parts):
+        return
+    logger = logging.getLogger(fake_tensor.__name__)
+    before, logger.disabled = logger.disabled, True  # it prints what is caught here
+    try:
+        networks = [_weightless(part) for part in (cell.classifier, *cell.scores)]
+        with fake_tensor.FakeTensorMode(allow_non_fake_inputs=True):
+            defense = evaluate.assembled(
+                cell, networks[0], networks[1:], torch.device("cpu"), rows=rows, memory=memory
+            )  # fmt: skip
+            x, noise = torch.empty(rows, *shape), Noise(0, "rehearsal", (), range(rows), [0] * rows)
+            defense.gradient.fits(defense, x, noise)
+    except UserError:
+        raise
+    except Exception:
+        # A library's network that asks for a value cannot be measured without any. The run tells.
+        return
+    finally:
+        logger.disabled = before
+
+
+def _weightless(part: Resolved) -> Any:
+    """The network of a classifier or score model, built in no time and of no size; a file of the user's own, or one that ships, is read."""
+    from torch._subclasses import fake_tensor
+
+    with contextlib.ExitStack() as stack:
+        if not part.where and not _ships(part):
+            stack.enter_context(fake_tensor.FakeTensorMode(allow_non_fake_inputs=True))
+            stack.enter_context(checkpoint.untrained())
+        made = components.load(part.kind, part.key, part.arguments)
+    return watch(made) if part.kind == "classifier" else made
+
+
+def _check_labels(cell: Cell, classes: int, whose: str) -> None:
+    """Raises UserError for a dataset of the user's own with a label beyond the `classes` (0: not known) that there are."""
+    if not classes or not (cell.dataset.code or cell.dataset.where):
+        return
+    largest = int(evaluate.dataset(cell.dataset).labels.max())
+    if largest >= classes:
+        raise UserError(
+            f"`{cell.dataset}` has labels up to {largest}, and {whose} knows {classes} classes, 0 to {classes - 1}",
+            "count classes from 0, or choose another `--classifier`",
+        )
 
 
 def walks(cell: Cell, shape: list[int]) -> list[Walked | None]:
@@ -201,8 +274,8 @@ def _model(part: Resolved) -> Score | None:
 
 
 def _ships(part: Resolved) -> bool:
-    """Whether the weights of a score model, none of the user's own, are in the package."""
-    assets_of = components.of("score", part.part).assets
+    """Whether the weights of a score model or classifier, none of the user's own, are in the package."""
+    assets_of = components.of(part.kind, part.part).assets
     return any("package" in assets.entry(asset)["sources"] for asset in assets_of)
 
 
