@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from purebench import assets
-from purebench.datasets import supplied
+from purebench.datasets import supplied, tree
+from purebench.datasets.tree import Tree, shown
 from purebench.errors import DOWNLOAD, USAGE, UserError
 
 WHOLE = 512 << 20  # bytes: the content of a folder of images up to this size is read for its digest
@@ -30,6 +31,7 @@ class Images:
     read: Callable[[Sequence[int]], Tensor]  # indices -> (B,C,H,W) float32 in [0,1]
     note: str = ""  # why numbers on these images are not a paper's; empty for the papers' own images
     declared: bool = True  # whether `classes` is their number, and not that of the labels seen
+    said: str = ""  # of the user's own: what was found, and what was left out; a line of the plan
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -77,27 +79,82 @@ def of_tensors(x: Any, y: Any, what: str = "the images") -> Images:
 
 def of_files(
     root: Path, files: Sequence[str], labels: Sequence[int], classes: int, *, channels: int = 3, resize: int = 0, crop: int = 0,
-    note: str = "",
+    note: str = "", declared: bool = True, said: str = "",
 ) -> Images:  # fmt: skip
     """Image files, decoded at `take`. files: names relative to root; the digest is of names, sizes, labels and, up to 512 MB in all,
-    of the content, in this order."""
+    of the content, in this order. Raises UserError for files that are missing, empty or no images, and for images of several sizes."""
     # Sizes tell most copies apart at once; ImageNet's 6 GB would take longer to read than many a run.
     hashed, total = hashlib.sha256(), 0
     for name, label in zip(files, labels, strict=True):
         try:
             size = (root / name).stat().st_size
         except OSError as error:
-            raise UserError(f"cannot read `{root / name}`: {error.strerror}", "the dataset's list names it") from None
+            raise UserError(
+                f"cannot read `{shown(str(root / name))}`: {error.strerror}", "the dataset's list names it"
+            ) from None
+        if not size:
+            raise UserError(f"`{shown(str(root / name))}` is empty", "copy or download it again, or remove it")
         total += size
-        hashed.update(f"{name}\0{size}\0{label}\n".encode())
+        # A name that is not UTF-8 has surrogates.
+        hashed.update(f"{name}\0{size}\0{label}\n".encode("utf-8", "surrogateescape"))
     for name in files if total <= WHOLE else ():
-        hashed.update((root / name).read_bytes())
+        hashed.update(_content(root / name))
+    # Where every image comes out of one size, 6 GB of heads are not read either.
+    if total <= WHOLE or not 0 < crop <= resize:
+        check_heads([root / name for name in files], [str(root / name) for name in files], resize, crop)
 
     def read(indices: Sequence[int]) -> Tensor:
         paths = [root / files[i] for i in indices]
         return stack([decode(path, channels, resize, crop) for path in paths], list(map(str, paths)))
 
-    return Images(torch.tensor(labels, dtype=torch.int64), classes, f"sha256:{hashed.hexdigest()}", read, note)
+    y = torch.tensor(labels, dtype=torch.int64)
+    return Images(y, classes, f"sha256:{hashed.hexdigest()}", read, note, declared, said)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read `{shown(str(path))}`: {error.strerror}", "let your user read it") from None
+
+
+def check_heads(sources: Sequence[Path | bytes], names: Sequence[str], resize: int = 0, crop: int = 0) -> None:
+    """Reads the heads of all images: what a run would meet after hours is found when it is planned. Raises UserError for the first that is
+    no image, that comes out of another size than the first one, or that `crop` is too large for."""
+    from PIL import Image
+
+    first = (0, 0)
+    for i, (source, name) in enumerate(zip(sources, names, strict=True)):
+        try:
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
+                width, height = opened.size
+        # Pillow's readers raise what their reading of damaged bytes comes to; `decode` has the words for it.
+        except Exception:
+            height, width = decode(source, name=name).shape[1:]
+        if resize:
+            # As torchvision's `resize` has it.
+            short, long = sorted((width, height))
+            scaled = int(resize * long / short)
+            width, height = (resize, scaled) if width <= height else (scaled, resize)
+        if crop:
+            if crop > min(width, height):
+                message = f"`crop={crop}` is more than there is: `{shown(name)}` is {width}x{height}"
+                raise UserError(
+                    f"{message}{' once it is scaled' if resize else ''}", "black borders would be part of the image"
+                )
+            continue
+        first = first if i else (width, height)
+        if (width, height) != first:
+            raise _sizes(names[0], first, name, (width, height))
+
+
+def _sizes(one: str, is_one: tuple[int, int], other: str, is_other: tuple[int, int]) -> UserError:
+    """The error for two images of different sizes (width, height)."""
+    has, got = ("x".join(map(str, size)) for size in (is_one, is_other))
+    return UserError(
+        f"images of different sizes: `{shown(one)}` is {has}, `{shown(other)}` is {got}",
+        "`size=224` scales and crops them to one size",
+    )
 
 
 def decode(source: Path | bytes, channels: int = 3, resize: int = 0, crop: int = 0, name: str = "") -> Tensor:
@@ -130,10 +187,7 @@ def stack(images: Sequence[Tensor], names: Sequence[str]) -> Tensor:
     for image, name in zip(images, names, strict=True):
         if image.shape != images[0].shape:
             (_, h0, w0), (_, h, w) = images[0].shape, image.shape
-            raise UserError(
-                f"images of different sizes: `{names[0]}` is {w0}x{h0}, `{name}` is {w}x{h}",
-                "an image folder takes `size=224` to scale and crop them",
-            )
+            raise _sizes(names[0], (w0, h0), name, (w, h))
     return torch.stack(list(images)).float() / 255
 
 
@@ -180,15 +234,6 @@ def own_folder(dataset: str, folder: str, info: Mapping[str, Any], layout: str) 
     )
 
 
-def image_folder(path: Path) -> tuple[list[str], list[str], list[int]]:
-    """(class names, files relative to path, labels) of a folder with one sub-folder per class, in torchvision's sorted order."""
-    from torchvision.datasets import folder
-
-    try:
-        classes, numbers = folder.find_classes(str(path))
-        samples = folder.make_dataset(str(path), numbers, folder.IMG_EXTENSIONS)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        why = str(error).split(" Supported extensions")[0].rstrip(".")
-        hint = "expected one sub-folder per class with its images (jpg, png, ..)"
-        raise UserError(f"`{path}` is not an image folder: {why}", hint) from None
-    return classes, [Path(file).relative_to(path).as_posix() for file, _ in samples], [label for _, label in samples]
+def image_folder(path: Path) -> Tree:
+    """The images of a folder with one sub-folder per class, classes in torchvision's sorted order, digits by number."""
+    return tree.in_order(tree.read(path))
