@@ -431,15 +431,13 @@ def test_wrong_folders(tmp_path):
     write(tmp_path / "a" / "2.png", encoded(pixels(9, 8, 3)))
     refused(make, "8x8", "8x9", "size=224")
     assert make(size=8).take([0, 1])[0].shape == (2, 3, 8, 8)
+    (tmp_path / "a" / "2.png").unlink()
     write(tmp_path / "a" / "3.png", b"<html>not found</html>")
     refused(make, "3.png", "not an image")
-    for name in ("2.png", "3.png"):
-        (tmp_path / "a" / name).unlink()
+    (tmp_path / "a" / "3.png").unlink()
     write(tmp_path / "a" / "4.png", encoded(pixels(64, 64, 3))[:500])
     refused(lambda: make(size=8).take([1]), "4.png", "damaged")
     (tmp_path / "a" / "4.png").unlink()
-    write(tmp_path / "a" / "5.png", encoded(pixels(8, 8).astype(np.uint16) * 256))
-    refused(lambda: make().take([1]), "5.png", "8 bits")
     refused(lambda: make(channels=2), "channels=2")
 
 

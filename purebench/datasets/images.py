@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from purebench import assets
 from purebench.datasets import supplied, tree
+from purebench.datasets.pictures import Facts, decode, look, stack
 from purebench.datasets.tree import Tree, shown
 from purebench.errors import DOWNLOAD, USAGE, UserError
 
@@ -79,7 +79,7 @@ def of_tensors(x: Any, y: Any, what: str = "the images") -> Images:
 
 def of_files(
     root: Path, files: Sequence[str], labels: Sequence[int], classes: int, *, channels: int = 3, resize: int = 0, crop: int = 0,
-    note: str = "", declared: bool = True, said: str = "",
+    interpolation: str = "bilinear", note: str = "", declared: bool = True, said: str = "",
 ) -> Images:  # fmt: skip
     """Image files, decoded at `take`. files: names relative to root; the digest is of names, sizes, labels and, up to 512 MB in all,
     of the content, in this order. Raises UserError for files that are missing, empty or no images, and for images of several sizes."""
@@ -99,16 +99,18 @@ def of_files(
         hashed.update(f"{name}\0{size}\0{label}\n".encode("utf-8", "surrogateescape"))
     for name in files if total <= WHOLE else ():
         hashed.update(_content(root / name))
-    # Where every image comes out of one size, 6 GB of heads are not read either.
-    if total <= WHOLE or not 0 < crop <= resize:
-        check_heads([root / name for name in files], [str(root / name) for name in files], resize, crop)
+    # JPEG is plain: where all come out of one size, 50,000 heads are not read either.
+    jpeg = total > WHOLE and 0 < crop <= resize and all(name.lower().endswith((".jpg", ".jpeg")) for name in files)
+    paths = [root / name for name in files]
+    plain = jpeg or heads(paths, list(map(str, paths)), resize, crop)
 
     def read(indices: Sequence[int]) -> Tensor:
-        paths = [root / files[i] for i in indices]
-        return stack([decode(path, channels, resize, crop) for path in paths], list(map(str, paths)))
+        some = [paths[i] for i in indices]
+        images = [decode(path, channels, resize, crop, interpolation=interpolation) for path in some]
+        return stack(images, list(map(str, some)))
 
     y = torch.tensor(labels, dtype=torch.int64)
-    return Images(y, classes, f"sha256:{hashed.hexdigest()}", read, note, declared, said)
+    return Images(y, classes, f"sha256:{read_anew(hashed.hexdigest(), plain)}", read, note, declared, said)
 
 
 def _content(path: Path) -> bytes:
@@ -118,34 +120,39 @@ def _content(path: Path) -> bytes:
         raise UserError(f"cannot read `{shown(str(path))}`: {error.strerror}", "let your user read it") from None
 
 
-def check_heads(sources: Sequence[Path | bytes], names: Sequence[str], resize: int = 0, crop: int = 0) -> None:
-    """Reads the heads of all images: what a run would meet after hours is found when it is planned. Raises UserError for the first that is
-    no image, that comes out of another size than the first one, or that `crop` is too large for."""
-    from PIL import Image
-
-    first = (0, 0)
+def heads(sources: Iterable[Path | bytes], names: Sequence[str], resize: int = 0, crop: int = 0) -> bool:
+    """Reads the heads of all images, so that what a run would meet after hours is found when it is planned. Returns whether all are plain:
+    of 8 bits and opaque. Raises UserError for the first that is no image, that comes out of another size than the first, or that `crop`
+    is too large for."""
+    plain, first = True, (0, 0)
     for i, (source, name) in enumerate(zip(sources, names, strict=True)):
-        try:
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
-                width, height = opened.size
-        # Pillow's readers raise what their reading of damaged bytes comes to; `decode` has the words for it.
-        except Exception:
-            height, width = decode(source, name=name).shape[1:]
-        if resize:
-            # As torchvision's `resize` has it.
-            short, long = sorted((width, height))
-            scaled = int(resize * long / short)
-            width, height = (resize, scaled) if width <= height else (scaled, resize)
-        if crop:
-            if crop > min(width, height):
-                message = f"`crop={crop}` is more than there is: `{shown(name)}` is {width}x{height}"
-                raise UserError(
-                    f"{message}{' once it is scaled' if resize else ''}", "black borders would be part of the image"
-                )
-            continue
-        first = first if i else (width, height)
-        if (width, height) != first:
-            raise _sizes(names[0], first, name, (width, height))
+        facts = look(source, shown(name))
+        size = _scaled(facts, resize)
+        plain = plain and facts.plain
+        if not crop:
+            first = first if i else size
+            if size != first:
+                raise _sizes(names[0], first, name, size)
+        elif crop > min(size):
+            raise UserError(
+                f"`{shown(name)}` is {size[0]}x{size[1]}{' once it is scaled' if resize else ''}, too small to cut {crop}x{crop} out of it",
+                "cut out less, or scale more: black borders would be part of the image",
+            )
+    return plain
+
+
+def _scaled(facts: Facts, resize: int) -> tuple[int, int]:
+    """Width and height with the shorter side at `resize`, as torchvision has it."""
+    width, height = facts.width, facts.height
+    if not resize:
+        return width, height
+    long = int(resize * max(width, height) / min(width, height))
+    return (resize, long) if width <= height else (long, resize)
+
+
+def read_anew(digest: str, plain: bool) -> str:
+    """The hash of content that is read otherwise than it once was: transparent images by what is seen, more than 8 bits by all of them."""
+    return digest if plain else hashlib.sha256(f"{digest} as seen".encode()).hexdigest()
 
 
 def _sizes(one: str, is_one: tuple[int, int], other: str, is_other: tuple[int, int]) -> UserError:
@@ -155,40 +162,6 @@ def _sizes(one: str, is_one: tuple[int, int], other: str, is_other: tuple[int, i
         f"images of different sizes: `{shown(one)}` is {has}, `{shown(other)}` is {got}",
         "`size=224` scales and crops them to one size",
     )
-
-
-def decode(source: Path | bytes, channels: int = 3, resize: int = 0, crop: int = 0, name: str = "") -> Tensor:
-    """One image file or its bytes as (C,H,W) uint8; the shorter side is scaled to `resize` (bilinear, as PIL antialiases it), then
-    the centre `crop` x `crop` is cut out; 0 leaves out either."""
-    from PIL import Image
-    from torchvision.transforms import functional as tf
-
-    shown = name if isinstance(source, bytes) else str(source)
-    try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
-            # Of 16 bits or floats: convert() would clip them and not scale.
-            if opened.mode[0] in "IF":
-                raise UserError(f"`{shown}` has more than 8 bits per channel", "store it with 8 bits per channel")
-            image = opened.convert({1: "L", 3: "RGB"}[channels])
-    # SyntaxError is what PIL raises for a broken PNG.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        why = getattr(error, "strerror", None) or "it is not an image, or is damaged"
-        raise UserError(f"cannot read `{shown}`: {why}", "replace the file, then run again") from None
-    if resize:
-        image = tf.resize(image, [resize])
-    if crop:
-        image = tf.center_crop(image, [crop])
-    # reshape: PIL gives a grey image no axis of channels.
-    return torch.from_numpy(np.array(image)).reshape(image.height, image.width, channels).permute(2, 0, 1)
-
-
-def stack(images: Sequence[Tensor], names: Sequence[str]) -> Tensor:
-    """(C,H,W) uint8 images of one size as (B,C,H,W) float32 in [0,1]."""
-    for image, name in zip(images, names, strict=True):
-        if image.shape != images[0].shape:
-            (_, h0, w0), (_, h, w) = images[0].shape, image.shape
-            raise _sizes(names[0], (w0, h0), name, (w, h))
-    return torch.stack(list(images)).float() / 255
 
 
 def check_channels(channels: int) -> None:

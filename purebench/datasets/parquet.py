@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from purebench import assets
-from purebench.datasets.images import Images, check_channels, check_heads, decode, stack
+from purebench.datasets.images import Images, check_channels, heads, read_anew
 from purebench.datasets.numbering import ordered
+from purebench.datasets.pictures import decode, stack
 from purebench.datasets.tree import is_hidden, shown
 from purebench.errors import UserError
 
@@ -65,7 +66,7 @@ def parquet(
     # Of one file the file's own, as it always was.
     digest = digests[0] if len(files) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
     crop = crop or size
-    check_heads(stored, names, size, crop)
+    digest = read_anew(digest, heads(stored, names, size, crop))
     # Told by the images and not by the file, which does not say how they were made; hubs store all in one way.
     lossy = stored[0].startswith(b"\xff\xd8")
     note = f"your own Parquet file{' of JPEG images, which are lossy' if lossy else ''}: no paper's images or order"
