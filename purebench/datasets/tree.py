@@ -88,7 +88,7 @@ def read(root: Path) -> Tree:
     tree.classes = sorted(seen)
     for entry in beside:
         _take(tree, entry, "", entry.name, beside=bool(seen))
-    walked: set[str] = set(seen.values())
+    walked = above | set(seen.values())
     links: deque[tuple[str, str]] = deque()
     # Folders before links: a link inside a class to a folder of another class takes no image from that.
     for name in tree.classes:
