@@ -1,4 +1,4 @@
-"""Image folders and Parquet shards as people have them: each is read rightly, or refused by name. Prints a table; exit code 1 if one is not.
+"""Image folders and Parquet shards as people have them: each is read rightly, or refused by name. Exit code 1 if one is not.
 
     python benchmarks/odd_folders.py [WORD ..]      # of those whose name has one of the words
 
@@ -103,7 +103,9 @@ def hidden(root: Path) -> dict[str, object]:
 
 
 def formats(root: Path) -> dict[str, object]:
-    for i, (kind, suffix) in enumerate((("GIF", "gif"), ("TGA", "tga"), ("JPEG2000", "jp2"), ("BMP", "BMP"), ("TIFF", "Tiff"))):
+    for i, (kind, suffix) in enumerate(
+        (("GIF", "gif"), ("TGA", "tga"), ("JPEG2000", "jp2"), ("BMP", "BMP"), ("TIFF", "Tiff"))
+    ):
         picture(root / f"{i}" / f"x.{suffix}", i, (16, 16), kind)
         picture(root / f"{i}" / "y.PNG", i, (16, 16))
     picture(root / "0" / "z.webp", 0, (16, 16), "WEBP")
@@ -220,7 +222,9 @@ def parquet(root: Path, labels: list[object], name: str = "x.parquet") -> str:
 
     root.mkdir(parents=True, exist_ok=True)
     shades = [label if isinstance(label, int) else 0 for label in labels]
-    pq.write_table(pa.table({"image": [{"bytes": encoded(s), "path": ""} for s in shades], "label": labels}), root / name)
+    pq.write_table(
+        pa.table({"image": [{"bytes": encoded(s), "path": ""} for s in shades], "label": labels}), root / name
+    )
     return str(root / name)
 
 
@@ -334,11 +338,15 @@ def outcome(layout: Layout, folder: Path) -> tuple[str, bool]:
         x, y = images.take(range(len(images)))
     except UserError as error:
         text = f"{error.message} ({error.hint})"
-        return f"refused: {text.replace(str(folder), '')}", bool(layout.refused) and all(word in text for word in layout.refused)
+        return f"refused: {text.replace(str(folder), '')}", bool(layout.refused) and all(
+            word in text for word in layout.refused
+        )
     shades = (x.mean((1, 2, 3)) * 255 / 20).round().long()
     right = bool((shades == y % 13).all())
     told = f"read: {said or f'{len(y)} images'}"
-    return f"{told}{'' if right else '; LABELS WRONG'}", right and not layout.refused and all(word in said for word in layout.said)
+    return f"{told}{'' if right else '; LABELS WRONG'}", right and not layout.refused and all(
+        word in said for word in layout.said
+    )
 
 
 def main(words: list[str]) -> int:

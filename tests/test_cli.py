@@ -556,9 +556,9 @@ def one_shot_fails_on_the_darkest(monkeypatch, pictures_of_digits):
     import torch
 
     from purebench.engine.identity import Identity
-    from purebench.report import pictures
+    from purebench.report import inputs
 
-    sums = [float(pictures.read(path, [1, 8, 8]).sum()) for path in pictures_of_digits]
+    sums = [float(inputs.read(path, [1, 8, 8], {}).images.sum()) for path in pictures_of_digits]
 
     class Diverges(Identity):
         n = 3
@@ -617,14 +617,14 @@ def test_purify_gives_the_decision_of_the_defense_with_its_votes(votes, pictures
 
     from purebench.engine.noise import Noise
     from purebench.plan import grid as plan
-    from purebench.report import pictures
+    from purebench.report import inputs, pictures
     from purebench.running import evaluate
 
     part = f"gaussian:sigma=2,votes={votes},combine=vote"
     rows = pictures.purify(pictures_of_digits, part, Path("out"), "digits", 3, "cpu")
     cell = plan.build(plan.Request(defenses=(part,), attacks=("null",), dataset="digits", images=1)).jobs[0].cell
     defense = evaluate.build_defense(cell, torch.device("cpu"), rows=8)
-    x = torch.stack([pictures.read(path, [1, 8, 8]) for path in pictures_of_digits])
+    x = torch.cat([inputs.read(path, [1, 8, 8], {}).images for path in pictures_of_digits])
     noise = Noise(3, "purify", (), range(8), [0] * 8)
     first = defense.undefended().predict(defense.purify(x, noise), noise)
     after = torch.tensor([row["class after"] for row in rows])
@@ -633,7 +633,9 @@ def test_purify_gives_the_decision_of_the_defense_with_its_votes(votes, pictures
     shares = [10 * row["confidence after"] for row in rows]
     assert all(abs(share - round(share)) < 0.011 for share in shares) == (votes == 10)
     for row, image in zip(rows, defense.purify(x, noise), strict=True):  # the picture is of the first purification
-        assert torch.equal(pictures.read(Path(row["purified"]), [1, 8, 8]), (image.clamp(0, 1) * 255).round() / 255)
+        assert torch.equal(
+            inputs.read(Path(row["purified"]), [1, 8, 8], {}).images[0], (image.clamp(0, 1) * 255).round() / 255
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------- progress

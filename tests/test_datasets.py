@@ -438,6 +438,8 @@ def test_wrong_folders(tmp_path):
     write(tmp_path / "a" / "4.png", encoded(pixels(64, 64, 3))[:500])
     refused(lambda: make(size=8).take([1]), "4.png", "damaged")
     (tmp_path / "a" / "4.png").unlink()
+    write(tmp_path / "a" / "5.png", encoded(pixels(8, 8).astype(np.uint16) * 256))
+    assert torch.allclose(make().take([1])[0][0, 0], torch.from_numpy(pixels(8, 8) * (256 / 65535)).float())
     refused(lambda: make(channels=2), "channels=2")
 
 

@@ -63,7 +63,7 @@ ROOMS = {  # room, from the ground up -> the rooms that it may import anywhere, 
     "plan": "errors spec foreign registry records scores engine assets embedded datasets",
     "train": "errors atomic networks datasets scores plan",
     "running": "errors spec foreign registry records engine assets datasets scores classifiers purifiers attacks plan",
-    "report": "errors atomic spec registry records engine assets scores purifiers plan running",
+    "report": "errors atomic spec registry records engine assets datasets scores purifiers plan running",
     "api": "errors spec foreign records engine classifiers datasets plan running report",
     "cli": "*",
     "__main__": "cli",
@@ -78,7 +78,7 @@ INSIDE = {  # room -> its modules, each importing those before it alone
     "api": "given kept own result run evaluate module judge",
     "cli": "terminal options layouts run results pages parts files __main__",
     "report": "coded markdown metrics tables papers asked html pairs selection mates expect compare recipe chart recorded images "
-    "replay purified packed page toy drawing figures costs strips maps imagery propositions sketches pictures",
+    "replay purified packed page toy drawing figures costs strips maps imagery propositions sketches inputs outputs pictures",
 }
 
 

@@ -48,7 +48,11 @@ def show(name: Annotated[str, Argument(metavar="NAME")], as_json: AsJson = False
 )
 def purify(
     images: Annotated[
-        list[Path], Argument(metavar="IMAGE..", help="image files; resized and converted to what the score model takes")
+        list[Path],
+        Argument(
+            metavar="IMAGE..",
+            help="image files, scaled and cropped as the dataset does; arrays (.npy, .pt) of floats in [0,1]",
+        ),
     ],
     defense: Annotated[str, Option("-d", "--defense", metavar="PART")],
     out: Annotated[Path, Option(metavar="DIR")] = Path("purified"),
@@ -58,14 +62,17 @@ def purify(
     trajectory: Annotated[
         bool, Option("--trajectory", help="also the way there: a strip of states with score norms and confidences")
     ] = False,
+    background: Annotated[
+        str, Option(metavar="COLOUR", help="behind transparent pixels: a colour's name or #rrggbb")
+    ] = "white",
     seed: Annotated[int, Option()] = 0,
     device: Annotated[str, Option()] = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Purify image files: one purified PNG each, and a side-by-side picture of all with the classifier's answers."""
+    """Purify image files and arrays: a purified PNG or array each, and a side-by-side picture of all with the classifier's answers."""
     from purebench.report import pictures
 
-    rows = pictures.purify(images, defense, out, dataset, seed, device, trajectory, classifier, score)
+    rows = pictures.purify(images, defense, out, dataset, seed, device, trajectory, classifier, score, background)
     print_data(rows, as_json)
     # Only now, when the rows of the images that worked are printed, an error for those that did not.
     say(f"next: look at {out / 'side-by-side.png'}")

@@ -48,7 +48,7 @@ def look(source: Path | bytes, name: str = "", *, whole: bool = False) -> Facts:
     """Its facts, by its header alone; `whole`: orientation and frames too, for which all of it may be read. Raises UserError."""
     with _opened(source, name) as image:
         facts = *image.size, _bits(image), image.has_transparency_data
-        return Facts(*facts, _orientation(image), getattr(image, "n_frames", 1)) if whole else Facts(*facts)
+        return Facts(*facts, _orientation(image), _frames(image)) if whole else Facts(*facts)
 
 
 def decode(
@@ -61,7 +61,7 @@ def decode(
     0 leaves out either. background: what is seen behind transparent pixels, a colour's name or #rrggbb. turn: as the EXIF data says,
     which viewers do and torchvision, and so the papers, do not. name: what an error calls bytes. Raises UserError for a file that
     cannot be read, one whose range is not certain, and one smaller than `crop`."""
-    shown, behind = _shown(source, name), _colour(background)
+    shown, behind = _shown(source, name), colour(background)
     if interpolation not in INTERPOLATIONS:
         raise unknown("interpolation", interpolation, INTERPOLATIONS)
     with _opened(source, name) as image:
@@ -153,7 +153,8 @@ def _unreadable(source: Path | bytes, shown: str, error: Exception) -> UserError
     return UserError(f"cannot read `{shown}`: {why}", hint)
 
 
-def _colour(background: str) -> tuple[int, int, int]:
+def colour(background: str) -> tuple[int, int, int]:
+    """Red, green and blue, 0 to 255. Raises UserError for what is none."""
     from PIL import ImageColor
 
     wrong = UserError(f"`{background}` is no colour", "a background is a name such as white or black, or #rrggbb")
@@ -179,6 +180,11 @@ def _orientation(image: Image.Image) -> int:
     # Pillow turns TIFF files when they are loaded.
     found = 1 if image.format == "TIFF" else image.getexif().get(274, 1)
     return found if found in range(1, 9) else 1
+
+
+def _frames(image: Image.Image) -> int:
+    # The layers of a PSD file are no pictures of their own: the first is what they make together.
+    return 1 if image.format == "PSD" else getattr(image, "n_frames", 1)
 
 
 def _planes(

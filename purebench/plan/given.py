@@ -67,7 +67,7 @@ def _read(
 
     path = Path(text)
     order = datasets.order(size, subset)
-    found = _of_cell(path, dataset, shape, order) if path.is_dir() else _shaped(path, _array(path), shape)
+    found = _of_cell(path, dataset, shape, order) if path.is_dir() else _shaped(path, array(path), shape)
     if len(found) > len(order):
         raise UserError(
             f"`{path}` has {len(found)} images, and `{subset}` of {dataset} {len(order)}: they cannot be the same ones",
@@ -94,8 +94,8 @@ def _outside(path: Path, first: int, found: np.ndarray, count: int) -> UserError
     )
 
 
-def _array(path: Path) -> np.ndarray:
-    """What the file holds as its images. Nothing in it is run."""
+def array(path: Path) -> np.ndarray:
+    """What the file holds as its images, of any type and shape. Nothing in it is run. Raises UserError for a file that is none."""
     import numpy as np
 
     hint = READS

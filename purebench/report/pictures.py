@@ -1,54 +1,68 @@
-"""`purebench purify`: any image files in, purified files and one side-by-side picture out."""
+"""`purebench purify`: image files and arrays in, purified ones and one side-by-side picture out."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from purebench import assets
+from purebench.datasets.pictures import colour
 from purebench.engine import chain
 from purebench.engine import device as device_module
 from purebench.engine.defense import Defense
 from purebench.engine.noise import Noise
-from purebench.errors import DOWNLOAD, FAILED, UserError
+from purebench.errors import DOWNLOAD, FAILED, USAGE, Mistake, UserError
 from purebench.plan import grid as plan
 from purebench.purifiers.resized import resize
+from purebench.report import inputs, outputs
+from purebench.report.inputs import Input
 from purebench.running import evaluate, rehearsal
 from purebench.running.tasks import default_rows
+from purebench.spec import Cell
 
 Row = dict[str, object]  # what there is to say of one image file: column -> text or number, None where there is none
 
+HINT = "pictures that Pillow reads (PNG, JPEG, TIFF, ..), and arrays (.npy, .pt) of floats in [0,1], can be purified"
 FRAMES = 9  # of a trajectory
 SIGMA = 0.1  # noise level, in [-1,1] units, at which a trajectory's score norms are taken
 
 
+@dataclass(frozen=True, eq=False)
+class One:
+    """An image among all that were given: the k-th of its file, and the names of what is made of it."""
+
+    file: Input
+    k: int
+    name: str
+    strip: str  # of its trajectory; empty where none is drawn
+
+
 def purify(
     paths: list[Path], defense: str, out: Path, dataset: str, seed: int, device_name: str, trajectory: bool = False,
-    classifier: str | None = None, score: str | None = None,
+    classifier: str | None = None, score: str | None = None, background: str = "white",
 ) -> list[Row]:  # fmt: skip
-    """Purifies image files with a defense of `dataset`'s networks; the image's place in the list is its id in the noise.
+    """Purifies image files and arrays with a defense of `dataset`'s networks; an image's place among all is its id in the noise.
 
-    Writes `out/<name>.png` for each, `out/side-by-side.png`, and with `trajectory` a strip `out/<name>-trajectory.png`; returns one row
-    per file with the answers of the bare classifier (`before`) and of the defense (`after`). With `votes=n` the defense decides by n
-    purifications, of which the pictures show the first. A file with one that is not finite has only a row, which says `failed`: why."""
-    request = plan.Request(
-        defenses=(defense,), attacks=("null",), dataset=dataset, images=1, classifier=classifier, score=score
-    )
-    the_plan = plan.build(request)
-    rehearsal.check(the_plan)
-    cell = the_plan.jobs[0].cell
-    images = [name for name, facts in assets.table().items() if facts["kind"] == "dataset"]
-    absent = [name for name in the_plan.missing if name not in images]  # the dataset's own are not needed
-    if absent:
-        raise UserError(f"not in the cache: {', '.join(absent)}", assets.bring(absent), DOWNLOAD)
+    Writes for each picture `out/<name>.png`, for each array one of its shape, `out/side-by-side.png`, and with `trajectory` a strip
+    `out/<name>-trajectory.png` per image; returns one row per image with the answers of the bare classifier (`before`) and of the
+    defense (`after`). With `votes=n` the defense decides by n purifications, of which the pictures show the first. Of a file that
+    cannot be read, and of an image with a purification that is not finite, there is only a row, which says `failed`: why. Raises
+    UserError where no file can be read, and where one that was not made here would be overwritten."""
+    colour(background)  # told once, and not of each file
+    cell, shape = _planned(defense, dataset, classifier, score)
+    images = _images(_read(paths, shape, cell.dataset.values, background), trajectory)
+    outputs.check(out, [outputs.SHEET, *(name for one in images for name in (one.name, one.strip) if name)], paths)
+    # A file that cannot be read has the place of one image all the same: the draws of the others do not depend on it.
+    ids = [i for i, one in enumerate(images) if not one.file.failed]
     device = device_module.setup(device_name)
-    x = torch.stack([read(path, the_plan.jobs[0].shape) for path in paths]).to(device)
-    made = evaluate.build_defense(cell, device, rows=min(len(paths), default_rows(cell)))
-    noise = Noise(seed, "purify", (), range(len(paths)), [0] * len(paths))
+    x = torch.stack([images[i].file.images[images[i].k] for i in ids]).to(device)
+    made = evaluate.build_defense(cell, device, rows=min(len(x), default_rows(cell)))
+    noise = Noise(seed, "purify", (), ids, [0] * len(x))
     clean = made.purify(x, noise)
     bare = made.undefended()
     bad = (~clean.isfinite().flatten(1).all(1)).nonzero()[:, 0].tolist()
@@ -56,57 +70,104 @@ def purify(
     logits = bare.logits(x, noise), made.logits(x, noise) if undecided else bare.logits(clean, noise)
     before, after = (torch.softmax(answer, dim=1) for answer in logits)
     failed = dict.fromkeys(bad, "the purification gave values that are not finite") | made.not_finite
-    out.mkdir(parents=True, exist_ok=True)
-    rows, taken = [], {"side-by-side.png"}
-    for i, path in enumerate(paths):
-        name = f"{path.stem}.png"
-        # Two files of one name from different folders must not overwrite each other.
-        while name in taken:
-            name = f"{Path(name).stem}-{i}.png"
-        taken.add(name)
-        if i not in failed:
-            picture(clean[i]).save(out / name)
-        row: Row = {"image": str(path), "purified": str(out / name)}
+    files: dict[str, bytes] = {}
+    rows: dict[int, Row] = {}  # by the image's place among all
+    for i, place in enumerate(ids):
+        one = images[place]
+        row: Row = {"image": one.file.names[one.k], "purified": str(out / one.name)}
         for when, answer in (("before", before[i]), ("after", after[i])):
             row |= {f"class {when}": int(answer.argmax()), f"confidence {when}": round(float(answer.max()), 3)}
-        if trajectory:
-            strip = out / f"{Path(name).stem}-trajectory.png"
-            row["trajectory"] = str(strip)
-            if i not in failed:
-                title = f"{path.name} under {cell.defense}"
-                draw_trajectory(made, x[i : i + 1], noise.rows([i], [0]), title).save(strip)
+        row |= {"trajectory": str(out / one.strip)} if trajectory else {}
         row["largest change"] = round(float((clean[i] - x[i]).abs().max()), 3)
         if i in failed:
             row |= {key: None for key in row if key not in ("image", "class before", "confidence before")}
-        rows.append(row | ({"failed": failed.get(i)} if failed else {}))
-    side_by_side(x, clean, rows, str(cell.defense)).save(out / "side-by-side.png")
-    return rows
+        elif trajectory:
+            title = f"{Path(one.file.names[one.k]).name} under {cell.defense}"
+            strip = draw_trajectory(made, x[i : i + 1], noise.rows([i], [0]), title)
+            files[one.strip] = outputs.png(strip)
+        if i not in failed and not one.file.array:
+            files[one.name] = outputs.png(picture(clean[i]))
+        rows[place] = row | {"note": "; ".join(one.file.notes), "failed": failed.get(i)}
+    files |= _arrays([images[i] for i in ids], clean, failed)
+    outputs.write(out, side_by_side(x, clean, list(rows.values()), str(cell.defense)), files)
+    return _alike(
+        [rows.get(i) or {"image": str(one.file.path), "failed": one.file.failed} for i, one in enumerate(images)]
+    )
+
+
+def _planned(defense: str, dataset: str, classifier: str | None, score: str | None) -> tuple[Cell, list[int]]:
+    """The cell whose networks are used, and [C,H,W] of the images that they take."""
+    request = plan.Request(
+        defenses=(defense,), attacks=("null",), dataset=dataset, images=1, classifier=classifier, score=score
+    )
+    the_plan = plan.build(request)
+    rehearsal.check(the_plan)
+    data = [name for name, facts in assets.table().items() if facts["kind"] == "dataset"]
+    absent = [name for name in the_plan.missing if name not in data]  # the dataset's own are not needed
+    if absent:
+        raise UserError(f"not in the cache: {', '.join(absent)}", assets.bring(absent), DOWNLOAD)
+    return the_plan.jobs[0].cell, the_plan.jobs[0].shape
+
+
+def _read(paths: list[Path], shape: list[int], prepared: Mapping[str, object], background: str) -> list[Input]:
+    """Every file, also those that cannot be read. Raises UserError if that is all of them."""
+    given, errors = [], []
+    for path in paths:
+        try:
+            given.append(inputs.read(path, shape, prepared, background))
+        except UserError as error:
+            errors.append(error)
+            given.append(Input(path, torch.empty(0, *shape), failed=Mistake(error.message)))
+    if errors and len(errors) == len(paths):
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        raise UserError(errors[0].message + more, HINT)
+    return given
+
+
+def _images(given: list[Input], trajectory: bool) -> list[One]:
+    """Every image of the files, one of a file that cannot be read, each with names of its own."""
+    names, images = outputs.Names(), []
+    for number, file in enumerate(given):
+        several = len(file.array) == 4
+        strips = [f"-{k}" * several + "-trajectory.png" for k in range(len(file.images))] if trajectory else []
+        # Two files of one name from different folders must not overwrite each other.
+        name, *strips = names.free(file.path.stem, [file.end, *strips], number)
+        images += [One(file, k, name, strips[k] if strips else "") for k in range(len(file.images))]
+        images += [One(file, 0, "", "")] if file.failed else []
+    return images
+
+
+def _arrays(images: list[One], clean: Tensor, failed: Mapping[int, str]) -> dict[str, bytes]:
+    """The arrays to be written: each of the shape of the one that was given, unless all of it failed."""
+    files = {}
+    for file in {one.file: None for one in images if one.file.array}:
+        of_file = [i for i, one in enumerate(images) if one.file is file]
+        if not all(i in failed for i in of_file):
+            x = clean[of_file].detach().reshape(file.array)
+            files[images[of_file[0]].name] = outputs.array(x, file.end)
+    return files
+
+
+def _alike(rows: list[Row]) -> list[Row]:
+    """The rows with the same keys each; without notes and failures where there are none."""
+    keys = list(dict.fromkeys(key for row in sorted(rows, key=len, reverse=True) for key in row))
+    used = [key for key in keys if key not in ("note", "failed") or any(row.get(key) for row in rows)]
+    return [{key: row.get(key) for key in used} for row in rows]
 
 
 def check(rows: list[Row]) -> None:
     """Raises UserError if a row of `purify` says `failed`."""
-    bad = [f"`{row['image']}`: {row['failed']}" for row in rows if row.get("failed")]
-    if bad:
-        raise UserError(
-            f"{len(bad)} of {len(rows)} images failed: {'; '.join(bad[:6])}{'; ..' * (len(bad) > 6)}",
-            "try milder parameters; `purebench show` names the paper's",
-            FAILED,
-        )
-
-
-def read(path: Path, shape: list[int]) -> Tensor:
-    """An image file as (C,H,W) float32 in [0,1], converted to the channels and resized (bilinear) to the size that is wanted."""
-    try:
-        image = Image.open(path).convert("L" if shape[0] == 1 else "RGB")
-    except FileNotFoundError:
-        raise UserError(f"there is no image `{path}`", "give one or more image files") from None
-    except (UnidentifiedImageError, OSError, ValueError):
-        raise UserError(f"`{path}` is not an image that can be read", "PNG, JPEG, BMP and the like") from None
-    image = (
-        image.resize((shape[2], shape[1]), Image.Resampling.BILINEAR) if image.size != (shape[2], shape[1]) else image
+    bad = [row for row in rows if row.get("failed")]
+    if not bad:
+        return
+    # A file that cannot be read names itself.
+    said = [str(why) if isinstance(why := row["failed"], Mistake) else f"`{row['image']}`: {why}" for row in bad]
+    unread = any(isinstance(row["failed"], Mistake) for row in bad)
+    raise UserError(
+        f"{len(bad)} of {len(rows)} images failed: {'; '.join(said[:6])}{'; ..' * (len(bad) > 6)}",
+        f"the others are written; {HINT}" if unread else "try milder parameters; `purebench show` names the paper's",
+        USAGE if unread else FAILED,
     )
-    array = np.asarray(image, dtype=np.float32) / 255
-    return torch.from_numpy(array[None] if shape[0] == 1 else array.transpose(2, 0, 1).copy())
 
 
 def picture(x: Tensor) -> Image.Image:
