@@ -20,6 +20,7 @@ from purebench.errors import UserError
 from purebench.plan import grid, resolved
 from purebench.records import store
 from purebench.running import evaluate, preflight
+from purebench.spec import Part, parse
 
 FILE = Path(__file__).parents[1] / "benchmarks" / "odd_folders.py"
 spec = importlib.util.spec_from_file_location("odd_folders", FILE)
@@ -140,8 +141,8 @@ def test_shards_are_one_data_set_in_the_order_of_their_names(tmp_path):
     by_folder, by_glob = (parquet.parquet(path=str(path)) for path in (tmp_path, tmp_path / "test-*.parquet"))
     assert by_folder.labels.tolist() == [0, 5, 1, 6]
     assert by_folder.digest == by_glob.digest
-    text = str(resolved.find("dataset", f"parquet:path={tmp_path}/test-*.parquet,name=shards"))
-    assert "shards" in text
+    found = resolved.of("dataset", Part("parquet", (("path", f"{tmp_path}/test-*.parquet"),)))
+    assert parse(found.text) == Part("parquet", (("name", "test-*"),))
 
 
 def test_the_devkits_numbers_are_not_taken_for_ranks(tmp_path):
