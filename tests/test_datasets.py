@@ -429,14 +429,17 @@ def test_wrong_folders(tmp_path):
     refused(make, "no valid file", "sub-folder per class")
     write(tmp_path / "a" / "1.png", encoded(pixels(8, 8, 3)))
     write(tmp_path / "a" / "2.png", encoded(pixels(9, 8, 3)))
-    refused(lambda: make().take([0, 1]), "8x8", "8x9", "size=224")
+    refused(make, "8x8", "8x9", "size=224")
     assert make(size=8).take([0, 1])[0].shape == (2, 3, 8, 8)
+    (tmp_path / "a" / "2.png").unlink()
     write(tmp_path / "a" / "3.png", b"<html>not found</html>")
+    refused(make, "3.png", "not an image")
+    (tmp_path / "a" / "3.png").unlink()
     write(tmp_path / "a" / "4.png", encoded(pixels(64, 64, 3))[:500])
+    refused(lambda: make(size=8).take([1]), "4.png", "damaged")
+    (tmp_path / "a" / "4.png").unlink()
     write(tmp_path / "a" / "5.png", encoded(pixels(8, 8).astype(np.uint16) * 256))
-    refused(lambda: make().take([2]), "3.png", "not an image")
-    refused(lambda: make().take([3]), "4.png", "damaged")
-    assert torch.allclose(make().take([4])[0][0, 0], torch.from_numpy(pixels(8, 8) * (256 / 65535)).float())
+    assert torch.allclose(make().take([1])[0][0, 0], torch.from_numpy(pixels(8, 8) * (256 / 65535)).float())
     refused(lambda: make(channels=2), "channels=2")
 
 
@@ -446,7 +449,7 @@ def test_wrong_folders(tmp_path):
 @pytest.fixture
 def fake_imagenet(tmp_path, monkeypatch):
     wnids = ["n01440764", "n01443537", "n01484850"]
-    monkeypatch.setattr(imagenet, "_wnids", lambda: wnids)
+    monkeypatch.setattr(imagenet, "wnids", lambda: wnids)
     monkeypatch.setattr(imagenet, "IMAGES", 6)
     image_tree(tmp_path / "val", wnids, 2, size=(300, 400), name="ILSVRC2012_val_{i}.JPEG")
     return tmp_path
@@ -484,7 +487,7 @@ def test_the_list_of_robustbench(fake_imagenet, monkeypatch):
 def test_the_real_list_of_robustbench():
     files = imagenet._robustbench_list()
     assert len(set(files)) == len(files) == 5000
-    wnids = imagenet._wnids()
+    wnids = imagenet.wnids()
     assert len(wnids) == 1000
     assert {file.partition("/")[0] for file in files} < set(wnids)
     assert json.loads(imagenet._helper(imagenet.NUMBERS)) == {wnid: i for i, wnid in enumerate(wnids)}
@@ -588,7 +591,7 @@ def test_wrong_parquet_files(tmp_path):
     path = tmp_path / "x.parquet"
     refused(lambda: parquet.parquet(), "path=FILE")
     refused(lambda: parquet.parquet(path=str(path)), "no file")
-    refused(lambda: parquet.parquet(path=str(tmp_path)), "not a folder")
+    refused(lambda: parquet.parquet(path=str(tmp_path)), "no Parquet file", "shards")
     path.write_bytes(b"PAR1 no")
     refused(lambda: parquet.parquet(path=str(path)), "as Parquet")
     hub_file(path, [1, 2], image="picture")
@@ -596,16 +599,16 @@ def test_wrong_parquet_files(tmp_path):
     hub_file(path, [1, 2], label="kind")
     refused(lambda: parquet.parquet(path=str(path)), "`label` or `fine_label`", "img, kind")
     hub_file(path, [1, 12])
-    refused(lambda: parquet.parquet(path=str(path)), "label 12", "classes=100")
+    refused(lambda: parquet.parquet(path=str(path)), "label 12", "13 at least")
     assert parquet.parquet(path=str(path), classes=13).classes == 13
     hub_file(path, ["cat", "owl"])
     refused(lambda: parquet.parquet(path=str(path)), "`owl`", "airplane")
     hub_file(path, [1, None])
-    refused(lambda: parquet.parquet(path=str(path)), "label None")
+    refused(lambda: parquet.parquet(path=str(path)), "no labels in 1 of 2 rows")
     pq.write_table(pa.table({"img": ["a"], "label": [0]}), path)
     refused(lambda: parquet.parquet(path=str(path)), "string")
     pq.write_table(pa.table({"img": [{"bytes": b"<html>", "path": None}], "label": [0]}), path)
-    refused(lambda: parquet.parquet(path=str(path)).take([0]), "row 0", "not an image")
+    refused(lambda: parquet.parquet(path=str(path)), "row 0", "not an image")
     pq.write_table(pa.table({"img": [{"bytes": b"", "path": "1.png"}, None], "label": [0, 0]}), path)
     refused(lambda: parquet.parquet(path=str(path)), "1 rows without an image")
 

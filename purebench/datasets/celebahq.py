@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from purebench.datasets.images import Images, of_files, own_folder
+from purebench.datasets.tree import is_hidden, is_picture
 from purebench.errors import UserError, unknown
 
 INFO = {
@@ -39,8 +40,9 @@ def celebahq(*, folder: str = "", attribute: str = "Smiling") -> Images:
         raise UserError(f"`{given}` is not the CelebA-HQ folder: no `{absent[0]}`", f"it should hold {LAYOUT}")
     has, part = _attribute(root / ATTRIBUTES, attribute), _partition(root / PARTITION)
     files, labels = [], []
+    faces: dict[str, str] = {}
     for path in sorted((root / "images").iterdir()):
-        if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        if is_hidden(path.name) or not is_picture(path.name):
             continue
         # The lists have CelebA's names, whatever format the copies at 256x256 were stored in.
         listed = f"{path.stem}.jpg"
@@ -49,12 +51,18 @@ def celebahq(*, folder: str = "", attribute: str = "Smiling") -> Images:
             raise UserError(
                 f"`{path}` is not in CelebA's lists", "the images are named as in CelebA, such as `000004.png`"
             )
+        if faces.setdefault(listed, path.name) != path.name:
+            message = f"`{root / 'images'}` has one face twice: `{faces[listed]}` and `{path.name}`"
+            raise UserError(message, "remove one of the two")
         if part[listed] == VALIDATION:
             files.append(f"images/{path.name}")
             labels.append(has[listed])
     if not files:
         raise UserError(f"`{root / 'images'}` has no image of the validation part", f"the folder should hold {LAYOUT}")
-    return of_files(root, files, labels, classes=2, resize=256)
+    whole = INFO["celebahq"]["expected"]
+    # Another number of images is another choice of them.
+    note = "" if len(files) == whole else f"{len(files)} of CelebA-HQ's {whole} validation images"
+    return of_files(root, files, labels, classes=2, resize=256, note=note)
 
 
 def _attribute(path: Path, attribute: str) -> dict[str, int]:

@@ -41,7 +41,7 @@ def imagenet(*, folder: str = "", resize: int = 256, crop: int = 224, ids: str =
     root = root / "val" if (root / "val").is_dir() else root
     # A class's number is its wnid's rank, for every classifier of ImageNet; asked of RobustBench's table, not of the folder, which may
     # hold a part of the classes.
-    number = {wnid: i for i, wnid in enumerate(_wnids())}
+    number = {wnid: i for i, wnid in enumerate(wnids())}
     if not any((root / wnid).is_dir() for wnid in number):
         raise UserError(
             f"`{root}` is not the ImageNet validation set: it has no folder such as `n01440764`",
@@ -57,21 +57,21 @@ def imagenet(*, folder: str = "", resize: int = 256, crop: int = 224, ids: str =
             )
         return _images(root, files, [number[file.partition("/")[0]] for file in files], resize, crop)
     # A part of it, or folders of another kind, would shift the numbers of the classes, unnoticed but for the accuracy.
-    classes, files, labels = image_folder(root)
-    if classes != list(number) or len(files) != IMAGES:
+    found = image_folder(root)
+    if found.classes != list(number) or len(found.files) != IMAGES:
         raise UserError(
-            f"`{root}` is not the whole ImageNet validation set: {len(files)} images in {len(classes)} folders, "
+            f"`{root}` is not the whole ImageNet validation set: {len(found.files)} images in {len(found.classes)} folders, "
             f"expected {IMAGES} in the {len(number)} classes",
-            f"it should hold {LAYOUT}; `folder:path=..` takes any image folder",
+            f"it should hold {LAYOUT}; `folder:path={root},classes=imagenet,size=224` takes a part of it",
         )
-    return _images(root, files, labels, resize, crop)
+    return _images(root, found.files, [number[wnid] for wnid in found.folders], resize, crop)
 
 
 def _images(root: Path, files: list[str], labels: list[int], resize: int, crop: int) -> Images:
     return of_files(root, files, labels, CLASSES, resize=resize, crop=crop)
 
 
-def _wnids() -> list[str]:
+def wnids() -> list[str]:
     """The names of the 1,000 classes, sorted."""
     return sorted(json.loads(_helper(NUMBERS)))
 

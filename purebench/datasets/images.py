@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from purebench import assets
-from purebench.datasets import supplied
-from purebench.datasets.pictures import decode, stack
+from purebench.datasets import supplied, tree
+from purebench.datasets.pictures import Facts, decode, look, stack
+from purebench.datasets.tree import Tree, shown
 from purebench.errors import DOWNLOAD, USAGE, UserError
 
 WHOLE = 512 << 20  # bytes: the content of a folder of images up to this size is read for its digest
@@ -30,6 +31,7 @@ class Images:
     read: Callable[[Sequence[int]], Tensor]  # indices -> (B,C,H,W) float32 in [0,1]
     note: str = ""  # why numbers on these images are not a paper's; empty for the papers' own images
     declared: bool = True  # whether `classes` is their number, and not that of the labels seen
+    said: str = ""  # of the user's own: what was found, and what was left out; a line of the plan
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -77,27 +79,89 @@ def of_tensors(x: Any, y: Any, what: str = "the images") -> Images:
 
 def of_files(
     root: Path, files: Sequence[str], labels: Sequence[int], classes: int, *, channels: int = 3, resize: int = 0, crop: int = 0,
-    note: str = "",
+    interpolation: str = "bilinear", note: str = "", declared: bool = True, said: str = "",
 ) -> Images:  # fmt: skip
     """Image files, decoded at `take`. files: names relative to root; the digest is of names, sizes, labels and, up to 512 MB in all,
-    of the content, in this order."""
+    of the content, in this order. Raises UserError for files that are missing, empty or no images, and for images of several sizes."""
     # Sizes tell most copies apart at once; ImageNet's 6 GB would take longer to read than many a run.
     hashed, total = hashlib.sha256(), 0
     for name, label in zip(files, labels, strict=True):
         try:
             size = (root / name).stat().st_size
         except OSError as error:
-            raise UserError(f"cannot read `{root / name}`: {error.strerror}", "the dataset's list names it") from None
+            raise UserError(
+                f"cannot read `{shown(str(root / name))}`: {error.strerror}", "the dataset's list names it"
+            ) from None
+        if not size:
+            raise UserError(f"`{shown(str(root / name))}` is empty", "copy or download it again, or remove it")
         total += size
-        hashed.update(f"{name}\0{size}\0{label}\n".encode())
+        # A name that is not UTF-8 has surrogates.
+        hashed.update(f"{name}\0{size}\0{label}\n".encode("utf-8", "surrogateescape"))
     for name in files if total <= WHOLE else ():
-        hashed.update((root / name).read_bytes())
+        hashed.update(_content(root / name))
+    # JPEG is plain: where all come out of one size, 50,000 heads are not read either.
+    jpeg = total > WHOLE and 0 < crop <= resize and all(name.lower().endswith((".jpg", ".jpeg")) for name in files)
+    paths = [root / name for name in files]
+    plain = jpeg or heads(paths, list(map(str, paths)), resize, crop)
 
     def read(indices: Sequence[int]) -> Tensor:
-        paths = [root / files[i] for i in indices]
-        return stack([decode(path, channels, resize, crop) for path in paths], list(map(str, paths)))
+        some = [paths[i] for i in indices]
+        images = [decode(path, channels, resize, crop, interpolation=interpolation) for path in some]
+        return stack(images, list(map(str, some)))
 
-    return Images(torch.tensor(labels, dtype=torch.int64), classes, f"sha256:{hashed.hexdigest()}", read, note)
+    y = torch.tensor(labels, dtype=torch.int64)
+    return Images(y, classes, f"sha256:{read_anew(hashed.hexdigest(), plain)}", read, note, declared, said)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read `{shown(str(path))}`: {error.strerror}", "let your user read it") from None
+
+
+def heads(sources: Iterable[Path | bytes], names: Sequence[str], resize: int = 0, crop: int = 0) -> bool:
+    """Reads the heads of all images, so that what a run would meet after hours is found when it is planned. Returns whether all are plain:
+    of 8 bits and opaque. Raises UserError for the first that is no image, that comes out of another size than the first, or that `crop`
+    is too large for."""
+    plain, first = True, (0, 0)
+    for i, (source, name) in enumerate(zip(sources, names, strict=True)):
+        facts = look(source, shown(name))
+        size = _scaled(facts, resize)
+        plain = plain and facts.plain
+        if not crop:
+            first = first if i else size
+            if size != first:
+                raise _sizes(names[0], first, name, size)
+        elif crop > min(size):
+            raise UserError(
+                f"`{shown(name)}` is {size[0]}x{size[1]}{' once it is scaled' if resize else ''}, too small to cut {crop}x{crop} out of it",
+                "cut out less, or scale more: black borders would be part of the image",
+            )
+    return plain
+
+
+def _scaled(facts: Facts, resize: int) -> tuple[int, int]:
+    """Width and height with the shorter side at `resize`, as torchvision has it."""
+    width, height = facts.width, facts.height
+    if not resize:
+        return width, height
+    long = int(resize * max(width, height) / min(width, height))
+    return (resize, long) if width <= height else (long, resize)
+
+
+def read_anew(digest: str, plain: bool) -> str:
+    """The hash of content that is read otherwise than it once was: transparent images by what is seen, more than 8 bits by all of them."""
+    return digest if plain else hashlib.sha256(f"{digest} as seen".encode()).hexdigest()
+
+
+def _sizes(one: str, is_one: tuple[int, int], other: str, is_other: tuple[int, int]) -> UserError:
+    """The error for two images of different sizes (width, height)."""
+    has, got = ("x".join(map(str, size)) for size in (is_one, is_other))
+    return UserError(
+        f"images of different sizes: `{shown(one)}` is {has}, `{shown(other)}` is {got}",
+        "`size=224` scales and crops them to one size",
+    )
 
 
 def check_channels(channels: int) -> None:
@@ -143,15 +207,6 @@ def own_folder(dataset: str, folder: str, info: Mapping[str, Any], layout: str) 
     )
 
 
-def image_folder(path: Path) -> tuple[list[str], list[str], list[int]]:
-    """(class names, files relative to path, labels) of a folder with one sub-folder per class, in torchvision's sorted order."""
-    from torchvision.datasets import folder
-
-    try:
-        classes, numbers = folder.find_classes(str(path))
-        samples = folder.make_dataset(str(path), numbers, folder.IMG_EXTENSIONS)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        why = str(error).split(" Supported extensions")[0].rstrip(".")
-        hint = "expected one sub-folder per class with its images (jpg, png, ..)"
-        raise UserError(f"`{path}` is not an image folder: {why}", hint) from None
-    return classes, [Path(file).relative_to(path).as_posix() for file, _ in samples], [label for _, label in samples]
+def image_folder(path: Path) -> Tree:
+    """The images of a folder with one sub-folder per class, classes in torchvision's sorted order, digits by number."""
+    return tree.in_order(tree.read(path))

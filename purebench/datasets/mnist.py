@@ -73,7 +73,8 @@ def train(name: str, folder: str = "") -> Images:
     base = {"mnist": "MNIST", "fashionmnist": "FashionMNIST"}[name]
     place = find(name, folder, f"{base}/raw", TRAIN[0], f"{TRAIN[0]}.gz")
     images, labels = (_content(place, file) for file in TRAIN)
-    if not images or not labels:
+    # 16 and 8 bytes stand before the values.
+    if len(images) != 16 + 60000 * 28 * 28 or len(labels) != 8 + 60000:
         raise missing(name, folder, f"the training images in `{place}` are missing or damaged")
     # No digest: no record names images that a network was trained on.
     return _images(images, labels, "")

@@ -1,11 +1,14 @@
-"""A Parquet file in the layout that public hubs use: a column `img` or `image` of encoded images, and one of labels.
+"""Parquet in the layout that public hubs use: a column `img` or `image` of encoded images, and one of labels; a file or its shards.
 
 The image column is a struct{bytes, path} or plain bytes; `label` (or `fine_label`) holds numbers, or class names that are numbered as the
 file's own metadata says, else as CIFAR-10 does."""
 
 from __future__ import annotations
 
+import glob
+import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +17,10 @@ import torch
 from torch import Tensor
 
 from purebench import assets
-from purebench.datasets.images import Images, check_channels, decode, stack
+from purebench.datasets.images import Images, check_channels, heads, read_anew
+from purebench.datasets.numbering import ordered
+from purebench.datasets.pictures import decode, stack
+from purebench.datasets.tree import is_hidden, shown
 from purebench.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,7 +28,7 @@ if TYPE_CHECKING:
 
 INFO = {
     "parquet": {
-        "summary": "your images in a Parquet file as on public hubs: columns img or image, and label",
+        "summary": "your images in Parquet as on public hubs: columns img or image, and label; a file, or shards by folder or glob",
         "shape": [3, 0, 0],  # 0: known when read
         "classes": 0,
         "size": 0,
@@ -36,23 +42,84 @@ INFO = {
 }
 IMAGE, LABEL = ("img", "image"), ("label", "fine_label")
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+PATHS = "write `parquet:path=FILE`, a folder of one split's shards, or a glob: `path=data/test-*.parquet`"
+SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d+)-of-(?P<count>\d+)(-[0-9a-f]+)?\.parquet")  # as hubs name them
 HINT = "expected a column `img` or `image` (struct{bytes, path} or bytes) and a column `label` or `fine_label`"
 
 
-def parquet(*, path: str = "", name: str = "", classes: int = 10, channels: int = 3) -> Images:
-    """Rows in the file's order. name: what tables call it; the file's name if empty. classes: labels are 0 .. classes-1.
-    channels: 3, or 1 for grey."""
+def parquet(
+    *, path: str = "", name: str = "", classes: int = 10, channels: int = 3, size: int = 0, crop: int = 0
+) -> Images:
+    """Rows in the file's order. path: a file, a folder of shards, or a glob such as `data/test-*.parquet`; shards in the order of their
+    names. name: what tables call it; the file's name if empty. classes: labels are 0 .. classes-1. channels: 3, or 1 for grey. size: scale
+    the shorter side to it and cut out the centre; 0: the images have one size already. crop: the side of the centre, if not `size`."""
+    check_channels(channels)
+    # Through str: on the command line a name of digits alone is read as a number.
+    files = _files(str(path))
+    read_in = [_read(file, classes) for file in files]
+    labels = [label for shard in read_in for label in shard[1]]
+    stored = [content for shard in read_in for content in shard[0]]
+    names = [
+        f"{shown(str(file))} row {i}" for file, shard in zip(files, read_in, strict=True) for i in range(len(shard[1]))
+    ]
+    digests = [assets.sha256(file) for file in files]
+    # Of one file the file's own, as it always was.
+    digest = digests[0] if len(files) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+    crop = crop or size
+    digest = read_anew(digest, heads(stored, names, size, crop))
+    # Told by the images and not by the file, which does not say how they were made; hubs store all in one way.
+    lossy = stored[0].startswith(b"\xff\xd8")
+    note = f"your own Parquet file{' of JPEG images, which are lossy' if lossy else ''}: no paper's images or order"
+
+    def read(indices: Sequence[int]) -> Tensor:
+        images = [decode(stored[i], channels, size, crop, name=names[i]) for i in indices]
+        return stack(images, [names[i] for i in indices])
+
+    said = (
+        f"{len(labels)} images of {len(set(labels))} classes, {ordered(labels)}, in {len(files)} Parquet files"
+        if len(files) > 1
+        else ""
+    )
+    y = torch.tensor(labels, dtype=torch.int64)
+    return Images(y, classes, f"sha256:{digest}", read, note, said=said)
+
+
+def _files(path: str) -> list[Path]:
+    """The file, or the shards of one split in the order of their names. UserError for none, for several splits, and for a part of one."""
+    if not path:
+        raise UserError("the dataset `parquet` needs a path", PATHS)
+    if Path(path).is_file():
+        return [Path(path)]
+    folder = Path(path).is_dir()
+    # `**` and a name with brackets, too; a folder's own brackets mean themselves.
+    pattern = str(Path(glob.escape(path), "*.parquet")) if folder else path
+    found = [Path(file) for file in sorted(glob.glob(pattern, recursive=True)) if Path(file).is_file()]
+    found = [file for file in found if not is_hidden(file.name)]
+    if not found:
+        what = "Parquet file in the folder" if folder else "file"
+        raise UserError(f"there is no {what} `{shown(path)}`", PATHS)
+    shards = [SHARD.fullmatch(file.name) for file in found]
+    # A hub has all its splits in one folder: training images among the test's would be judged with them.
+    splits = sorted({shard["split"] if shard else file.stem for file, shard in zip(found, shards, strict=True)})
+    if len(splits) > 1:
+        of = f"{shown(str(found[0].parent))}/{splits[0]}{'-*' if shards[0] else ''}.parquet"
+        raise UserError(
+            f"`{shown(path)}` has several splits or files: {', '.join(map(shown, splits))}", f"name one: path={of}"
+        )
+    if any(shards):
+        there = {int(shard["number"]) for shard in shards if shard}
+        count = max(int(shard["count"]) for shard in shards if shard)
+        if absent := sorted(set(range(count)) - there):
+            message = f"`{shown(path)}` lacks {len(absent)} of {count} shards, first number {absent[0]}"
+            raise UserError(message, "download the rest of them; one shard alone is `path=FILE`")
+    return found
+
+
+def _read(file: Path, classes: int) -> tuple[list[bytes], list[int]]:
+    """The encoded images and the labels of one file."""
     import pyarrow as pa
     from pyarrow import parquet as pq
 
-    check_channels(channels)
-    # Through str: on the command line a name of digits alone is read as a number.
-    file = Path(str(path))
-    if path == "" or not file.is_file():
-        raise UserError(
-            f"there is no file `{path}`" if path != "" else "the dataset `parquet` needs a path",
-            "write `parquet:path=FILE`; one Parquet file, not a folder",
-        )
     # The schema first: a file of gigabytes without such columns is refused before it is read.
     try:
         schema = pq.read_schema(file)
@@ -60,22 +127,11 @@ def parquet(*, path: str = "", name: str = "", classes: int = 10, channels: int 
         table = pq.read_table(file, columns=[image, label]).combine_chunks()
     except (pa.ArrowException, OSError) as error:
         why = str(error).splitlines()[0]
-        raise UserError(f"cannot read `{path}` as Parquet: {why}", "download the file again") from None
+        raise UserError(f"cannot read `{shown(str(file))}` as Parquet: {why}", "download the file again") from None
     if not len(table):
-        raise UserError(f"`{path}` has no rows", HINT)
+        raise UserError(f"`{shown(str(file))}` has no rows", HINT)
     labels = _numbers(file, label, table[label], schema.metadata or {}, classes)
-    stored = _bytes(file, image, table[image])
-    digest = assets.sha256(file)
-    # Told by the images and not by the file, which does not say how they were made; hubs store all in one way.
-    lossy = stored[0].as_py().startswith(b"\xff\xd8")
-    note = f"your own Parquet file{' of JPEG images, which are lossy' if lossy else ''}: no paper's images or order"
-
-    def read(indices: Sequence[int]) -> Tensor:
-        names = [f"{path} row {i}" for i in indices]
-        content = [stored[i].as_py() for i in indices]
-        return stack([decode(c, channels, name=n) for c, n in zip(content, names, strict=True)], names)
-
-    return Images(torch.tensor(labels, dtype=torch.int64), classes, f"sha256:{digest}", read, note)
+    return _bytes(file, image, table[image]).to_pylist(), labels
 
 
 def _column(file: Path, names: Sequence[str], wanted: tuple[str, ...]) -> str:
@@ -103,24 +159,40 @@ def _bytes(file: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _numbers(file: Path, name: str, column: pa.ChunkedArray, metadata: dict[bytes, bytes], classes: int) -> list[int]:
-    """Labels as class numbers; UserError for one that is no class."""
-    values = column.to_pylist()
+    """Labels as class numbers; UserError for one that is no class, and for a split without labels."""
+    values, place = column.to_pylist(), shown(str(file))
+    # What hubs store in place of labels that nobody is to know.
+    if unknown := sum(value is None or value == -1 for value in values):
+        rows = "all rows" if unknown == len(values) else f"{unknown} of {len(values)} rows"
+        raise UserError(
+            f"`{place}` has no labels in {rows} of `{name}` (they are {'empty' if None in values else '-1'}): a test split without labels?",
+            "take the validation split: without labels nothing can be judged",
+        )
+    known = _names(metadata, name)
     if any(isinstance(value, str) for value in values):
         # Never numbered by their sorted order: it is a class order that the classifier need not have.
-        known = _names(metadata, name) or CIFAR10
+        known = known or CIFAR10
         strange = sorted({str(value) for value in values} - set(known))
         if strange:
             raise UserError(
-                f"`{file}` has a label `{strange[0]}` that is no class name",
+                f"`{place}` has a label `{strange[0]}` that is no class name",
                 f"store numbers from 0, or the names of CIFAR-10: {', '.join(CIFAR10)}",
             )
         values = [known.index(value) for value in values]
-    # True is an int in Python, and would be class 1.
-    wrong = [v for v in values if isinstance(v, bool) or not isinstance(v, int) or not 0 <= v < classes]
-    if wrong:
+    # Pandas makes floats of whole numbers. True is an int in Python, and would be class 1.
+    values = [int(v) if isinstance(v, float) and v.is_integer() else v for v in values]
+    if others := [v for v in values if isinstance(v, bool) or not isinstance(v, int)]:
+        raise UserError(f"`{place}` has a label {others[0]!r}, which is no class number", "store whole numbers from 0")
+    if wrong := [v for v in values if not 0 <= v < classes]:
+        count = (
+            f"`classes={len(known)}`, as its own list of names has"
+            if known
+            else f"{max(values) + 1} at least: `classes=N`"
+        )
+        hint = f"say how many classes there are, {count}"
+        below = "classes are numbered from 0"
         raise UserError(
-            f"`{file}` has a label {wrong[0]}, expected 0 to {classes - 1}",
-            "say how many classes there are: `classes=100`",
+            f"`{place}` has a label {wrong[0]}, expected 0 to {classes - 1}", below if min(values) < 0 else hint
         )
     return values
 

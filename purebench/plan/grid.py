@@ -85,6 +85,8 @@ def build(request: Request) -> Plan:
         # Found once: of a user's own, which is read for its size, 75 slices are 75 files.
         if name not in known:
             known[name] = components.find("dataset", name)
+            if said := known[name].described:
+                notes.append(f"dataset: {said}")
         for job, absent in _jobs(request, grid, known[name], notes):
             old = jobs.get(job.cell.id)
             jobs[job.cell.id] = _merged(old, job) if old else job

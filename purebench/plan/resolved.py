@@ -191,7 +191,8 @@ class Component:
         if self.inner:
             return self.inner.shape
         channels, *sides = self.info["shape"]
-        if "crop" in self.values:
+        # Of a user's own the number of channels is a parameter, too: they say it themselves.
+        if "crop" in self.values and all(sides):
             sides = 2 * [int(str(self.values["crop"]))]
         known = [channels, *sides]
         # A user's own images say it themselves; INFO then has zeros.
@@ -209,7 +210,9 @@ class Component:
         """Classes, 0 where it is not known."""
         if self.inner:
             return self.inner.classes
-        found = int(self._of_its_dataset("classes") or str(self.values.get("classes") or 0))
+        given = self.values.get("classes") or 0
+        # Of an image folder it may be a list in a file; the images then say it.
+        found = int(self._of_its_dataset("classes") or (given if isinstance(given, int) else 0))
         if found or self.kind != "dataset":
             return found
         return self.images.classes if self.images.declared else 0
@@ -223,6 +226,13 @@ class Component:
     def contents(self) -> Contents | None:
         """What a user's own file of weights holds; None of anything else."""
         return held(self.info, {**self.values, **self.where})
+
+    @property
+    def described(self) -> str:
+        """What was found in a dataset of the user's own, and what was left out; empty for those that are known by name."""
+        if self.inner:
+            return self.inner.described
+        return "" if self.info["size"] or self.unsupplied else getattr(self.images, "said", "")
 
     @property
     def takes(self) -> list[int] | None:
@@ -271,13 +281,15 @@ def of(kind: str, part: Part) -> Component:
     part = Part(registry.key(kind, part.name), part.parameters)
     known = registry.parameters(kind, part.name)
     values = registry.validated(kind, part.name, given)
-    where: dict[str, Value] = {k: v for k, v in located(values).items() if k in PLACES and v}
+    info = registry.info(kind, part.name)
+    # A list that says which labels images have is a place, too: the content's hash has the labels.
+    places = (*PLACES, *info.get("places", ()))
+    where: dict[str, Value] = {k: v for k, v in located(values).items() if k in places and v}
     # A user's file is known to cells by a name: that of the file, unless another is given.
     if "path" in where and known.get("name") == "" and not values["name"]:
         given["name"] = values["name"] = Path(str(where["path"])).stem
     if "path" in known and "path" not in where and given.get("name"):
         raise UserError(f"`name={show(given['name'])}` of `{part.name}` names a file", "give it: path=FILE")
-    info = registry.info(kind, part.name)
     if "of" in info and values[info["of"]]:
         # The dataset inside is named as it would be alone: where its files lie is no part of a cell.
         inner = _inner(values[info["of"]])
@@ -290,7 +302,7 @@ def of(kind: str, part: Part) -> Component:
         if key in given and registry.of_info(part.name, condition, values):
             raise UserError(f"`{key}={show(given[key])}` of `{part.name}` has no say here: {why}", f"leave `{key}` out")
     # The default in its own type too: a list in a factory's signature is a tuple here.
-    differs = {k for k in given if k not in PLACES and values[k] != registry.as_type(known[k], known[k])}
+    differs = {k for k in given if k not in places and values[k] != registry.as_type(known[k], known[k])}
     canonical = Part(registry.label(kind, part.name), tuple((k, v) for k, v in values.items() if k in differs))
     found = Component(kind, canonical.name, located(values), str(canonical), where, info, part.name)
     for asset in found.assets:

@@ -324,6 +324,11 @@ class Store:
             self._lock = lock(folder)
         try:
             old = read_cell(folder) if (folder / CELL).exists() else {"runs": []}
+            if old.get("shape", shape) != shape:
+                raise UserError(
+                    f"the images of `{folder}` are {_size(old['shape'])}, and this run's are {_size(shape)}",
+                    "name another `--out`: rows of two sizes would lie over each other",
+                )
             self.data: Json = {
                 "schema": SCHEMA,
                 "id": cell_id,
@@ -365,6 +370,13 @@ class Store:
 
     def append(self, records: list[Record], rows: list[bytes], cost: Json) -> None:
         """Adversarial rows first, then the lines, each synced to disk. A full disk is a UserError; what was written stays."""
+        # A longer one would reach into the next image's place, and take its bytes.
+        if wrong := [(r["position"], len(row)) for r, row in zip(records, rows, strict=True) if len(row) != self.row]:
+            position, length = wrong[0]
+            raise UserError(
+                f"the image at position {position} has {length} bytes, and one of {_size(self.data['shape'])} has {self.row}",
+                "all images of a data set are of one size: `size=` or `crop=` makes them so",
+            )
         records = [record | {"adv_crc": crc(row)} for record, row in zip(records, rows, strict=True)]
         self.news = True
         with full_disk_is_an_error(self.folder):
@@ -418,6 +430,10 @@ class Store:
     def close(self) -> None:
         """Gives the lock back. Nothing is written: what was appended is on disk already."""
         self._lock.close()
+
+
+def _size(shape: list[int]) -> str:
+    return "x".join(map(str, shape))
 
 
 def _sync(file: IO[bytes]) -> None:

@@ -63,7 +63,8 @@ def _order(size: int, subset: str) -> list[int]:
 def shape(cell: Cell) -> list[int]:
     """[C,H,W] of the cell's images; of a dataset that is known by its name without reading one."""
     part = cell.dataset
-    if part.code:  # its factory may take long, and is asked once
+    # A factory may take long, and a folder has thousands of files: these are asked once.
+    if part.code or not all(part.info["shape"]):
         return dataset(part).shape
     return components.of("dataset", Part(part.key, tuple({**part.values, **part.where}.items()))).shape
 

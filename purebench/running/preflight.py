@@ -11,8 +11,10 @@ from pathlib import Path
 from purebench import assets, registry
 from purebench.errors import DOWNLOAD, UserError
 from purebench.plan import grid
+from purebench.plan import resolved as components
 from purebench.records import store
 from purebench.running import runner
+from purebench.spec import Part
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ def prepare(
     # Imported here: it loads torch, and a mistake found above is then told at once.
     from purebench.running import brought, rehearsal
 
+    _check_datasets(plan)
     rehearsal.check(plan)
     # Clean images that are not here cannot be compared with; no run goes beyond `require_files` without them.
     if not plan.missing:
@@ -59,6 +62,20 @@ def prepare(
     settings = runner.Settings(out, resources.device, resources.rows, workers, in_bytes(resources.memory), fresh)
     rehearsal.check_memory(plan, settings.memory, settings.rows_of)
     return plan, settings
+
+
+def _check_datasets(plan: grid.Plan) -> None:
+    """Reads the datasets that a plan knows by their names alone, where they are here: a file that is cut or missing is told now, and not by
+    a worker."""
+    from purebench.running import evaluate
+
+    for part in dict.fromkeys(job.cell.dataset for job in plan.jobs):
+        whole = components.of("dataset", Part(part.key, tuple({**part.values, **part.where}.items())))
+        while whole.inner:
+            whole = whole.inner
+        # The others were read for their hash.
+        if not part.code and "digest" in whole.info and not whole.missing:
+            evaluate.dataset(part)
 
 
 def _workers(plan: grid.Plan, resources: Resources) -> int:
