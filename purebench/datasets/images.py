@@ -77,7 +77,7 @@ def of_tensors(x: Any, y: Any, what: str = "the images") -> Images:
 
 def of_files(
     root: Path, files: Sequence[str], labels: Sequence[int], classes: int, *, channels: int = 3, resize: int = 0, crop: int = 0,
-    note: str = "",
+    note: str = "", interpolation: str = "bilinear",
 ) -> Images:  # fmt: skip
     """Image files, decoded at `take`. files: names relative to root; the digest is of names, sizes, labels and, up to 512 MB in all,
     of the content, in this order."""
@@ -95,13 +95,23 @@ def of_files(
 
     def read(indices: Sequence[int]) -> Tensor:
         paths = [root / files[i] for i in indices]
-        return stack([decode(path, channels, resize, crop) for path in paths], list(map(str, paths)))
+        return stack(
+            [decode(path, channels, resize, crop, interpolation=interpolation) for path in paths], list(map(str, paths))
+        )
 
     return Images(torch.tensor(labels, dtype=torch.int64), classes, f"sha256:{hashed.hexdigest()}", read, note)
 
 
-def decode(source: Path | bytes, channels: int = 3, resize: int = 0, crop: int = 0, name: str = "") -> Tensor:
-    """One image file or its bytes as (C,H,W) uint8; the shorter side is scaled to `resize` (bilinear, as PIL antialiases it), then
+def decode(
+    source: Path | bytes,
+    channels: int = 3,
+    resize: int = 0,
+    crop: int = 0,
+    name: str = "",
+    *,
+    interpolation: str = "bilinear",
+) -> Tensor:
+    """One image file or its bytes as (C,H,W) uint8; the shorter side is scaled to `resize` (bilinear or bicubic, antialiased by PIL), then
     the centre `crop` x `crop` is cut out; 0 leaves out either."""
     from PIL import Image
     from torchvision.transforms import functional as tf
@@ -118,7 +128,7 @@ def decode(source: Path | bytes, channels: int = 3, resize: int = 0, crop: int =
         why = getattr(error, "strerror", None) or "it is not an image, or is damaged"
         raise UserError(f"cannot read `{shown}`: {why}", "replace the file, then run again") from None
     if resize:
-        image = tf.resize(image, [resize])
+        image = tf.resize(image, [resize], tf.InterpolationMode(interpolation))
     if crop:
         image = tf.center_crop(image, [crop])
     # reshape: PIL gives a grey image no axis of channels.
