@@ -370,7 +370,11 @@ def outcome(tmp_path_factory):
         for protocol, file in enumerate(embedded, 2):
             (folder / file).write_bytes(edm_pickle(net, protocol=protocol, source=SOURCE))
     harmless = [("good.pkl", "edm-pickle"), ("good.zip", "state-dict"), ("good.old", "state-dict")]
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    env = os.environ | {
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "OMP_NUM_THREADS": "1",
+        "PUREBENCH_CACHE": str(folder),
+    }
     done = subprocess.run(
         [sys.executable, "-c", CHILD],
         input=json.dumps([harmless, ("again.pkl", "edm-pickle"), wanted, embedded]),

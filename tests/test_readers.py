@@ -108,6 +108,12 @@ def same(a, b):
         assert torch.equal(a[key], b[key].to(a[key].dtype)), key
 
 
+@pytest.fixture(autouse=True)
+def fetched(tmp_path, monkeypatch):
+    """Files lie where `purebench fetch` puts them, unless a test says otherwise."""
+    monkeypatch.setenv("PUREBENCH_CACHE", str(tmp_path))
+
+
 @pytest.fixture(params=["zip", "legacy"])
 def save(request, tmp_path):
     def save(value, name="checkpoint.pth"):
@@ -198,8 +204,10 @@ def test_ncsnv2_holds_raw_and_averaged_weights(save):
         loaded = readers.load(build("ncsnv2", NCSN), readers.state(path, "ncsnv2-list", weights=weights), "ncsnv2")
         assert torch.equal(loaded(X, index), source(X, index))
     path = save(parts[:4])
-    with pytest.raises(UserError, match="no averaged weights"):
-        readers.state(path, "ncsnv2-list")
+    with pytest.raises(UserError, match="no averaged weights") as error:
+        readers.state(path, "ncsnv2-list", weights="ema")
+    assert "`weights=raw`" in error.value.hint
+    same(readers.state(path, "ncsnv2-list"), raw.state_dict())
     same(readers.state(path, "ncsnv2-list", weights="raw"), raw.state_dict())
 
 
@@ -313,20 +321,16 @@ def _zip(path, *names):
         ("state-dict", lambda p: p.write_bytes(b"\x93NUMPY not ours"), "is not a checkpoint of format `state-dict`"),
         ("state-dict", lambda p: torch.save(flat(), p), "it asks for `torch.nn.modules.container.Sequential`"),
         ("state-dict", lambda p: torch.save({"net": nn.Linear(1, 1)}, p), "asks for `torch.nn.modules.linear.Linear`"),
-        ("state-dict", lambda p: torch.save({"epoch": 3}, p), "it holds a int as `epoch`, expected a tensor"),
+        ("state-dict", lambda p: torch.save({"epoch": 3}, p), "it holds the keys `epoch`, expected weights by key"),
         ("state-dict", lambda p: torch.save([], p), "it holds a list of 0, expected weights by key"),
         ("state-dict", lambda p: _zip(p, "data.pkl", "constants.pkl"), "it is a zip file, but none of torch's"),
         ("state-dict", _tar, "it is a tar file"),
         ("state-dict", lambda p: _zip(p, "readme.txt"), "it is a zip file, but none of torch's checkpoints"),
-        (
-            "score-sde",
-            lambda p: torch.save({"a": torch.ones(1)}, p),
-            "it holds the keys `a`, expected optimizer, model",
-        ),
-        ("ncsnv2-list", lambda p: torch.save({"a": 1}, p), "it holds the keys `a`, expected a list of model"),
+        ("score-sde", lambda p: torch.save({"a": 1}, p), "it holds the keys `a`, expected weights by key"),
+        ("ncsnv2-list", lambda p: torch.save([1, 2, 3, 4], p), "it holds a list of 4, expected weights by key"),
         ("edm-pickle", lambda p: p.write_bytes(pickle.dumps({"net": 1})), "it holds no network `ema`"),
-        ("edm-pickle", lambda p: torch.save({"a": torch.ones(1)}, p), "is no EDM checkpoint"),
-        ("safetensors", lambda p: torch.save({"a": torch.ones(1)}, p), "it is cut short, or of another kind"),
+        ("edm-pickle", lambda p: p.write_bytes(b"\x80\x02]."), "is no EDM checkpoint"),
+        ("safetensors", lambda p: p.write_bytes(b"of no kind at all"), "it is cut short, or of another kind"),
     ],
 )
 def test_another_kind_of_file(tmp_path, format, write, told):

@@ -41,20 +41,15 @@ def hollow() -> AbstractContextManager[None]:
     return _within(_hollow)
 
 
-def load(asset: str, *, weights: str = "ema", member: str = "", path: str = "") -> nn.Module:
-    """The asset's network with its weights: evaluation mode, frozen, float32, on CPU. weights: `ema` or `raw` where the file has both;
-    member: the file in an unpacked archive; path: your own file, of the same network and format. UserError (exit 3) for a missing,
-    broken, hostile or unfitting file."""
+def load(asset: str, *, weights: str = "", member: str = "", path: str = "") -> nn.Module:
+    """The asset's network with its weights: evaluation mode, frozen, float32, on CPU. weights: `ema` or `raw` where the file has both, ""
+    for the average where there is one; member: the file in an unpacked archive; path: your own file, of the same network. UserError
+    (exit 3) for a missing, broken, hostile or unfitting file."""
     if _hollow.get():
         return nn.Module()
     if not path:
         return _load(asset, None, weights, member)
-    # The registry's advice is about its own file, which the user does not want: fetching it again would not help.
-    try:
-        return _load(asset, Path(path), weights, "")
-    except UserError as error:
-        hint = f"a file like `{asset}` is wanted: the same network and format"
-        raise UserError(error.message, hint, error.code) from None
+    return _load(asset, Path(path), weights, "")
 
 
 def _load(asset: str, own: Path | None, weights: str, member: str) -> nn.Module:
@@ -65,36 +60,45 @@ def _load(asset: str, own: Path | None, weights: str, member: str) -> nn.Module:
         config, found = readers.edm(own or assets.need(asset))
         return fill(networks.build(entry["network"], config), found, what)
     network = networks.build(entry["network"], entry.get("config", {}))
-    order = [name for name, _ in network.named_parameters()]
+    order = trained_shapes(network)
     if own is None:
         return fill(network, state(asset, weights=weights, member=member, order=order), what)
-    # A user may have converted the file; only this format can be told by a name.
-    format = "safetensors" if own.suffix == ".safetensors" else _format(entry)
-    return fill(network, read(own, format, weights=weights, order=order), what)
+    found = read(own, format_of(entry), weights=weights, order=order)
+    # The registry's advice is about its own file, which the user does not want: fetching it again would not help.
+    return fill(network, found, what, f"a file like `{asset}` is wanted: the same network")
 
 
-def state(asset: str, *, weights: str = "ema", member: str = "", order: list[str] | None = None) -> dict[str, Tensor]:
+def trained_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The parameters that are trained, in their order: of averages without names these are the names."""
+    return {name: tuple(p.shape) for name, p in network.named_parameters() if p.requires_grad}
+
+
+def state(
+    asset: str, *, weights: str = "", member: str = "", order: dict[str, tuple[int, ...]] | None = None
+) -> dict[str, Tensor]:
     """The tensors of the asset's file by key; nothing within `untrained()`."""
     if _untrained.get():
         return {}
     path, entry = assets.need(asset), assets.entry(asset)
-    return read(path / member if member else path, _format(entry), weights=weights, order=order)
+    return read(path / member if member else path, format_of(entry), weights=weights, order=order)
 
 
-def _format(entry: assets.Entry) -> str:
+def format_of(entry: assets.Entry) -> str:
     """The reader's word for how the asset's file is laid out."""
     return "state-dict" if entry["format"] in STATE_DICTS else entry["format"]
 
 
-def read(path: Path, format: str, *, weights: str = "ema", order: list[str] | None = None) -> dict[str, Tensor]:
+def read(
+    path: Path, format: str, *, weights: str = "", order: dict[str, tuple[int, ...]] | None = None
+) -> dict[str, Tensor]:
     """The tensors of a file by key: float32, on CPU; nothing within `untrained()`."""
     return {} if _untrained.get() else readers.state(path, format, order=order, weights=weights)
 
 
-def fill(network: nn.Module, found: dict[str, Tensor], what: str) -> nn.Module:
-    """The network with these tensors, in evaluation mode, frozen. UserError for keys or shapes that do not fit."""
+def fill(network: nn.Module, found: dict[str, Tensor], what: str, hint: str = "") -> nn.Module:
+    """The network with these tensors, in evaluation mode, frozen. UserError for keys or shapes that do not fit, with this hint."""
     if not _untrained.get():
-        network = readers.load(network, found, what)
+        network = readers.load(network, found, what, hint=hint)
     return network.eval().requires_grad_(False)
 
 

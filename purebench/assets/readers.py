@@ -9,12 +9,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import mmap
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from io import BytesIO
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -24,21 +21,15 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from purebench import assets, atomic
-from purebench.assets import unpickle
-from purebench.assets.unpickle import FETCH_AGAIN, Broken, Refused
+from purebench.assets import contents, unpickle
+from purebench.assets.contents import described as _described
+from purebench.assets.unpickle import Broken, Refused
 from purebench.errors import DOWNLOAD, UserError, unknown
 
-MAX_BYTES = 8 << 30  # of a checkpoint file
-# What DataParallel around a normalisation and the network puts before a key; DataParallel; a wrapper. The longest comes first.
-PREFIXES = ("module.0.", "module.", "model.")
+MAX_BYTES = contents.MAX_BYTES
 DERIVED = ("sigmas", "num_batches_tracked")  # buffers that networks work out themselves; files may lack them
 PRECONDITIONERS = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve"}
-TORCH: dict[str, unpickle.Rule] = {  # in any torch file, besides
-    **unpickle.PLAIN,
-    "torch.Size": lambda items=(): tuple(items),
-    "argparse.Namespace": unpickle.node("argparse.Namespace"),
-}
-# The same for torch.load: what people save beside the weights, such as an accuracy as a numpy scalar or their options.
+# Of torch.load, besides: what people save beside the weights, such as an accuracy as a numpy scalar or their options.
 SAFE: list[Any] = [
     argparse.Namespace,
     np.dtype,
@@ -54,44 +45,28 @@ def state(
     format: str,
     *,
     order: Order = None,
-    weights: str = "ema",
+    weights: str = "",
 ) -> dict[str, Tensor]:
     """The weights of a checkpoint by key, on CPU; floating ones as float32, whole numbers as they are.
 
-    format: a name of `FORMATS`. order: the network's parameters, as `score-sde` needs them.
-    weights: `ema` or `raw`, for the formats that hold both.
-    UserError: an unknown format; exit 3 for a file that is missing, damaged, hostile or of another layout."""
+    format: a name of `FORMATS`; what the file's own first bytes say comes first. order: the parameters that the network trains, by
+    which averages without names are told. weights: `ema`, `raw`, or "" for the average where the file has one.
+    UserError: an unknown format; exit 3 for a file that is missing, damaged, hostile, of another layout or without these weights."""
     path = Path(path)
     if format not in FORMATS:
         raise unknown("checkpoint format", format, FORMATS)
-    if weights not in ("ema", "raw"):
-        raise unknown("kind of weights", weights, ("ema", "raw"))
-    with _as_user_errors(path, format):
+    if weights not in ("", *contents.KINDS):
+        raise unknown("kind of weights", weights, contents.KINDS)
+    format = contents.format_of(path, format)
+    with contents.as_user_errors(path, format):
         # A value takes a byte or more in the file and four here.
         return _float32(FORMATS[format](path, order, weights), 4 * path.stat().st_size)
-
-
-@contextlib.contextmanager
-def _as_user_errors(path: Path, format: str) -> Iterator[None]:
-    """Whatever goes wrong with a file, as one UserError (exit 3)."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"`{path}` cannot be read: {error.strerror}", "fetch it first", DOWNLOAD) from None
-    except Refused as error:
-        raise UserError(f"refused `{path.name}`: {error}", f"nothing of it was run; {FETCH_AGAIN}", DOWNLOAD) from None
-    except Broken as error:
-        raise UserError(
-            f"`{path.name}` is not a checkpoint of format `{format}`: {error}",
-            f"{FETCH_AGAIN}, or look at its format",
-            DOWNLOAD,
-        ) from None
 
 
 def edm(path: Path | str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(configuration, weights) of an EDM pickle: its init_kwargs with `precond` (edm, vp or ve) by its class. UserError as `state`."""
     path = Path(path)
-    with _as_user_errors(path, "edm-pickle"):
+    with contents.as_user_errors(path, "edm-pickle"):
         tensors, class_name, config = _edm(path)
         if class_name not in PRECONDITIONERS:
             got = unpickle.quoted(class_name)
@@ -99,12 +74,17 @@ def edm(path: Path | str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return {**config, "precond": PRECONDITIONERS[class_name]}, _float32(tensors, MAX_BYTES)
 
 
-def load(network: nn.Module, state: Mapping[str, Tensor], what: str, derived: Sequence[str] = DERIVED) -> nn.Module:
+def load(
+    network: nn.Module, state: Mapping[str, Tensor], what: str, derived: Sequence[str] = DERIVED, hint: str = ""
+) -> nn.Module:
     """The network, filled in place with copies of the tensors.
 
     derived: last parts of the keys that may be absent. UserError (exit 3), with the network untouched, if keys are missing or
     unexpected, if shapes differ, or if a tensor holds NaN or infinity."""
     own = network.state_dict()
+    # Under a wrapper, on either side, all keys begin alike.
+    names = contents.fitted(state, list(own))
+    state = {names[key]: value for key, value in state.items()}
     missing = [f"`{key}`" for key in own if key not in state and key.rpartition(".")[2] not in derived]
     unexpected = [f"`{key[:80]}`" for key in state if key not in own]
     shapes = [
@@ -120,7 +100,7 @@ def load(network: nn.Module, state: Mapping[str, Tensor], what: str, derived: Se
     if wrong:
         raise UserError(
             f"`{what}` does not fit its network: of {len(own)} keys {'; '.join(wrong)}",
-            "is it the checkpoint of this architecture?",
+            hint or "is it the checkpoint of this architecture?",
             DOWNLOAD,
         )
     for key, tensor in state.items():
@@ -128,7 +108,7 @@ def load(network: nn.Module, state: Mapping[str, Tensor], what: str, derived: Se
         bad = int((~tensor.isfinite()).sum())
         if bad:
             message = f"`{what}` holds NaN or infinity: {bad:,} of {tensor.numel():,} values of `{key}`"
-            raise UserError(message, FETCH_AGAIN, DOWNLOAD)
+            raise UserError(message, "a training that diverged saves such; give another file", DOWNLOAD)
     # `strict` is asked above, with words for what does not fit, and but for what networks derive.
     network.load_state_dict(dict(state), strict=False)
     return network
@@ -136,23 +116,9 @@ def load(network: nn.Module, state: Mapping[str, Tensor], what: str, derived: Se
 
 def read(path: Path) -> object:
     """What a torch file holds (zip, or the older format); tensors on CPU. Raises Refused, Broken and UserError."""
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise Refused(f"it has {size:,} bytes, expected at most {MAX_BYTES:,}")
+    contents.walk(path)
     with path.open("rb") as file:
-        head = file.read(512)
-        unpickle.check_head(head, path.name)
-        zipped = head.startswith(b"PK\x03\x04")
-        # torch refuses these too, with words that do not say what the file is.
-        if not zipped and head[257:262] == b"ustar":
-            raise Broken("it is a tar file, as torch wrote them before 2017; such files cannot be read safely")
-        try:
-            if zipped:
-                _check_zip(path, size)
-            else:
-                _check_legacy(file, size)
-        except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
-            raise Broken(f"it is cut short, or damaged ({str(error)[:120]})") from None
+        zipped = contents.is_zip(file.read(4))
     try:
         # Mapped: what is not used, such as an optimizer's state, is then never read.
         with torch.serialization.safe_globals(SAFE):
@@ -161,99 +127,47 @@ def read(path: Path) -> object:
         raise Broken(f"torch cannot read it: {str(error).strip().partition(chr(10))[0][:200]}") from None
 
 
-def _check_zip(path: Path, size: int) -> None:
-    """What `read` is about to load: names, and sizes that the file really has."""
-    with zipfile.ZipFile(path) as archive:
-        entries = {entry.filename: entry for entry in archive.infolist()}
-        total = sum(entry.file_size for entry in entries.values())
-        # Two readers might each find another one of them: what was checked would not be what is loaded.
-        if len(entries) < len(archive.infolist()):
-            raise Refused("it holds two members of one name")
-        programs = [name for name in entries if name.endswith("data.pkl")]
-        # constants.pkl is TorchScript's, which holds a program to be run.
-        if len(programs) != 1 or any(name.endswith("constants.pkl") for name in entries):
-            raise Broken("it is a zip file, but none of torch's checkpoints")
-        # torch stores without compression: what unpacks to more than it is was made to fill the memory.
-        if total > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
-            raise Refused(f"it unpacks to {total:,} bytes, more than its {size:,}, or is compressed")
-        content = archive.read(programs[0])
-    folder = programs[0].removesuffix("data.pkl") + "data/"
-
-    # torch would make room for what is announced before it finds that it is not there.
-    def storage(pid: object) -> unpickle.Storage:
-        found = unpickle.storage_id(pid)
-        held = entries[folder + found.key].file_size if folder + found.key in entries else 0
-        if found.nbytes > held:
-            raise Refused(f"it announces a storage of {unpickle.count_text(found.nbytes)} bytes and holds {held:,}")
-        return found
-
-    unpickle.Reader(BytesIO(content), TORCH, storage, allowance=4 * len(content) + (1 << 20)).load()
-
-
-def _check_legacy(file: BinaryIO, size: int) -> None:
-    """The same of a file in the format before zip files."""
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
-        storages: dict[str, int] = {}
-
-        def storage(pid: object) -> unpickle.Storage:
-            found = unpickle.storage_id(pid)
-            # One storage may be announced by several tensors; it is stored once.
-            storages[found.key] = max(storages.get(found.key, 0), found.nbytes)
-            return found
-
-        _, keys = unpickle.legacy(stream, TORCH, storage)
-        # Before the values of each storage stands their number, in eight bytes.
-        needed, held = sum(storages.values()) + 8 * len(keys), size - stream.tell()
-    if set(keys) != set(storages):
-        raise Broken("it does not list its storages")
-    if needed > held:
-        raise Broken(f"it is cut short: it announces {unpickle.count_text(needed)} bytes of tensors and holds {held:,}")
-
-
 # The layouts: (path, order, weights) -> key -> tensor.
 
 
-def _state_dict(path: Path, order: Order, weights: str) -> object:
-    """A state dict, or a dictionary that holds one; its keys without the prefixes of wrappers."""
-    found = read(path)
-    # What people call the weights where they save other things beside them.
-    for name in ("state_dict", "model_state_dict", "model", "net"):
-        if isinstance(found, dict) and isinstance(found.get(name), dict):
-            found = found[name]
-            break
-    return _strip(found)
+def _torch(path: Path, order: Order, weights: str) -> object:
+    """Any layout that people save weights in: `contents.find` says which set is where."""
+    return _chosen(path, read(path), order, weights)
 
 
-def _score_sde(path: Path, order: Order, weights: str) -> object:
-    """{optimizer, model, ema: {decay, num_updates, shadow_params: list in the order of the parameters}, step}."""
-    found = read(path)
-    if not isinstance(found, dict) or not {"model", "ema"} <= set(found):
-        raise Broken(f"it holds {_described(found)}, expected optimizer, model, ema, step")
-    if weights == "raw":
-        return _strip(found["model"])
-    shadow = found["ema"].get("shadow_params") if isinstance(found["ema"], dict) else None
-    if not isinstance(shadow, list) or not all(isinstance(value, Tensor) for value in shadow):
-        raise Broken("its `ema` holds no list `shadow_params` of tensors")
+def _chosen(path: Path, tree: object, order: Order, weights: str) -> object:
+    """One set of a file's, completed from the raw weights by what is not averaged: buffers, and parameters that are not trained."""
+    sets = contents.find(tree).sets
+    kind = contents.choose(sets, weights, path.name)
+    found, raw = sets[kind].values, sets["raw"].values if "raw" in sets else {}
+    if isinstance(found, list):
+        found = _named(found, order, sets[kind].place)
+    if kind == "raw" or not isinstance(raw, dict):
+        return found
+    # Where the network is not known, what it trains is not either.
+    names = contents.fitted(raw, list(order or found))
+    rest = {
+        names[key]: value for key, value in raw.items() if names[key] not in found and not _trains(order, names[key])
+    }
+    return {**rest, **found}
+
+
+def _trains(order: Order, key: str) -> bool:
+    """Whether an average ought to have this: it is trained. Without a network to ask, only what batch norms count is surely not."""
+    return key in order if order else key.rpartition(".")[2] not in ("running_mean", "running_var", *DERIVED)
+
+
+def _named(values: list[Any], order: Order, place: str) -> dict[str, Tensor]:
+    """An average that is saved as a list, in the order of the network's trained parameters: torch_ema's, score_sde's and diffusers'."""
     if order is None:
-        raise UserError("the averaged weights of `score-sde` come without names, expected the network's `order`")
-    if len(shadow) != len(order):
-        raise Broken(f"its `ema` holds {len(shadow)} tensors, expected the network's {len(order)} parameters")
-    # The averaged weights have no names, only an order: where two neighbours are exchanged, only a shape can tell.
-    for name, value in zip(order, shadow, strict=True):
+        raise UserError(f"the averaged weights in {place} come without names, expected the network's `order`")
+    if len(values) != len(order):
+        raise Broken(f"its {place} holds {len(values)} tensors, expected the network's {len(order)} parameters")
+    # Where two neighbours are exchanged, only a shape can tell.
+    for name, value in zip(order, values, strict=True):
         if isinstance(order, Mapping) and tuple(value.shape) != tuple(order[name]):
-            raise Broken(f"its `ema` has {list(value.shape)} in the place of `{name}`, expected {list(order[name])}")
-    return dict(zip(order, shadow, strict=True))
-
-
-def _ncsnv2(path: Path, order: Order, weights: str) -> object:
-    """[model, optimizer, epoch, step, ema], the last only where training averaged."""
-    found = read(path)
-    if not isinstance(found, list) or len(found) not in (4, 5):
-        raise Broken(f"it holds {_described(found)}, expected a list of model, optimizer, epoch, step, ema")
-    # Never the raw weights instead: they give other numbers under the same name.
-    if weights == "ema" and len(found) < 5:
-        raise Broken("it holds no averaged weights, only raw ones")
-    return _strip(found[4 if weights == "ema" else 0])
+            raise Broken(f"its {place} has {list(value.shape)} in the place of `{name}`, expected {list(order[name])}")
+    return dict(zip(order, values, strict=True))
 
 
 def _robustbench(path: Path, order: Order, weights: str) -> object:
@@ -270,11 +184,12 @@ def _robustbench(path: Path, order: Order, weights: str) -> object:
 def _safetensors(path: Path, order: Order, weights: str) -> object:
     """Tensors by key and nothing else, in a format that cannot hold a program."""
     with path.open("rb") as file:
-        unpickle.check_head(file.read(512), path.name)
+        unpickle.check_head(file.read(512), path)
     try:
-        return safetensors.torch.load_file(path)
+        tensors = safetensors.torch.load_file(path)
     except (SafetensorError, ValueError) as error:
         raise Broken(f"it is cut short, or of another kind ({str(error)[:120]})") from None
+    return _chosen(path, tensors, order, weights)
 
 
 def _edm_state(path: Path, order: Order, weights: str) -> object:
@@ -283,9 +198,9 @@ def _edm_state(path: Path, order: Order, weights: str) -> object:
 
 
 FORMATS: dict[str, Callable[[Path, Order, str], object]] = {
-    "state-dict": _state_dict,
-    "score-sde": _score_sde,
-    "ncsnv2-list": _ncsnv2,
+    "state-dict": _torch,
+    "score-sde": _torch,
+    "ncsnv2-list": _torch,
     "edm-pickle": _edm_state,
     "safetensors": _safetensors,
     "robustbench": _robustbench,
@@ -315,21 +230,6 @@ def _edm(path: Path) -> tuple[dict[str, Tensor], str, dict[str, Any]]:
         # Last: a kill in between leaves weights that no facts belong to.
         atomic.replace(facts_file, json.dumps(facts, indent=1))
     return tensors, found.class_name, found.init_kwargs
-
-
-def _strip(state: object) -> object:
-    """The keys without each prefix that all of them carry."""
-    for prefix in PREFIXES:
-        if isinstance(state, dict) and state and all(str(key).startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
-
-
-def _described(value: object) -> str:
-    """What a file holds instead of what it should."""
-    if isinstance(value, dict):
-        return f"the keys {', '.join(unpickle.quoted(key) for key in list(value)[:5])}"
-    return f"a list of {len(value)}" if isinstance(value, list) else f"a {type(value).__name__}"
 
 
 def _float32(state: object, max_bytes: int) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ what a later Python adds is refused.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import pickle
@@ -30,6 +31,7 @@ from purebench.errors import DOWNLOAD, UserError
 NUMPY_CODES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
 BYTE_ORDERS = [(order, None, None, None) for order in "<|="]  # of a numpy type; what follows it is for arrays
 FETCH_AGAIN = "delete it and fetch it again"
+SAVE = "save the weights alone: `torch.save(model.state_dict(), FILE)`"
 MAX_STEPS = 500_000  # of one pickle: a step costs some hundred bytes of memory
 MAX_BITS = 128  # of an integer: torch's magic number has 80
 MAX_DEPTH, MAX_PARTS, MAX_TEXT = 16, 20_000, 200  # of a network or its configuration: levels, parts in all, characters
@@ -484,30 +486,39 @@ EDM: dict[str, Rule] = {  # in the pickles of EDM
 }
 
 
-def check_head(head: bytes, name: str) -> None:
+def remedy(path: Path) -> str:
+    """What to do about a file that cannot be read. One that was fetched can be fetched again; of the user's own there may be no other."""
+    with contextlib.suppress(OSError):
+        if path.resolve().is_relative_to(assets.cache_folder().resolve()):
+            return FETCH_AGAIN
+    return SAVE
+
+
+def check_head(head: bytes, path: Path) -> None:
     """UserError for what a failed download leaves behind, by the file's first bytes: nothing, or a web page."""
     if why := assets.wrong_head(head):
-        raise UserError(f"`{name}` is not a checkpoint: {why}", FETCH_AGAIN, DOWNLOAD)
+        hint = (
+            FETCH_AGAIN if remedy(path) == FETCH_AGAIN else "it was not saved, or not downloaded, whole: get it again"
+        )
+        raise UserError(f"`{path.name}` is not a checkpoint: {why}", hint, DOWNLOAD)
 
 
 def read(path: Path, max_bytes: int = 2 << 30) -> Pickled:
     """The network `ema` of an EDM pickle (protocols 2 to 5); its arrays are copies.
 
     UserError (exit 3) if it is larger than max_bytes, damaged, of another kind, or asks for anything but data."""
-    name, size = path.name, path.stat().st_size
+    name, size, again = path.name, path.stat().st_size, remedy(path)
     if size > max_bytes:
-        raise UserError(
-            f"refused `{name}`: it has {size:,} bytes, expected at most {max_bytes:,}", FETCH_AGAIN, DOWNLOAD
-        )
+        raise UserError(f"refused `{name}`: it has {size:,} bytes, expected at most {max_bytes:,}", again, DOWNLOAD)
     try:
         with path.open("rb") as file:
-            check_head(file.read(512), name)
+            check_head(file.read(512), path)
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
                 return _network(stream, size)
     except Refused as error:
-        raise UserError(f"refused `{name}`: {error}", f"nothing of it was run; {FETCH_AGAIN}", DOWNLOAD) from None
+        raise UserError(f"refused `{name}`: {error}", f"nothing of it was run; {again}", DOWNLOAD) from None
     except Broken as error:
-        raise UserError(f"`{name}` is no EDM checkpoint, or is cut short: {error}", FETCH_AGAIN, DOWNLOAD) from None
+        raise UserError(f"`{name}` is no EDM checkpoint, or is cut short: {error}", again, DOWNLOAD) from None
 
 
 def _network(stream: Stream, size: int) -> Pickled:

@@ -1,0 +1,599 @@
+"""Which sets of weights a file holds, and under which keys: without torch, and without reading a tensor.
+
+People save the raw weights, an average of them, or both, in as many layouts as there are training scripts. `find` is the one place
+that says which set is where: the plan asks it of what `unpickle.Reader` walked, the reader of what torch loaded, and so they cannot
+disagree. Nothing is guessed: two averages, or two networks, are refused by name."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import re
+import struct
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from io import BytesIO
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from purebench.assets import unpickle
+from purebench.assets.unpickle import Broken, Refused, quoted
+from purebench.errors import DOWNLOAD, UserError
+
+MAX_BYTES = 8 << 30  # of a checkpoint file
+MAX_HEADER = 100 << 20  # of a safetensors file, as its own library has it
+KINDS = ("ema", "raw")
+# What people call a network where they save other things beside it.
+NETWORKS = (
+    "state_dict", "model_state_dict", "model", "net", "network", "module", "model_state", "net_state_dict", "network_state_dict",
+    "params", "weights", "unet", "classifier",
+)  # fmt: skip
+# Beside these the weights of the usual name are the average: names of whoever trains with averaging as the rule.
+UNAVERAGED = ("unaveraged_model_state_dict", "current_model_state")
+AVERAGE = re.compile(r"(^|[^a-z])(emas?|shadow|averaged?|avg|swa)([^a-z]|$)")
+NO_NETWORK = re.compile(
+    r"(^|[^a-z])(optim\w*|opts?|sched\w*|lr|scaler|amp|callbacks?|loops?|rng|args|config|hparams|hyper\w*|gns)([^a-z]|$)"
+)
+# What wrappers put before every key of the network that they hold. The longest of those with one beginning come first.
+WRAPPERS = (
+    "module.0.", "module.", "_orig_mod.", "_forward_module.", "ema_model.", "online_model.", "model_ema.", "model.", "net.",
+    "network.", "diffusion_model.", "denoise_fn.", "unet.", "ema.",
+)  # fmt: skip
+# What is counted or set beside weights: of one value each.
+COUNTS = frozenset({
+    "decay", "num_updates", "n_averaged", "step", "steps", "initted", "optimization_step", "min_decay", "power", "inv_gamma",
+    "update_after_step", "use_ema_warmup", "epoch", "global_step", "iteration", "collected_params", "temp_stored_params",
+})  # fmt: skip
+MAX_PREFIX = 80  # characters of a wrapper's prefix
+PROFILED = ("total_ops", "total_params")  # what thop leaves in every module
+# What diffusions keep of their schedule beside their network: not of it.
+SCHEDULE = frozenset({
+    "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
+    "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance",
+    "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2", "p2_loss_weight", "loss_weight",
+    "lvlb_weights", "logvar",
+})  # fmt: skip
+DEPTH, PARTS = (
+    8,
+    1_000_000,
+)  # levels of a file that are looked through, and what may stand in them: some contain themselves
+
+TORCH: dict[str, unpickle.Rule] = {  # in any torch file, besides
+    **unpickle.PLAIN,
+    "torch.Size": lambda items=(): tuple(items),
+    "argparse.Namespace": unpickle.node("argparse.Namespace"),
+}
+
+
+@dataclass(frozen=True)
+class Held:
+    """A tensor of a file that is known by its shape alone."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Set:
+    """One set of weights. `values`: tensors by key without wrappers' prefixes, or in the order of the parameters where the file has no
+    names; `place`: where it was found, in words; `schedule`: what the file says of the diffusion's schedule beside it."""
+
+    values: dict[str, Any] | list[Any]
+    place: str
+    schedule: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The sets of a file by kind, `ema` or `raw`; `passed`: what of the file is in none."""
+
+    sets: dict[str, Set]
+    passed: tuple[str, ...] = ()
+
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file holds. `sets`: `ema` or `raw` -> shapes by key, without wrappers' prefixes; of one of `nameless` (an average that is
+    saved as a list) the keys are the places 0, 1, .. in the order of the network's trained parameters. `passed`: what was passed over.
+    `config`, `class_name`: of an EDM pickle."""
+
+    sets: dict[str, Shapes]
+    nameless: frozenset[str] = frozenset()
+    passed: tuple[str, ...] = ()
+    config: dict[str, Any] = field(default_factory=dict)
+    class_name: str = ""
+
+    def choose(self, weights: str, what: str) -> str:
+        """Which set is meant: `weights`, or where that is empty the average if there is one. UserError if it is not there."""
+        return choose(self.sets, weights, what)
+
+
+def of(path: Path | str, format: str) -> Contents:
+    """The contents of a file, which is walked once for as long as it stays the same. format: as the registry says it, of a file of that
+    kind; what the file's own first bytes say comes first (`format_of`).
+
+    UserError (exit 3): it is missing, damaged, hostile, or holds no weights, or several sets of one kind."""
+    path = Path(path)
+    format = format_of(path, format)
+    with as_user_errors(path, format):
+        facts = path.stat()
+        return _of(path, format, facts.st_size, facts.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _of(path: Path, format: str, size: int, changed_ns: int) -> Contents:
+    if format == "edm-pickle":
+        pickled = unpickle.read(path)
+        shapes = {key: value.shape for key, value in pickled.state.items()}
+        return Contents({"ema": shapes}, config=pickled.init_kwargs, class_name=pickled.class_name)
+    found = find(header(path) if format == "safetensors" else walk(path))
+    sets: dict[str, Shapes] = {}
+    for kind, one in found.sets.items():
+        items = one.values.items() if isinstance(one.values, dict) else enumerate(one.values)
+        sets[kind] = {str(key): tuple(value.shape) for key, value in items}
+    nameless = frozenset(kind for kind, one in found.sets.items() if isinstance(one.values, list))
+    return Contents(sets, nameless, found.passed)
+
+
+def format_of(path: Path, format: str) -> str:
+    """The format that a file has where one of `format` was asked for: a user may have converted it."""
+    if path.suffix == ".safetensors":
+        return "safetensors"
+    if format not in ("edm-pickle", "safetensors"):
+        return format
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        # torch's own, of either age; EDM's pickles are none.
+        head = file.read(32)
+        if head.startswith(b"PK\x03\x04") or struct.pack("<Q", 0x1950A86A20F9469C)[1:7] in head:
+            return "state-dict"
+    return format
+
+
+def choose(sets: Mapping[str, object], weights: str, what: str) -> str:
+    """`weights`, or where that is empty `ema` if it is there, else `raw`. UserError for a set that the file does not hold."""
+    if not weights:
+        return "ema" if "ema" in sets else "raw"
+    if weights in sets:
+        return weights
+    if weights == "ema":
+        raise UserError(f"`{what}` holds no averaged weights, only raw ones", "ask for them: `weights=raw`", DOWNLOAD)
+    raise UserError(f"`{what}` holds no raw weights, only averaged ones", "ask for them: `weights=ema`", DOWNLOAD)
+
+
+# From a file to a tree of plain values, in which tensors are known by their shapes.
+
+
+@contextlib.contextmanager
+def as_user_errors(path: Path, format: str) -> Iterator[None]:
+    """Whatever goes wrong with a file, as one UserError (exit 3)."""
+    again = unpickle.remedy(path)
+    try:
+        yield
+    except OSError as error:
+        hint = "fetch it first" if again == unpickle.FETCH_AGAIN else "give the path of a weights file"
+        raise UserError(f"`{path}` cannot be read: {error.strerror}", hint, DOWNLOAD) from None
+    except Refused as error:
+        hint = f"nothing of it was run; {again}"
+        raise UserError(f"refused `{path.name}`: {error}", hint, DOWNLOAD) from None
+    except Broken as error:
+        hint = f"{again}, or look at its format" if again == unpickle.FETCH_AGAIN else f"is it whole? else {again}"
+        message = f"`{path.name}` is not a checkpoint of format `{format}`: {error}"
+        raise UserError(message, hint, DOWNLOAD) from None
+
+
+def walk(path: Path) -> object:
+    """What a torch file (zip, or the older format) holds, with `unpickle.Tensor` for its tensors, whose values are not read. What it
+    asks for and the sizes that it announces are checked. Raises Refused, Broken and UserError."""
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise Refused(f"it has {size:,} bytes, expected at most {MAX_BYTES:,}")
+    with path.open("rb") as file:
+        head = file.read(512)
+        unpickle.check_head(head, path)
+        # torch refuses these too, with words that do not say what the file is.
+        if head[257:262] == b"ustar":
+            raise Broken("it is a tar file, as torch wrote them before 2017; such files cannot be read safely")
+        try:
+            return _walk_zip(path, size) if is_zip(head) else _walk_legacy(file, size)
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
+            raise Broken(f"it is cut short, or damaged ({str(error)[:120]})") from None
+
+
+def is_zip(head: bytes) -> bool:
+    return head.startswith(b"PK\x03\x04")
+
+
+def _walk_zip(path: Path, size: int) -> object:
+    with zipfile.ZipFile(path) as archive:
+        entries = {entry.filename: entry for entry in archive.infolist()}
+        total = sum(entry.file_size for entry in entries.values())
+        # Two readers might each find another one of them: what was checked would not be what is loaded.
+        if len(entries) < len(archive.infolist()):
+            raise Refused("it holds two members of one name")
+        programs = [name for name in entries if name.endswith("data.pkl")]
+        # constants.pkl is TorchScript's, which holds a program to be run.
+        if len(programs) != 1 or any(name.endswith("constants.pkl") for name in entries):
+            raise Broken("it is a zip file, but none of torch's checkpoints")
+        # torch stores without compression: what unpacks to more than it is was made to fill the memory.
+        if total > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
+            raise Refused(f"it unpacks to {total:,} bytes, more than its {size:,}, or is compressed")
+        content = archive.read(programs[0])
+    folder = programs[0].removesuffix("data.pkl") + "data/"
+
+    # torch would make room for what is announced before it finds that it is not there.
+    def storage(pid: object) -> unpickle.Storage:
+        found = unpickle.storage_id(pid)
+        held = entries[folder + found.key].file_size if folder + found.key in entries else 0
+        if found.nbytes > held:
+            raise Refused(f"it announces a storage of {unpickle.count_text(found.nbytes)} bytes and holds {held:,}")
+        return found
+
+    return unpickle.Reader(BytesIO(content), TORCH, storage, allowance=4 * len(content) + (1 << 20)).load()
+
+
+def _walk_legacy(file: BinaryIO, size: int) -> object:
+    """The same of a file in the format before zip files."""
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
+        storages: dict[str, int] = {}
+
+        def storage(pid: object) -> unpickle.Storage:
+            found = unpickle.storage_id(pid)
+            # One storage may be announced by several tensors; it is stored once.
+            storages[found.key] = max(storages.get(found.key, 0), found.nbytes)
+            return found
+
+        value, keys = unpickle.legacy(stream, TORCH, storage)
+        # Before the values of each storage stands their number, in eight bytes.
+        needed, held = sum(storages.values()) + 8 * len(keys), size - stream.tell()
+    if set(keys) != set(storages):
+        raise Broken("it does not list its storages")
+    if needed > held:
+        raise Broken(f"it is cut short: it announces {unpickle.count_text(needed)} bytes of tensors and holds {held:,}")
+    return value
+
+
+def header(path: Path) -> dict[str, Held]:
+    """The tensors of a safetensors file, by its header. Raises Broken."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(512)
+        unpickle.check_head(head, path)
+        length = struct.unpack("<Q", head[:8])[0] if len(head) > 8 else 0
+        if not 0 < length <= min(size - 8, MAX_HEADER):
+            raise Broken("it is cut short, or of another kind (its header is longer than it)")
+        file.seek(8)
+        try:
+            found = json.loads(file.read(length))
+            entries = {key: value for key, value in found.items() if key != "__metadata__"}
+            ends = [int(value["data_offsets"][1]) for value in entries.values()]
+            held = {key: Held(tuple(map(int, value["shape"]))) for key, value in entries.items()}
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+            raise Broken(f"it is cut short, or of another kind ({str(error)[:120]})") from None
+    if max(ends, default=0) + 8 + length != size:
+        raise Broken("it is cut short, or of another kind (its tensors end elsewhere)")
+    return held
+
+
+# From the tree to its sets.
+
+
+def is_tensor(value: Any) -> bool:
+    """Of torch's, or of what `walk` and `header` give for it; numpy's scalars have a shape, and are none."""
+    return hasattr(value, "shape") and hasattr(value, "stride")
+
+
+def find(tree: object) -> Found:
+    """The sets of weights of a file's tree. Raises Broken: it holds none, or several of which none is certain; Refused: it has no end."""
+    _check_end(tree)
+    # A list of model, optimizer, epoch, step and, where training averaged, the average: NCSN's and DDIM's.
+    if isinstance(tree, list | tuple) and len(tree) in (4, 5) and _holds_weights(tree[0]):
+        tree = dict(zip(("model", "optimizer", "epoch", "step", "ema"), tree, strict=False))
+    if not isinstance(tree, Mapping):
+        raise Broken(f"it holds {described(tree)}, expected weights by key")
+    search = _Search()
+    search.node(tree, "", "raw")
+    # What an average keeps of the network that it follows is that network's own, where this is not in the file itself.
+    followed = search.found.pop("followed")
+    search.found["raw"] = search.found["raw"] or followed
+    for kind, sets in search.found.items():
+        if len(sets) > 1:
+            places = ", ".join(one.place or "its own keys" for one in sets[:4])
+            word = "averages" if kind == "ema" else "networks"
+            raise Broken(f"it holds several {word}, and which is meant is not certain: {places}")
+    found = {kind: sets[0] for kind, sets in search.found.items() if sets}
+    if not found:
+        raise Broken(f"it holds {described(tree)}, expected weights by key")
+    return Found(_named_alike(found), tuple(dict.fromkeys(search.passed)))
+
+
+class _Search:
+    """Walks a file's tree. `found`: the sets by kind, `followed` those that an average keeps beside itself; `passed`: what is in none."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, list[Set]] = {"raw": [], "ema": [], "followed": []}
+        self.passed: list[str] = []
+
+    def node(self, node: object, place: str, kind: str, depth: int = 0) -> None:
+        """Adds the sets below a node. kind: what its weights are unless a name says otherwise."""
+        if depth > DEPTH:
+            return
+        if isinstance(node, list | tuple):
+            # Lists that are no average hold anything: statistics, states of generators.
+            if kind == "ema" and _is_list(node):
+                self.found["ema"].append(Set(list(node), place))
+            for i, item in enumerate(node if kind == "ema" and not _is_list(node) else ()):
+                self.node(item, _under(place, str(i)), kind, depth + 1)
+        if not isinstance(node, Mapping):
+            return
+        tensors = {str(key): value for key, value in node.items() if is_tensor(value)}
+        inner = {str(k): v for k, v in node.items() if isinstance(v, Mapping | list | tuple) and str(k) not in COUNTS}
+        averages = [name for name in inner if _says_average(name) and not _no_network(name)]
+        networks = [k for k, v in inner.items() if k not in averages and not _no_network(k) and _holds_weights(v)]
+        for name in averages:
+            self.average(inner[name], _under(place, name), depth + 1)
+        chosen = _the_network(networks, place, _flat(tensors))
+        unaveraged = [name for name in UNAVERAGED if name in networks]
+        for name in chosen:
+            averaged = kind == "ema" or (bool(unaveraged) and name not in unaveraged)
+            self.node(inner[name], _under(place, name), "ema" if averaged else kind, depth + 1)
+        for name, value in inner.items():
+            if name not in averages and name not in chosen:
+                self.deeper(value, _under(place, name), depth + 1)
+        own = not chosen and bool(tensors) and (_flat(tensors) or not averages)
+        used = [*averages, *chosen, *(tensors if own else ())]
+        self.passed.extend(_under(place, str(key))[1:-1] for key in node if str(key) not in used)
+        if own:
+            self.state(tensors, place, kind)
+
+    def average(self, node: object, place: str, depth: int) -> None:
+        """Adds what a name says is an average. Raises Broken where it is laid out in no way that is known: never the raw weights for it."""
+        before = len(self.found["ema"])
+        self.node(node, place, "ema", depth)
+        if len(self.found["ema"]) == before and _any_weights(node):
+            raise Broken(f"its {place} is an average that is laid out in no way that is known")
+
+    def deeper(self, node: object, place: str, depth: int) -> None:
+        """Adds averages that are named as such in what is no network: a callback's, an optimizer's."""
+        if depth > DEPTH or not isinstance(node, Mapping | list | tuple):
+            return
+        for key, value in node.items() if isinstance(node, Mapping) else enumerate(node[:8]):
+            name = _under(place, str(key))
+            if not isinstance(value, Mapping | list | tuple):
+                continue
+            # Adam's own averages, `exp_avg`, are those of gradients.
+            if isinstance(key, str) and _says_average(key) and "exp_avg" not in key:
+                self.average(value, name, depth + 1)
+            elif isinstance(key, str) or not isinstance(node, Mapping):
+                self.deeper(value, name, depth + 1)
+
+    def state(self, tensors: dict[str, Any], place: str, kind: str) -> None:
+        """Adds the sets of one state dict: an average may stand in it beside the network, told by how its keys begin."""
+        tensors, before = _common(tensors)
+        weights, schedule, left = _without_counts(tensors)
+        weights, after = _common(weights)
+        self.pass_over([*left, *schedule], place)
+        averaged = kind == "ema" or "n_averaged" in tensors or any(_says_average(part) for part in before + after)
+        groups: dict[str, dict[str, Any]] = {"": {}}
+        for key, value in weights.items():
+            first, dot, _ = key.partition(".")
+            groups.setdefault(first if dot and _says_average(first) else "", {})[key] = value
+        names = [name for name in groups if name and _is_average_of(groups[name], weights, name)]
+        if len(names) > 1:
+            raise Broken(
+                f"it holds several averages, and which is meant is not certain: {', '.join(map(quoted, names))}"
+            )
+        if not names:
+            if weights:
+                self.found["ema" if averaged else "raw"].append(Set(weights, place, schedule))
+            return
+        name = names[0]
+        raw = {key: value for key, value in weights.items() if key not in groups[name]}
+        average, its_schedule, left = _without_counts(_inside(groups[name], name))
+        self.pass_over([*left, *its_schedule], _under(place, name))
+        average, raw, extra = _alike(_common(average)[0], raw)
+        self.pass_over(extra, place)
+        self.found["ema"].append(Set(average, _under(place, name), its_schedule or schedule))
+        if raw:
+            self.found["followed" if kind == "ema" else "raw"].append(Set(raw, place, schedule))
+
+    def pass_over(self, keys: Iterable[str], place: str) -> None:
+        self.passed.extend(_under(place, key)[1:-1] for key in keys)
+
+
+def _check_end(tree: object) -> None:
+    """Raises Refused for a tree of more parts than any file has: one that contains itself."""
+    parts, level = 0, [tree]
+    for _ in range(4 * DEPTH):
+        level = [
+            item
+            for node in level
+            if isinstance(node, Mapping | list | tuple)
+            for item in (node.values() if isinstance(node, Mapping) else node)
+            if isinstance(item, Mapping | list | tuple)
+        ]
+        parts += sum(map(len, level))  # type: ignore[arg-type]
+        if parts > PARTS:
+            break
+        if not level:
+            return
+    raise Refused("its parts contain each other, or are too many")
+
+
+def _the_network(networks: Sequence[str], place: str, flat: bool) -> list[str]:
+    """Which of several named things is the network, with its unaveraged form where that is there. flat: tensors stand beside them."""
+    if not networks:
+        return []
+    known = [name for name in NETWORKS if name in networks]
+    beside = [name for name in UNAVERAGED if name in networks]
+    if len(known) == 1:
+        return [*known, *beside]
+    if not known and len(networks) == 1 and not flat:
+        return list(networks)
+    names = ", ".join(map(quoted, known or networks[:5])) + (", and tensors beside it" if flat and not known else "")
+    where = f" in {place}" if place else ""
+    raise Broken(f"it holds several networks, and which is meant is not certain: {names}{where}")
+
+
+def _inside(tensors: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key.removeprefix(f"{name}."): value for key, value in tensors.items()}
+
+
+def _is_average_of(group: dict[str, Any], weights: dict[str, Any], name: str) -> bool:
+    """Whether keys that begin alike are an average of the others, or all that there is: a layer may be called so as well."""
+    own, _, _ = _without_counts(_inside(group, name))
+    others = {key: value for key, value in weights.items() if key not in group}
+    return bool(own) and (not others or _prefix_of(_common(own)[0], others) is not None)
+
+
+def _alike(average: dict[str, Any], raw: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """Both under the average's keys, or the raw ones' where the average has its names without dots; what of `raw` has no part in it."""
+    prefix = _prefix_of(average, raw)
+    if not raw or prefix is None:
+        return average, raw, []
+    inside = {key.removeprefix(prefix): value for key, value in raw.items() if key.startswith(prefix)}
+    extra = [key for key in raw if not key.startswith(prefix)]
+    if not set(average) <= set(inside):
+        names = {key.replace(".", ""): key for key in inside}
+        average = {names[key]: value for key, value in average.items()}
+    short, parts = _common(inside)
+    cut = "".join(parts)
+    if cut and all(key.startswith(cut) for key in average):
+        average, inside = {key.removeprefix(cut): value for key, value in average.items()}, short
+    return average, inside, extra
+
+
+def _prefix_of(average: dict[str, Any], raw: dict[str, Any]) -> str | None:
+    """The beginning under which every key of the average is one of the raw ones' too, its dots or none; None if there is none."""
+    shapes = {key: tuple(value.shape) for key, value in raw.items()}
+    counted = Counter(key[: at + 1] for key in raw for at, c in enumerate(key[:MAX_PREFIX]) if c == ".")
+    starts = ["", *(start for start, n in counted.most_common(20) if n >= len(average))]
+    for start in sorted(starts, key=len):
+        inside = {key.removeprefix(start): shape for key, shape in shapes.items() if key.startswith(start)}
+        if all(inside.get(key) == tuple(value.shape) for key, value in average.items()):
+            return start
+        flat = {key.replace(".", ""): shape for key, shape in inside.items()}
+        # Without dots, two keys may become one: then nothing is certain.
+        if len(flat) == len(inside) and all(flat.get(k) == tuple(v.shape) for k, v in average.items()):
+            return start
+    return None
+
+
+def _named_alike(found: dict[str, Set]) -> dict[str, Set]:
+    """Of an average that stands elsewhere in the file: under the keys that the raw weights have."""
+    if len(found) == 2 and all(isinstance(one.values, dict) for one in found.values()):
+        ema, raw = found["ema"], found["raw"]
+        if not set(ema.values) & set(raw.values):
+            average, inside, _ = _alike(dict(ema.values), dict(raw.values))
+            if set(average) <= set(inside):
+                return {"ema": Set(average, ema.place, ema.schedule), "raw": Set(inside, raw.place, raw.schedule)}
+    return found
+
+
+def _without_counts(tensors: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """(the weights, a diffusion's schedule, the names of what else is no weight: counters, and what a profiler left)."""
+    schedule = {key: value for key, value in tensors.items() if key in SCHEDULE}
+    left = [
+        key
+        for key, value in tensors.items()
+        if key.rpartition(".")[2] in PROFILED or (key in COUNTS and prod(value.shape) == 1)
+    ]
+    out = {*schedule, *left}
+    return {key: value for key, value in tensors.items() if key not in out}, schedule, [*left, *schedule]
+
+
+def _common(tensors: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The tensors without each wrapper's prefix that all of them carry, in whatever order and number; and these prefixes."""
+    taken: list[str] = []
+    while tensors:
+        # What a profiler or a wrapper counts stands beside the network and not in it.
+        counted = [key for key in tensors if key in COUNTS or key.rpartition(".")[2] in PROFILED]
+        keys = [key for key in tensors if key not in counted]
+        prefix = next((p for p in WRAPPERS if keys and all(key.startswith(p) and key != p for key in keys)), None)
+        if prefix is None:
+            break
+        shorter = {key.removeprefix(prefix): value for key, value in tensors.items()}
+        # Never such that two keys become one.
+        if len(shorter) < len(tensors):
+            break
+        tensors = shorter
+        taken.append(prefix)
+    return tensors, taken
+
+
+def fitted(keys: Iterable[str], wanted: Sequence[str]) -> dict[str, str]:
+    """key of a set -> key of a network: the same, but for a beginning that all keys have on either side. What has no like keeps its own."""
+    keys, known = list(keys), set(wanted)
+    best, most = ("", ""), sum(key in known for key in keys)
+    for cut in _beginnings(keys):
+        for put in _beginnings(wanted):
+            hits = sum(put + key.removeprefix(cut) in known for key in keys)
+            if hits > most:
+                best, most = (cut, put), hits
+    return {key: best[1] + key.removeprefix(best[0]) for key in keys}
+
+
+def _beginnings(keys: Sequence[str]) -> list[str]:
+    """ "", and every beginning with a dot at its end that all keys have."""
+    found = [""]
+    if keys:
+        low, high = min(keys), max(keys)
+        same = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
+        found += [low[: i + 1] for i, c in enumerate(low[:same]) if c == "."]
+    return found
+
+
+def _words(name: str) -> str:
+    """netEMA -> net_ema"""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def _says_average(name: str) -> bool:
+    return bool(AVERAGE.search(_words(name)))
+
+
+def _no_network(name: str) -> bool:
+    return bool(NO_NETWORK.search(_words(name)))
+
+
+def _is_list(value: object) -> bool:
+    """Whether it is a list of tensors and nothing else."""
+    return isinstance(value, list | tuple) and bool(value) and all(map(is_tensor, value))
+
+
+def _flat(tensors: Mapping[str, Any]) -> bool:
+    """Whether there are weights among them, and not counters alone."""
+    return any(key not in COUNTS and key not in SCHEDULE and value.shape != () for key, value in tensors.items())
+
+
+def _holds_weights(value: object, depth: int = 0) -> bool:
+    """Whether there are tensors by key in it, or in what it holds."""
+    if not isinstance(value, Mapping) or depth > DEPTH:
+        return False
+    return any(is_tensor(item) or _holds_weights(item, depth + 1) for item in value.values())
+
+
+def _any_weights(value: Any, depth: int = 0) -> bool:
+    """Whether there are tensors of more than one value anywhere in it."""
+    if depth > DEPTH or not isinstance(value, Mapping | list | tuple):
+        return is_tensor(value) and prod(value.shape) > 1
+    return any(_any_weights(item, depth + 1) for item in (value.values() if isinstance(value, Mapping) else value))
+
+
+def _under(place: str, name: str) -> str:
+    """`place.name`"""
+    return quoted(f"{place[1:-1]}.{name}" if place else name)
+
+
+def described(value: object) -> str:
+    """What a file holds instead of what it should."""
+    if isinstance(value, Mapping):
+        return f"the keys {', '.join(quoted(key) for key in list(value)[:5])}"
+    return f"a list of {len(value)}" if isinstance(value, list | tuple) else f"a {type(value).__name__}"
