@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from purebench import assets
 from purebench.datasets import supplied
+from purebench.datasets.pictures import decode, stack
 from purebench.errors import DOWNLOAD, USAGE, UserError
 
 WHOLE = 512 << 20  # bytes: the content of a folder of images up to this size is read for its digest
@@ -100,51 +100,6 @@ def of_files(
         )
 
     return Images(torch.tensor(labels, dtype=torch.int64), classes, f"sha256:{hashed.hexdigest()}", read, note)
-
-
-def decode(
-    source: Path | bytes,
-    channels: int = 3,
-    resize: int = 0,
-    crop: int = 0,
-    name: str = "",
-    *,
-    interpolation: str = "bilinear",
-) -> Tensor:
-    """One image file or its bytes as (C,H,W) uint8; the shorter side is scaled to `resize` (bilinear or bicubic, antialiased by PIL), then
-    the centre `crop` x `crop` is cut out; 0 leaves out either."""
-    from PIL import Image
-    from torchvision.transforms import functional as tf
-
-    shown = name if isinstance(source, bytes) else str(source)
-    try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
-            # Of 16 bits or floats: convert() would clip them and not scale.
-            if opened.mode[0] in "IF":
-                raise UserError(f"`{shown}` has more than 8 bits per channel", "store it with 8 bits per channel")
-            image = opened.convert({1: "L", 3: "RGB"}[channels])
-    # SyntaxError is what PIL raises for a broken PNG.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        why = getattr(error, "strerror", None) or "it is not an image, or is damaged"
-        raise UserError(f"cannot read `{shown}`: {why}", "replace the file, then run again") from None
-    if resize:
-        image = tf.resize(image, [resize], tf.InterpolationMode(interpolation))
-    if crop:
-        image = tf.center_crop(image, [crop])
-    # reshape: PIL gives a grey image no axis of channels.
-    return torch.from_numpy(np.array(image)).reshape(image.height, image.width, channels).permute(2, 0, 1)
-
-
-def stack(images: Sequence[Tensor], names: Sequence[str]) -> Tensor:
-    """(C,H,W) uint8 images of one size as (B,C,H,W) float32 in [0,1]."""
-    for image, name in zip(images, names, strict=True):
-        if image.shape != images[0].shape:
-            (_, h0, w0), (_, h, w) = images[0].shape, image.shape
-            raise UserError(
-                f"images of different sizes: `{names[0]}` is {w0}x{h0}, `{name}` is {w}x{h}",
-                "an image folder takes `size=224` to scale and crop them",
-            )
-    return torch.stack(list(images)).float() / 255
 
 
 def check_channels(channels: int) -> None:

@@ -1,0 +1,287 @@
+"""One reader of pictures, for data sets and `purify`: what a file shows, as numbers in [0,1], or one error that names it.
+
+Of a file with several pictures (an animation, pages) the first. Colour profiles are not applied, as nobody's data sets apply them."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from purebench.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "nearest")
+LUMA = 0.299, 0.587, 0.114  # of red, green and blue, as Pillow takes them
+LARGEST = 200_000_000  # pixels of a picture after scaling: of a line of pixels the longer side would fill any memory
+TIFF_BITS, TIFF_COLOURS = 258, 262  # tags: bits per sample; 0 where the least value is white
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a picture's file says of it. width and height: as `decode` gives it without `turn`."""
+
+    width: int
+    height: int
+    bits: int  # per channel: 8, 16, or 32 for floats and long whole numbers
+    transparent: bool  # it has an alpha channel or a transparent colour; all of it may be opaque all the same
+    orientation: int = 1  # by its EXIF data, 1 to 8; 1: not turned
+    frames: int = 1
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is 8 bits and opaque: what every reader reads alike."""
+        return self.bits == 8 and not self.transparent
+
+
+def look(source: Path | bytes, name: str = "", *, whole: bool = False) -> Facts:
+    """Its facts, by its header alone; `whole`: orientation and frames too, for which all of it may be read. Raises UserError."""
+    with _opened(source, name) as image:
+        facts = *image.size, _bits(image), image.has_transparency_data
+        return Facts(*facts, _orientation(image), getattr(image, "n_frames", 1)) if whole else Facts(*facts)
+
+
+def decode(
+    source: Path | bytes, channels: int = 3, resize: int = 0, crop: int | tuple[int, int] = 0, name: str = "", *,
+    background: str = "white", turn: bool = False, interpolation: str = "bilinear",
+) -> Tensor:  # fmt: skip
+    """One image file or its bytes as (C,H,W): uint8, or of more than 8 bits per channel float32 in [0,1].
+
+    The shorter side is scaled to `resize` (antialiased, as PIL does), then the centre `crop` (a side, or height and width) is cut out;
+    0 leaves out either. background: what is seen behind transparent pixels, a colour's name or #rrggbb. turn: as the EXIF data says,
+    which viewers do and torchvision, and so the papers, do not. name: what an error calls bytes. Raises UserError for a file that
+    cannot be read, one whose range is not certain, and one smaller than `crop`."""
+    shown, behind = _shown(source, name), _colour(background)
+    if interpolation not in INTERPOLATIONS:
+        raise unknown("interpolation", interpolation, INTERPOLATIONS)
+    with _opened(source, name) as image:
+        orientation = _orientation(image) if turn else 1
+        planes = _planes(source, image, shown, behind, channels)
+    return torch.cat([_prepared(plane, orientation, resize, crop, interpolation, shown) for plane in planes])
+
+
+def stack(images: Sequence[Tensor], names: Sequence[str]) -> Tensor:
+    """(C,H,W) images of one size, uint8 or float32 in [0,1], as (B,C,H,W) float32 in [0,1]."""
+    for image, name in zip(images, names, strict=True):
+        if image.shape != images[0].shape:
+            (_, h0, w0), (_, h, w) = images[0].shape, image.shape
+            raise UserError(
+                f"images of different sizes: `{names[0]}` is {w0}x{h0}, `{name}` is {w}x{h}",
+                "scale and crop them to one size; the dataset `folder` does so with `size=224`",
+            )
+    return torch.stack([unit(image) for image in images])
+
+
+def unit(image: Tensor) -> Tensor:
+    """What `decode` gave, as float32 in [0,1]."""
+    return image.float() / 255 if image.dtype == torch.uint8 else image
+
+
+def _shown(source: Path | bytes, name: str) -> str:
+    return name if isinstance(source, bytes) else str(source)
+
+
+@contextmanager
+def _opened(source: Path | bytes, name: str) -> Iterator[Image.Image]:
+    """Pillow's image. Whatever is raised while it is looked at is one UserError."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            # Of sizes between its two limits, and of metadata that it leaves aside.
+            warnings.filterwarnings("ignore", module="PIL")
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+                _key(image)
+                yield image
+    except UserError:
+        raise
+    except Exception as error:  # on damaged files Pillow raises whatever it happens upon
+        raise _unreadable(source, _shown(source, name), error) from None
+
+
+def _key(image: Image.Image) -> None:
+    """Pillow scales grey values of 2 and 4 bits up to 255, and not the transparent one among them."""
+    scale = {"L;2": 85, "L;4": 17}.get(_raw(image))
+    if scale and "transparency" in image.info:
+        image.info["transparency"] *= scale
+
+
+def _raw(image: Image.Image) -> str:
+    """How a PNG file that is not loaded yet stores its values, in Pillow's words such as `L;2`; empty for other formats."""
+    tiles = getattr(image, "tile", []) if image.format == "PNG" else []
+    return str(tiles[0].args) if tiles else ""
+
+
+def _unreadable(source: Path | bytes, shown: str, error: Exception) -> UserError:
+    from PIL import Image
+
+    said, hint = (
+        str(error),
+        "put a whole copy in its place; a dataset is known by its content, so its cells are new ones then",
+    )
+    if isinstance(source, bytes):
+        hint = "what holds it has to be made again with whole pictures; its cells are new ones then"
+    empty = not source if isinstance(source, bytes) else source.is_file() and not source.stat().st_size
+    if isinstance(error, OSError) and error.strerror:
+        why = error.strerror
+        hint = "a folder is no picture: name the files in it" if isinstance(error, IsADirectoryError) else hint
+    elif empty:
+        why = "it is empty"
+    elif isinstance(error, Image.DecompressionBombError):
+        pixels = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        why, hint = f"it has more than {pixels:,} pixels", "scale it down with another program"
+    elif "text chunk" in said or "MAX_TEXT_CHUNK" in said or "MAX_TEXT_MEMORY" in said:
+        why, hint = "its text chunks are too large", "save it again without its comments and metadata"
+    elif isinstance(error, Image.UnidentifiedImageError):
+        why = "it is not an image, or of a format that is not read"
+    elif isinstance(error, MemoryError):
+        why, hint = "there is not enough memory for it", "scale it down with another program"
+    elif "truncated" in said.lower() or isinstance(error, EOFError):
+        why = "it is damaged: its end is missing"
+    else:
+        why = "it is damaged, or of a kind that is not read"
+    return UserError(f"cannot read `{shown}`: {why}", hint)
+
+
+def _colour(background: str) -> tuple[int, int, int]:
+    from PIL import ImageColor
+
+    wrong = UserError(f"`{background}` is no colour", "a background is a name such as white or black, or #rrggbb")
+    try:
+        found = ImageColor.getrgb(background)
+    except ValueError:
+        raise wrong from None
+    if len(found) != 3:
+        raise wrong
+    return found
+
+
+def _bits(image: Image.Image) -> int:
+    """Per channel, of an image that is not loaded yet. Of 16-bit colours Pillow keeps 8; those of PNG are read whole here, since
+    attacked images are stored so."""
+    if image.mode[0] in "IF":
+        # Of PPM, Pillow scales whatever range the file names to 16 bits.
+        return 16 if image.mode.startswith("I;16") or (image.format, image.mode) == ("PPM", "I") else 32
+    return 16 if ";16" in _raw(image) else 8
+
+
+def _orientation(image: Image.Image) -> int:
+    # Pillow turns TIFF files when they are loaded.
+    found = 1 if image.format == "TIFF" else image.getexif().get(274, 1)
+    return found if found in range(1, 9) else 1
+
+
+def _planes(
+    source: Path | bytes, image: Image.Image, shown: str, behind: tuple[int, int, int], channels: int
+) -> list[Image.Image]:
+    """The image without transparency and in the wanted channels: of 8 bits as one of mode L or RGB, else as one of mode F in [0,1] per
+    channel."""
+    from PIL import Image
+
+    if _bits(image) == 8:
+        return [_flat(image, shown, behind).convert({1: "L", 3: "RGB"}[channels])]
+    image.load()
+    x = _sixteen(source, image) if image.format == "PNG" else _grey(image, shown)
+    if x.shape[2] in (2, 4):
+        x, alpha = x[..., :-1], x[..., -1:]
+        if alpha.min() < 1:
+            x = alpha * x + (1 - alpha) * np.array(behind, np.float32) / 255
+    if x.shape[2] == 3 and channels == 1:
+        x = x @ np.array(LUMA, np.float32)[:, None]
+    return [Image.fromarray(np.ascontiguousarray(x[..., c % x.shape[2]])) for c in range(channels)]
+
+
+def _flat(image: Image.Image, shown: str, behind: tuple[int, int, int]) -> Image.Image:
+    """An image of 8 bits per channel without transparency: a colour that it hides is no part of what is seen."""
+    from PIL import Image
+
+    if image.mode == "LAB":
+        # Their conversion needs a white point, which the file need not name.
+        raise UserError(f"cannot read `{shown}`: its colours are CIELAB", "save it as RGB")
+    if not image.has_transparency_data:
+        return image
+    seen = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    if seen.getchannel("A").getextrema()[0] == 255:
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, (*behind, 255)), seen)
+
+
+def _sixteen(source: Path | bytes, image: Image.Image) -> np.ndarray:
+    """A PNG file of 16 bits per channel as (H,W,C) float32 in [0,1], C 1 to 4: grey or colours, then alpha."""
+    from torchvision.io import ImageReadMode, decode_png
+
+    content = source if isinstance(source, bytes) else source.read_bytes()
+    stored = decode_png(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.UNCHANGED)
+    x = stored.permute(1, 2, 0).numpy()
+    key = image.info.get("transparency")
+    alpha = [] if key is None else [(x != np.array(key)).any(2, keepdims=True)]
+    return np.concatenate([x.astype(np.float32) / 65535, *alpha], 2, dtype=np.float32)
+
+
+def _grey(image: Image.Image, shown: str) -> np.ndarray:
+    """A grey image of more than 8 bits as (H,W,1) float32 in [0,1]. Raises UserError where nothing says which value is white."""
+    x, tags = np.array(image)[..., None].astype(np.float64), getattr(image, "tag_v2", {})
+    if _bits(image) == 16:
+        x /= 2.0 ** tags.get(TIFF_BITS, (16,))[0] - 1
+    elif image.mode == "I":
+        raise UserError(
+            f"cannot read `{shown}`: of its signed or 32-bit whole numbers nothing says which is white",
+            "store it with 8 or 16 bits per channel, or as floats in [0,1]",
+        )
+    low, high = float(x.min()), float(x.max())
+    # Written so that NaN is refused too.
+    if not (low >= 0 and high <= 1):
+        raise UserError(f"cannot read `{shown}`: its values are in [{low:g}, {high:g}]", "store floats in [0,1]")
+    # The image of a file whose least value is white; of 8 bits Pillow does so itself.
+    return (1 - x if tags.get(TIFF_COLOURS) == 0 else x).astype(np.float32)
+
+
+def _prepared(
+    image: Image.Image, orientation: int, resize: int, crop: int | tuple[int, int], interpolation: str, shown: str
+) -> Tensor:
+    """Turned, scaled and cropped: (C,H,W), uint8 or of mode F float32 in [0,1]."""
+    from PIL import Image
+    from torchvision.transforms import functional as tf
+
+    ways = Image.Transpose
+    # What undoes each of EXIF's orientations.
+    turns = (
+        ways.FLIP_LEFT_RIGHT, ways.ROTATE_180, ways.FLIP_TOP_BOTTOM, ways.TRANSPOSE, ways.ROTATE_270, ways.TRANSVERSE,
+        ways.ROTATE_90,
+    )  # fmt: skip
+    if orientation > 1:
+        image = image.transpose(turns[orientation - 2])
+    if resize:
+        scaled = resize * resize * max(image.size) / min(image.size)
+        if scaled > LARGEST:
+            raise UserError(
+                f"`{shown}` is {image.width}x{image.height}: with a shorter side of {resize} it has {scaled:.2g} pixels",
+                "cut it to a more usual shape",
+            )
+        image = tf.resize(image, [resize], tf.InterpolationMode(interpolation))
+    if crop:
+        height, width = (crop, crop) if isinstance(crop, int) else crop
+        # torchvision would put a black frame around it.
+        if image.height < height or image.width < width:
+            raise UserError(
+                f"`{shown}` is {image.width}x{image.height}, too small to cut {width}x{height} out of it",
+                "scale it up first",
+            )
+        image = tf.center_crop(image, [height, width])
+    x = np.array(image)
+    # reshape: PIL gives a grey image no axis of channels. clip: bicubic goes beyond the values that there are.
+    return (
+        torch.from_numpy(x if x.dtype == np.uint8 else x.clip(0, 1))
+        .reshape(image.height, image.width, -1)
+        .permute(2, 0, 1)
+    )
