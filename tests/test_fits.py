@@ -88,6 +88,7 @@ def test_images_are_prepared_as_torchvision_does_it(tmp_path):
     bicubic = transforms.Resize(256, transforms.InterpolationMode.BICUBIC)
     for given, right in (
         ({"crop": 288}, [transforms.CenterCrop(288)]),
+        ({"crop": 360, "frame": True}, [transforms.CenterCrop(360)]),
         ({"resize": 256, "crop": 224, "interpolation": "bicubic"}, [bicubic, transforms.CenterCrop(224)]),
     ):
         x, _ = images.of_files(tmp_path, ["a/1.png"], [0], 1, **given).take([0])

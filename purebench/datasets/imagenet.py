@@ -76,7 +76,7 @@ def imagenet(
 
 
 def _images(root: Path, files: list[str], labels: list[int], resize: int, crop: int, interpolation: str) -> Images:
-    return of_files(root, files, labels, CLASSES, resize=resize, crop=crop, interpolation=interpolation)
+    return of_files(root, files, labels, CLASSES, resize=resize, crop=crop, interpolation=interpolation, frame=True)
 
 
 def _wnids() -> list[str]:

@@ -77,10 +77,10 @@ def of_tensors(x: Any, y: Any, what: str = "the images") -> Images:
 
 def of_files(
     root: Path, files: Sequence[str], labels: Sequence[int], classes: int, *, channels: int = 3, resize: int = 0, crop: int = 0,
-    note: str = "", interpolation: str = "bilinear",
+    note: str = "", interpolation: str = "bilinear", frame: bool = False,
 ) -> Images:  # fmt: skip
     """Image files, decoded at `take`. files: names relative to root; the digest is of names, sizes, labels and, up to 512 MB in all,
-    of the content, in this order."""
+    of the content, in this order. interpolation, frame: see `pictures.decode`."""
     # Sizes tell most copies apart at once; ImageNet's 6 GB would take longer to read than many a run.
     hashed, total = hashlib.sha256(), 0
     for name, label in zip(files, labels, strict=True):
@@ -96,7 +96,8 @@ def of_files(
     def read(indices: Sequence[int]) -> Tensor:
         paths = [root / files[i] for i in indices]
         return stack(
-            [decode(path, channels, resize, crop, interpolation=interpolation) for path in paths], list(map(str, paths))
+            [decode(path, channels, resize, crop, interpolation=interpolation, frame=frame) for path in paths],
+            list(map(str, paths)),
         )
 
     return Images(torch.tensor(labels, dtype=torch.int64), classes, f"sha256:{hashed.hexdigest()}", read, note)
