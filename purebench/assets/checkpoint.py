@@ -60,17 +60,19 @@ def _load(asset: str, own: Path | None, weights: str, member: str) -> nn.Module:
         config, found = readers.edm(own or assets.need(asset))
         return fill(networks.build(entry["network"], config), found, what)
     network = networks.build(entry["network"], entry.get("config", {}))
-    order = trained_shapes(network)
+    order = parameters(network)
     if own is None:
+        # Never the raw weights instead of a paper's average: they give other numbers under the same name.
+        weights = weights or ("ema" if entry["format"] in ("score-sde", "ncsnv2-list") else "")
         return fill(network, state(asset, weights=weights, member=member, order=order), what)
     found = read(own, format_of(entry), weights=weights, order=order)
     # The registry's advice is about its own file, which the user does not want: fetching it again would not help.
     return fill(network, found, what, f"a file like `{asset}` is wanted: the same network")
 
 
-def trained_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
-    """The parameters that are trained, in their order: of averages without names these are the names."""
-    return {name: tuple(p.shape) for name, p in network.named_parameters() if p.requires_grad}
+def parameters(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Name -> shape, in their order: of averages that are saved without names, these are the names."""
+    return {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
 
 
 def state(

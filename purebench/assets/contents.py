@@ -95,6 +95,11 @@ class Found:
     sets: dict[str, Set]
     passed: tuple[str, ...] = ()
 
+    @property
+    def labelled(self) -> bool:
+        """Whether it says which its weights are. A state dict alone does not: it may be the raw weights, or an average."""
+        return len(self.sets) > 1 or "ema" in self.sets or bool(self.sets["raw"].place)
+
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -103,17 +108,18 @@ Shapes = dict[str, tuple[int, ...]]
 class Contents:
     """What a file holds. `sets`: `ema` or `raw` -> shapes by key, without wrappers' prefixes; of one of `nameless` (an average that is
     saved as a list) the keys are the places 0, 1, .. in the order of the network's trained parameters. `passed`: what was passed over.
-    `config`, `class_name`: of an EDM pickle."""
+    `labelled`: whether the file says which its weights are. `config`, `class_name`: of an EDM pickle."""
 
     sets: dict[str, Shapes]
     nameless: frozenset[str] = frozenset()
     passed: tuple[str, ...] = ()
+    labelled: bool = True
     config: dict[str, Any] = field(default_factory=dict)
     class_name: str = ""
 
     def choose(self, weights: str, what: str) -> str:
         """Which set is meant: `weights`, or where that is empty the average if there is one. UserError if it is not there."""
-        return choose(self.sets, weights, what)
+        return choose(self.sets, weights if self.labelled else "", what)
 
 
 def of(path: Path | str, format: str) -> Contents:
@@ -140,7 +146,7 @@ def _of(path: Path, format: str, size: int, changed_ns: int) -> Contents:
         items = one.values.items() if isinstance(one.values, dict) else enumerate(one.values)
         sets[kind] = {str(key): tuple(value.shape) for key, value in items}
     nameless = frozenset(kind for kind, one in found.sets.items() if isinstance(one.values, list))
-    return Contents(sets, nameless, found.passed)
+    return Contents(sets, nameless, found.passed, found.labelled)
 
 
 def format_of(path: Path, format: str) -> str:
@@ -164,8 +170,8 @@ def choose(sets: Mapping[str, object], weights: str, what: str) -> str:
     if weights in sets:
         return weights
     if weights == "ema":
-        raise UserError(f"`{what}` holds no averaged weights, only raw ones", "ask for them: `weights=raw`", DOWNLOAD)
-    raise UserError(f"`{what}` holds no raw weights, only averaged ones", "ask for them: `weights=ema`", DOWNLOAD)
+        raise UserError(f"`{what}` holds no averaged weights, only raw ones", "ask for them: `weights=raw`")
+    raise UserError(f"`{what}` holds no raw weights, only averaged ones", "ask for them: `weights=ema`")
 
 
 # From a file to a tree of plain values, in which tensors are known by their shapes.

@@ -14,7 +14,11 @@ LAYERS = {
     "time_emb_proj": "temb_proj", "conv_shortcut": "nin_shortcut", "group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v",
     "to_out.0": "proj_out", "query": "q", "key": "k", "value": "v", "proj_attn": "proj_out",
 }  # fmt: skip
-TOP = {"time_embedding.linear_1": "temb.dense.0", "time_embedding.linear_2": "temb.dense.1", "conv_norm_out": "norm_out"}
+TOP = {
+    "time_embedding.linear_1": "temb.dense.0",
+    "time_embedding.linear_2": "temb.dense.1",
+    "conv_norm_out": "norm_out",
+}
 MID = {"resnets.0": "block_1", "attentions.0": "attn_1", "resnets.1": "block_2"}
 LEVEL = {"resnets": "block", "attentions": "attn"}
 BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions)\.(\d+)\.(.+)\.(weight|bias)")
@@ -22,9 +26,10 @@ RESAMPLED = re.compile(r"(down|up)_blocks\.(\d+)\.(down|up)samplers\.0\.conv\.(w
 MIDDLE = re.compile(r"mid_block\.(resnets\.[01]|attentions\.0)\.(.+)\.(weight|bias)")
 # Of its configuration, what is built only as it is by default.
 FIXED = {
-    "act_fn": ("silu", "swish"), "center_input_sample": (False,), "mid_block_scale_factor": (1, 1.0), "time_embedding_type": ("positional",),
-    "resnet_time_scale_shift": ("default",), "downsample_type": ("conv",), "upsample_type": ("conv",), "add_attention": (True,),
-    "attn_norm_num_groups": (None,), "class_embed_type": (None,), "num_class_embeds": (None,), "mid_block_type": ("UNetMidBlock2D",),
+    "act_fn": ("silu", "swish"), "center_input_sample": (False,), "mid_block_scale_factor": (1, 1.0),
+    "time_embedding_type": ("positional",), "resnet_time_scale_shift": ("default",), "downsample_type": ("conv",),
+    "upsample_type": ("conv",), "add_attention": (True,), "attn_norm_num_groups": (None,), "class_embed_type": (None,),
+    "num_class_embeds": (None,), "mid_block_type": ("UNetMidBlock2D",),
 }  # fmt: skip
 KINDS = {"DownBlock2D": False, "AttnDownBlock2D": True, "UpBlock2D": False, "AttnUpBlock2D": True}
 

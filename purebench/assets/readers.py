@@ -137,8 +137,9 @@ def _torch(path: Path, order: Order, weights: str) -> object:
 
 def _chosen(path: Path, tree: object, order: Order, weights: str) -> object:
     """One set of a file's, completed from the raw weights by what is not averaged: buffers, and parameters that are not trained."""
-    sets = contents.find(tree).sets
-    kind = contents.choose(sets, weights, path.name)
+    whole = contents.find(tree)
+    sets = whole.sets
+    kind = contents.choose(sets, weights if whole.labelled else "", path.name)
     found, raw = sets[kind].values, sets["raw"].values if "raw" in sets else {}
     if isinstance(found, list):
         found = _named(found, order, sets[kind].place)

@@ -128,6 +128,7 @@ INFO = {
         "summary": "your own weights: file:path=FILE,network=NAME; the natural CIFAR-100 classifiers of ADP, ScoreOpt and COUP were "
         "never released: robustbench:dataset=cifar100,id=.. are adversarially trained stand-ins",
         "version": 1,
+        "choices": {"weights": ["ema", "raw"]},
         "moot": {"depth": _WIDE, "widen": _WIDE},
     },
 }
@@ -257,18 +258,20 @@ def fashionmnist_cnn() -> nn.Module:
 
 def file(
     *, path: str = "", name: str = "", network: str = "", classes: int = 10, depth: int = 28, widen: int = 10,
-    mean: tuple = (), std: tuple = (),
+    mean: tuple = (), std: tuple = (), weights: str = "",
 ) -> nn.Module:  # fmt: skip
     """Weights in a local file. `network`: `wideresnet_hill` (the WRN of Hill et al., ADP and ScoreOpt; depth, widen), `wideresnet`
     (DiffPure's), `cifar_resnet50`, `robustbench/cifar10/Linf/ID`, `torchvision/ID`; not needed for a file of `purebench train`.
-    `mean`, `std`: a normalisation that the network does not do itself, of images in [0,1]. `name`: what tables call it."""
+    `mean`, `std`: a normalisation that the network does not do itself, of images in [0,1]. `name`: what tables call it. `weights`:
+    `ema` or `raw` of a file that has both, the average where nothing is said."""
     normalisation.check(mean, std)
     if not network:
         made = embedded.read(Path(path))
     else:
-        made = checkpoint.fill(
-            _architecture(network, classes, depth, widen), checkpoint.read(Path(path), "state-dict"), path
-        )
+        empty = _architecture(network, classes, depth, widen)
+        order = checkpoint.parameters(empty)
+        found = checkpoint.read(Path(path), "state-dict", weights=weights, order=order)
+        made = checkpoint.fill(empty, found, path, f"is it a file of `{network}`?")
     return Normalised(made, mean, std).eval() if mean or std else made
 
 

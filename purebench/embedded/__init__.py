@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +31,34 @@ def verified(asset: str) -> Path:
     return path
 
 
-def load(asset: str, path: str = "") -> Any:
+def load(asset: str, path: str = "", weights: str = "") -> Any:
     """The network of an embedded file: built from the configuration in its metadata, in evaluation mode, parameters frozen.
-    path: your own file of the same network in its place; UserError if it is of another."""
+    path: your own file in its place, of `purebench train` or any weights of the same network; weights: `ema` or `raw` where it has
+    both, "" for the average where there is one. UserError if it is of another network."""
     ours = read(verified(asset))
     if not path:
         return ours
-    own = read(Path(path))
-    shapes, expected = ({key: value.shape for key, value in net.state_dict().items()} for net in (own, ours))
-    if shapes != expected:
-        raise errors.UserError(f"`{path}` is no network like `{asset}`", f"make one with `purebench train {asset}`")
-    return own
+    if "network" in metadata(Path(path)):
+        own = read(Path(path))
+        shapes, expected = ({key: value.shape for key, value in net.state_dict().items()} for net in (own, ours))
+        if shapes != expected:
+            raise errors.UserError(f"`{path}` is no network like `{asset}`", f"make one with `purebench train {asset}`")
+        return own
+    from purebench.assets import checkpoint
+
+    found = checkpoint.read(Path(path), "state-dict", weights=weights, order=checkpoint.parameters(ours))
+    return checkpoint.fill(ours, found, path, f"make one with `purebench train {asset}`")
+
+
+def metadata(path: Path) -> Mapping[str, str]:
+    """What `purebench train` wrote into a file beside the weights; nothing of a file of another kind."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError):
+        return {}
 
 
 def read(path: Path) -> Any:

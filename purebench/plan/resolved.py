@@ -19,6 +19,7 @@ from purebench.plan import hashed, prepared
 from purebench.spec import Part, Resolved, Value, parse, show
 
 if TYPE_CHECKING:
+    from purebench.assets.contents import Contents
     from purebench.datasets.images import Images
 
 PLACES = ("path", "folder")  # parameters that say where content lies, not what it is: no part of a cell
@@ -224,6 +225,11 @@ class Component:
         """One more than the largest label of a dataset that does not say how many classes it has; else 0."""
         return 0 if self.inner or self.classes else self.images.classes
 
+    @cached_property
+    def contents(self) -> Contents | None:
+        """What a user's own file of weights holds; None of anything else."""
+        return held(self.info, {**self.values, **self.where})
+
     @property
     def takes(self) -> list[int] | None:
         """[C,H,W] of the images that a classifier or score model was trained on; None where it is not known."""
@@ -314,6 +320,7 @@ def of(kind: str, part: Part) -> Component:
         if inner.where or inner.key != inner.name:
             where |= {info["of"]: Part(inner.key, (*parse(inner.text).parameters, *inner.where.items()))}
         given[info["of"]] = values[info["of"]] = parse(inner.text, "dataset")
+    _which_weights(part.name, given, values, known, info)
     # It would be recorded, and do nothing: two cells of one network.
     for key, (condition, why) in info.get("moot", {}).items():
         if key in given and registry.of_info(part.name, condition, values):
@@ -326,6 +333,51 @@ def of(kind: str, part: Part) -> Component:
         if "package" in assets.entry(asset)["sources"]:
             embedded.verified(asset)
     return found
+
+
+def held(info: Mapping[str, Any], values: Mapping[str, Value]) -> Contents | None:
+    """What a user's own file of weights holds; None where there is none, or it is not there. UserError for a file that is none."""
+    path = Path(str(values.get("path") or ""))
+    if "weights" not in values or not path.is_file():
+        return None
+    # Imported here, for it loads numpy.
+    from purebench.assets import contents
+
+    asset = info.get("asset", "").format(**values)
+    return contents.of(path, str(assets.entry(asset)["format"]) if asset in assets.table() else "state-dict")
+
+
+def _which_weights(
+    name: str, given: dict[str, Value], values: dict[str, Value], known: Mapping[str, Value], info: Mapping[str, Any]
+) -> None:
+    """Says in `given` and `values` which weights of a file are meant where it has both, and nothing where it has but one set. UserError
+    for a set that it does not have, and where a file has one and does not say which."""
+    if "weights" not in known:
+        return
+    found, path = held(info, values), str(values.get("path") or "")
+    one = not found.labelled if found else path.endswith(".safetensors") or (not path and _holds_one(info, values))
+    if one and "weights" in given:
+        raise UserError(
+            f"`weights={show(given['weights'])}` of `{name}` has no say here: such a file holds one set of weights, averaged or raw",
+            "leave `weights` out",
+        )
+    if found and not one:
+        chosen = found.choose(str(values["weights"]), Path(path).name)
+        if known["weights"] != "":
+            return
+        given.pop("weights", None)
+        values["weights"] = chosen if len(found.sets) > 1 else ""
+        if values["weights"]:
+            given["weights"] = chosen
+    elif not path and known["weights"] == "" and values["weights"] == "ema":
+        # What the published file gives anyway: one cell, not two.
+        values["weights"] = ""
+
+
+def _holds_one(info: Mapping[str, Any], values: Mapping[str, Value]) -> bool:
+    """Whether a published file has one set of weights, which is so but for those of two formats."""
+    asset = info.get("asset", "").format(**values)
+    return asset in assets.table() and assets.entry(asset)["format"] not in ("score-sde", "ncsnv2-list")
 
 
 def _inner(given: Any) -> Component:

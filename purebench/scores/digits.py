@@ -10,12 +10,14 @@ INFO = {
         "summary": "VP noise predictor, about 160 thousand parameters, trained on the embedded digits",
         "asset": "digits-score",
         "trained_on": "digits",
+        "choices": {"weights": ["ema", "raw"]},
         "size": [1, 8, 8],
         "version": 1,
     }
 }
 
 
-def digits_vp(*, path: str = "", name: str = "") -> VPScore:
-    """Trained on (1,8,8) images with t in [1e-3, 1]. path: your own, of `purebench train digits-score`; name: what tables call it."""
-    return VPScore(embedded.load("digits-score", path), (1, 8, 8))
+def digits_vp(*, weights: str = "", path: str = "", name: str = "") -> VPScore:
+    """Trained on (1,8,8) images with t in [1e-3, 1]. path: your own, of `purebench train digits-score`; weights: `ema` or
+    `raw` of a file that has both; name: what tables call it."""
+    return VPScore(embedded.load("digits-score", path, weights), (1, 8, 8))

@@ -17,6 +17,7 @@ INFO = {
         "trained_on": "cifar10",
         "size": [3, 32, 32],
         "energy": True,
+        "choices": {"weights": ["ema", "raw"]},
         "version": 1,
         "cite": "hill2021stochastic",
     }
@@ -54,6 +55,7 @@ class EnergyScore(Score):
         return -2 * sigma / self.noise_of_langevin**2 * self.gradient(x)
 
 
-def ebm_hill(*, path: str = "", name: str = "") -> EnergyScore:
-    """Trained with Langevin noise 0.01 on images with noise 0.02. path: your own file of the same network; name: what tables call it."""
-    return EnergyScore(checkpoint.load("ebm-hill-cifar10", path=path), (3, 32, 32))
+def ebm_hill(*, weights: str = "", path: str = "", name: str = "") -> EnergyScore:
+    """Trained with Langevin noise 0.01 on images with noise 0.02. path: your own file of the same network;
+    weights: `ema` or `raw` of one that has both; name: what tables call it."""
+    return EnergyScore(checkpoint.load("ebm-hill-cifar10", weights=weights, path=path), (3, 32, 32))

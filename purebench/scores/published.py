@@ -7,11 +7,14 @@ from purebench.assets import checkpoint
 from purebench.scores.denoisers import DenoiserScore, NCSNScore
 from purebench.scores.vp import IndexScore, VPScore
 
+WEIGHTS = ["ema", "raw"]
+
 INFO = {
     "score-sde": {
         "summary": "Score SDE's DDPM++ deep, VP, CIFAR-10, 106.6 M parameters: DiffPure, COUP, Lee and Kim",
         "asset": "score-sde-cifar10-vp",
         "trained_on": "cifar10",
+        "choices": {"weights": WEIGHTS},
         "size": [3, 32, 32],
         "version": 1,
         "cite": "song2021score",
@@ -20,7 +23,7 @@ INFO = {
         "summary": "EDM, CIFAR-10, unconditional, DDPM++ form, 55.7 M parameters: ScoreOpt (non-commercial licence)",
         "asset": "edm-cifar10-uncond-{precond}",
         "trained_on": "cifar10",
-        "choices": {"precond": ["vp", "ve"]},
+        "choices": {"precond": ["vp", "ve"], "weights": WEIGHTS},
         "moot": {"precond": ["path != ''", "an EDM pickle says itself which network it holds"]},
         "size": [3, 32, 32],
         "version": 1,
@@ -30,6 +33,7 @@ INFO = {
         "summary": "guided diffusion, ImageNet 256x256, unconditional, 552.8 M parameters: DiffPure, ScoreOpt, GDMP",
         "asset": "guided-diffusion-imagenet256-uncond",
         "trained_on": "imagenet",
+        "choices": {"weights": WEIGHTS},
         "size": [3, 256, 256],
         "version": 1,
         "cite": "dhariwal2021diffusion",
@@ -38,6 +42,7 @@ INFO = {
         "summary": "DDPM, CIFAR-10, moving average, 35.7 M parameters: GDMP",
         "asset": "ddpm-cifar10-ema",
         "trained_on": "cifar10",
+        "choices": {"weights": WEIGHTS},
         "size": [3, 32, 32],
         "version": 1,
         "cite": "ho2020denoising",
@@ -46,6 +51,7 @@ INFO = {
         "summary": "DDPM, CelebA-HQ 256x256, 113.7 M parameters: DiffPure's CelebA-HQ table",
         "asset": "ddpm-celebahq-sdedit",
         "trained_on": "celebahq",
+        "choices": {"weights": WEIGHTS},
         "size": [3, 256, 256],
         "version": 1,
         "cite": "ho2020denoising",
@@ -54,10 +60,7 @@ INFO = {
         "summary": "NCSNv2, CIFAR-10, 29.7 M parameters: stands in for ADP's own, which was never released",
         "asset": "ncsnv2-cifar10",
         "trained_on": "cifar10",
-        "choices": {"weights": ["ema", "raw"]},
-        "moot": {
-            "weights": ["suffix(path) == '.safetensors'", "such a file holds one set of weights, averaged or raw"]
-        },
+        "choices": {"weights": WEIGHTS},
         "size": [3, 32, 32],
         "version": 1,
         "stand_in": "official NCSNv2 in place of ADP's own training",
@@ -67,6 +70,7 @@ INFO = {
         "summary": "small VP noise predictor for 32x32, 1.4 M parameters, trained by us on JPEG CIFAR-10: no paper's network",
         "asset": "cifar10-score",
         "trained_on": "cifar10",
+        "choices": {"weights": WEIGHTS},
         "size": [3, 32, 32],
         "t_max": 0.3,
         "version": 1,
@@ -76,30 +80,33 @@ INFO = {
 CIFAR, LARGE = (3, 32, 32), (3, 256, 256)
 
 
-# path: your own file, trained by the same code, in place of the published one; name: what tables call it.
+# path: your own file of the same network in place of the published one; weights: `ema` or `raw` where a file has both, the average where
+# nothing is said; name: what tables call it.
 
 
-def score_sde(*, path: str = "", name: str = "") -> VPScore:
+def score_sde(*, weights: str = "", path: str = "", name: str = "") -> VPScore:
     """Trained with t in [1e-5, 1]; network time 999 t."""
-    return VPScore(checkpoint.load("score-sde-cifar10-vp", path=path), CIFAR, t_min=1e-5)
+    return VPScore(checkpoint.load("score-sde-cifar10-vp", weights=weights, path=path), CIFAR, t_min=1e-5)
 
 
-def edm(*, precond: str = "vp", path: str = "", name: str = "") -> DenoiserScore:
+def edm(*, precond: str = "vp", weights: str = "", path: str = "", name: str = "") -> DenoiserScore:
     """precond: `vp` (the file of ScoreOpt, DDPM++ form) or `ve` (NCSN++ form); both are EDM-preconditioned denoisers."""
-    return DenoiserScore(checkpoint.load(f"edm-cifar10-uncond-{precond}", path=path), CIFAR)
+    return DenoiserScore(checkpoint.load(f"edm-cifar10-uncond-{precond}", weights=weights, path=path), CIFAR)
 
 
-def guided_diffusion(*, path: str = "", name: str = "") -> IndexScore:
+def guided_diffusion(*, weights: str = "", path: str = "", name: str = "") -> IndexScore:
     """Learned variances; integer times."""
-    return IndexScore(checkpoint.load("guided-diffusion-imagenet256-uncond", path=path), LARGE, variances=True)
+    return IndexScore(
+        checkpoint.load("guided-diffusion-imagenet256-uncond", weights=weights, path=path), LARGE, variances=True
+    )
 
 
-def ddpm(*, path: str = "", name: str = "") -> IndexScore:
-    return IndexScore(checkpoint.load("ddpm-cifar10-ema", path=path), CIFAR)
+def ddpm(*, weights: str = "", path: str = "", name: str = "") -> IndexScore:
+    return IndexScore(checkpoint.load("ddpm-cifar10-ema", weights=weights, path=path), CIFAR)
 
 
-def celebahq_ddpm(*, path: str = "", name: str = "") -> IndexScore:
-    return IndexScore(checkpoint.load("ddpm-celebahq-sdedit", path=path), LARGE)
+def celebahq_ddpm(*, weights: str = "", path: str = "", name: str = "") -> IndexScore:
+    return IndexScore(checkpoint.load("ddpm-celebahq-sdedit", weights=weights, path=path), LARGE)
 
 
 def ncsnv2(*, weights: str = "ema", path: str = "", name: str = "") -> NCSNScore:
@@ -109,6 +116,6 @@ def ncsnv2(*, weights: str = "ema", path: str = "", name: str = "") -> NCSNScore
     return NCSNScore(network, CIFAR, 2 * config["sigma_end"], 2 * config["sigma_begin"])
 
 
-def cifar10_small(*, path: str = "", name: str = "") -> VPScore:
+def cifar10_small(*, weights: str = "", path: str = "", name: str = "") -> VPScore:
     """Trained with t in [1e-3, 0.3]."""
-    return VPScore(embedded.load("cifar10-score", path), CIFAR, t_max=0.3)
+    return VPScore(embedded.load("cifar10-score", path, weights), CIFAR, t_max=0.3)
