@@ -59,6 +59,7 @@ NAMES: dict[str, dict[str, str]] = {
         "score-sde": "purebench.scores.published:score_sde",
         "edm": "purebench.scores.published:edm",
         "guided-diffusion": "purebench.scores.published:guided_diffusion",
+        "improved-diffusion": "purebench.scores.published:improved_diffusion",
         "ddpm": "purebench.scores.published:ddpm",
         "celebahq-ddpm": "purebench.scores.published:celebahq_ddpm",
         "ncsnv2": "purebench.scores.published:ncsnv2",

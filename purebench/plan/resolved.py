@@ -19,10 +19,11 @@ from purebench.plan import hashed, prepared
 from purebench.spec import Part, Resolved, Value, parse, show
 
 if TYPE_CHECKING:
+    from purebench.assets.architecture import Network
     from purebench.assets.contents import Contents
     from purebench.datasets.images import Images
 
-PLACES = ("path", "folder")  # parameters that say where content lies, not what it is: no part of a cell
+PLACES = ("path", "folder", "config")  # parameters that say where content lies, not what it is: no part of a cell
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ class Component:
             path = Path(str(self.where["path"]))
             if not path.is_file():
                 raise UserError(f"`{path}` is no file", "give the path of a weights file", DOWNLOAD)
-            return assets.hashed(path)
+            return _with(assets.hashed(path), path, str(self.where.get("config", "")), self.network is not None)
         if not self.assets:
             raise UserError(
                 f"`{self.name}` needs a file", f"write {self.name}:path=FILE; see `purebench show {self.name}`"
@@ -233,8 +234,26 @@ class Component:
     @property
     def takes(self) -> list[int] | None:
         """[C,H,W] of the images that a classifier or score model was trained on; None where it is not known."""
+        if self.network:
+            return self.network.size
         found = self._of_its_dataset("size")
         return [found[0], *2 * [self.preparation["crop"]]] if found and self.preparation else found
+
+    @cached_property
+    def network(self) -> Network | None:
+        """Which network a score model's own file is of; None of anything else. UserError for a file of none."""
+        if self.kind != "score" or not self.contents or "network" not in assets.entry(self._asset):
+            return None
+        # Imported here, as above.
+        from purebench.assets import architecture
+
+        asked = {key: self.values[key] for key in ("weights", "size", "config", "label") if key in self.values}
+        return architecture.of(self._asset, str(self.where["path"]), **cast(dict[str, Any], asked))
+
+    @property
+    def _asset(self) -> str:
+        """The published file in whose place a user's is."""
+        return str(self.info["asset"]).format(**self.values)
 
     @cached_property
     def preparation(self) -> dict[str, Any]:
@@ -333,6 +352,17 @@ def of(kind: str, part: Part) -> Component:
         if "package" in assets.entry(asset)["sources"]:
             embedded.verified(asset)
     return found
+
+
+def _with(digest: str, path: Path, config: str, network: bool) -> str:
+    """The hash of a weights file; with that of the file which says of which network they are, where one does."""
+    if not network:
+        return digest
+    # Imported here, as in `held`.
+    from purebench.assets import architecture
+
+    beside = architecture.config_file(path, config)
+    return hashlib.sha256(f"{digest} {assets.sha256(beside)}".encode()).hexdigest() if beside else digest
 
 
 def held(info: Mapping[str, Any], values: Mapping[str, Value]) -> Contents | None:
