@@ -61,6 +61,7 @@ NAMES: dict[str, dict[str, str]] = {
         "score-sde": "purebench.scores.published:score_sde",
         "edm": "purebench.scores.published:edm",
         "guided-diffusion": "purebench.scores.published:guided_diffusion",
+        "improved-diffusion": "purebench.scores.published:improved_diffusion",
         "ddpm": "purebench.scores.published:ddpm",
         "celebahq-ddpm": "purebench.scores.published:celebahq_ddpm",
         "ncsnv2": "purebench.scores.published:ncsnv2",
@@ -362,6 +363,7 @@ def unit(attack: str, values: Mapping[str, object]) -> Unit:
 def check_parameters(kind: str, name: str, given: Mapping[str, Any]) -> None:
     """Raises UserError for parameters that the component does not have, or of another type than its default."""
     known, words = parameters(kind, name), choices(kind, name)
+    may_be_none = info(kind, name).get("none", [])
     for key, value in given.items():
         if key not in known:
             raise _unknown(name, key, known, given)
@@ -375,7 +377,7 @@ def check_parameters(kind: str, name: str, given: Mapping[str, Any]) -> None:
                         f"the default is {str(default).lower()}",
                     )
             case int() | float():
-                _check_number(name, key, value, default)
+                _check_number(name, key, value, default, 0 if key in may_be_none else 1)
             case list() | tuple():
                 if not isinstance(value, list | tuple):
                     raise UserError(f"`{key}={show(value)}` of `{name}` is no list", f"write {key}=[{show(value)}]")
@@ -397,7 +399,7 @@ def _unknown(name: str, key: str, known: Mapping[str, Value], given: Mapping[str
     return error
 
 
-def _check_number(name: str, key: str, value: Any, default: float) -> None:
+def _check_number(name: str, key: str, value: Any, default: float, least: int) -> None:
     # Whoever writes steps=true made a mistake, though `true` is a number to Python.
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(
@@ -411,8 +413,10 @@ def _check_number(name: str, key: str, value: Any, default: float) -> None:
     if value != int(value):
         raise UserError(f"`{key}={show(value)}` of `{name}` is not a whole number", f"the default is {default}")
     # Whole numbers count something: steps, eot, votes. A default of 0 says that none is possible, too.
-    if value < min(default, 1):
-        raise UserError(f"`{key}={show(value)}` is not possible for `{name}`", f"at least 1; the default is {default}")
+    if value < min(default, least):
+        raise UserError(
+            f"`{key}={show(value)}` is not possible for `{name}`", f"at least {least}; the default is {default}"
+        )
     # No paper counts to it, and walking a chain of so many steps would seem to hang.
     if value > MOST:
         raise UserError(

@@ -21,9 +21,9 @@ if TYPE_CHECKING:  # planning reads this file, and needs no torch
 Value = Union[int, float, str, bool, None, tuple, "Part"]
 Json = int | float | str | bool | None | list
 OBJECT = "object"  # of `object:median:1`, which this process was given
-PLACES = ("path", "folder")  # parameters that say where content lies, not what it is: no part of a cell
+PLACES = ("path", "folder", "config")  # parameters that say where content lies, not what it is: no part of a cell
 # Parameters whose value is text, as it is written: a file may be called `007`, `true` or `a=b (1).pt`. Of classes, a file or their number.
-TEXT = (*PLACES, "name", "config", "classes")
+TEXT = (*PLACES, "name", "classes")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from purebench import assets, networks
-from purebench.assets import readers
+from purebench.assets import architecture, readers
 from purebench.errors import DOWNLOAD, UserError
 
 # Registry's words for where a state dict comes from; the reader knows it by its layout.
@@ -41,15 +41,36 @@ def hollow() -> AbstractContextManager[None]:
     return _within(_hollow)
 
 
-def load(asset: str, *, weights: str = "", member: str = "", path: str = "") -> nn.Module:
+def load(
+    asset: str, *, weights: str = "", member: str = "", path: str = "", network: architecture.Network | None = None
+) -> nn.Module:
     """The asset's network with its weights: evaluation mode, frozen, float32, on CPU. weights: `ema` or `raw` where the file has both, ""
-    for the average where there is one; member: the file in an unpacked archive; path: your own file, of the same network. UserError
-    (exit 3) for a missing, broken, hostile or unfitting file."""
+    for the average where there is one; member: the file in an unpacked archive; path: your own file, of the same network, or of this
+    `network`. UserError (exit 3) for a missing, broken, hostile or unfitting file."""
     if _hollow.get():
         return nn.Module()
     if not path:
         return _load(asset, None, weights, member)
-    return _load(asset, Path(path), weights, "")
+    return _own(asset, Path(path), weights, network) if network else _load(asset, Path(path), weights, "")
+
+
+def _own(asset: str, path: Path, weights: str, known: architecture.Network) -> nn.Module:
+    """The network that a user's file is of, filled from it."""
+    entry = assets.entry(asset)
+    network = networks.build(entry["network"], known.config)
+    found = read(path, format_of(entry), weights=weights, order=parameters(network))
+    if known.keys:
+        own = network.state_dict()
+        found = {known.keys.get(key, key): value for key, value in found.items()}
+        # A linear layer of every position is a convolution of one pixel.
+        found = {
+            key: value[..., None, None] if _of_pixels(value, own.get(key)) else value for key, value in found.items()
+        }
+    return fill(network, found, str(path), f"a file like `{asset}` is wanted, or a configuration of its own")
+
+
+def _of_pixels(value: Tensor, own: Tensor | None) -> bool:
+    return own is not None and value.dim() == 2 and own.shape == (*value.shape, 1, 1)
 
 
 def _load(asset: str, own: Path | None, weights: str, member: str) -> nn.Module:

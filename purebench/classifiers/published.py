@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from purebench import assets, embedded, networks
 from purebench.assets import checkpoint
-from purebench.classifiers import wrapped
+from purebench.classifiers import normalisation, wrapped
 from purebench.errors import DOWNLOAD, UserError, unknown
 
 _WIDE = ["network != 'wideresnet' and network != 'wideresnet_hill'", "only a WideResNet has one"]
@@ -264,14 +264,9 @@ def file(
 ) -> nn.Module:  # fmt: skip
     """Weights in a local file. `network`: `wideresnet_hill` (the WRN of Hill et al., ADP and ScoreOpt; depth, widen), `wideresnet`
     (DiffPure's), `cifar_resnet50`, `robustbench/cifar10/Linf/ID`, `torchvision/ID`; not needed for a file of `purebench train`.
-    `mean`, `std`: a normalisation that the network does not do itself. `name`: what tables call it. `weights`: `ema` or `raw`
-    of a file that has both, the average where nothing is said."""
-    if (
-        len(mean) != len(std)
-        or not all(isinstance(v, int | float) for v in (*mean, *std))
-        or not all(v > 0 for v in std)
-    ):
-        raise UserError("`mean` and `std` do not go together", "write mean=[0.49,0.48,0.45],std=[0.25,0.24,0.26]")
+    `mean`, `std`: a normalisation that the network does not do itself, of images in [0,1]. `name`: what tables call it. `weights`:
+    `ema` or `raw` of a file that has both, the average where nothing is said."""
+    normalisation.check(mean, std)
     if not network:
         made = embedded.read(Path(path))
     else:

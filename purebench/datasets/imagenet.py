@@ -1,6 +1,7 @@
 """ImageNet (ILSVRC 2012) validation: the user's folder, one sub-folder per class, `val/<wnid>/ILSVRC2012_val_*.JPEG`.
 
-Scaled and cropped as everywhere: shorter side to 256 (bilinear), centre 224x224. Labels are the ranks of the sorted wnids."""
+Scaled and cropped as the classifier was evaluated, else as everywhere: shorter side to 256 (bilinear), centre 224x224. Labels are the
+ranks of the sorted wnids."""
 
 from __future__ import annotations
 
@@ -26,7 +27,10 @@ INFO = {
         "source": "https://image-net.org/download.php",
         "licence": "ImageNet terms of access: non-commercial research",
         "assets": [],
-        "choices": {"ids": ["all", "robustbench"]},
+        "choices": {"ids": ["all", "robustbench"], "interpolation": ["bilinear", "bicubic"]},
+        "none": ["resize"],
+        "requires": ["resize == 0 or resize >= crop"],
+        "moot": {"interpolation": ["resize == 0", "nothing is scaled"]},
         "cite": "russakovsky2015imagenet",
     }
 }
@@ -35,8 +39,12 @@ IDS = "imagenet_test_image_ids.txt", "d4121626d07722a0126c35b1563042e46a546f1a05
 NUMBERS = "imagenet_class_to_id_map.json"
 
 
-def imagenet(*, folder: str = "", resize: int = 256, crop: int = 224, ids: str = "all") -> Images:
-    """folder: see LAYOUT; PUREBENCH_IMAGENET if empty. ids: all, or robustbench for its list of 5,000, in its order."""
+def imagenet(
+    *, folder: str = "", resize: int = 256, crop: int = 224, ids: str = "all", interpolation: str = "bilinear"
+) -> Images:
+    """folder: see LAYOUT; PUREBENCH_IMAGENET if empty. ids: all, or robustbench for its list of 5,000, in its order. resize: of the
+    shorter side, 0 for none; crop: of the centre. Of resize, crop and interpolation what nobody says is the classifier's, as it was
+    evaluated (`preprocess` in `checkpoints.toml`)."""
     root = own_folder("imagenet", folder, INFO["imagenet"], LAYOUT)
     root = root / "val" if (root / "val").is_dir() else root
     # A class's number is its wnid's rank, for every classifier of ImageNet; asked of RobustBench's table, not of the folder, which may
@@ -55,7 +63,7 @@ def imagenet(*, folder: str = "", resize: int = 256, crop: int = 224, ids: str =
                 f"`{root}` lacks {len(absent)} of RobustBench's {len(files)} images, first `{absent[0]}`",
                 f"it should hold {LAYOUT}",
             )
-        return _images(root, files, [number[file.partition("/")[0]] for file in files], resize, crop)
+        return _images(root, files, [number[file.partition("/")[0]] for file in files], resize, crop, interpolation)
     # A part of it, or folders of another kind, would shift the numbers of the classes, unnoticed but for the accuracy.
     found = image_folder(root)
     if found.classes != list(number) or len(found.files) != IMAGES:
@@ -64,11 +72,11 @@ def imagenet(*, folder: str = "", resize: int = 256, crop: int = 224, ids: str =
             f"expected {IMAGES} in the {len(number)} classes",
             f"it should hold {LAYOUT}; `folder:path={root},classes=imagenet,size=224` takes a part of it",
         )
-    return _images(root, found.files, [number[wnid] for wnid in found.folders], resize, crop)
+    return _images(root, found.files, [number[wnid] for wnid in found.folders], resize, crop, interpolation)
 
 
-def _images(root: Path, files: list[str], labels: list[int], resize: int, crop: int) -> Images:
-    return of_files(root, files, labels, CLASSES, resize=resize, crop=crop)
+def _images(root: Path, files: list[str], labels: list[int], resize: int, crop: int, interpolation: str) -> Images:
+    return of_files(root, files, labels, CLASSES, resize=resize, crop=crop, interpolation=interpolation, frame=True)
 
 
 def wnids() -> list[str]:

@@ -79,10 +79,11 @@ def of_tensors(x: Any, y: Any, what: str = "the images") -> Images:
 
 def of_files(
     root: Path, files: Sequence[str], labels: Sequence[int], classes: int, *, channels: int = 3, resize: int = 0, crop: int = 0,
-    interpolation: str = "bilinear", note: str = "", declared: bool = True, said: str = "",
+    interpolation: str = "bilinear", frame: bool = False, note: str = "", declared: bool = True, said: str = "",
 ) -> Images:  # fmt: skip
     """Image files, decoded at `take`. files: names relative to root; the digest is of names, sizes, labels and, up to 512 MB in all,
-    of the content, in this order. Raises UserError for files that are missing, empty or no images, and for images of several sizes."""
+    of the content, in this order. interpolation, frame: see `pictures.decode`. Raises UserError for files that are missing, empty or no
+    images, and for images of several sizes."""
     # Sizes tell most copies apart at once; ImageNet's 6 GB would take longer to read than many a run.
     hashed, total = hashlib.sha256(), 0
     for name, label in zip(files, labels, strict=True):
@@ -102,11 +103,11 @@ def of_files(
     # JPEG is plain: where all come out of one size, 50,000 heads are not read either.
     jpeg = total > WHOLE and 0 < crop <= resize and all(name.lower().endswith((".jpg", ".jpeg")) for name in files)
     paths = [root / name for name in files]
-    plain = jpeg or heads(paths, list(map(str, paths)), resize, crop)
+    plain = jpeg or heads(paths, list(map(str, paths)), resize, crop, frame=frame)
 
     def read(indices: Sequence[int]) -> Tensor:
         some = [paths[i] for i in indices]
-        images = [decode(path, channels, resize, crop, interpolation=interpolation) for path in some]
+        images = [decode(path, channels, resize, crop, interpolation=interpolation, frame=frame) for path in some]
         return stack(images, list(map(str, some)))
 
     y = torch.tensor(labels, dtype=torch.int64)
@@ -120,10 +121,12 @@ def _content(path: Path) -> bytes:
         raise UserError(f"cannot read `{shown(str(path))}`: {error.strerror}", "let your user read it") from None
 
 
-def heads(sources: Iterable[Path | bytes], names: Sequence[str], resize: int = 0, crop: int = 0) -> bool:
+def heads(
+    sources: Iterable[Path | bytes], names: Sequence[str], resize: int = 0, crop: int = 0, *, frame: bool = False
+) -> bool:
     """Reads the heads of all images, so that what a run would meet after hours is found when it is planned. Returns whether all are plain:
-    of 8 bits and opaque. Raises UserError for the first that is no image, that comes out of another size than the first, or that `crop`
-    is too large for."""
+    of 8 bits and opaque. Raises UserError for the first that is no image, that comes out of another size than the first, or, without a
+    `frame`, that `crop` is too large for."""
     plain, first = True, (0, 0)
     for i, (source, name) in enumerate(zip(sources, names, strict=True)):
         facts = look(source, shown(name))
@@ -133,7 +136,7 @@ def heads(sources: Iterable[Path | bytes], names: Sequence[str], resize: int = 0
             first = first if i else size
             if size != first:
                 raise _sizes(names[0], first, name, size)
-        elif crop > min(size):
+        elif crop > min(size) and not frame:
             raise UserError(
                 f"`{shown(name)}` is {size[0]}x{size[1]}{' once it is scaled' if resize else ''}, too small to cut {crop}x{crop} out of it",
                 "cut out less, or scale more: black borders would be part of the image",

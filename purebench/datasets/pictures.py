@@ -53,14 +53,15 @@ def look(source: Path | bytes, name: str = "", *, whole: bool = False) -> Facts:
 
 def decode(
     source: Path | bytes, channels: int = 3, resize: int = 0, crop: int | tuple[int, int] = 0, name: str = "", *,
-    background: str = "white", turn: bool = False, interpolation: str = "bilinear",
+    background: str = "white", turn: bool = False, interpolation: str = "bilinear", frame: bool = False,
 ) -> Tensor:  # fmt: skip
     """One image file or its bytes as (C,H,W): uint8, or of more than 8 bits per channel float32 in [0,1].
 
     The shorter side is scaled to `resize` (antialiased, as PIL does), then the centre `crop` (a side, or height and width) is cut out;
     0 leaves out either. background: what is seen behind transparent pixels, a colour's name or #rrggbb. turn: as the EXIF data says,
-    which viewers do and torchvision, and so the papers, do not. name: what an error calls bytes. Raises UserError for a file that
-    cannot be read, one whose range is not certain, and one smaller than `crop`."""
+    which viewers do and torchvision, and so the papers, do not. frame: an image smaller than `crop` gets a black frame, as
+    torchvision's centre crop makes it, and so RobustBench's images. name: what an error calls bytes. Raises UserError for a file that
+    cannot be read, one whose range is not certain, and, without a frame, one smaller than `crop`."""
     shown, behind = _shown(source, name), colour(background)
     if interpolation not in INTERPOLATIONS:
         raise unknown("interpolation", interpolation, INTERPOLATIONS)
@@ -68,7 +69,7 @@ def decode(
         planes = _planes(source, image, shown, behind, channels)
         # Only now: of a PNG file Pillow loads the image for it, and then no longer says how many bits it had.
         orientation = _orientation(image) if turn else 1
-    return torch.cat([_prepared(plane, orientation, resize, crop, interpolation, shown) for plane in planes])
+    return torch.cat([_prepared(plane, orientation, resize, crop, interpolation, shown, frame) for plane in planes])
 
 
 def stack(images: Sequence[Tensor], names: Sequence[str]) -> Tensor:
@@ -266,7 +267,13 @@ def _grey(image: Image.Image, shown: str) -> np.ndarray:
 
 
 def _prepared(
-    image: Image.Image, orientation: int, resize: int, crop: int | tuple[int, int], interpolation: str, shown: str
+    image: Image.Image,
+    orientation: int,
+    resize: int,
+    crop: int | tuple[int, int],
+    interpolation: str,
+    shown: str,
+    frame: bool,
 ) -> Tensor:
     """Turned, scaled and cropped: (C,H,W), uint8 or of mode F float32 in [0,1]."""
     from PIL import Image
@@ -291,7 +298,7 @@ def _prepared(
     if crop:
         height, width = (crop, crop) if isinstance(crop, int) else crop
         # torchvision would put a black frame around it.
-        if image.height < height or image.width < width:
+        if not frame and (image.height < height or image.width < width):
             raise UserError(
                 f"`{shown}` is {image.width}x{image.height}, too small to cut {width}x{height} out of it",
                 "scale it up first",

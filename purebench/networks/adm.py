@@ -28,14 +28,16 @@ DEFAULTS = {  # of guided-diffusion, for what a configuration leaves out
     "resblock_updown": False,
     "use_new_attention_order": False,
     "learn_sigma": False,
+    "in_channels": 3,
+    "num_classes": 1000,  # of ImageNet, on which the class-conditional networks were trained
 }
 MULTIPLIERS = {  # image size -> width of each level over num_channels
     512: (0.5, 1, 1, 2, 2, 4, 4),
     256: (1, 1, 2, 2, 4, 4),
     128: (1, 1, 2, 3, 4),
     64: (1, 2, 3, 4),
+    32: (1, 2, 2, 2),  # of improved-diffusion
 }
-CLASSES = 1000  # of ImageNet, on which the class-conditional networks were trained
 
 
 def numbers(value: Any) -> list[float]:
@@ -162,9 +164,9 @@ class ADM(nn.Module):
 
         self.time_embed = nn.Sequential(nn.Linear(self.width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         if options["class_cond"]:
-            self.label_emb = nn.Embedding(CLASSES, embedding)
+            self.label_emb = nn.Embedding(options["num_classes"], embedding)
         channels = widths[0]
-        self.input_blocks = nn.ModuleList([Stage([nn.Conv2d(3, channels, 3, padding=1)])])
+        self.input_blocks = nn.ModuleList([Stage([nn.Conv2d(options["in_channels"], channels, 3, padding=1)])])
         skipped = [channels]
         for level, width in enumerate(widths):
             for _ in range(options["num_res_blocks"]):
@@ -189,9 +191,8 @@ class ADM(nn.Module):
                 if level and i == options["num_res_blocks"]:
                     layers.append(upsampling(channels))
                 self.output_blocks.append(Stage(layers))
-        self.out = nn.Sequential(
-            norm(channels), nn.SiLU(), nn.Conv2d(channels, 6 if options["learn_sigma"] else 3, 3, padding=1)
-        )
+        ends = options["in_channels"] * (2 if options["learn_sigma"] else 1)
+        self.out = nn.Sequential(norm(channels), nn.SiLU(), nn.Conv2d(channels, ends, 3, padding=1))
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         # Unlike DDPM's, the last frequency falls short of 1/10000, and the cosines come first.

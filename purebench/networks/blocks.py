@@ -17,11 +17,12 @@ def embed(labels: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
     return angles.sin(), angles.cos()
 
 
-def embed_ddpm(labels: Tensor, width: int) -> Tensor:
-    """Sines, then cosines, of labels (B,) at width/2 frequencies from 1 to 1/10000; (B, width), float32 (Ho et al. 2020)."""
+def embed_ddpm(labels: Tensor, width: int, shift: float = 1) -> Tensor:
+    """Sines, then cosines, of labels (B,) at width/2 frequencies from 1 to 1/10000; (B, width), float32 (Ho et al. 2020). shift: 0 where
+    the last one falls short of it."""
     half = width // 2
     steps = torch.arange(half, dtype=torch.float32, device=labels.device)
-    return torch.cat(embed(labels, torch.exp(steps * -(math.log(10000) / (half - 1)))), dim=1)
+    return torch.cat(embed(labels, torch.exp(steps * -(math.log(10000) / (half - shift)))), dim=1)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

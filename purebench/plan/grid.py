@@ -87,7 +87,7 @@ def build(request: Request) -> Plan:
             known[name] = components.find("dataset", name)
             if said := known[name].described:
                 notes.append(f"dataset: {said}")
-        for job, absent in _jobs(request, grid, known[name], notes):
+        for job, absent in _jobs(request, grid, known[name], notes, known):
             old = jobs.get(job.cell.id)
             jobs[job.cell.id] = _merged(old, job) if old else job
             missing |= dict.fromkeys(absent)
@@ -100,7 +100,7 @@ def build(request: Request) -> Plan:
 def jobs(one: dict[str, Any]) -> list[Job]:
     """The jobs of a grid of one cell, one per seed, without the cells that a transfer reads."""
     dataset = components.find("dataset", _dataset(Request(), one, []))
-    found = [job for job, _ in _jobs(Request(), one, dataset, [])]
+    found = [job for job, _ in _jobs(Request(), one, dataset, [], {})]
     sources = {job.cell.source for job in found}
     # Once each: a transfer onto the defense that made its images is that cell, and the source of nothing.
     return list({job.cell.id: job for job in found if job.cell not in sources}.values())
@@ -225,9 +225,10 @@ def _dataset(request: Request, grid: dict[str, Any], notes: list[str]) -> str:
 
 
 def _jobs(
-    request: Request, grid: dict[str, Any], dataset: Component, notes: list[str]
+    request: Request, grid: dict[str, Any], dataset: Component, notes: list[str], known: dict[str, Component]
 ) -> Iterable[tuple[Job, list[str]]]:
-    """The jobs of one grid, sources before the transfers that read them; each with the assets that it needs and the cache has not."""
+    """The jobs of one grid, sources before the transfers that read them; each with the assets that it needs and the cache has not.
+    known: datasets found before."""
     defaults = datasets.defaults(dataset.base)
 
     def pick(option: Any, key: str) -> Any:
@@ -236,6 +237,10 @@ def _jobs(
             raise UserError(f"the dataset `{dataset.name}` has no default {key}", f"give `--{key}`")
         return value
 
+    classifier = components.find("classifier", pick(request.classifier, "classifier"))
+    prepared = components.as_evaluated(dataset, classifier)
+    # Found once, as above: a grid for each cell of a table would read a user's own as often.
+    dataset = known.setdefault(f"{prepared.where} {prepared.text}", prepared) if prepared is not dataset else dataset
     images, evals = pick(request.images, "images"), pick(request.evals, "evals")
     subset = pick(request.subset, "subset")
     subset = datasets.valid(subset if isinstance(subset, str) else f"choice:{subset}")
@@ -248,11 +253,12 @@ def _jobs(
         raise UserError(f"`--images {images}` is not possible: {what} has {size} test images", f"choose 1 to {size}")
     if evals < 1:
         raise UserError(f"`--evals {evals}`: every image is judged at least once", "the default is 10")
-    classifier = components.find("classifier", pick(request.classifier, "classifier"))
     # Images of the user's own have no default, and a defense without a score model wants none.
     asked = request.score or grid.get("score", defaults.get("score"))
     score = None if asked is None else components.find("score", asked)
     components.check_fit(dataset, classifier, score)
+    if unlike := components.mismatch(dataset, classifier):
+        notes.append(f"note: {unlike}")
     threats = [threat(t) for t in request.threats or grid.get("threats") or [pick(None, "threat")]]
     for limit in threats:
         if warning := limits.check_radius(limit, dataset.shape, dataset.name):

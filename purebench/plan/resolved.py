@@ -10,14 +10,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from purebench import assets, datasets, embedded, registry
+from purebench.classifiers import normalisation
 from purebench.errors import DOWNLOAD, UserError, unknown
-from purebench.plan import hashed
+from purebench.plan import hashed, prepared
 from purebench.spec import PLACES, Part, Resolved, Value, located, parse, show
 
 if TYPE_CHECKING:
+    from purebench.assets.architecture import Network
     from purebench.assets.contents import Contents
     from purebench.datasets.images import Images
 
@@ -34,6 +36,7 @@ class Component:
     where: dict[str, Value]
     info: dict[str, Any]
     key: str
+    given: frozenset[str] = frozenset()  # parameters that were said, at their defaults or not
 
     @property
     def version(self) -> int:
@@ -106,6 +109,8 @@ class Component:
     @cached_property
     def missing(self) -> list[str]:
         """Assets that are not in the cache, and networks that are not trained yet."""
+        if self.inner:
+            return self.inner.missing
         trained = self.info.get("trained")
         untrained = [trained] if trained and not self._trained_file.is_file() else []
         unsupplied = [self.info["own"]["asset"]] if self.unsupplied else []
@@ -157,7 +162,7 @@ class Component:
             path = Path(str(self.where["path"]))
             if not path.is_file():
                 raise UserError(f"`{path}` is no file", "give the path of a weights file", DOWNLOAD)
-            return assets.hashed(path)
+            return _with(assets.hashed(path), path, str(self.where.get("config", "")), self.network is not None)
         if not self.assets:
             raise UserError(
                 f"`{self.name}` needs a file", f"write {self.name}:path=FILE; see `purebench show {self.name}`"
@@ -192,7 +197,7 @@ class Component:
             return self.inner.shape
         channels, *sides = self.info["shape"]
         # Of a user's own the number of channels is a parameter, too: they say it themselves.
-        if "crop" in self.values and all(sides):
+        if all(sides) and self.values.get("crop"):
             sides = 2 * [int(str(self.values["crop"]))]
         known = [channels, *sides]
         # A user's own images say it themselves; INFO then has zeros.
@@ -237,7 +242,49 @@ class Component:
     @property
     def takes(self) -> list[int] | None:
         """[C,H,W] of the images that a classifier or score model was trained on; None where it is not known."""
-        return self._of_its_dataset("size")
+        if self.network:
+            return self.network.size
+        found = self._of_its_dataset("size")
+        return [found[0], *2 * [self.preparation["crop"]]] if found and self.preparation else found
+
+    @cached_property
+    def network(self) -> Network | None:
+        """Which network a score model's own file is of; None of anything else. UserError for a file of none."""
+        if self.kind != "score" or not self.contents or "network" not in assets.entry(self._asset):
+            return None
+        # Imported here, as above.
+        from purebench.assets import architecture
+
+        asked = {key: self.values[key] for key in ("weights", "size", "config", "label") if key in self.values}
+        return architecture.of(self._asset, str(self.where["path"]), **cast(dict[str, Any], asked))
+
+    @property
+    def _asset(self) -> str:
+        """The published file in whose place a user's is."""
+        return str(self.info["asset"]).format(**self.values)
+
+    @cached_property
+    def preparation(self) -> dict[str, Any]:
+        """How the images of a published classifier's own number were scaled and cut (`prepared.KEYS`); {} where nobody says."""
+        return prepared.read(self.preprocess)
+
+    @property
+    def preprocess(self) -> str:
+        """The same in the registry's word; "" where nobody says."""
+        return str(self._entry.get("preprocess", ""))
+
+    @property
+    def any_size(self) -> bool:
+        """Whether a classifier takes images of other sizes than those that it was evaluated on."""
+        return str(self._entry.get("architecture", "")).lower().startswith(prepared.ANY_SIZE)
+
+    @property
+    def _entry(self) -> dict[str, Any]:
+        """What `checkpoints.toml` says of a classifier; of a file of the user's, of the network that it was trained as."""
+        if self.kind != "classifier" or not registry.is_ours(self.kind, self.key):
+            return {}
+        named = [str(self.values.get("network", ""))] if self.where else self.assets
+        return next((assets.entry(name) for name in named if name in assets.table()), {})
 
     @property
     def training_set(self) -> str:
@@ -246,7 +293,13 @@ class Component:
         return self.inner.training_set if self.inner else self.info.get("training_set", self.name)
 
     def stand_in(self, dataset: Component) -> str:
-        """What this stands in for on a dataset (itself, for one): it is no paper's, your own, or trained on other images; else empty."""
+        """What this stands in for on a dataset (itself, for one): it is no paper's, your own, trained on other images, or shown them
+        otherwise prepared; else empty."""
+        # An interpolation alone is told by the plan's notes: papers differ in it.
+        unlike = mismatch(dataset, self, ("resize", "crop")) if self.kind == "classifier" else ""
+        return "; ".join(filter(None, [self._stands_in(dataset), unlike]))
+
+    def _stands_in(self, dataset: Component) -> str:
         note = self.info.get("stand_in", "")
         if self.key != self.name:
             return note or f"your own {self.kind} `{self.text}`"
@@ -304,11 +357,22 @@ def of(kind: str, part: Part) -> Component:
     # The default in its own type too: a list in a factory's signature is a tuple here.
     differs = {k for k in given if k not in places and values[k] != registry.as_type(known[k], known[k])}
     canonical = Part(registry.label(kind, part.name), tuple((k, v) for k, v in values.items() if k in differs))
-    found = Component(kind, canonical.name, located(values), str(canonical), where, info, part.name)
+    found = Component(kind, canonical.name, located(values), str(canonical), where, info, part.name, frozenset(given))
     for asset in found.assets:
         if "package" in assets.entry(asset)["sources"]:
             embedded.verified(asset)
     return found
+
+
+def _with(digest: str, path: Path, config: str, network: bool) -> str:
+    """The hash of a weights file; with that of the file which says of which network they are, where one does."""
+    if not network:
+        return digest
+    # Imported here, as in `held`.
+    from purebench.assets import architecture
+
+    beside = architecture.config_file(path, config)
+    return hashlib.sha256(f"{digest} {assets.sha256(beside)}".encode()).hexdigest() if beside else digest
 
 
 def held(info: Mapping[str, Any], values: Mapping[str, Value]) -> Contents | None:
@@ -392,10 +456,46 @@ def load(kind: str, name: str, values: Mapping[str, object]) -> Any:
     return made
 
 
+def as_evaluated(dataset: Component, classifier: Component) -> Component:
+    """The dataset with its images scaled and cut as those of the classifier's published number, where nobody said how."""
+    if dataset.inner:
+        key, inner = dataset.info["of"], as_evaluated(dataset.inner, classifier)
+        if inner is dataset.inner:
+            return dataset
+        of_it = Part(inner.key, (*parse(inner.text).parameters, *inner.where.items()))
+        return of("dataset", Part(dataset.key, tuple({**_said(dataset), key: of_it}.items())))
+    able = set(prepared.KEYS) <= set(dataset.values)
+    if not able or not classifier.preparation or prepared.asked(dataset.given):
+        return dataset
+    other = {key: value for key, value in classifier.preparation.items() if value != dataset.values[key]}
+    return of("dataset", Part(dataset.key, tuple({**_said(dataset), **other}.items()))) if other else dataset
+
+
+def _said(found: Component) -> dict[str, Value]:
+    """What was said of a component, where its content lies too."""
+    return {key: found.where.get(key, found.values[key]) for key in found.values if key in found.given}
+
+
+def mismatch(dataset: Component, classifier: Component, keys: Sequence[str] = prepared.KEYS) -> str:
+    """What to say where a dataset's images are not scaled and cut as those of the classifier's published number; else empty."""
+    if dataset.inner:
+        return mismatch(dataset.inner, classifier, keys)
+    word, here, its_own = classifier.preprocess, prepared.done(dataset.values), classifier.preparation
+    if not word or not here or all(here[key] == its_own.get(key) for key in keys):
+        return ""
+    there = prepared.words(its_own) if its_own else f"prepared as `{word}`"
+    return f"`{classifier.text}` on images {prepared.words(here)}: its published number is of images {there}"
+
+
 def check_fit(dataset: Component, classifier: Component, score: Component | None) -> None:
     """Raises UserError where a network cannot see the dataset's images; a score model of another size is resized to."""
     shape = dataset.shape
-    if classifier.takes and classifier.takes != shape:
+    if registry.is_ours("classifier", classifier.key) and {"mean", "std"} <= set(classifier.values):
+        mean, std = (cast(tuple, classifier.values[key]) for key in ("mean", "std"))
+        normalisation.check(mean, std, shape[0])
+    # A network may take other sizes than its own, and is given them where somebody asks for them.
+    other = prepared.asked(dataset.given) and classifier.any_size and shape[0] == (classifier.takes or shape)[0]
+    if classifier.takes and classifier.takes != shape and not other:
         raise UserError(
             f"`{classifier.text}` takes images of {_size(classifier.takes)}, and {dataset.name} has {_size(shape)}",
             "choose another `--classifier`; `purebench list classifiers` names them",

@@ -161,7 +161,7 @@ def assembled(
     """The same of networks that are given: the classifier `answering`, and the score models."""
     height, width = shape(cell)[1:]
     outer = (height, width)
-    inner: tuple[int, int] = tuple(scores[0].size[1:]) if scores else outer
+    inner = scores[0].size[1:] if scores else outer
 
     def guide(x: Tensor) -> Tensor:
         return answering(resize(x, outer))
