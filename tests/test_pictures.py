@@ -234,7 +234,7 @@ def test_cells_of_a_file_that_was_replaced_are_said_to_be_of_another_content(tmp
 
     old = planned().jobs[0].cell
     (tmp_path / "r").mkdir()
-    store.announce(tmp_path / "r" / old.id, old.id, old.data, [1, 8, 8], 2)
+    store.announce(tmp_path / "r" / old.id, old.id, old.data(), [1, 8, 8], 2)
     assert preflight._of_other_content(planned(), tmp_path / "r") == []
     saved(tmp_path / "f/0/a.png", 8, 8, "L")
     new = planned()
