@@ -65,8 +65,9 @@ def decode(
     if interpolation not in INTERPOLATIONS:
         raise unknown("interpolation", interpolation, INTERPOLATIONS)
     with _opened(source, name) as image:
-        orientation = _orientation(image) if turn else 1
         planes = _planes(source, image, shown, behind, channels)
+        # Only now: of a PNG file Pillow loads the image for it, and then no longer says how many bits it had.
+        orientation = _orientation(image) if turn else 1
     return torch.cat([_prepared(plane, orientation, resize, crop, interpolation, shown) for plane in planes])
 
 
@@ -143,7 +144,7 @@ def _unreadable(source: Path | bytes, shown: str, error: Exception) -> UserError
     elif "text chunk" in said or "MAX_TEXT_CHUNK" in said or "MAX_TEXT_MEMORY" in said:
         why, hint = "its text chunks are too large", "save it again without its comments and metadata"
     elif isinstance(error, Image.UnidentifiedImageError):
-        why = "it is not an image, or of a format that is not read"
+        why = "it is not an image of a format that is read, or is damaged"
     elif isinstance(error, MemoryError):
         why, hint = "there is not enough memory for it", "scale it down with another program"
     elif "truncated" in said.lower() or isinstance(error, EOFError):
