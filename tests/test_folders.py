@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-from purebench.datasets import celebahq, folder, mnist, parquet, tree
+from purebench.datasets import celebahq, folder, imagenet, mnist, parquet, tree
 from purebench.errors import UserError
 from purebench.plan import grid, resolved
 from purebench.records import store
@@ -225,6 +225,15 @@ def test_a_part_of_celebahq_says_so(tmp_path):
     odd.picture(tmp_path / "images" / "000015.jpg", 1, kind="JPEG")
     with pytest.raises(UserError, match="one face twice"):
         celebahq.celebahq(folder=str(tmp_path))
+
+
+def test_imagenet_packed_or_flat_is_told_as_that(tmp_path):
+    odd.put(tmp_path / "val.tar", b"packed")
+    with pytest.raises(UserError, match="is a file, and no folder\nhint: unpack it"):
+        imagenet.imagenet(folder=str(tmp_path / "val.tar"))
+    odd.devkit(tmp_path / "val")
+    with pytest.raises(UserError, match=f"folder:path={tmp_path}/val,size=256,crop=224,classes="):
+        imagenet.imagenet(folder=str(tmp_path))
 
 
 # The store

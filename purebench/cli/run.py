@@ -134,6 +134,9 @@ def _show_outcome(
         verb = "figure" if layout and layout.figure else "table"
         say(f"next: {asked.command(request, verb, settings.out) if layout else f'purebench table {folder}'}")
     if outcome.failed:
-        say(f"hint: `purebench status {folder}` shows what is missing; the same command goes on with it")
+        mistakes = any(isinstance(why, errors.Mistake) for why in outcome.failed.values())
+        # A cell is known by the content of what it uses: with a file put right it is another one, and the failed one stays.
+        more = "; with a file that was replaced it begins a new cell" if mistakes else ""
+        say(f"hint: `purebench status {folder}` shows what is missing; the same command goes on with it{more}")
         mended = all(isinstance(why, errors.Mistake) for why in outcome.failed.values())
         raise typer.Exit(errors.USAGE if mended else errors.FAILED)

@@ -51,9 +51,11 @@ def imagenet(
     # hold a part of the classes.
     number = {wnid: i for i, wnid in enumerate(wnids())}
     if not any((root / wnid).is_dir() for wnid in number):
+        flat = next(root.glob("ILSVRC2012_val_*"), None)
+        listed = f"; of images that lie flat: `folder:path={root},size=256,crop=224,classes=ILSVRC2012_validation_ground_truth.txt`"
         raise UserError(
             f"`{root}` is not the ImageNet validation set: it has no folder such as `n01440764`",
-            f"it should hold {LAYOUT}",
+            f"it should hold {LAYOUT}{listed if flat else ''}",
         )
     if ids == "robustbench":
         files = _robustbench_list()

@@ -202,6 +202,10 @@ def own_folder(dataset: str, folder: str, info: Mapping[str, Any], layout: str) 
     place, given = supplied(info["own"], folder)
     if place.is_dir():
         return place
+    if place.is_file():
+        raise UserError(
+            f"`{place}` for {dataset} is a file, and no folder", f"unpack it; the folder should hold {layout}"
+        )
     if given:
         raise UserError(f"there is no folder `{given}` for {dataset}", f"it should hold {layout}")
     raise UserError(

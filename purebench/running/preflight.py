@@ -48,7 +48,7 @@ def prepare(
         )
     # Before the rehearsal may refuse the plan: a note says which dataset was taken, and so what the refusal is about.
     if note is not None:
-        for line in plan.notes:
+        for line in [*plan.notes, *_of_other_content(plan, out)]:
             note(line)
     # Imported here: it loads torch, and a mistake found above is then told at once.
     from purebench.running import brought, rehearsal
@@ -76,6 +76,28 @@ def _check_datasets(plan: grid.Plan) -> None:
         # The others were read for their hash.
         if not part.code and "digest" in whole.info and not whole.missing:
             evaluate.dataset(part)
+
+
+def _of_other_content(plan: grid.Plan, out: Path) -> list[str]:
+    """A line for each file or folder of the user's that recorded cells know under its name with another content: it was changed since."""
+    used = {(kind, str(part)): part for job in plan.jobs for kind, part in job.cell.parts().items() if part.where}
+    if not used:
+        return []
+    found: dict[tuple[str, str], int] = {}
+    for folder in store.cells([out]) if out.is_dir() else []:
+        try:
+            cell = store.read_cell(folder)["cell"]
+        except UserError:
+            continue  # told by whoever needs it
+        for (kind, name), part in used.items():
+            theirs = store.parts(cell).get(kind, {}).get("hash", part.digest)
+            if cell.get(kind) == name and theirs != part.digest:
+                found[kind, name] = found.get((kind, name), 0) + 1
+    return [
+        f"warning: {count} cell{'s' * (count > 1)} in `{out}` had another content of the {kind} `{name}`, which was changed since: kept, "
+        "and in every table apart from what is computed now"
+        for (kind, name), count in found.items()
+    ]
 
 
 def _workers(plan: grid.Plan, resources: Resources) -> int:
