@@ -150,7 +150,7 @@ def build_defense(
 def assembled(
     cell: Cell,
     answering: Any,
-    scores: Sequence[Score],
+    scores: Sequence[Any],
     device: torch.device,
     *,
     rows: int,
