@@ -75,7 +75,7 @@ def works(norm, height, width):
     """Whether pyautoattack's Square takes such images, as AutoAttack configures it."""
     logits = torch.tensor([[1.0, 0.0, -1.0]])
     square = SquareAttack(
-        lambda x: logits.repeat(len(x), 1), norm=norm, eps=0.5, n_queries=2, p_init=0.8, resc_schedule=False, device="cpu"
+        lambda x: logits.repeat(len(x), 1), norm=norm, eps=0.5, n_queries=1, p_init=0.8, resc_schedule=False, device="cpu"
     )  # fmt: skip
     try:
         square.perturb(torch.full((1, 1, height, width), 0.5), torch.zeros(1, dtype=torch.int64))
@@ -86,11 +86,11 @@ def works(norm, height, width):
 
 def test_a_plan_refuses_the_shapes_that_square_cannot_take_and_no_others():
     """24x24, which is square, is among those that fail under L2, and 40x32, which is higher than wide, is not."""
-    shapes = {(h, w) for h in range(1, 27) for w in range(1 + h % 4, 27, 4)} | {s[1:] for s in SHAPES}
+    shapes = {(h, w) for h in range(1, 27) for w in range(1 + h % 8, 27, 8)} | {s[1:] for s in SHAPES}
     shapes |= {(24, 24), (47, 47), (63, 21), (9, 60), (18, 2)}
     with torch.random.fork_rng():
         found = {s: works("L2", *s) for s in shapes}
-        assert all(works("Linf", *s) for s in sorted(shapes)[::20])
+        assert all(works("Linf", *s) for s in sorted(shapes)[::15])
     planned = {s: not refusal(STANDARD, L2, [1, *s]) for s in shapes}
     assert planned == found
     assert not found[24, 24]

@@ -151,7 +151,7 @@ def build_defense(
 def assembled(
     cell: Cell,
     answering: Any,
-    scores: Sequence[Score],
+    scores: Sequence[Any],
     device: torch.device,
     *,
     rows: int,
