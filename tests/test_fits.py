@@ -1,13 +1,23 @@
 """Which images a network sees: prepared as it was evaluated, normalised as it was trained, of its own size, channels and classes."""
 
+import json
+import math
+
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 
+from purebench import assets, networks
+from purebench.assets import architecture, diffusers
 from purebench.datasets import images
 from purebench.errors import UserError
+from purebench.networks import small
 from purebench.plan import grid
+from purebench.plan import resolved as components
 from purebench.plan.grid import Request
+from purebench.running import rehearsal
+from purebench.scores import vp
 
 WONG = "robustbench:dataset=imagenet,id=Wong2020Fast"
 
@@ -111,8 +121,241 @@ def test_images_are_prepared_as_torchvision_does_it(tmp_path):
     ],
 )  # fmt: skip
 def test_a_normalisation_that_cannot_be_meant_is_one_message_of_the_plan(given, words, tmp_path):
-    (tmp_path / "mine.pth").write_bytes(b"not read before")
+    torch.save({"linear.weight": torch.zeros(10, 4)}, tmp_path / "mine.pth")
     with pytest.raises(UserError) as caught:
         planned("cifar10", f"file:path={tmp_path / 'mine.pth'},network=wideresnet_hill,{given}")
     for word in words:
         assert word in f"{caught.value.message}; {caught.value.hint}"
+
+
+# ------------------------------------------------------------------------------------------------ which network, which classes
+
+DDPM = {
+    "ch": 32,
+    "ch_mult": [1, 2],
+    "num_res_blocks": 1,
+    "attn_resolutions": [16],
+    "in_channels": 3,
+    "out_ch": 3,
+    "resolution": 32,
+}
+EDM = {
+    "img_resolution": 16, "img_channels": 1, "label_dim": 0, "model_channels": 16, "channel_mult": [1, 2], "num_blocks": 1,
+    "attn_resolutions": [8],
+}  # fmt: skip
+ADM = {
+    "image_size": 32, "num_channels": 32, "num_res_blocks": 1, "channel_mult": "1,2", "attention_resolutions": "16",
+    "num_heads": 2, "learn_sigma": True, "diffusion_steps": 50, "noise_schedule": "cosine",
+}  # fmt: skip
+NCSN = {"ngf": 8, "image_size": 64, "channels": 3, "sigma_begin": 90, "sigma_end": 0.01, "num_classes": 50}
+
+
+def sde(size):
+    found = assets.entry("score-sde-cifar10-vp")["config"]
+    model = {**found["model"], "nf": 16, "ch_mult": [1, 2, 2], "num_res_blocks": 2, "attn_resolutions": [16]}
+    return {"data": {**found["data"], "image_size": size}, "model": model}
+
+
+def saved(path, family, config):
+    torch.manual_seed(0)
+    network = networks.build(family, config)
+    torch.save(network.state_dict(), path)
+    return network
+
+
+def written(path, config):
+    path.write_text(json.dumps(config))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("score", "family", "config", "given", "size"),
+    [
+        ("ddpm", "ddpm", DDPM, "", [3, 32, 32]),
+        ("ddpm", "ddpm", DDPM | {"in_channels": 1, "out_ch": 1, "resolution": 64, "ch_mult": [1, 1, 2]}, "", [1, 64, 64]),
+        ("ddpm", "ddpm", DDPM | {"attn_resolutions": []}, "size=48", [3, 48, 48]),
+        ("celebahq-ddpm", "ddpm", DDPM | {"out_ch": 6}, "", [3, 32, 32]),
+        ("score-sde", "ddpmpp", sde(64), "", [3, 64, 64]),
+        ("edm", "edm", EDM | {"precond": "edm"}, "config", [1, 16, 16]),
+        ("guided-diffusion", "adm", ADM, "config", [3, 32, 32]),
+        ("ncsnv2", "ncsnv2", NCSN, "size=64", [3, 64, 64]),
+    ],
+)  # fmt: skip
+def test_a_file_says_which_network_it_is_of(score, family, config, given, size, tmp_path):
+    """The right value: the network that the file was saved of answers the same."""
+    network = saved(tmp_path / "mine.pt", family, config)
+    if family == "ncsnv2":
+        torch.save([network.state_dict(), {}, 1, 2, network.state_dict()], tmp_path / "mine.pt")
+    given = f"config={written(tmp_path / 'c.json', config)}" if given == "config" else given
+    found = components.find("score", ",".join(filter(None, [f"{score}:path={tmp_path / 'mine.pt'}", given])))
+    assert found.takes == size
+    made = components.load("score", found.key, found.values)
+    assert list(made.size) == size
+    inner, x = made.network, torch.rand(2, *size)
+    if family == "ncsnv2":
+        assert made.sigma_max == pytest.approx(180)
+        assert torch.equal(made.direction(2 * x - 1, 1.0), network.raw(x))
+    else:
+        assert torch.equal(inner(x, torch.full((2,), 3.0)), network(x, torch.full((2,), 3.0)))
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ("ddpm:path={two}", "of which images `two.pt` is, its shapes do not tell"),
+        ("ddpm:path={two},size=33", "33x33 cannot be"),
+        ("score-sde:path={two}", "holds no network of the family `ddpmpp`"),
+        ("edm:path={two}", "write config=FILE"),
+        ("guided-diffusion:path={adm}", "its heads stand in no shape"),
+        ("ddpm:path={two},config={bad}", "is none of the family `ddpm`"),
+        ("edm:path={cond},config={condition}", "is class-conditional: it knows 3 classes"),
+        ("edm:path={cond},config={condition},label=3", "`label=3`: `cond.pt` knows 3 classes"),
+        ("ddpm:size=64", "`size=64` of `ddpm` has no say here"),
+        ("ddpm:path={diffusers}", "put the `config.json` of its folder beside it"),
+    ],
+)  # fmt: skip
+def test_a_network_that_nothing_tells_is_asked_for(part, words, tmp_path):
+    places = {name: tmp_path / f"{name}.pt" for name in ("two", "adm", "cond", "diffusers")}
+    saved(places["two"], "ddpm", DDPM | {"resolution": 16, "attn_resolutions": [16, 8]})
+    saved(places["adm"], "adm", ADM)
+    saved(places["cond"], "edm", EDM | {"label_dim": 3})
+    torch.save({"down_blocks.0.resnets.0.conv1.weight": torch.zeros(8, 8, 3, 3)}, places["diffusers"])
+    places["bad"] = written(tmp_path / "bad.json", {"data": 3})
+    places["condition"] = written(
+        tmp_path / "condition.json", {"class_name": "EDMPrecond", "init_kwargs": EDM | {"label_dim": 3}}
+    )
+    with pytest.raises(UserError) as caught:
+        assert components.find("score", part.format(**places)).takes
+    assert words in f"{caught.value.message}; {caught.value.hint}"
+    assert caught.value.code == 2
+
+
+def test_a_class_conditional_network_is_asked_for_one_class_which_the_cell_names(tmp_path):
+    network = saved(tmp_path / "mine.pt", "edm", EDM | {"label_dim": 3})
+    place = written(tmp_path / "c.json", {"class_name": "EDMPrecond", "init_kwargs": EDM | {"label_dim": 3}})
+    found = components.find("score", f"edm:path={tmp_path / 'mine.pt'},config={place},label=2")
+    assert found.text == "edm:label=2,name=mine"
+    made, x = components.load("score", "edm", found.values), torch.rand(2, 1, 16, 16)
+    right = network(x, torch.tensor([0.5, 0.5]), class_labels=torch.tensor([[0.0, 0.0, 1.0]]))
+    torch.testing.assert_close(made.denoise(x, 0.5), right)
+    # Another configuration is another network: the cell is another.
+    digest = found.digest
+    written(place, {"class_name": "VPPrecond", "init_kwargs": EDM | {"label_dim": 3}})
+    other = components.find("score", f"edm:path={tmp_path / 'mine.pt'},config={place},label=2")
+    assert other.digest != digest
+
+
+def test_another_noise_schedule_is_asked_at_its_own_indices(tmp_path):
+    """The right value: at a level of its own table, the network is told that very index, and its noise is scaled as there."""
+    network = saved(tmp_path / "mine.pt", "adm", ADM)
+    place = written(tmp_path / "c.json", ADM)
+    made = components.load("score", "guided-diffusion", {"path": str(tmp_path / "mine.pt"), "config": str(place)})
+    kept = vp.kept(architecture.Schedule("cosine", 50, 0, 0))
+    f = [math.cos((i / 50 + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(51)]
+    assert kept[20] == pytest.approx(f[21] / f[0], rel=1e-12)
+    x, sigma = torch.randn(2, 3, 32, 32), math.sqrt(1 / kept[20] - 1)
+    right = -network(x * math.sqrt(kept[20]), torch.tensor([20.0, 20.0]))[:, :3]
+    torch.testing.assert_close(made.direction(x, sigma), right, rtol=1e-5, atol=1e-5)
+
+
+def unet_keys():
+    """Those of diffusers' `UNet2DModel` of two levels, of which the first attends, sorted."""
+    resnet = ("norm1", "conv1", "time_emb_proj", "norm2", "conv2")
+    attention = [f"attentions.{{}}.{layer}" for layer in ("group_norm", "to_q", "to_k", "to_v", "to_out.0")]
+    blocks = {
+        "down_blocks.0": (1, False, attention), "down_blocks.1": (1, True, []), "mid_block": (2, False, attention),
+        "up_blocks.0": (2, True, []), "up_blocks.1": (2, True, attention),
+    }  # fmt: skip
+    layers = ["conv_in", "conv_norm_out", "conv_out", "time_embedding.linear_1", "time_embedding.linear_2"]
+    layers += ["down_blocks.0.downsamplers.0.conv", "up_blocks.0.upsamplers.0.conv"]
+    for block, (n, shortcut, attend) in blocks.items():
+        for i in range(n):
+            layers += [f"{block}.resnets.{i}.{layer}" for layer in (*resnet, *["conv_shortcut"] * shortcut)]
+            layers += [f"{block}.{layer.format(i)}" for layer in attend if i == 0 or block != "mid_block"]
+    return sorted(f"{layer}.{end}" for layer in layers for end in ("weight", "bias"))
+
+
+def test_diffusers_keys_and_options_are_read(tmp_path):
+    """The right values: diffusers 0.42.1's own `UNet2DModel` with these weights."""
+    config = {
+        "_class_name": "UNet2DModel", "sample_size": 16, "in_channels": 1, "out_channels": 1, "layers_per_block": 1,
+        "block_out_channels": [32, 64], "down_block_types": ["AttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "AttnUpBlock2D"], "attention_head_dim": 8, "norm_num_groups": 16,
+    }  # fmt: skip
+    ours = networks.build("ddpm", diffusers.configuration(config, "it")).state_dict()
+    state, names = {}, diffusers.renamed(unet_keys())
+    assert set(names.values()) == set(ours)
+    for i, name in enumerate(unet_keys()):
+        shape = ours[names[name]].shape
+        wave = torch.sin(torch.arange(math.prod(shape)) * 0.7 + i).reshape(shape)
+        wave = wave / math.sqrt(max(math.prod(shape[1:]), 1)) + (1 if "norm" in name and name.endswith("weight") else 0)
+        state[name] = wave.flatten(1) if ".to_" in name and wave.dim() > 1 else wave
+    (tmp_path / "unet").mkdir()
+    safetensors.torch.save_file(
+        {k: v.contiguous() for k, v in state.items()}, tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    )
+    written(tmp_path / "unet" / "config.json", config)
+    found = components.find("score", f"ddpm:path={tmp_path / 'unet' / 'diffusion_pytorch_model.safetensors'}")
+    assert found.takes == [1, 16, 16]
+    made = components.load("score", "ddpm", found.values)
+    x = torch.linspace(-1, 1, 256).reshape(1, 1, 16, 16)
+    y = made.network(x, torch.tensor([300.0])).flatten()
+    torch.testing.assert_close(
+        y[[0, 77, 128, 200, 255]],
+        torch.tensor([-0.912514, -0.754962, -0.764298, -0.768942, -0.341813]),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+    # Its scheduler beside it says another noise than DDPM's.
+    (tmp_path / "scheduler").mkdir()
+    written(
+        tmp_path / "scheduler" / "scheduler_config.json",
+        {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 1000},
+    )
+    assert isinstance(components.load("score", "ddpm", found.values), vp.ScheduleScore)
+    written(tmp_path / "scheduler" / "scheduler_config.json", {"prediction_type": "v_prediction"})
+    with pytest.raises(UserError, match="v_prediction"):
+        components.load("score", "ddpm", found.values)
+
+
+def test_a_classifiers_file_says_how_many_classes_it_has(tmp_path):
+    hill = {"depth": 10, "widen": 1, "classes": 7}
+    saved(tmp_path / "mine.pt", "wideresnet_hill", hill)
+    part = f"file:path={tmp_path / 'mine.pt'},network=wideresnet_hill,depth=10,widen=1"
+    found = components.find("classifier", part)
+    assert (found.classes, "classes=7" in found.text) == (7, True)
+    with pytest.raises(UserError, match="`linear.weight`, has 7"):
+        components.find("classifier", f"{part},classes=100")
+    # A file of `purebench train` has it in its own configuration.
+    network = small.SmallCNN(channels=3, classes=2, size=32)
+    about = {"network": "small-cnn", "config": json.dumps({"channels": 3, "classes": 2, "size": 32})}
+    safetensors.torch.save_file(network.state_dict(), tmp_path / "trained.safetensors", about)
+    assert components.find("classifier", f"file:path={tmp_path / 'trained.safetensors'}").classes == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda state: state.pop("linear.bias"), "1 missing"),
+        (lambda state: state["linear.bias"].fill_(math.nan), "NaN"),
+        (lambda state: state.update({"conv1.weight": torch.zeros(16, 1, 3, 3)}), "conv1.weight"),
+    ],
+    ids=["missing", "nan", "channels"],
+)  # fmt: skip
+def test_a_classifiers_file_is_opened_before_anything_runs(change, words, tmp_path):
+    state = networks.build("wideresnet_hill", {"depth": 10, "widen": 1}).state_dict()
+    change(state)
+    torch.save(state, tmp_path / "mine.pt")
+    part = f"file:path={tmp_path / 'mine.pt'},network=wideresnet_hill,depth=10,widen=1"
+    with pytest.raises(UserError, match=words):
+        rehearsal.check(planned("cifar10", part))
+
+
+def test_grey_images_do_not_become_a_colour_networks(tmp_path):
+    """Torch would make three channels of one by a normalisation of three numbers."""
+    torch.save(networks.build("wideresnet_hill", {"depth": 10, "widen": 1}).state_dict(), tmp_path / "mine.pt")
+    part = f"file:path={tmp_path / 'mine.pt'},network=wideresnet_hill,depth=10,widen=1"
+    with pytest.raises(UserError, match="has 3 numbers, and the images have 1 channel"):
+        planned("digits", f"{part},mean=[0.5,0.5,0.5],std=[0.5,0.5,0.5]")
+    with pytest.raises(UserError, match="cannot see images of 1x8x8"):
+        rehearsal.check(planned("digits", part))

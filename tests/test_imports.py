@@ -60,7 +60,7 @@ ROOMS = {  # room, from the ground up -> the rooms that it may import anywhere, 
     "classifiers": "errors engine networks assets embedded",
     "purifiers": "errors registry engine scores",
     "attacks": "errors spec engine",
-    "plan": "errors spec foreign registry records scores engine assets embedded datasets",
+    "plan": "errors spec foreign registry records scores classifiers engine assets embedded datasets",
     "train": "errors atomic networks datasets scores plan",
     "running": "errors spec foreign registry records engine assets datasets scores classifiers purifiers attacks plan",
     "report": "errors atomic spec registry records engine assets datasets scores purifiers plan running",
@@ -71,7 +71,7 @@ ROOMS = {  # room, from the ground up -> the rooms that it may import anywhere, 
 DRAW = ("drawing", "figures", "costs", "strips", "maps", "imagery", "propositions")  # of report
 INSIDE = {  # room -> its modules, each importing those before it alone
     "engine": "held noise nfe draws identity rows objective chain adjoint gradients device defense",
-    "plan": "hashed resolved limits given aliases keys figures layouts scaled places grid sheet catalogue",
+    "plan": "hashed prepared resolved limits given aliases keys figures layouts scaled places grid sheet catalogue",
     "running": "finding probe progress tasks proof evaluate brought rehearsal cost pools runner speed estimate preflight "
     "whole storage doctor",
     "records": "schema1 store frame",

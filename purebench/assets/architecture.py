@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ MULTIPLIERS = {
     64: (1, 2, 3, 4),
     32: (1, 2, 2, 2),
 }
+TRAINED = ("small-cnn", "adp-cnn")  # classifiers that `purebench train` makes
 ATTENDED = 16  # pixels: where DDPM's and Score SDE's networks attend, whatever their images' size
 
 
@@ -212,6 +214,43 @@ def _schedule(config: Config, given: Config, scheduler: Config, what: str) -> Sc
         raise UserError(f"`{what}` was trained with {', '.join(wrong)}, which no score model here has", "take another")
     found = Schedule(name, int(steps), start, end, bool(said.get("rescale_timesteps")) and int(steps) != 1000)
     return None if found == DDPM else found
+
+
+# What the last layer of a classifier is called: torchvision's and RobustBench's networks, timm's, and those of this package.
+LAST = re.compile(
+    r"(.*\.)?(fc|linear|head|heads\.head|head\.fc|classifier|logits|last_linear|classifier\.\d+|fc\d|\d+)\.weight"
+)
+
+
+def last_layer(path: Path, weights: str = "") -> tuple[str, int]:
+    """The key of a classifier's last layer, and how many classes it has; ("", 0) where the file's keys do not tell.
+
+    UserError as `contents.of`."""
+    if path.suffix == ".safetensors" and (classes := _of_training(path)):
+        return "classes", classes
+    held = contents.of(path, "state-dict")
+    kind = held.choose(weights, path.name)
+    if kind in held.nameless:
+        return "", 0
+    shapes = held.sets[kind]
+    # Files keep the order of the network but for safetensors, whose keys are sorted: there only one is certain.
+    linear = [key for key, shape in shapes.items() if len(shape) == 2 and key.endswith(".weight")]
+    last = linear[-1] if linear else ""
+    if not LAST.fullmatch(last) or (path.suffix == ".safetensors" and len(linear) > 1):
+        return "", 0
+    return last, int(shapes[last][0])
+
+
+def _of_training(path: Path) -> int:
+    """The classes that `purebench train` wrote into a file; 0 where it says nothing."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            about = json.loads(file.read(min(length, contents.MAX_HEADER))).get("__metadata__", {})
+        # What a configuration leaves out is the network's default.
+        return int(json.loads(about["config"]).get("classes", 10)) if about.get("network") in TRAINED else 0
+    except (OSError, ValueError, KeyError, AttributeError):
+        return 0
 
 
 # One function for each family: what shapes tell, and what they cannot.

@@ -131,6 +131,7 @@ INFO = {
         "never released: robustbench:dataset=cifar100,id=.. are adversarially trained stand-ins",
         "version": 1,
         "choices": {"weights": ["ema", "raw"]},
+        "counts_classes": True,
         "moot": {"depth": _WIDE, "widen": _WIDE},
     },
 }

@@ -136,6 +136,9 @@ def load(path: Path) -> nn.Module:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
         network = NETWORKS[about["network"]](**json.loads(about["config"]))
         network.load_state_dict(state)
+        bad = next((key for key, value in state.items() if not bool(value.isfinite().all())), "")
+        if bad:
+            raise ValueError(f"`{bad}` holds NaN or infinity")
     except (SafetensorError, OSError, TypeError, KeyError, ValueError, RuntimeError) as error:
         raise UserError(
             f"`{path}` is no file of `purebench train`: {str(error).splitlines()[0] or type(error).__name__}",

@@ -350,6 +350,8 @@ def of(kind: str, part: Part) -> Component:
             where |= {info["of"]: Part(inner.key, (*parse(inner.text).parameters, *inner.where.items()))}
         given[info["of"]] = values[info["of"]] = parse(inner.text, "dataset")
     _which_weights(part.name, given, values, known, info)
+    if info.get("counts_classes"):
+        _which_classes(part.name, given, values, known)
     # It would be recorded, and do nothing: two cells of one network.
     for key, (condition, why) in info.get("moot", {}).items():
         if key in given and registry.of_info(part.name, condition, values):
@@ -362,6 +364,28 @@ def of(kind: str, part: Part) -> Component:
         if "package" in assets.entry(asset)["sources"]:
             embedded.verified(asset)
     return found
+
+
+def _which_classes(name: str, given: dict[str, Value], values: dict[str, Value], known: Mapping[str, Value]) -> None:
+    """Says in `given` and `values` how many classes a classifier's own file has, where its last layer tells. UserError where another
+    number was asked for."""
+    path = Path(str(values.get("path") or ""))
+    if not path.is_file():
+        return
+    # Imported here, as in `held`.
+    from purebench.assets import architecture
+
+    layer, classes = architecture.last_layer(path, str(values.get("weights", "")))
+    if not classes:
+        return
+    if "classes" in given and values["classes"] != classes:
+        raise UserError(
+            f"`classes={show(values['classes'])}` of `{name}`: the last layer of `{path.name}`, `{layer}`, has {classes}",
+            f"write classes={classes}, or leave it out",
+        )
+    values["classes"] = classes
+    if classes != known["classes"]:
+        given["classes"] = classes
 
 
 def _with(digest: str, path: Path, config: str, network: bool) -> str:

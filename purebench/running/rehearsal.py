@@ -80,8 +80,11 @@ def check(plan: Plan) -> None:
             answers = evaluate.classifier(cell, torch.device("cpu")).answers
             limits.check(cell.attack, cell.threat, job.shape, answers, f"`{cell.classifier}`")
             _check_labels(cell, answers, f"`{cell.classifier}`")
-        elif cell.dataset.code:
-            _check_labels(cell, int(cell.dataset.info.get("classes") or 0), f"the INFO of `{cell.dataset}`")
+        else:
+            if cell.classifier.where:
+                _check_own(cell.classifier, tuple(job.shape), classes_of(cell.dataset))
+            if cell.dataset.code:
+                _check_labels(cell, classes_of(cell.dataset), f"the INFO of `{cell.dataset}`")
         for purifier, walked in zip(_purifiers(cell), walks(cell, job.shape), strict=True):
             # Fewer levels than score models where a purifier uses none, beside a surrogate that does.
             for part, levels in zip(cell.scores, walked.levels if walked else (), strict=False):
@@ -151,6 +154,27 @@ def _check_labels(cell: Cell, classes: int, whose: str) -> None:
             f"`{cell.dataset}` has labels up to {largest}, and {whose} knows {classes} classes, 0 to {classes - 1}",
             "count classes from 0, or choose another `--classifier`",
         )
+
+
+def classes_of(dataset: Resolved) -> int:
+    """How many classes a dataset has; 0 where it does not say."""
+    return int(dataset.info.get("classes") or 0)
+
+
+@cache
+def _check_own(part: Resolved, shape: tuple[int, ...], classes: int) -> None:
+    """Raises UserError where a user's own weights are not the classifier that they are said to be, or one of other images."""
+    made = components.load("classifier", part.key, part.arguments)
+    size = "x".join(map(str, shape))
+    try:
+        with torch.inference_mode():
+            logits = made(torch.full((2, *shape), 0.5))
+    except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+        why = str(error).splitlines()[0]
+        raise UserError(f"`{part}` cannot see images of {size}: {why}", "is it a network of such images?") from None
+    if logits.dim() != 2 or (classes and logits.shape[1] != classes):
+        got = f"{logits.shape[1]} classes" if logits.dim() == 2 else f"{tuple(logits.shape)} for two images"
+        raise UserError(f"`{part}` answers with {got}, and the data set has {classes}", "choose another `--classifier`")
 
 
 def walks(cell: Cell, shape: list[int]) -> list[Walked | None]:
