@@ -13,7 +13,7 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -333,11 +333,14 @@ def expected(family: str, layout: str) -> dict[str, str]:
     return dict.fromkeys(("", "ema", "raw"), "refused")
 
 
-def check(family: str, layout: str, folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+def check(
+    family: str, layout: str, folder: Path, asks: Sequence[str] = ("", "ema", "raw")
+) -> tuple[dict[str, str], dict[str, str]]:
     """(what was found, what is right), by what was asked for."""
     path, raw, ema = write(family, layout, folder)
     sets = {"raw": raw, "ema": ema}
-    return {ask: found(family, path, ask, sets) for ask in ("", "ema", "raw")}, expected(family, layout)
+    right = expected(family, layout)
+    return {ask: found(family, path, ask, sets) for ask in asks}, {ask: right[ask] for ask in asks}
 
 
 def tiny_registry(folder: Path) -> Path:

@@ -36,8 +36,9 @@ def taken_out(network: nn.Module, state: State, what: str) -> tuple[State, Value
     `robustness`, its attacker's copy of the network. mean and std are empty where there is no normaliser. Where it is not certain, all
     is left as it is, for whoever loads it to refuse. UserError for copies that differ, and a normaliser that is not in [0,1]."""
     wanted = [name for name, _ in network.named_parameters()]
-    names = contents.fitted(state, list(network.state_dict()))
-    if all(names[key] in network.state_dict() for key in state):
+    known = network.state_dict()
+    names = contents.fitted(state, list(known))
+    if all(names[key] in known for key in state):
         return state, (), ()
     ends = {key[: -len(wanted[0])] for key in state if f".{key}".endswith(f".{wanted[0]}")}
     places = [
@@ -48,8 +49,8 @@ def taken_out(network: nn.Module, state: State, what: str) -> tuple[State, Value
     inside = {key.removeprefix(places[0]): value for key, value in state.items() if key.startswith(places[0])}
     rest = {key: value for key, value in state.items() if not key.startswith(places[0])} if places[0] else {}
     if not places[0]:
-        rest = {key: value for key, value in state.items() if key not in network.state_dict()}
-        inside = {key: value for key, value in state.items() if key in network.state_dict()}
+        rest = {key: value for key, value in state.items() if key not in known}
+        inside = {key: value for key, value in state.items() if key in known}
     means: list[Values] = []
     stds: list[Values] = []
     for key, value in rest.items():
