@@ -57,6 +57,7 @@ def double(times):
 
 TOUCH = text(f"touch {CANARY}")
 ORDERED, TENSOR = name("collections", "OrderedDict"), name("torch._utils", "_rebuild_tensor_v2")
+FROM_TYPE = name("torch._tensor", "_rebuild_from_type_v2")
 FLOATS = name("torch", "FloatStorage")
 LIST_MODULE = name("torch.nn.modules.container", "ModuleList")
 PROGRAMS = {  # what it does -> (program, what the message must say)
@@ -155,6 +156,24 @@ PROGRAMS = {  # what it does -> (program, what the message must say)
     "a memo of four billion": (b"\x80\x02Nr\xff\xff\xff\xff0\x8c\x02osc", ""),
     "a bytearray of 10 GB": (b"\x80\x02" + call(name("builtins", "bytearray"), b"\x8a\x05\x00\xe4\x0bT\x02") + b".", "arr"),
     "a range": (b"\x80\x02" + call(name("builtins", "list"), call(name("builtins", "range"), b"M\xff\xff")) + b".", "`builtins.list`"),
+    "a function handed to one that calls": (
+        b"\x80\x02" + call(FROM_TYPE, ORDERED, name("torch", "Tensor"), pair(b"]"), b"N") + b".",
+        "_rebuild_from_type_v2`",
+    ),
+    "a call handed to one that calls": (
+        b"\x80\x02" + call(FROM_TYPE, FROM_TYPE, name("torch", "Tensor"), pair(ORDERED, name("torch", "Tensor"), b")", b"N"), b"N") + b".",
+        "_rebuild_from_type_v2`",
+    ),
+    "a type called": (b"\x80\x02" + call(name("torch", "Tensor"), b"J\xff\xff\xff\x7f") + b".", "`torch.Tensor`"),
+    "a complex number of text": (b"\x80\x02" + call(name("builtins", "complex"), text("9" * 9999)) + b".", "`builtins.complex`"),
+    "a device that is none": (b"\x80\x02" + call(name("torch", "device"), b"]") + b".", "`torch.device`"),
+    "a bytearray of another codec": (
+        b"\x80\x02" + call(name("__builtin__", "bytearray"), TOUCH, text("unicode_escape")) + b".",
+        "`__builtin__.bytearray`",
+    ),
+    "a counter of lists": (b"\x80\x02" + call(name("collections", "Counter"), b"]") + b".", "`collections.Counter`"),
+    "a tuple of tuples as a key": (b"\x80\x02}" + pair(pair(b"N"), b"N") + b"Ns.", "it uses `tuple` as a key"),
+    "a tuple of a list as a key": (b"\x80\x02}" + pair(b"]", b"N") + b"Ns.", "as a key"),
     "a doubled tuple as a key": (b"\x80\x02}" + double(60) + b"Ns.", "it uses `tuple` as a key"),
     "a doubled tuple in a set": (b"\x80\x04\x8f(" + double(60) + b"\x90.", "it uses `tuple` as a key"),
     "a tuple of 100,000 levels as a key": (b"\x80\x02})" + b"\x85" * 100_000 + b"Ns.", "it uses `tuple` as a key"),

@@ -8,7 +8,7 @@ import sys
 import tarfile
 import types
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from contextlib import contextmanager
 
 import numpy as np
@@ -211,7 +211,20 @@ def test_ncsnv2_holds_raw_and_averaged_weights(save):
     same(readers.state(path, "ncsnv2-list", weights="raw"), raw.state_dict())
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.model.", "module.0."])
+WRAPPED = [
+    "",
+    "module.",
+    "model.",
+    "module.model.",
+    "module.0.",
+    "module._orig_mod.",
+    "_orig_mod.module.",
+    "net.model.",
+    "_orig_mod.net.",
+]
+
+
+@pytest.mark.parametrize("prefix", WRAPPED)
 @pytest.mark.parametrize("unwrap", [None, "state_dict", "model_state_dict", "model", "net"])
 def test_state_dicts_in_every_wrapping(save, prefix, unwrap):
     source = flat()
@@ -220,6 +233,42 @@ def test_state_dicts_in_every_wrapping(save, prefix, unwrap):
         {unwrap: found, "epoch": 3, "valacc": np.float64(0.9), "args": argparse.Namespace(lr=0.1)} if unwrap else found
     )
     same(readers.state(path, "state-dict"), source.state_dict())
+
+
+HARMLESS = {
+    "a scheduler's milestones": Counter([30, 30, 60]), "device": torch.device("cuda:1"), "type": torch.bfloat16,
+    "bytes": bytearray(b"a\xff"), "complex": 1 - 2j, "keys": {(1, "a"): 2}, "set": {(1, 2)}, "layout": torch.strided,
+    "size": torch.Size([1]), "generator": torch.get_rng_state(), "complex values": torch.ones(2, dtype=torch.complex64),
+    "parameter": nn.Parameter(torch.ones(2)),
+}  # fmt: skip
+
+
+def test_what_torch_reads_beside_weights_is_read(save):
+    """As Lightning saves a MultiStepLR, which counts its milestones, among others."""
+    source = flat()
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(torch.optim.SGD([nn.Parameter(torch.ones(1))], 0.1), [1, 2])
+    path = save({"state_dict": source.state_dict(), "lr_schedulers": [scheduler.state_dict()], **HARMLESS})
+    assert torch.load(path, weights_only=True)["keys"] == {(1, "a"): 2}
+    same(readers.state(path, "state-dict"), source.state_dict())
+
+
+def test_a_file_of_the_users_own_is_not_to_be_deleted(save, tmp_path, monkeypatch):
+    path, empty = save({"net": nn.Linear(1, 1)}), tmp_path / "empty.pt"
+    empty.write_bytes(b"")
+    for asked, format in ((path, "state-dict"), (empty, "state-dict"), (empty, "edm-pickle")):
+        with pytest.raises(UserError) as fetched:
+            readers.state(asked, format)
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setenv("PUREBENCH_CACHE", str(tmp_path / "elsewhere"))
+            with pytest.raises(UserError) as own:
+                readers.state(asked, format)
+        assert DELETE in fetched.value.hint
+        assert "delete" not in own.value.hint
+        assert "fetch" not in own.value.hint
+    monkeypatch.setenv("PUREBENCH_CACHE", str(tmp_path / "elsewhere"))
+    with pytest.raises(UserError) as own:
+        readers.state(path, "state-dict")
+    assert "torch.save(model.state_dict(), FILE)" in own.value.hint
 
 
 def test_a_prefix_goes_only_if_every_key_has_it(save):

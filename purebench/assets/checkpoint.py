@@ -118,10 +118,13 @@ def read(
     return {} if _untrained.get() else readers.state(path, format, order=order, weights=weights)
 
 
-def fill(network: nn.Module, found: dict[str, Tensor], what: str, hint: str = "") -> nn.Module:
-    """The network with these tensors, in evaluation mode, frozen. UserError for keys or shapes that do not fit, with this hint."""
+def fill(
+    network: nn.Module, found: dict[str, Tensor], what: str, hint: str = "", constants: tuple[str, ...] = ()
+) -> nn.Module:
+    """The network with these tensors, in evaluation mode, frozen. constants: last parts of the names of buffers that a file may lack,
+    since the network is built with them. UserError for keys or shapes that do not fit, with this hint."""
     if not _untrained.get():
-        network = readers.load(network, found, what, hint=hint)
+        network = readers.load(network, found, what, derived=(*readers.DERIVED, *constants), hint=hint)
     return network.eval().requires_grad_(False)
 
 

@@ -65,6 +65,7 @@ DEPTH, PARTS = (
 
 TORCH: dict[str, unpickle.Rule] = {  # in any torch file, besides
     **unpickle.PLAIN,
+    **unpickle.BESIDE,
     "torch.Size": lambda items=(): tuple(items),
     "argparse.Namespace": unpickle.node("argparse.Namespace"),
 }

@@ -79,13 +79,14 @@ def load(
 ) -> nn.Module:
     """The network, filled in place with copies of the tensors.
 
-    derived: last parts of the keys that may be absent. UserError (exit 3), with the network untouched, if keys are missing or
+    derived: last parts of the buffers' keys that may be absent. UserError (exit 3), with the network untouched, if keys are missing or
     unexpected, if shapes differ, or if a tensor holds NaN or infinity."""
     own = network.state_dict()
     # Under a wrapper, on either side, all keys begin alike.
     names = contents.fitted(state, list(own))
     state = {names[key]: value for key, value in state.items()}
-    missing = [f"`{key}`" for key in own if key not in state and key.rpartition(".")[2] not in derived]
+    spare = {key for key, _ in network.named_buffers() if key.rpartition(".")[2] in derived}
+    missing = [f"`{key}`" for key in own if key not in state and key not in spare]
     unexpected = [f"`{key[:80]}`" for key in state if key not in own]
     shapes = [
         f"`{key}` {list(state[key].shape)}, expected {list(own[key].shape)}"

@@ -33,6 +33,7 @@ BYTE_ORDERS = [(order, None, None, None) for order in "<|="]  # of a numpy type;
 FETCH_AGAIN = "delete it and fetch it again"
 SAVE = "save the weights alone: `torch.save(model.state_dict(), FILE)`"
 MAX_STEPS = 500_000  # of one pickle: a step costs some hundred bytes of memory
+MAX_KEY = 8  # values of a tuple that is a key
 MAX_BITS = 128  # of an integer: torch's magic number has 80
 MAX_DEPTH, MAX_PARTS, MAX_TEXT = 16, 20_000, 200  # of a network or its configuration: levels, parts in all, characters
 STORAGES = {  # torch's storage types -> numpy's codes; bfloat16 is kept as the upper halves of float32
@@ -40,9 +41,12 @@ STORAGES = {  # torch's storage types -> numpy's codes; bfloat16 is kept as the 
     for place in ("", "cuda.")
     for kind, code in {
         "Float": "<f4", "Double": "<f8", "Half": "<f2", "BFloat16": "<u2", "Long": "<i8",
-        "Int": "<i4", "Short": "<i2", "Char": "i1", "Byte": "u1", "Bool": "?",
+        "Int": "<i4", "Short": "<i2", "Char": "i1", "Byte": "u1", "Bool": "?", "ComplexFloat": "<c8", "ComplexDouble": "<c16",
     }.items()
 }  # fmt: skip
+
+
+UNTYPED = "torch.storage.UntypedStorage"  # bytes; the type stands with the tensor
 
 
 class Refused(Exception):
@@ -90,7 +94,7 @@ class Storage:
 
     @property
     def nbytes(self) -> int:
-        return self.numel * np.dtype(STORAGES[self.name]).itemsize
+        return self.numel * (1 if self.name == UNTYPED else np.dtype(STORAGES[self.name]).itemsize)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -282,7 +286,11 @@ class Reader(pickle._Unpickler):
 
 
 def check_key(value: object) -> object:
-    """Keys and members of sets are plain values: nothing whose hash or comparison costs more than its bytes."""
+    """Keys and members of sets are plain values, or a few of them: nothing whose hash or comparison costs more than its bytes."""
+    if isinstance(value, tuple) and len(value) <= MAX_KEY and not any(isinstance(item, tuple) for item in value):
+        for item in value:
+            check_key(item)
+        return value
     if not isinstance(value, str | int | float | bytes | None) or (isinstance(value, int) and value.bit_length() > 63):
         raise Refused(f"it uses {quoted(value)} as a key")
     return value
@@ -386,6 +394,60 @@ def count_text(n: int) -> str:
     return f"{n:,}" if n < 10**18 else "over 10^18"
 
 
+def untyped(
+    storage: Storage,
+    offset: int,
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    grad: object,
+    hooks: object,
+    dtype: Name,
+    *ignored: object,
+) -> Tensor:
+    """A tensor of a storage that is known as bytes: its type stands beside it, and its places are counted in it."""
+    size = SIZES[dtype.text]
+    values = Storage(storage.name, storage.numel // size, storage.key)
+    return _tensor(values, offset, shape, stride)
+
+
+def from_type(call: Name, kind: Name, args: tuple[object, ...], state: object) -> object:
+    """A tensor with attributes of its own, which are passed over."""
+    if call.text not in TENSORS or kind.text not in ("torch.Tensor", "torch.nn.parameter.Parameter"):
+        raise ValueError
+    return TENSORS[call.text](*args)
+
+
+def device(kind: str, index: int = 0) -> str:
+    if not isinstance(kind, str) or type(index) is not int:
+        raise TypeError
+    return f"{kind}:{index}"
+
+
+def layout(name: str) -> str:
+    if not isinstance(name, str):
+        raise TypeError
+    return name
+
+
+def complex_number(real: float, imaginary: float) -> complex:
+    if type(real) is not float or type(imaginary) is not float:
+        raise TypeError
+    return complex(real, imaginary)
+
+
+def byte_array(text: str | bytes = b"", codec: str = "latin-1") -> bytes:
+    """Its values, and never its length alone, which would be taken for that many zeros."""
+    if codec != "latin-1" or not isinstance(text, str | bytes):
+        raise ValueError
+    return text.encode("latin-1") if isinstance(text, str) else text
+
+
+def counter(counts: dict[object, object]) -> Dict:
+    if not isinstance(counts, dict):
+        raise TypeError
+    return Dict(counts)
+
+
 def _parameter(tensor: Tensor, *ignored: object) -> Tensor:
     if not isinstance(tensor, Tensor):
         raise TypeError
@@ -434,7 +496,12 @@ def storage_id(pid: object) -> Storage:
     if not isinstance(pid, tuple):
         raise TypeError
     kind, name, key, _, numel = pid[:5]
-    if kind != "storage" or not isinstance(name, Name) or name.text not in STORAGES or not isinstance(key, str):
+    if (
+        kind != "storage"
+        or not isinstance(name, Name)
+        or name.text not in (*STORAGES, UNTYPED)
+        or not isinstance(key, str)
+    ):
         raise Refused(f"it asks for a persistent id {quoted(kind)}")
     if len(pid) > 5 and pid[5] is not None:
         _, offset, view = pid[5]
@@ -457,12 +524,26 @@ def _persistent(meta: dict[str, object]) -> Node:
     return Node(class_name, state)
 
 
-PLAIN: dict[str, Rule] = {  # in any torch file
-    **dict.fromkeys(STORAGES, _mention),
-    "collections.OrderedDict": _ordered,
+TENSORS: dict[str, Rule] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter,
+}
+SIZES = {  # torch's types -> bytes
+    f"torch.{name}": size
+    for size, names in {
+        1: "uint8 int8 bool float8_e5m2 float8_e4m3fn float8_e5m2fnuz float8_e4m3fnuz float8_e8m0fnu",
+        2: "int16 uint16 float16 bfloat16",
+        4: "int32 uint32 float32 complex32",
+        8: "int64 uint64 float64 complex64",
+        16: "complex128",
+    }.items()
+    for name in names.split()
+}
+PLAIN: dict[str, Rule] = {  # in any torch file
+    **dict.fromkeys(STORAGES, _mention),
+    "collections.OrderedDict": _ordered,
+    **TENSORS,
     "_codecs.encode": _encode,
     "builtins.bytes": _bytes,
     "__builtin__.bytes": _bytes,
@@ -471,6 +552,18 @@ PLAIN: dict[str, Rule] = {  # in any torch file
     "numpy.dtype": _dtype,
     "numpy.core.multiarray.scalar": _scalar,
     "numpy._core.multiarray.scalar": _scalar,
+}
+# What else torch's own reader of weights permits: what scripts save of schedulers, devices and types beside them.
+BESIDE: dict[str, Rule] = {
+    **dict.fromkeys([*SIZES, "torch.Tensor", "torch.nn.parameter.Parameter", UNTYPED], _mention),
+    "collections.Counter": counter,
+    "torch.device": device,
+    "torch.serialization._get_layout": layout,
+    "torch._utils._rebuild_tensor_v3": untyped,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
+    "torch._tensor._rebuild_from_type_v2": from_type,
+    **{f"{module}.complex": complex_number for module in ("builtins", "__builtin__")},
+    **{f"{module}.bytearray": byte_array for module in ("builtins", "__builtin__")},
 }
 MODULES = """
     container.ModuleDict container.ModuleList container.Sequential linear.Identity linear.Linear

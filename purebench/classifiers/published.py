@@ -10,12 +10,13 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from purebench import assets, embedded, networks
 from purebench.assets import checkpoint
-from purebench.classifiers import normalisation
+from purebench.classifiers import normalisation, wrapped
 from purebench.errors import DOWNLOAD, UserError, unknown
 
 _WIDE = ["network != 'wideresnet' and network != 'wideresnet_hill'", "only a WideResNet has one"]
@@ -181,7 +182,7 @@ def robustbench(*, id: str = "Standard", dataset: str = "cifar10", threat: str =
     inner = [key for key in network.state_dict() if key.startswith("model.")]
     if inner and state and not any(key in state for key in inner):  # ImageNet: the network inside a normalisation layer
         state = {f"model.{key}": value for key, value in state.items()}
-    return checkpoint.fill(network, state, f"robustbench:id={id}")
+    return checkpoint.fill(network, wrapped.of_zoo(network, state), f"robustbench:id={id}", constants=wrapped.CONSTANTS)
 
 
 def torchvision(*, id: str = "resnet50") -> nn.Module:
@@ -272,7 +273,16 @@ def file(
         empty = _architecture(network, classes, depth, widen)
         order = checkpoint.parameters(empty)
         found = checkpoint.read(Path(path), "state-dict", weights=weights, order=order)
-        made = checkpoint.fill(empty, found, path, f"is it a file of `{network}`?")
+        found, *own = wrapped.taken_out(empty, wrapped.of_zoo(empty, found), path)
+        if any(own) and (mean or std) and not np.allclose([*own[0], *own[1]], [*mean, *std], atol=1e-4):
+            raise UserError(
+                f"`{path}` holds a normaliser of its own, mean {list(own[0])} and std {list(own[1])}, and others were given",
+                "leave `mean` and `std` out",
+            )
+        if any(own):
+            mean, std = own
+        constants = wrapped.CONSTANTS if network.startswith("robustbench/") else ()
+        made = checkpoint.fill(empty, found, path, f"is it a file of `{network}`?", constants)
     return Normalised(made, mean, std).eval() if mean or std else made
 
 

@@ -253,6 +253,7 @@ def _jobs(
     # Images of the user's own have no default, and a defense without a score model wants none.
     asked = request.score or grid.get("score", defaults.get("score"))
     score = None if asked is None else components.find("score", asked)
+    notes += [network.passed_over for network in (classifier, score) if network and network.passed_over]
     components.check_fit(dataset, classifier, score)
     if unlike := components.mismatch(dataset, classifier):
         notes.append(f"note: {unlike}")

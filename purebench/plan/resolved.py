@@ -232,6 +232,16 @@ class Component:
         return held(self.info, {**self.values, **self.where})
 
     @property
+    def passed_over(self) -> str:
+        """In one line: what of a user's own file of weights is used, and what is not; "" where nothing is passed over."""
+        held = self.contents
+        if held is None or not held.passed:
+            return ""
+        kind = held.choose(str(self.values["weights"]), self.text)
+        named = f"its {'averaged' if kind == 'ema' else 'raw'} weights" if held.labelled else "its weights"
+        return f"`{self.text}`: {named} are used; passed over: {', '.join(held.passed[:5])}{', ..' if len(held.passed) > 5 else ''}"
+
+    @property
     def takes(self) -> list[int] | None:
         """[C,H,W] of the images that a classifier or score model was trained on; None where it is not known."""
         if self.network:
