@@ -324,7 +324,7 @@ def test_a_classifiers_file_says_how_many_classes_it_has(tmp_path):
     part = f"file:path={tmp_path / 'mine.pt'},network=wideresnet_hill,depth=10,widen=1"
     found = components.find("classifier", part)
     assert (found.classes, "classes=7" in found.text) == (7, True)
-    with pytest.raises(UserError, match="`linear.weight`, has 7"):
+    with pytest.raises(UserError, match=r"`linear\.weight`, has 7"):
         components.find("classifier", f"{part},classes=100")
     # A file of `purebench train` has it in its own configuration.
     network = small.SmallCNN(channels=3, classes=2, size=32)

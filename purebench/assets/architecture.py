@@ -488,6 +488,8 @@ def _ncsnv2(asked: _Asked) -> Network:
             config |= told
         config = _sized(asked, config, asked.size)
     flat = {**config.get("data", {}), **config.get("model", config)}
+    # A registry of the user's may leave it out: CIFAR-10's.
+    flat.setdefault("image_size", 32)
     for key in ("channels", "image_size", "ngf", "sigma_begin", "sigma_end", "num_classes"):
         if key not in flat:
             raise UserError(f"the configuration of `{asked.what}` has no `{key}`", "give NCSNv2's own")
