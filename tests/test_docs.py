@@ -200,3 +200,20 @@ def test_the_example_classifier_and_images_run_as_they_stand(tmp_path, monkeypat
     assert right["hub", "transfer-pgd"] < 0.5
     # Of digits in negative the network knows next to nothing.
     assert right["own", "null"] < 0.5
+
+
+# ------------------------------------------------------------------------------------------------- what people have
+
+
+def test_every_row_of_what_people_have_names_a_test_that_is_there():
+    rows = [line for line in (DOCS / "real-files.md").read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    rows = [row for row in rows if not row.startswith("| fault |")]
+    file = ""
+    for row in rows:
+        last = re.split(r"(?<!\\)\|", row)[-2]
+        for path, name in re.findall(r"(tests/\w+\.py)?::(\w+)", last):
+            file = path or file
+            assert f"def {name}" in (DOCS.parent / file).read_text(encoding="utf-8"), row
+        # The test of the row above, where it is the same.
+        assert "::" in last or "same" in last, row
+    assert len(rows) > 100
