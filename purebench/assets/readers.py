@@ -147,7 +147,8 @@ def _chosen(path: Path, tree: object, order: Order, weights: str) -> object:
     if kind == "raw" or not isinstance(raw, dict):
         return found
     # Where the network is not known, what it trains is not either.
-    names = contents.fitted(raw, list(order or found))
+    names, own = (contents.fitted(keys, list(order or found)) for keys in (raw, found))
+    found = {own[key]: value for key, value in found.items()}
     rest = {
         names[key]: value for key, value in raw.items() if names[key] not in found and not _trains(order, names[key])
     }
