@@ -60,6 +60,7 @@ SCHEDULE = frozenset({
     "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2", "p2_loss_weight", "loss_weight",
     "lvlb_weights", "logvar",
 })  # fmt: skip
+NOISE = ("betas", "alphas_cumprod")  # of these the one that says the noise of each index
 DEPTH, PARTS = (
     8,
     1_000_000,
@@ -119,12 +120,14 @@ Shapes = dict[str, tuple[int, ...]]
 class Contents:
     """What a file holds. `sets`: `ema` or `raw` -> shapes by key, without wrappers' prefixes; of one of `nameless` (an average that is
     saved as a list) the keys are the places 0, 1, .. in the order of the network's trained parameters. `passed`: what was passed over.
-    `labelled`: whether the file says which its weights are. `config`, `class_name`: of an EDM pickle."""
+    `labelled`: whether the file says which its weights are. `noise`: whether it says the noise of a diffusion at its indices. `config`,
+    `class_name`: of an EDM pickle."""
 
     sets: dict[str, Shapes]
     nameless: frozenset[str] = frozenset()
     passed: tuple[str, ...] = ()
     labelled: bool = True
+    noise: bool = False
     config: dict[str, Any] = field(default_factory=dict)
     class_name: str = ""
 
@@ -149,15 +152,17 @@ def of(path: Path | str, format: str) -> Contents:
 def _of(path: Path, format: str, size: int, changed_ns: int) -> Contents:
     if format == "edm-pickle":
         pickled = unpickle.read(path)
-        shapes = {key: value.shape for key, value in pickled.state.items()}
-        return Contents({"ema": shapes}, config=pickled.init_kwargs, class_name=pickled.class_name)
+        held = {"ema": pickled} | ({"raw": unpickle.read(path, key="net")} if pickled.raw else {})
+        shapes = {kind: {key: value.shape for key, value in one.state.items()} for kind, one in held.items()}
+        return Contents(shapes, config=pickled.init_kwargs, class_name=pickled.class_name)
     found = find(header(path) if format == "safetensors" else walk(path))
     sets: dict[str, Shapes] = {}
     for kind, one in found.sets.items():
         items = one.values.items() if isinstance(one.values, dict) else enumerate(one.values)
         sets[kind] = {str(key): tuple(value.shape) for key, value in items}
     nameless = frozenset(kind for kind, one in found.sets.items() if isinstance(one.values, list))
-    return Contents(sets, nameless, found.passed, found.labelled)
+    noise = any(key in one.schedule for one in found.sets.values() for key in NOISE)
+    return Contents(sets, nameless, found.passed, found.labelled, noise)
 
 
 def format_of(path: Path, format: str) -> str:
@@ -331,7 +336,8 @@ def find(tree: object) -> Found:
         raise Broken(f"it holds {described(tree)}, expected weights by key")
     search.look_for_others(list(found.values()))
     found = {
-        kind: one if one.schedule else replace(one, schedule=search.schedule) for kind, one in _named_alike(found).items()
+        kind: one if one.schedule else replace(one, schedule=search.schedule)
+        for kind, one in _named_alike(found).items()
     }
     return Found(found, tuple(dict.fromkeys(search.passed)))
 
