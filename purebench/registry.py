@@ -380,7 +380,13 @@ def check_parameters(kind: str, name: str, given: Mapping[str, Any]) -> None:
                 _check_number(name, key, value, default, 0 if key in may_be_none else 1)
             case list() | tuple():
                 if not isinstance(value, list | tuple):
-                    raise UserError(f"`{key}={show(value)}` of `{name}` is no list", f"write {key}=[{show(value)}]")
+                    # Of numbers a word is none in brackets either.
+                    inside = (
+                        show(value)
+                        if not isinstance(value, str) or any(isinstance(v, str) for v in default)
+                        else "0.5,.."
+                    )
+                    raise UserError(f"`{key}={show(value)}` of `{name}` is no list", f"write {key}=[{inside}]")
             case str():
                 _check_word(name, key, as_type(value, default), default, words.get(key))
 
@@ -393,7 +399,7 @@ def _page(name: str) -> str:
 def _unknown(name: str, key: str, known: Mapping[str, Value], given: Mapping[str, Any]) -> UserError:
     """The error for a parameter that a component does not have. Behind a path, it may be the rest of that."""
     error = unknown(f"parameter of `{name}`", key, known, see=_page(name))
-    before = [text for text in TEXT if isinstance(given.get(text), str)]
+    before = [text for text in TEXT if text != key and isinstance(given.get(text), str)]
     if before:
         error.hint += f"; if `,{key}=` belongs to the {before[0]}, write that in quotes: {before[0]}='..'"
     return error

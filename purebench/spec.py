@@ -191,6 +191,10 @@ class _Reader:
         """A text as it stands, or in quotes."""
         word = self.quoted()
         if word is not None:
+            if self.text[self.at : self.at + 1] not in ("", ",", ")"):
+                raise self.fail(
+                    "the quotes are closed; a name that begins with one is written in the other (\"'q'.pt\"): expected `,`"
+                )
             return word
         begin = self.at
         while self.at < len(self.text) and not _NEXT.match(self.text, self.at):
@@ -254,9 +258,10 @@ def scalar(word: str) -> Value:
 
 def parse(text: str, what: str = "part") -> Part:
     """Reads a PART, such as `coup:guidance=2` or `transfer:from=(reverse-sde)`. Raises UserError with the place of a mistake."""
-    reader = _Reader(text.strip(), what)
+    # Not at its end: a file's name may end with a blank.
+    reader = _Reader(text.lstrip().rstrip("\r\n"), what)
     part = reader.part()
-    if reader.at != len(reader.text):
+    if reader.text[reader.at :].strip():
         raise reader.fail("expected the end")
     return part
 

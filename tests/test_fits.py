@@ -171,11 +171,11 @@ def written(path, config):
 @pytest.mark.parametrize(
     ("score", "family", "config", "given", "size"),
     [
-        ("ddpm", "ddpm", DDPM, "", [3, 32, 32]),
-        ("ddpm", "ddpm", DDPM | {"in_channels": 1, "out_ch": 1, "resolution": 64, "ch_mult": [1, 1, 2]}, "", [1, 64, 64]),
+        ("ddpm", "ddpm", DDPM, "size=32", [3, 32, 32]),
+        ("ddpm", "ddpm", DDPM | {"in_channels": 1, "out_ch": 1, "resolution": 64, "ch_mult": [1, 1, 2]}, "size=64", [1, 64, 64]),
         ("ddpm", "ddpm", DDPM | {"attn_resolutions": []}, "size=48", [3, 48, 48]),
-        ("celebahq-ddpm", "ddpm", DDPM | {"out_ch": 6}, "", [3, 32, 32]),
-        ("score-sde", "ddpmpp", sde(64), "", [3, 64, 64]),
+        ("celebahq-ddpm", "ddpm", DDPM | {"out_ch": 6}, "size=32", [3, 32, 32]),
+        ("score-sde", "ddpmpp", sde(64), "size=64", [3, 64, 64]),
         ("edm", "edm", EDM | {"precond": "edm"}, "config", [1, 16, 16]),
         ("guided-diffusion", "adm", ADM, "config", [3, 32, 32]),
         ("ncsnv2", "ncsnv2", NCSN, "size=64", [3, 64, 64]),

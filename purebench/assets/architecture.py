@@ -91,6 +91,11 @@ def of(asset: str, path: Path | str, *, weights: str = "", size: int = 0, label:
     # Without any names the published network is held against them in their order, by whoever loads them.
     shapes = {} if kind in held.nameless else held.sets[kind]
     if held.config or held.class_name:
+        if config:
+            raise UserError(
+                f"`config={config}` has no say here: `{path.name}` says itself which network it is of",
+                "leave `config` out",
+            )
         given: Config | None = {**held.config, "class_name": held.class_name}
     else:
         given = configuration(path, config) or (_registered(path) if diffusers.is_it(shapes) else None)
@@ -99,9 +104,11 @@ def of(asset: str, path: Path | str, *, weights: str = "", size: int = 0, label:
             f"`{path.name}` has an average without names beside diffusers' weights", "save the averaged model"
         )
     asked = _Asked(path.name, entry["network"], shapes, entry.get("config", {}), given, size)
+    scheduler = _parsed(file) if (file := _scheduler(path)) else {}
     try:
+        _check_options(asked)
         found = FAMILIES[asked.family](asked)
-        found = dataclasses.replace(found, schedule=_schedule(found.config, given or {}, _beside(path), path.name))
+        found = dataclasses.replace(found, schedule=_schedule(found.config, given or {}, scheduler, path.name))
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         # What shapes tell has been held against them: only a user's configuration can say anything.
         if given is None:
@@ -123,11 +130,41 @@ def published(asset: str) -> Network:
     return dataclasses.replace(found, schedule=_schedule(found.config, {}, {}, asset))
 
 
-def config_file(path: Path, config: str) -> Path | None:
-    """The file that a network's configuration is read from, where the user says or beside its weights; None where it needs none."""
-    if config:
-        return Path(config)
-    return path.parent / "config.json" if configuration(path, "") is not None else None
+def config_files(path: Path, config: str) -> list[Path]:
+    """The files that a network's configuration and its noise schedule are read from, where the user says or beside its weights."""
+    beside = path.parent / "config.json" if configuration(path, "") is not None else None
+    return [file for file in (Path(config) if config else beside, _scheduler(path)) if file]
+
+
+# What configurations say besides, and the values of it that are built: of others the weights would be another network's, silently.
+BUILT: dict[str, dict[str, tuple[Any, ...]]] = {
+    "ddpmpp": {
+        "name": ("ncsnpp",), "sde": ("vpsde",), "continuous": (True,), "centered": (True,), "beta_min": (0.1,), "beta_max": (20,),
+        "scale_by_sigma": (False,), "normalization": ("GroupNorm",), "nonlinearity": ("swish",), "resamp_with_conv": (True,),
+        "conditional": (True,), "fir": (False,), "skip_rescale": (True,), "resblock_type": ("biggan",), "progressive": ("none",),
+        "progressive_input": ("none",), "attention_type": ("ddpm",), "embedding_type": ("positional",), "conv_size": (3,),
+    },
+    "ddpm": {"rescaled": (True,), "logit_transform": (False,)},
+    "ncsnv2": {"rescaled": (False,), "logit_transform": (False,), "sigma_dist": ("geometric",)},
+    "adm": {"dims": (2,), "conv_resample": (True,)},
+}  # fmt: skip
+
+
+def _check_options(asked: _Asked) -> None:
+    """Raises UserError for a user's configuration with an option that is not built, such as another range of the images."""
+    given = asked.given or {}
+    flat = {**given, **{k: v for part in given.values() if isinstance(part, dict) for k, v in part.items()}}
+    built = BUILT.get(asked.family, {})
+    wrong = [
+        f"{key} {flat[key]!r} (built: {values[0]!r})"
+        for key, values in built.items()
+        if flat.get(key, values[0]) not in values
+    ]
+    if wrong:
+        raise UserError(
+            f"the configuration of `{asked.what}` has what is not built: {', '.join(wrong)}",
+            "take a network without it",
+        )
 
 
 def _registered(path: Path) -> Config | None:
@@ -165,13 +202,26 @@ def _parsed(path: Path) -> Config:
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".toml":
-            return tomllib.loads(text)
-        found = _yaml(path, text) if path.suffix in (".yml", ".yaml") else json.loads(text)
+            found: object = tomllib.loads(text)
+        else:
+            found = _yaml(path, text) if path.suffix in (".yml", ".yaml") else json.loads(text)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the configuration `{path}`: {str(error).splitlines()[0]}", hint) from None
+    if isinstance(found, dict) and (key := _no_number(found)):
+        raise UserError(f"the configuration `{path}` has no number as `{key}`, but NaN", hint)
     if not isinstance(found, dict):
         raise UserError(f"`{path}` holds a {type(found).__name__}, expected keys and values", hint)
     return found
+
+
+def _no_number(config: Config) -> str:
+    """The first key whose value is NaN; "" where none is."""
+    for key, value in config.items():
+        if isinstance(value, float) and math.isnan(value):
+            return str(key)
+        if isinstance(value, dict) and (inner := _no_number(value)):
+            return inner
+    return ""
 
 
 def _yaml(path: Path, text: str) -> object:
@@ -186,12 +236,10 @@ def _yaml(path: Path, text: str) -> object:
         raise ValueError(str(error)) from None
 
 
-def _beside(path: Path) -> Config:
-    """The noise schedule that diffusers keeps beside a network, or beside its folder; {} where there is none."""
-    for place in (path.parent, path.parent.parent / "scheduler", path.parent.parent):
-        if (file := place / "scheduler_config.json").is_file():
-            return _parsed(file)
-    return {}
+def _scheduler(path: Path) -> Path | None:
+    """The file with the noise schedule that diffusers keeps beside a network, or beside its folder; None where there is none."""
+    places = (path.parent, path.parent.parent / "scheduler", path.parent.parent)
+    return next((file for place in places if (file := place / "scheduler_config.json").is_file()), None)
 
 
 def _schedule(config: Config, given: Config, scheduler: Config, what: str) -> Schedule | None:
@@ -209,7 +257,7 @@ def _schedule(config: Config, given: Config, scheduler: Config, what: str) -> Sc
     wrong += (
         [] if said.get("prediction_type", "epsilon") == "epsilon" else [f"prediction_type `{said['prediction_type']}`"]
     )
-    wrong += ["predict_xstart"] if said.get("predict_xstart") else []
+    wrong += [key for key in ("predict_xstart", "trained_betas", "rescale_betas_zero_snr") if said.get(key)]
     if wrong:
         raise UserError(f"`{what}` was trained with {', '.join(wrong)}, which no score model here has", "take another")
     found = Schedule(name, int(steps), start, end, bool(said.get("rescale_timesteps")) and int(steps) != 1000)
@@ -263,9 +311,11 @@ def _edm(asked: _Asked) -> Network:
             f"`{asked.what}` holds EDM's weights, and not which network they are of",
             "write config=FILE: a JSON file of its `init_kwargs` and its `class_name`, such as EDMPrecond",
         )
-    # As a pickle's converted files have it, or all at one level.
+    # As a pickle's converted files have it, as the training's own options, or all at one level.
     config = {**asked.given, **asked.given.get("init_kwargs", {})}
-    name = config.pop("class_name", "") or config.pop("precond", "")
+    if "network_kwargs" in config:
+        config = {**_edm_ends(asked.shapes), **config["network_kwargs"]}
+    name = str(config.pop("class_name", "") or config.pop("precond", "")).rpartition(".")[2]
     for key in ("init_kwargs", "class_name", "precond", "source", "keys"):
         config.pop(key, None)
     if not name or not {"img_resolution", "img_channels"} <= set(config):
@@ -280,6 +330,16 @@ def _edm(asked: _Asked) -> Network:
     side, channels = int(config["img_resolution"]), int(config["img_channels"])
     made = {**config, "precond": PRECONDITIONERS.get(name, name)}
     return Network(made, [channels, side, side], int(config.get("label_dim") or 0), sigmas=_edm_sigmas(made))
+
+
+def _edm_ends(shapes: Shapes) -> Config:
+    """What EDM's training takes from its images and not from its options: their size, channels and classes; {} where no key tells."""
+    found: Config = {}
+    for key, shape in shapes.items():
+        if first := re.fullmatch(r"(?:.*\.)?enc\.(\d+)x\1_conv\.weight", key):
+            found |= {"img_resolution": int(first[1]), "img_channels": int(shape[1]), "label_dim": 0}
+    classes = next((int(shape[1]) for key, shape in shapes.items() if key.endswith("map_label.weight")), 0)
+    return found | ({"label_dim": classes} if found else {})
 
 
 def _edm_sigmas(config: Config) -> tuple[float, float]:
@@ -548,12 +608,11 @@ def _side(asked: _Asked, told: Config, attended: list[int], published: tuple[Con
     free = ("in_channels", "out_ch", "num_channels")
     if attended == levels and all(told[key] == usual[key] for key in usual if key not in free):
         return size
-    # Ho et al.'s attend at 16x16, and so do the networks that follow them.
-    if len(attended) == 1:
-        return ATTENDED << attended[0]
+    # Ho et al.'s attend at 16x16, and so do many that follow them; others do not.
+    usually = f"; if it attends at 16x16 as Ho et al.'s, size={ATTENDED << attended[0]}" if len(attended) == 1 else ""
     raise UserError(
-        f"of which images `{asked.what}` is, its shapes do not tell: it attends at {len(attended)} levels",
-        "write size=N for images of NxN, or config=FILE with its training's configuration",
+        f"of which images `{asked.what}` is, its shapes do not tell",
+        f"write size=N for images of NxN, or config=FILE with its training's configuration{usually}",
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from purebench import assets, networks
-from purebench.assets import architecture, readers
+from purebench.assets import architecture, contents, readers
 from purebench.errors import DOWNLOAD, UserError
 
 # Registry's words for where a state dict comes from; the reader knows it by its layout.
@@ -79,6 +79,7 @@ def _load(asset: str, own: Path | None, weights: str, member: str) -> nn.Module:
     # An EDM pickle holds its configuration; the registry's is for when no file is read.
     if entry["format"] == "edm-pickle" and not _untrained.get():
         config, found = readers.edm(own or assets.need(asset))
+        found = read(own or assets.need(asset), "edm-pickle", weights=weights) if weights == "raw" else found
         return fill(networks.build(entry["network"], config), found, what)
     network = networks.build(entry["network"], entry.get("config", {}))
     order = parameters(network)
@@ -116,6 +117,14 @@ def read(
 ) -> dict[str, Tensor]:
     """The tensors of a file by key: float32, on CPU; nothing within `untrained()`."""
     return {} if _untrained.get() else readers.state(path, format, order=order, weights=weights)
+
+
+def noise(path: str, weights: str = "", format: str = "state-dict") -> dict[str, Tensor]:
+    """What a user's own file says of its diffusion's noise schedule, as `readers.schedule`; {} where it says nothing of it."""
+    # Nearly no file does, and its contents are known: it is not read twice.
+    if not path or _untrained.get() or _hollow.get() or not contents.of(path, format).noise:
+        return {}
+    return readers.schedule(Path(path), weights)
 
 
 def fill(

@@ -14,7 +14,7 @@ import struct
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from io import BytesIO
 from math import prod
@@ -35,10 +35,12 @@ NETWORKS = (
 )  # fmt: skip
 # Beside these the weights of the usual name are the average: names of whoever trains with averaging as the rule.
 UNAVERAGED = ("unaveraged_model_state_dict", "current_model_state")
-AVERAGE = re.compile(r"(^|[^a-z])(emas?|shadow|averaged?|avg|swa)([^a-z]|$)")
+AVERAGE = re.compile(r"(^|[^a-z])(emas?|ewma|shadow|average[ds]?|avgs?|swa|polyak)([^a-z]|$)")
 NO_NETWORK = re.compile(
     r"(^|[^a-z])(optim\w*|opts?|sched\w*|lr|scaler|amp|callbacks?|loops?|rng|args|config|hparams|hyper\w*|gns)([^a-z]|$)"
 )
+# Things of an optimizer's are of the weights' shapes, and no weights; so are gradients.
+OPTIMIZERS = re.compile(r"(^|[^a-z])(optim\w*|opts?|adamw?|sgd|sched\w*|scaler|grads?|gradients?|exp_avg\w*)([^a-z]|$)")
 # What wrappers put before every key of the network that they hold. The longest of those with one beginning come first.
 WRAPPERS = (
     "module.0.", "module.", "_orig_mod.", "_forward_module.", "ema_model.", "online_model.", "model_ema.", "model.", "net.",
@@ -58,6 +60,7 @@ SCHEDULE = frozenset({
     "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2", "p2_loss_weight", "loss_weight",
     "lvlb_weights", "logvar",
 })  # fmt: skip
+NOISE = ("betas", "alphas_cumprod")  # of these the one that says the noise of each index
 DEPTH, PARTS = (
     8,
     1_000_000,
@@ -69,6 +72,14 @@ TORCH: dict[str, unpickle.Rule] = {  # in any torch file, besides
     "torch.Size": lambda items=(): tuple(items),
     "argparse.Namespace": unpickle.node("argparse.Namespace"),
 }
+
+
+class Uncertain(Broken):
+    """A file is whole, and which of its weights are meant is not certain; `hint`: how to say it."""
+
+    def __init__(self, message: str, hint: str):
+        super().__init__(message)
+        self.hint = hint
 
 
 @dataclass(frozen=True)
@@ -109,12 +120,14 @@ Shapes = dict[str, tuple[int, ...]]
 class Contents:
     """What a file holds. `sets`: `ema` or `raw` -> shapes by key, without wrappers' prefixes; of one of `nameless` (an average that is
     saved as a list) the keys are the places 0, 1, .. in the order of the network's trained parameters. `passed`: what was passed over.
-    `labelled`: whether the file says which its weights are. `config`, `class_name`: of an EDM pickle."""
+    `labelled`: whether the file says which its weights are. `noise`: whether it says the noise of a diffusion at its indices. `config`,
+    `class_name`: of an EDM pickle."""
 
     sets: dict[str, Shapes]
     nameless: frozenset[str] = frozenset()
     passed: tuple[str, ...] = ()
     labelled: bool = True
+    noise: bool = False
     config: dict[str, Any] = field(default_factory=dict)
     class_name: str = ""
 
@@ -139,15 +152,17 @@ def of(path: Path | str, format: str) -> Contents:
 def _of(path: Path, format: str, size: int, changed_ns: int) -> Contents:
     if format == "edm-pickle":
         pickled = unpickle.read(path)
-        shapes = {key: value.shape for key, value in pickled.state.items()}
-        return Contents({"ema": shapes}, config=pickled.init_kwargs, class_name=pickled.class_name)
+        held = {"ema": pickled} | ({"raw": unpickle.read(path, key="net")} if pickled.raw else {})
+        shapes = {kind: {key: value.shape for key, value in one.state.items()} for kind, one in held.items()}
+        return Contents(shapes, config=pickled.init_kwargs, class_name=pickled.class_name)
     found = find(header(path) if format == "safetensors" else walk(path))
     sets: dict[str, Shapes] = {}
     for kind, one in found.sets.items():
         items = one.values.items() if isinstance(one.values, dict) else enumerate(one.values)
         sets[kind] = {str(key): tuple(value.shape) for key, value in items}
     nameless = frozenset(kind for kind, one in found.sets.items() if isinstance(one.values, list))
-    return Contents(sets, nameless, found.passed, found.labelled)
+    noise = any(key in one.schedule for one in found.sets.values() for key in NOISE)
+    return Contents(sets, nameless, found.passed, found.labelled, noise)
 
 
 def format_of(path: Path, format: str) -> str:
@@ -190,6 +205,8 @@ def as_user_errors(path: Path, format: str) -> Iterator[None]:
     except Refused as error:
         hint = f"nothing of it was run; {again}"
         raise UserError(f"refused `{path.name}`: {error}", hint, DOWNLOAD) from None
+    except Uncertain as error:
+        raise UserError(f"`{path.name}`: {error}", error.hint, DOWNLOAD) from None
     except Broken as error:
         hint = f"{again}, or look at its format" if again == unpickle.FETCH_AGAIN else f"is it whole? else {again}"
         message = f"`{path.name}` is not a checkpoint of format `{format}`: {error}"
@@ -312,13 +329,17 @@ def find(tree: object) -> Found:
     search.found["raw"] = search.found["raw"] or followed
     for kind, sets in search.found.items():
         if len(sets) > 1:
-            places = ", ".join(one.place or "its own keys" for one in sets[:4])
-            word = "averages" if kind == "ema" else "networks"
-            raise Broken(f"it holds several {word}, and which is meant is not certain: {places}")
+            places = [one.place or "its own keys" for one in sets[:4]]
+            raise _several("averages" if kind == "ema" else "networks", places)
     found = {kind: sets[0] for kind, sets in search.found.items() if sets}
     if not found:
         raise Broken(f"it holds {described(tree)}, expected weights by key")
-    return Found(_named_alike(found), tuple(dict.fromkeys(search.passed)))
+    search.look_for_others(list(found.values()))
+    found = {
+        kind: one if one.schedule else replace(one, schedule=search.schedule)
+        for kind, one in _named_alike(found).items()
+    }
+    return Found(found, tuple(dict.fromkeys(search.passed)))
 
 
 class _Search:
@@ -327,6 +348,8 @@ class _Search:
     def __init__(self) -> None:
         self.found: dict[str, list[Set]] = {"raw": [], "ema": [], "followed": []}
         self.passed: list[str] = []
+        self.left: list[tuple[object, str]] = []  # what is in no set, and where
+        self.schedule: dict[str, Any] = {}  # of a diffusion, where it stands beside its network and not in it
 
     def node(self, node: object, place: str, kind: str, depth: int = 0) -> None:
         """Adds the sets below a node. kind: what its weights are unless a name says otherwise."""
@@ -353,9 +376,12 @@ class _Search:
             self.node(inner[name], _under(place, name), "ema" if averaged else kind, depth + 1)
         for name, value in inner.items():
             if name not in averages and name not in chosen:
+                self.left.append((value, _under(place, name)))
                 self.deeper(value, _under(place, name), depth + 1)
         own = not chosen and bool(tensors) and (_flat(tensors) or not averages)
-        used = [*averages, *chosen, *(tensors if own else ())]
+        if not own:
+            self.schedule |= {key: value for key, value in tensors.items() if key in SCHEDULE}
+        used = [*averages, *chosen, *(tensors if own else ()), *self.schedule]
         self.passed.extend(_under(place, str(key))[1:-1] for key in node if str(key) not in used)
         if own:
             self.state(tensors, place, kind)
@@ -373,6 +399,8 @@ class _Search:
             return
         for key, value in node.items() if isinstance(node, Mapping) else enumerate(node[:8]):
             name = _under(place, str(key))
+            if is_tensor(value) and key in SCHEDULE:
+                self.schedule[str(key)] = value
             if not isinstance(value, Mapping | list | tuple):
                 continue
             # Adam's own averages, `exp_avg`, are those of gradients.
@@ -386,7 +414,7 @@ class _Search:
         tensors, before = _common(tensors)
         weights, schedule, left = _without_counts(tensors)
         weights, after = _common(weights)
-        self.pass_over([*left, *schedule], place)
+        self.pass_over(left, place)
         averaged = kind == "ema" or "n_averaged" in tensors or any(_says_average(part) for part in before + after)
         groups: dict[str, dict[str, Any]] = {"": {}}
         for key, value in weights.items():
@@ -394,9 +422,7 @@ class _Search:
             groups.setdefault(first if dot and _says_average(first) else "", {})[key] = value
         names = [name for name in groups if name and _is_average_of(groups[name], weights, name)]
         if len(names) > 1:
-            raise Broken(
-                f"it holds several averages, and which is meant is not certain: {', '.join(map(quoted, names))}"
-            )
+            raise _several("averages", list(map(quoted, names)))
         if not names:
             if weights:
                 self.found["ema" if averaged else "raw"].append(Set(weights, place, schedule))
@@ -404,15 +430,63 @@ class _Search:
         name = names[0]
         raw = {key: value for key, value in weights.items() if key not in groups[name]}
         average, its_schedule, left = _without_counts(_inside(groups[name], name))
-        self.pass_over([*left, *its_schedule], _under(place, name))
+        self.pass_over(left, _under(place, name))
         average, raw, extra = _alike(_common(average)[0], raw)
         self.pass_over(extra, place)
         self.found["ema"].append(Set(average, _under(place, name), its_schedule or schedule))
         if raw:
             self.found["followed" if kind == "ema" else "raw"].append(Set(raw, place, schedule))
 
+    def look_for_others(self, sets: Sequence[Set]) -> None:
+        """Raises Uncertain for weights like those of the sets that stand elsewhere, under a name which does not say what they are: an
+        average by another name, the best so far, a teacher."""
+        known = [(_shapes(one.values), set(one.values) if isinstance(one.values, dict) else set()) for one in sets]
+        for node, place in self.left:
+            other = _like(node, place, known)
+            if other:
+                meant = next((one.place for one in sets if one.place), "its own keys")
+                raise _several("networks", [meant, other])
+
     def pass_over(self, keys: Iterable[str], place: str) -> None:
         self.passed.extend(_under(place, key)[1:-1] for key in keys)
+
+
+def _several(what: str, places: Sequence[str]) -> Uncertain:
+    """The error for sets of which none is certain; places: where they are, quoted."""
+    last = places[-1].strip("`")
+    # Of `ema_0.999` nobody can tell whether it is one key or two.
+    key = f"torch.load(FILE)['{last}']" if last.isidentifier() else "WEIGHTS"
+    return Uncertain(
+        f"it holds several {what}, and which is meant is not certain: {', '.join(places)}",
+        f"save the one that is meant alone, such as `torch.save({key}, OTHER)`",
+    )
+
+
+def _shapes(values: Any) -> Counter[tuple[int, ...]]:
+    return Counter(tuple(value.shape) for value in (values.values() if isinstance(values, dict) else values))
+
+
+def _like(node: object, place: str, known: Sequence[tuple[Counter[tuple[int, ...]], set[Any]]], depth: int = 0) -> str:
+    """Where below a node there are weights of the shapes or under the keys of a set that is known; "" where there are none."""
+    name = place[1:-1].rpartition(".")[2]
+    if depth > DEPTH or not isinstance(node, Mapping | list | tuple):
+        return ""
+    # Averages that are named as such are among the sets.
+    if name in COUNTS or OPTIMIZERS.search(_words(name)) or _says_average(name):
+        return ""
+    # An optimizer's state by another name.
+    if isinstance(node, Mapping) and "param_groups" in node:
+        return ""
+    items = {str(k): v for k, v in (node.items() if isinstance(node, Mapping) else enumerate(node))}
+    tensors, _ = _common({key: value for key, value in items.items() if is_tensor(value)})
+    shapes = _shapes(tensors)
+    values = sum(prod(shape) * n for shape, n in shapes.items())
+    for of_it, keys in known:
+        # Without what is not averaged: buffers, and what is not trained.
+        all_alike = not shapes - of_it and 2 * values >= sum(prod(shape) * n for shape, n in of_it.items())
+        if tensors and (all_alike or 2 * len(keys & set(tensors)) > max(len(keys), len(tensors))):
+            return place
+    return next(filter(None, (_like(v, _under(place, k), known, depth + 1) for k, v in items.items())), "")
 
 
 def _check_end(tree: object) -> None:
@@ -444,9 +518,8 @@ def _the_network(networks: Sequence[str], place: str, flat: bool) -> list[str]:
         return [*known, *beside]
     if not known and len(networks) == 1 and not flat:
         return list(networks)
-    names = ", ".join(map(quoted, known or networks[:5])) + (", and tensors beside it" if flat and not known else "")
-    where = f" in {place}" if place else ""
-    raise Broken(f"it holds several networks, and which is meant is not certain: {names}{where}")
+    names = [_under(place, name) for name in known or networks[:5]]
+    raise _several("networks", [", ".join(names) + ", and tensors beside it"] if flat and not known else names)
 
 
 def _inside(tensors: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -506,14 +579,16 @@ def _named_alike(found: dict[str, Set]) -> dict[str, Set]:
 
 def _without_counts(tensors: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     """(the weights, a diffusion's schedule, the names of what else is no weight: counters, and what a profiler left)."""
-    schedule = {key: value for key, value in tensors.items() if key in SCHEDULE}
+    # Beside the network it may stand in a module of its own.
+    of_it = {key: key.rpartition(".")[2] for key, value in tensors.items() if len(value.shape) == 1}
+    schedule = {last: tensors[key] for key, last in of_it.items() if last in SCHEDULE}
     left = [
         key
         for key, value in tensors.items()
         if key.rpartition(".")[2] in PROFILED or (key in COUNTS and prod(value.shape) == 1)
     ]
-    out = {*schedule, *left}
-    return {key: value for key, value in tensors.items() if key not in out}, schedule, [*left, *schedule]
+    out = {*left, *(key for key, last in of_it.items() if last in SCHEDULE)}
+    return {key: value for key, value in tensors.items() if key not in out}, schedule, left
 
 
 def _common(tensors: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -74,6 +74,16 @@ def edm(path: Path | str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return {**config, "precond": PRECONDITIONERS[class_name]}, _float32(tensors, MAX_BYTES)
 
 
+def schedule(path: Path, weights: str = "") -> dict[str, Tensor]:
+    """What a torch or safetensors file says of its diffusion's schedule, by the names of `contents.SCHEDULE`: float64; {} of most files.
+    UserError as `state`."""
+    with contents.as_user_errors(path, "state-dict"):
+        tree = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else read(path)
+        found = contents.find(tree)
+        kind = contents.choose(found.sets, weights if found.labelled else "", path.name)
+        return {key: value.double() for key, value in found.sets[kind].schedule.items() if isinstance(value, Tensor)}
+
+
 def load(
     network: nn.Module, state: Mapping[str, Tensor], what: str, derived: Sequence[str] = DERIVED, hint: str = ""
 ) -> nn.Module:
@@ -147,7 +157,8 @@ def _chosen(path: Path, tree: object, order: Order, weights: str) -> object:
     if kind == "raw" or not isinstance(raw, dict):
         return found
     # Where the network is not known, what it trains is not either.
-    names = contents.fitted(raw, list(order or found))
+    names, own = (contents.fitted(keys, list(order or found)) for keys in (raw, found))
+    found = {own[key]: value for key, value in found.items()}
     rest = {
         names[key]: value for key, value in raw.items() if names[key] not in found and not _trains(order, names[key])
     }
@@ -195,7 +206,9 @@ def _safetensors(path: Path, order: Order, weights: str) -> object:
 
 
 def _edm_state(path: Path, order: Order, weights: str) -> object:
-    """The weights of an EDM pickle, whose averaged network is the only one used."""
+    """The weights of an EDM pickle: its average, which is converted once, or the raw ones."""
+    if weights == "raw":
+        return {key: torch.from_numpy(value) for key, value in unpickle.read(path, key="net").state.items()}
     return _edm(path)[0]
 
 

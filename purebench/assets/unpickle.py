@@ -119,11 +119,13 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Pickled:
-    """state: key -> array, in the order of the network's state dict; init_kwargs: its configuration; class_name: its class."""
+    """state: key -> array, in the order of the network's state dict; init_kwargs: its configuration; class_name: its class; raw:
+    whether the file holds the network `net` besides, which is not averaged."""
 
     state: dict[str, np.ndarray]
     init_kwargs: dict[str, object]
     class_name: str
+    raw: bool = False
 
 
 Rule = Callable[..., object]
@@ -596,8 +598,8 @@ def check_head(head: bytes, path: Path) -> None:
         raise UserError(f"`{path.name}` is not a checkpoint: {why}", hint, DOWNLOAD)
 
 
-def read(path: Path, max_bytes: int = 2 << 30) -> Pickled:
-    """The network `ema` of an EDM pickle (protocols 2 to 5); its arrays are copies.
+def read(path: Path, max_bytes: int = 2 << 30, key: str = "ema") -> Pickled:
+    """The network `ema` of an EDM pickle (protocols 2 to 5), or `net`; its arrays are copies.
 
     UserError (exit 3) if it is larger than max_bytes, damaged, of another kind, or asks for anything but data."""
     name, size, again = path.name, path.stat().st_size, remedy(path)
@@ -607,24 +609,25 @@ def read(path: Path, max_bytes: int = 2 << 30) -> Pickled:
         with path.open("rb") as file:
             check_head(file.read(512), path)
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
-                return _network(stream, size)
+                return _network(stream, size, key)
     except Refused as error:
         raise UserError(f"refused `{name}`: {error}", f"nothing of it was run; {again}", DOWNLOAD) from None
     except Broken as error:
         raise UserError(f"`{name}` is no EDM checkpoint, or is cut short: {error}", again, DOWNLOAD) from None
 
 
-def _network(stream: Stream, size: int) -> Pickled:
+def _network(stream: Stream, size: int, which: str) -> Pickled:
     value = Reader(stream, EDM, allowance=4 * size + (1 << 20)).load()
-    network = value.get("ema") if isinstance(value, dict) else None
+    held = value if isinstance(value, dict) else {}
+    network = held.get(which)
     if not isinstance(network, Node) or not isinstance(network.state, dict):
-        raise Broken("it holds no network `ema`")
+        raise Broken(f"it holds no network `{which}`")
     kwargs = network.state.get("_init_kwargs")
     if not isinstance(kwargs, dict):
         raise Broken("its network does not tell its configuration")
     state: dict[str, np.ndarray] = {}
     _collect(network, "", state, Budget(values=size // 2), 0)
-    return Pickled(state, _plain(kwargs, Budget(), 0), network.name)
+    return Pickled(state, _plain(kwargs, Budget(), 0), network.name, isinstance(held.get("net"), Node))
 
 
 @dataclass

@@ -269,6 +269,11 @@ def file(
     `ema` or `raw` of a file that has both, the average where nothing is said."""
     normalisation.check(mean, std)
     if not network:
+        if Path(path).is_file() and "network" not in embedded.metadata(Path(path)):
+            raise UserError(
+                f"`{path}` is no file of `purebench train`, which says itself which network it is of",
+                f"say it: network=NAME, one of {', '.join(LOCAL)}, robustbench/cifar10/Linf/ID, torchvision/NAME",
+            )
         made = embedded.read(Path(path))
     else:
         empty = _architecture(network, classes, depth, widen)

@@ -159,15 +159,20 @@ class Component:
         if "trained" in self.info:
             return assets.hashed(self._trained_file)
         if self.where:
-            path = Path(str(self.where["path"]))
-            if not path.is_file():
-                raise UserError(f"`{path}` is no file", "give the path of a weights file", DOWNLOAD)
+            path = self._check_there()
             return _with(assets.hashed(path), path, str(self.where.get("config", "")), self.network is not None)
         if not self.assets:
             raise UserError(
                 f"`{self.name}` needs a file", f"write {self.name}:path=FILE; see `purebench show {self.name}`"
             )
         return assets.digest(self.assets[0])
+
+    def _check_there(self) -> Path:
+        """The place of a user's own weights. UserError (exit 3) if no file is there."""
+        path = Path(str(self.where["path"]))
+        if not path.is_file():
+            raise UserError(f"`{path}` is no file", "give the path of a weights file", DOWNLOAD)
+        return path
 
     def _made_of(self, inner: Component) -> str:
         """Images that are made are known by what they are made of, and by what makes them."""
@@ -252,6 +257,9 @@ class Component:
     @property
     def takes(self) -> list[int] | None:
         """[C,H,W] of the images that a classifier or score model was trained on; None where it is not known."""
+        # Its size is the published network's only where that is what it is of.
+        if self.kind == "score" and self.where:
+            self._check_there()
         if self.network:
             return self.network.size
         found = self._of_its_dataset("size")
@@ -360,6 +368,7 @@ def of(kind: str, part: Part) -> Component:
             where |= {info["of"]: Part(inner.key, (*parse(inner.text).parameters, *inner.where.items()))}
         given[info["of"]] = values[info["of"]] = parse(inner.text, "dataset")
     _which_weights(part.name, given, values, known, info)
+    _check_override(part.name, info, values, known)
     if info.get("counts_classes"):
         _which_classes(part.name, given, values, known)
     # It would be recorded, and do nothing: two cells of one network.
@@ -399,14 +408,14 @@ def _which_classes(name: str, given: dict[str, Value], values: dict[str, Value],
 
 
 def _with(digest: str, path: Path, config: str, network: bool) -> str:
-    """The hash of a weights file; with that of the file which says of which network they are, where one does."""
+    """The hash of a weights file; with those of the files which say of which network they are, where some do."""
     if not network:
         return digest
     # Imported here, as in `held`.
     from purebench.assets import architecture
 
-    beside = architecture.config_file(path, config)
-    return hashlib.sha256(f"{digest} {assets.sha256(beside)}".encode()).hexdigest() if beside else digest
+    beside = [assets.sha256(file) for file in architecture.config_files(path, config)]
+    return hashlib.sha256(" ".join([digest, *beside]).encode()).hexdigest() if beside else digest
 
 
 def held(info: Mapping[str, Any], values: Mapping[str, Value]) -> Contents | None:
@@ -428,7 +437,8 @@ def _which_weights(
     for a set that it does not have, and where a file has one and does not say which."""
     if "weights" not in known:
         return
-    found, path = held(info, values), str(values.get("path") or "")
+    path = str(values.get("path") or "")
+    found = held(info, values) or _overriding(info, values)
     one = not found.labelled if found else path.endswith(".safetensors") or (not path and _holds_one(info, values))
     if one and "weights" in given:
         raise UserError(
@@ -436,7 +446,7 @@ def _which_weights(
             "leave `weights` out",
         )
     if found and not one:
-        chosen = found.choose(str(values["weights"]), Path(path).name)
+        chosen = found.choose(str(values["weights"]), Path(path).name or name)
         if known["weights"] != "":
             return
         given.pop("weights", None)
@@ -446,6 +456,35 @@ def _which_weights(
     elif not path and known["weights"] == "" and values["weights"] == "ema":
         # What the published file gives anyway: one cell, not two.
         values["weights"] = ""
+
+
+def _overriding(info: Mapping[str, Any], values: Mapping[str, Value]) -> Contents | None:
+    """What the file holds that PUREBENCH_<ASSET> names in place of a published one of one set of weights; None where it has but one."""
+    asset = info.get("asset", "").format(**values)
+    if values.get("path") or asset not in assets.table() or not _holds_one(info, values):
+        return None
+    format, other = str(assets.entry(asset)["format"]), assets.override(asset)
+    # RobustBench's files are read as its own loader reads them, whatever else is in them.
+    if other is None or not other.is_file() or format == "robustbench":
+        return None
+    # Imported here, as in `held`.
+    from purebench.assets import contents
+
+    found = contents.of(other, format)
+    return found if len(found.sets) > 1 else None
+
+
+def _check_override(
+    name: str, info: Mapping[str, Any], values: Mapping[str, Value], known: Mapping[str, Value]
+) -> None:
+    """Raises UserError for a classifier's file in place of the published one that holds two sets: no parameter says which."""
+    if "weights" in known or "asset" not in info or not (found := _overriding(info, values)):
+        return
+    asset = str(info["asset"]).format(**values)
+    raise UserError(
+        f"`{assets.override(asset)}`, which {assets.variable(asset)} gives for `{name}`, holds {' and '.join(sorted(found.sets))} weights",
+        "save the weights that are meant alone, or give them as `file:path=FILE,network=NAME,weights=ema`",
+    )
 
 
 def _holds_one(info: Mapping[str, Any], values: Mapping[str, Value]) -> bool:

@@ -291,9 +291,13 @@ def _grid_rows(table: _Table) -> list[Row]:
 
 
 def _code(text: str, width: int = 100) -> str:
-    """Inside backticks, on one line."""
-    text = " ".join(text.split()).replace("`", "'")
-    return f"`{text if len(text) <= width else text[: width - 1] + '…'}`"
+    """Inside backticks, on one line: more of them than there are in it, as CommonMark has it."""
+    # Blanks within a line are a name's own.
+    text = " ".join(line.strip() for line in text.splitlines())
+    text = text if len(text) <= width else text[: width - 1] + "…"
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    pad = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
 
 
 def _show(value: Any) -> str:

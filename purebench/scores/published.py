@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from purebench import embedded
 from purebench.assets import architecture, checkpoint
+from purebench.errors import UserError
+from purebench.scores import vp
 from purebench.scores.conditioned import OfClass
 from purebench.scores.denoisers import DenoiserScore, NCSNScore
+from purebench.scores.views import discrete
 from purebench.scores.vp import IndexScore, ScheduleScore, VPScore
 
 WEIGHTS = ["ema", "raw"]
 
-_SIZE = ["path == '' or config != ''", "it is of a file of yours that does not tell it"]
+_SIZE = ["path == '' or config != ''", "it is of a file of yours where neither that nor a configuration tells it"]
 _CONFIG = ["path == ''", "it is of a file of yours"]
 _OWN = {"size": _SIZE, "config": _CONFIG}
 _CLASSES = {"size": _SIZE, "config": _CONFIG, "label": _CONFIG}
@@ -123,9 +127,26 @@ def _network(asset: str, weights: str, path: str, **asked: Any) -> tuple[nn.Modu
 def _indexed(asset: str, weights: str, path: str, **asked: Any) -> IndexScore | ScheduleScore:
     """The same of a family of indices, with its noise schedule."""
     network, known = _network(asset, weights, path, **asked)
+    said = vp.of_file(checkpoint.noise(path, weights), path)
+    if said is not None and not vp.alike(said, vp.kept(known.schedule) if known.schedule else discrete()):
+        # The file's own word, where no configuration has another.
+        if architecture.config_files(Path(path), asked.get("config", "")):
+            raise UserError(
+                f"`{path}` says a noise schedule of {len(said)} indices, and its configuration another",
+                "which is its training's? take the other out",
+            )
+        return ScheduleScore(network, _size(known), said)
     if known.schedule:
         return ScheduleScore(network, _size(known), known.schedule)
     return IndexScore(network, _size(known), variances=known.variances)
+
+
+def _without_indices(path: str, weights: str, format: str = "state-dict") -> None:
+    """Raises UserError where a file says the noise of a diffusion's indices, and its family has none."""
+    if vp.of_file(checkpoint.noise(path, weights, format), path) is not None:
+        raise UserError(
+            f"`{path}` says a noise schedule of indices, which this family has not", "choose another `--score`"
+        )
 
 
 def _size(known: architecture.Network) -> tuple[int, int, int]:
@@ -141,6 +162,7 @@ def _size(known: architecture.Network) -> tuple[int, int, int]:
 def score_sde(*, weights: str = "", path: str = "", name: str = "", size: int = 0, config: str = "") -> VPScore:
     """Trained with t in [1e-5, 1]; network time 999 t."""
     network, known = _network("score-sde-cifar10-vp", weights, path, size=size, config=config)
+    vp.check_noise(checkpoint.noise(path, weights), path)
     return VPScore(network, _size(known), t_min=1e-5)
 
 
@@ -150,6 +172,7 @@ def edm(
     """precond: `vp` (the file of ScoreOpt, DDPM++ form) or `ve` (NCSN++ form); both are EDM-preconditioned denoisers. An EDM pickle says
     itself which network it holds; a state dict or safetensors wants config=FILE: its `init_kwargs` and `class_name`."""
     network, known = _network(f"edm-cifar10-uncond-{precond}", weights, path, config=config, label=label)
+    _without_indices(path, weights, "edm-pickle")
     return DenoiserScore(network, _size(known), *known.sigmas)
 
 
@@ -185,6 +208,7 @@ def celebahq_ddpm(
 def ncsnv2(*, weights: str = "ema", path: str = "", name: str = "", size: int = 0, config: str = "") -> NCSNScore:
     """weights: `ema`, as its authors sample, or `raw`, as ADP loads it."""
     network, known = _network("ncsnv2-cifar10", weights, path, size=size, config=config)
+    _without_indices(path, weights)
     ends = known.config["sigma_end"], known.config["sigma_begin"]
     # A file brings its own levels, the largest first.
     if path and isinstance(own := getattr(network, "sigmas", None), Tensor):
@@ -199,4 +223,5 @@ def _said(found: float, usual: float) -> float:
 
 def cifar10_small(*, weights: str = "", path: str = "", name: str = "") -> VPScore:
     """Trained with t in [1e-3, 0.3]."""
+    vp.check_noise(checkpoint.noise(path, weights), path)
     return VPScore(embedded.load("cifar10-score", path, weights), CIFAR, t_max=0.3)

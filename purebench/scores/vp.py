@@ -5,6 +5,7 @@ Dhariwal 2021, improved diffusion)."""
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import cache
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from purebench.assets.architecture import Schedule
 from purebench.engine.nfe import watch
+from purebench.errors import UserError
 from purebench.scores.views import Level, Score, discrete, rows, shrink
 
 
@@ -78,12 +80,16 @@ class ScheduleScore(Score):
     Whatever is asked of it, it is asked at the fractional index of its own schedule where the noise level, interpolated in log sigma, is
     the one that is meant."""
 
-    def __init__(self, network: nn.Module, size: tuple[int, int, int], schedule: Schedule):
+    def __init__(self, network: nn.Module, size: tuple[int, int, int], schedule: Schedule | np.ndarray):
+        """schedule: the noise schedule, or its abar[i]; then the network is told the indices themselves."""
         self.network, self.size = watch(network), size
-        self.log_levels = torch.from_numpy(np.log(1 / kept(schedule) - 1) / 2)
+        abar = kept(schedule) if isinstance(schedule, Schedule) else schedule
+        self.log_levels = torch.from_numpy(np.log(1 / abar - 1) / 2)
         self.sigma_min, self.sigma_max = (math.exp(float(self.log_levels[i])) for i in (0, -1))
         # What the network is told of index i.
-        self.per_index = 1000 / schedule.steps if schedule.rescaled else 1.0
+        self.per_index = 1.0
+        if isinstance(schedule, Schedule) and schedule.rescaled:
+            self.per_index = 1000 / schedule.steps
 
     def direction(self, x: Tensor, sigma: Level) -> Tensor:
         index = fractional(self.log_levels.to(x.device), torch.as_tensor(sigma, dtype=torch.float64, device=x.device))
@@ -99,6 +105,46 @@ def kept(schedule: Schedule) -> np.ndarray:
         return np.cumprod(1 - np.minimum(1 - f[1:] / f[:-1], 0.999))
     power = 0.5 if schedule.name == "scaled_linear" else 1.0
     return np.cumprod(1 - np.linspace(schedule.start**power, schedule.end**power, n) ** (1 / power))
+
+
+def of_file(said: Mapping[str, Tensor], what: str) -> np.ndarray | None:
+    """abar[i] of what a file says of its diffusion, float64; None where it says nothing of it. UserError for what is no noise schedule,
+    and for a network that predicts anything but the noise."""
+    values = {key: value.numpy() for key, value in said.items()}
+    abar = np.cumprod(1 - values["betas"]) if "betas" in values else values.get("alphas_cumprod")
+    if abar is None:
+        return None
+    falling = np.diff(abar, prepend=1.0) < 0
+    if abar.ndim != 1 or len(abar) < 2 or not falling.all() or not abar[-1] > 0:
+        raise UserError(
+            f"the noise schedule in `{what}` does not fall from 1 towards 0", "save the network's weights alone"
+        )
+    # How training weighs the errors of an image, or of v, is what tells it (denoising-diffusion-pytorch keeps it).
+    snr = abar / (1 - abar)
+    weight = values.get("loss_weight", values.get("p2_loss_weight"))
+    for target, its_own in (("the image", snr), ("v", abar)):
+        if weight is not None and weight.shape == snr.shape and np.allclose(weight, its_own, rtol=1e-2, atol=1e-6):
+            raise UserError(
+                f"the network in `{what}` predicts {target}, by its loss_weight",
+                "one that predicts the noise is wanted",
+            )
+    return abar
+
+
+def alike(said: np.ndarray, abar: np.ndarray) -> bool:
+    """Whether two noise schedules are one, up to float32."""
+    # abar[0] is next to 1, where float32 has a few digits of 1 - abar.
+    return said.shape == abar.shape and bool(np.allclose(np.log(1 / said - 1), np.log(1 / abar - 1), rtol=0, atol=2e-3))
+
+
+def check_noise(said: Mapping[str, Tensor], what: str) -> None:
+    """Raises UserError where a file says another noise schedule than that of the continuous VP diffusion."""
+    abar = of_file(said, what)
+    if abar is not None and not alike(abar, discrete()):
+        raise UserError(
+            f"`{what}` says a noise schedule of {len(abar)} indices, which is not that of this score model",
+            "`--score ddpm` and the guided-diffusion families take others",
+        )
 
 
 def fractional(table: Tensor, sigma: Tensor) -> Tensor:
