@@ -10,9 +10,11 @@ what was loaded with nothing said, then what is there besides; `refused` is righ
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import tempfile
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,12 +85,41 @@ licence = "-"
 format = "ncsnv2-list"
 network = "ncsnv2"
 config = { channels = 3, ngf = 4, sigma_begin = 50, sigma_end = 0.01, num_classes = 5 }
+
+[assets.ebm-hill-cifar10]
+summary = "tiny"
+kind = "score"
+sources = []
+trust = "ours"
+licence = "-"
+format = "state-dict"
+network = "ebm"
+config = { n_f = 4 }
+
+[assets.edm-cifar10-uncond-vp]
+summary = "tiny"
+kind = "score"
+sources = []
+trust = "ours"
+licence = "-"
+format = "edm-pickle"
+network = "edm"
+[assets.edm-cifar10-uncond-vp.config]
+precond = "edm"
+img_resolution = 32
+img_channels = 3
+model_channels = 16
+channel_mult = [1, 1]
+num_blocks = 1
+attn_resolutions = [16]
 """
 FAMILIES: dict[str, str] = {  # family -> how a cell asks for a file of it
     "ddpm": "ddpm:",
     "guided-diffusion": "guided-diffusion:",
     "score-sde": "score-sde:",
     "ncsnv2": "ncsnv2:",
+    "edm": "edm:config={folder}/edm.json,",
+    "ebm": "ebm:",
     "digits-vp": "digits-vp:",
     "file": "file:network=wideresnet,depth=10,widen=1,",
 }
@@ -97,6 +128,8 @@ ASSETS = {
     "guided-diffusion": "guided-diffusion-imagenet256-uncond",
     "score-sde": "score-sde-cifar10-vp",
     "ncsnv2": "ncsnv2-cifar10",
+    "edm": "edm-cifar10-uncond-vp",
+    "ebm": "ebm-hill-cifar10",
 }
 OPTIMIZER = {
     "state": {0: {"step": torch.tensor(7.0), "exp_avg": torch.ones(3)}},
@@ -307,7 +340,8 @@ def found(family: str, path: Path, weights: str, sets: Mapping[str, State]) -> s
     """Which of the sets is loaded, and under which name: `ema` or `ema, named`; `refused`, or `WRONG`."""
     kind = "classifier" if family == "file" else "score"
     try:
-        part = resolved.find(kind, f"{FAMILIES[family]}path={path}{f',weights={weights}' if weights else ''}")
+        asked = FAMILIES[family].format(folder=path.parent)
+        part = resolved.find(kind, f"{asked}path={path}{f',weights={weights}' if weights else ''}")
         state = loaded(part)
     except UserError:
         return "refused"
@@ -322,6 +356,9 @@ def expected(family: str, layout: str) -> dict[str, str]:
     holds, default = LAYOUTS[layout][0], "ema" if family == "ncsnv2" else ""
     # NCSNv2's own default is its average, which its name therefore leaves out; its raw weights are asked for.
     named = "ema" if default else "ema, named"
+    # Of another diffusion than the family's: these have no indices whose noise a file could say.
+    if family in ("ncsnv2", "edm") and layout in ("LDM, model_ema without dots", "lucidrains"):
+        return dict.fromkeys(("", "ema", "raw"), "refused")
     if holds in ("both", PARAMETERS):
         return {"": named, "ema": named, "raw": "raw, named"}
     if holds == "one":
@@ -346,6 +383,8 @@ def check(
 def tiny_registry(folder: Path) -> Path:
     path = folder / "tiny.toml"
     path.write_text(TINY)
+    # A state dict says nothing of EDM's preconditioning.
+    (folder / "edm.json").write_text(json.dumps(tomllib.loads(TINY)["assets"]["edm-cifar10-uncond-vp"]["config"]))
     return path
 
 

@@ -34,7 +34,14 @@ OF_NCSNV2 = [
 
 
 @pytest.mark.parametrize(
-    ("family", "layout"), [*(("file", layout) for layout in odd.LAYOUTS), *(("ncsnv2", layout) for layout in OF_NCSNV2)]
+    ("family", "layout"),
+    [
+        *(("file", layout) for layout in odd.LAYOUTS),
+        *(("ncsnv2", layout) for layout in OF_NCSNV2),
+        # Buffers stand in its networks, and the files' keys begin with `model.`, as wrappers' do.
+        *(("edm", layout) for layout in odd.LAYOUTS),
+        ("ebm", "{model, ema}"),
+    ],
 )
 def test_the_weights_that_were_meant(tmp_path, family, layout):
     """Bit for bit, and by name where the file has both: with nothing said, and with the raw weights asked for."""
@@ -42,7 +49,7 @@ def test_the_weights_that_were_meant(tmp_path, family, layout):
     assert got == right
 
 
-@pytest.mark.parametrize("family", ["ddpm", "guided-diffusion", "score-sde", "digits-vp"])
+@pytest.mark.parametrize("family", ["ddpm", "guided-diffusion", "score-sde", "digits-vp", "ebm"])
 def test_an_average_without_names_is_each_family_s(tmp_path, family):
     got, right = odd.check(family, "{model, ema: {shadow_params}}", tmp_path, ("", "ema"))
     assert got == right

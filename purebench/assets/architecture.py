@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from purebench import assets
-from purebench.assets import contents, diffusers
+from purebench.assets import contents, diffusers, options
 from purebench.errors import UserError
 
 Config = dict[str, Any]
@@ -32,6 +32,7 @@ MULTIPLIERS = {
     32: (1, 2, 2, 2),
 }
 TRAINED = ("small-cnn", "adp-cnn")  # classifiers that `purebench train` makes
+EBM_SIDE = 32  # pixels, of an energy network's images: halved three times, and then seen whole by a kernel of 4x4
 ATTENDED = 16  # pixels: where DDPM's and Score SDE's networks attend, whatever their images' size
 
 
@@ -106,9 +107,11 @@ def of(asset: str, path: Path | str, *, weights: str = "", size: int = 0, label:
     asked = _Asked(path.name, entry["network"], shapes, entry.get("config", {}), given, size)
     scheduler = _parsed(file) if (file := _scheduler(path)) else {}
     try:
-        _check_options(asked)
+        options.check(path.name, asked.family, given or asked.published)
         found = FAMILIES[asked.family](asked)
-        found = dataclasses.replace(found, schedule=_schedule(found.config, given or {}, scheduler, path.name))
+        if asked.family in options.INDEXED:
+            options.check_scheduler(path.name, scheduler, given or {})
+            found = dataclasses.replace(found, schedule=_schedule(found.config, given or {}, scheduler, path.name))
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         # What shapes tell has been held against them: only a user's configuration can say anything.
         if given is None:
@@ -126,7 +129,10 @@ def published(asset: str) -> Network:
     entry = assets.entry(asset)
     config = entry.get("config", {})
     given = config if entry["network"] == "edm" else None
+    options.check(asset, entry["network"], config)
     found = FAMILIES[entry["network"]](_Asked(asset, entry["network"], {}, config, given, 0))
+    if entry["network"] not in options.INDEXED:
+        return found
     return dataclasses.replace(found, schedule=_schedule(found.config, {}, {}, asset))
 
 
@@ -134,37 +140,6 @@ def config_files(path: Path, config: str) -> list[Path]:
     """The files that a network's configuration and its noise schedule are read from, where the user says or beside its weights."""
     beside = path.parent / "config.json" if configuration(path, "") is not None else None
     return [file for file in (Path(config) if config else beside, _scheduler(path)) if file]
-
-
-# What configurations say besides, and the values of it that are built: of others the weights would be another network's, silently.
-BUILT: dict[str, dict[str, tuple[Any, ...]]] = {
-    "ddpmpp": {
-        "name": ("ncsnpp",), "sde": ("vpsde",), "continuous": (True,), "centered": (True,), "beta_min": (0.1,), "beta_max": (20,),
-        "scale_by_sigma": (False,), "normalization": ("GroupNorm",), "nonlinearity": ("swish",), "resamp_with_conv": (True,),
-        "conditional": (True,), "fir": (False,), "skip_rescale": (True,), "resblock_type": ("biggan",), "progressive": ("none",),
-        "progressive_input": ("none",), "attention_type": ("ddpm",), "embedding_type": ("positional",), "conv_size": (3,),
-    },
-    "ddpm": {"rescaled": (True,), "logit_transform": (False,)},
-    "ncsnv2": {"rescaled": (False,), "logit_transform": (False,), "sigma_dist": ("geometric",)},
-    "adm": {"dims": (2,), "conv_resample": (True,)},
-}  # fmt: skip
-
-
-def _check_options(asked: _Asked) -> None:
-    """Raises UserError for a user's configuration with an option that is not built, such as another range of the images."""
-    given = asked.given or {}
-    flat = {**given, **{k: v for part in given.values() if isinstance(part, dict) for k, v in part.items()}}
-    built = BUILT.get(asked.family, {})
-    wrong = [
-        f"{key} {flat[key]!r} (built: {values[0]!r})"
-        for key, values in built.items()
-        if flat.get(key, values[0]) not in values
-    ]
-    if wrong:
-        raise UserError(
-            f"the configuration of `{asked.what}` has what is not built: {', '.join(wrong)}",
-            "take a network without it",
-        )
 
 
 def _registered(path: Path) -> Config | None:
@@ -244,7 +219,11 @@ def _scheduler(path: Path) -> Path | None:
 
 def _schedule(config: Config, given: Config, scheduler: Config, what: str) -> Schedule | None:
     """The noise schedule that a configuration names, as guided-diffusion's, DDIM's or diffusers' do; None where it is DDPM's."""
-    said = {**config, **given, **given.get("diffusion", {}), **scheduler}
+    # In diffusers' network it counts a learned embedding, which is none of DDPM's.
+    own = {
+        key: value for key, value in given.items() if "block_out_channels" not in given or key != "num_train_timesteps"
+    }
+    said = {**config, **own, **given.get("diffusion", {}), **scheduler}
     name = said.get("noise_schedule") or said.get("beta_schedule") or "linear"
     name = {"squaredcos_cap_v2": "cosine", "quad": "scaled_linear"}.get(name, name)
     steps = (
@@ -253,13 +232,11 @@ def _schedule(config: Config, given: Config, scheduler: Config, what: str) -> Sc
     # Of any number of steps, guided-diffusion's goes through the same noise.
     scale = 1000 / int(steps) if "diffusion_steps" in said else 1
     start, end = float(said.get("beta_start", 1e-4 * scale)), float(said.get("beta_end", 0.02 * scale))
-    wrong = [] if name in ("linear", "scaled_linear", "cosine") else [f"the noise schedule `{name}`"]
-    wrong += (
-        [] if said.get("prediction_type", "epsilon") == "epsilon" else [f"prediction_type `{said['prediction_type']}`"]
-    )
-    wrong += [key for key in ("predict_xstart", "trained_betas", "rescale_betas_zero_snr") if said.get(key)]
-    if wrong:
-        raise UserError(f"`{what}` was trained with {', '.join(wrong)}, which no score model here has", "take another")
+    if name not in ("linear", "scaled_linear", "cosine"):
+        raise UserError(
+            f"`{what}` was trained with the noise schedule `{name}`, which no score model here has",
+            "built are linear, scaled_linear (DDIM's quad) and cosine",
+        )
     found = Schedule(name, int(steps), start, end, bool(said.get("rescale_timesteps")) and int(steps) != 1000)
     return None if found == DDPM else found
 
@@ -385,6 +362,7 @@ def _ddpm(asked: _Asked) -> Network:
         size = _side(asked, told, attended, _ddpm_told(asked.published))
         config = {**told, "resolution": size, "attn_resolutions": [size >> i for i in attended]}
     model = config.get("model", config)
+    _has(asked, model, "ch", "in_channels", "out_ch", "ch_mult", "num_res_blocks", "attn_resolutions")
     size = int(config["data"]["image_size"] if "data" in config else config["resolution"])
     size = _halved(asked, size, len(model["ch_mult"]) - 1)
     variances = _outputs(asked, model["in_channels"], model["out_ch"])
@@ -443,6 +421,13 @@ def _ddpmpp(asked: _Asked) -> Network:
     for key in ("data", "model"):
         if not isinstance(config.get(key), dict):
             raise UserError(f"the configuration of `{asked.what}` has no `{key}`", "give Score SDE's own")
+    _has(asked, config["data"], "image_size", "num_channels")
+    _has(asked, config["model"], "nf", "ch_mult", "num_res_blocks", "attn_resolutions")
+    # What a buffer is made of that no output depends on.
+    config = {
+        **config,
+        "model": {**{key: model[key] for key in ("sigma_min", "sigma_max", "num_scales")}, **config["model"]},
+    }
     size = _halved(asked, int(config["data"]["image_size"]), len(config["model"]["ch_mult"]) - 1)
     return Network(config, [config["data"]["num_channels"], size, size])
 
@@ -453,7 +438,17 @@ def _adm(asked: _Asked) -> Network:
     if config is None:
         config = dict(asked.published)
         if asked.shapes:
-            config |= _adm_config(asked)
+            told = _adm_config(asked)
+            # The published network is there with classes, too.
+            same = all(
+                told[key] == config.get(key, usual) for key, usual in (("in_channels", 3), ("learn_sigma", False))
+            )
+            if not asked.size and not same:
+                raise UserError(
+                    f"of which images `{asked.what}` is, its shapes do not tell: its ends are not those of the published network",
+                    "write size=N for images of NxN, or config=FILE with its training's options",
+                )
+            config |= told
         config = _sized(asked, config, asked.size)
     elif "image_size" not in config or "num_channels" not in config:
         raise UserError(
@@ -539,10 +534,10 @@ def _ncsnv2(asked: _Asked) -> Network:
             width, channels = asked.shapes["begin_conv.weight"][:2]
             levels = asked.shapes.get("sigmas", (config["num_classes"],))[0]
             told = {"ngf": width, "channels": channels, "num_classes": levels}
-            if not asked.size and (levels, channels) != (config["num_classes"], config["channels"]):
+            if not asked.size and any(told[key] != config[key] for key in told):
                 raise UserError(
-                    f"`{asked.what}` has {levels} noise levels and {channels} channels, CIFAR-10's {config['num_classes']} and "
-                    f"{config['channels']}: of which images it is, nothing tells",
+                    f"`{asked.what}` has {levels} noise levels, {channels} channels and a width of {width}, CIFAR-10's "
+                    f"{config['num_classes']}, {config['channels']} and {config['ngf']}: of which images it is, nothing tells",
                     "write size=N for images of NxN, such as size=64",
                 )
             config |= told
@@ -557,15 +552,31 @@ def _ncsnv2(asked: _Asked) -> Network:
     return Network(flat, [int(flat["channels"]), size, size])
 
 
-def _fixed(asked: _Asked) -> Network:
-    """A family of one size, whose keys and shapes are those of its one network."""
-    if asked.size:
-        raise UserError(f"`size={asked.size}` has no say here: `{asked.family}` is one network", "leave `size` out")
-    return Network(asked.published, [3, 32, 32])
+def _ebm(asked: _Asked) -> Network:
+    """Hill et al.'s, whose last convolution sees all of an image of 32x32. Its leak stands in no shape."""
+    config = dict(asked.given or asked.published)
+    # Nested as other families have it, or at one level.
+    config = {**config, **config.get("model", {})}
+    if asked.given is None and asked.shapes:
+        _need(asked, asked.shapes, "f.0.weight", "f.8.weight")
+        told = dict(zip(("n_f", "n_c"), asked.shapes["f.0.weight"], strict=False))
+        different = [f"{key}={told[key]}" for key, usual in (("n_f", config["n_f"]), ("n_c", 3)) if told[key] != usual]
+        if different:
+            raise UserError(
+                f"`{asked.what}` is no network like the published one: it has {', '.join(different)}, and its leak stands in no shape",
+                f'write config=FILE: a JSON file such as {{"n_f": {told["n_f"]}, "n_c": {told["n_c"]}, "leak": 0.05}}',
+            )
+    size = asked.size or int(config.get("image_size", EBM_SIDE))
+    if size != EBM_SIDE:
+        raise UserError(
+            f"`size={size}`: networks of the family `{asked.family}` take images of {EBM_SIDE}x{EBM_SIDE}",
+            f"size={EBM_SIDE}",
+        )
+    return Network(config, [int(config.get("n_c", 3)), size, size])
 
 
 FAMILIES: dict[str, Callable[[_Asked], Network]] = {
-    "edm": _edm, "ddpm": _ddpm, "ddpmpp": _ddpmpp, "adm": _adm, "ncsnv2": _ncsnv2, "ebm": _fixed,
+    "edm": _edm, "ddpm": _ddpm, "ddpmpp": _ddpmpp, "adm": _adm, "ncsnv2": _ncsnv2, "ebm": _ebm,
 }  # fmt: skip
 
 
@@ -580,6 +591,16 @@ def _need(asked: _Asked, shapes: Shapes, *keys: str) -> None:
         raise UserError(
             f"`{asked.what}` holds no network of the family `{asked.family}`: it has no {', '.join(missing)} (it has {has}, ..)",
             "another `--score` may be of its kind: `purebench list scores`",
+        )
+
+
+def _has(asked: _Asked, config: Config, *keys: str) -> None:
+    """Raises UserError for a configuration without what a network is built from."""
+    missing = [f"`{key}`" for key in keys if key not in config]
+    if missing:
+        raise UserError(
+            f"the configuration of `{asked.what}` has no {', '.join(missing)}",
+            f"it has {', '.join(map(str, list(config)[:12]))}",
         )
 
 
@@ -600,13 +621,11 @@ def _multiples(asked: _Asked, widths: Sequence[int], width: int) -> list[int]:
 
 
 def _side(asked: _Asked, told: Config, attended: list[int], published: tuple[Config, list[int], int]) -> int:
-    """The side of the images: the user's, the published network's where all that shapes tell is as there, else by where it attends."""
+    """The side of the images: the user's, or the published network's where all that shapes tell is as there. UserError else."""
     if asked.size:
         return asked.size
     usual, levels, size = published
-    # The same network on images of other channels is of the same size.
-    free = ("in_channels", "out_ch", "num_channels")
-    if attended == levels and all(told[key] == usual[key] for key in usual if key not in free):
+    if attended == levels and all(told[key] == usual[key] for key in usual):
         return size
     # Ho et al.'s attend at 16x16, and so do many that follow them; others do not.
     usually = f"; if it attends at 16x16 as Ho et al.'s, size={ATTENDED << attended[0]}" if len(attended) == 1 else ""

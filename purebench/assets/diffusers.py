@@ -29,7 +29,13 @@ FIXED = {
     "act_fn": ("silu", "swish"), "center_input_sample": (False,), "mid_block_scale_factor": (1, 1.0),
     "time_embedding_type": ("positional",), "resnet_time_scale_shift": ("default",), "downsample_type": ("conv",),
     "upsample_type": ("conv",), "add_attention": (True,), "attn_norm_num_groups": (None,), "class_embed_type": (None,),
-    "num_class_embeds": (None,), "mid_block_type": ("UNetMidBlock2D",),
+    "num_class_embeds": (None,), "mid_block_type": ("UNetMidBlock2D",), "_class_name": (CLASS,),
+}  # fmt: skip
+# What is applied, or of no say in what it computes; a key of another version that is set is refused.
+KNOWN = {
+    *FIXED, "sample_size", "in_channels", "out_channels", "block_out_channels", "layers_per_block", "down_block_types", "up_block_types",
+    "norm_num_groups", "norm_eps", "attention_head_dim", "downsample_padding", "flip_sin_to_cos", "freq_shift",
+    "dropout", "num_train_timesteps", "time_embedding_dim",
 }  # fmt: skip
 KINDS = {"DownBlock2D": False, "AttnDownBlock2D": True, "UpBlock2D": False, "AttnUpBlock2D": True}
 
@@ -71,6 +77,14 @@ def configuration(config: Mapping[str, Any], what: str) -> dict[str, Any]:
     attended = [KINDS.get(kind, False) for kind in downs]
     if attended != [KINDS.get(kind, False) for kind in reversed(ups)]:
         wrong.append("attention at other levels on the way up than on the way down")
+    wrong += [
+        f"{key} {value!r}"
+        for key, value in config.items()
+        if key not in KNOWN and not key.startswith("_") and value is not None and value is not False
+    ]
+    widths = list(config.get("block_out_channels", (224, 448, 672, 896)))
+    if config.get("time_embedding_dim") not in (None, 4 * widths[0]):
+        wrong.append(f"time_embedding_dim {config['time_embedding_dim']!r}")
     size = config.get("sample_size")
     if isinstance(size, list | tuple) and len({*size}) == 1:
         size = size[0]
@@ -79,7 +93,6 @@ def configuration(config: Mapping[str, Any], what: str) -> dict[str, Any]:
     if wrong:
         raise UserError(f"`{what}` is of a network that is not built: {', '.join(wrong)}", "DDPM's form of it is built")
     assert isinstance(size, int)
-    widths = list(config.get("block_out_channels", (224, 448, 672, 896)))
     if any(width % widths[0] for width in widths):
         raise UserError(f"`{what}` has levels of {widths} channels, no multiples of the first", "DDPM's form is built")
     return {

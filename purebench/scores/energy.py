@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from purebench.assets import checkpoint
+from purebench.assets import architecture, checkpoint
 from purebench.engine.nfe import watch
 from purebench.errors import UserError
 from purebench.scores.views import Level, Score
@@ -18,6 +18,13 @@ INFO = {
         "size": [3, 32, 32],
         "energy": True,
         "choices": {"weights": ["ema", "raw"]},
+        "moot": {
+            "size": [
+                "path == '' or config != ''",
+                "it is of a file of yours where neither that nor a configuration tells it",
+            ],
+            "config": ["path == ''", "it is of a file of yours"],
+        },
         "version": 1,
         "cite": "hill2021stochastic",
     }
@@ -55,7 +62,13 @@ class EnergyScore(Score):
         return -2 * sigma / self.noise_of_langevin**2 * self.gradient(x)
 
 
-def ebm_hill(*, weights: str = "", path: str = "", name: str = "") -> EnergyScore:
-    """Trained with Langevin noise 0.01 on images with noise 0.02. path: your own file of the same network;
-    weights: `ema` or `raw` of one that has both; name: what tables call it."""
-    return EnergyScore(checkpoint.load("ebm-hill-cifar10", weights=weights, path=path), (3, 32, 32))
+def ebm_hill(*, weights: str = "", path: str = "", name: str = "", size: int = 0, config: str = "") -> EnergyScore:
+    """Trained with Langevin noise 0.01 on images with noise 0.02. path: your own file, of any width and channels; weights: `ema` or `raw`
+    of one that has both; name: what tables call it; size: of its images, 32; config: a JSON, TOML or YAML file of its
+    `n_f`, `n_c`, `leak`."""
+    asset = "ebm-hill-cifar10"
+    if not path:
+        return EnergyScore(checkpoint.load(asset, weights=weights), (3, 32, 32))
+    known = architecture.of(asset, path, weights=weights, size=size, config=config)
+    channels, height, width = known.size
+    return EnergyScore(checkpoint.load(asset, weights=weights, path=path, network=known), (channels, height, width))
