@@ -26,8 +26,8 @@ NASTY = "日本 |*<b>$a_b$\"'&é, c (1) [x] %#@:=~\\"
 
 
 def folder(place: Path, shade: int) -> Path:
-    """An image folder of two classes, 8x8, all pixels alike."""
-    for name in "ab":
+    """An image folder of the classes 0 and 1, 8x8, all pixels alike."""
+    for name in "01":
         (place / name).mkdir(parents=True)
         Image.fromarray(np.full((8, 8), shade, np.uint8)).save(place / name / "0.png")
     return place
@@ -139,7 +139,10 @@ def test_a_name_with_every_character_is_planned_and_its_cell_says_it(tmp_path, m
     folder(tmp_path / NASTY.replace("/", ""), 3)
     [job] = plan.build(
         Request(
-            defenses=("none",), attacks=("null",), dataset=f"folder:path={NASTY},channels=1", classifier="digits-cnn"
+            defenses=("none",),
+            attacks=("null",),
+            dataset=f"folder:path={NASTY},channels=1,classes=10",
+            classifier="digits-cnn",
         )
     ).jobs
     assert job.cell.dataset.part.get("name") == NASTY
@@ -284,7 +287,16 @@ def test_a_name_that_is_no_text_is_spelt_out(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name = b"caf\xe9".decode("utf-8", "surrogateescape")
     folder(tmp_path / "made", 1).rename(tmp_path / name)
-    given = ["-d", "none", "-a", "null", "--classifier", "digits-cnn", "--dataset", f"folder:channels=1,path={name}"]
+    given = [
+        "-d",
+        "none",
+        "-a",
+        "null",
+        "--classifier",
+        "digits-cnn",
+        "--dataset",
+        f"folder:channels=1,classes=10,path={name}",
+    ]
     monkeypatch.setattr(sys, "argv", ["purebench", "run", *given, f"--out={name}", "--dry-run"])
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
     with pytest.raises(SystemExit) as end:

@@ -156,7 +156,7 @@ def test_half_precision_weights_are_widened():
         ("edm", {**SONG, "encoder_type": "residul"}, "residul"),
         ("edm", {**SONG, "model_chanels": 3}, "model_chanels"),
         ("edm", {}, "img_resolution"),
-        ("adm", {"image_size": 32, "num_channels": 32}, "channel_mult"),
+        ("adm", {"image_size": 48, "num_channels": 32}, "channel_mult"),
         ("adm", {}, "image_size"),
         ("ddpm", {"model": DDPM}, "data"),
         ("ddpm", DDPM, "resolution"),

@@ -228,7 +228,7 @@ def test_cells_of_a_file_that_was_replaced_are_said_to_be_of_another_content(tmp
         saved(tmp_path / "f" / name, 8, 8, "L")
 
     def planned():
-        data = f"folder:path={tmp_path / 'f'},channels=1"
+        data = f"folder:path={tmp_path / 'f'},channels=1,classes=10"
         request = grid.Request(defenses=("none",), attacks=("null",), dataset=data, classifier="digits-cnn", images=2)
         return grid.build(request)
 
