@@ -109,6 +109,84 @@ def test_two_networks_are_refused_by_name(tree, told):
         contents.find(held(tree))
 
 
+@pytest.mark.parametrize("name", ["averages", "polyak", "model_polyak", "moving_average", "ewma"])
+def test_more_names_of_an_average_are_known(tmp_path, name):
+    raw, ema = odd.two("digits-vp")
+    torch.save({"model": raw.state_dict(), name: ema.state_dict()}, tmp_path / "f.pt")
+    part = resolved.find("score", f"digits-vp:path={tmp_path / 'f.pt'}")
+    assert part.text == "digits-vp:name=f,weights=ema"
+    assert all(torch.equal(value, ema.state_dict()[key]) for key, value in odd.loaded(part).items())
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "put"),
+    [
+        ("model", "best_model", lambda net: net.state_dict()),
+        ("model", "model_momentum", lambda net: odd.under("module.", net.state_dict())),
+        ("state_dict", "best_state_dict", odd.parameters),
+        ("net", "teacher", lambda net: {"step": 3, "weights": net.state_dict()}),
+        ("model", "slow", odd.shadow),
+        ("model", "callbacks", lambda net: {"Best": {"kept": net.state_dict()}}),
+        # Another network of the same layers.
+        ("model", "wide", lambda net: {k: torch.cat([v, v]) if v.dim() else v for k, v in net.state_dict().items()}),
+    ],
+)
+def test_weights_by_a_name_that_is_not_known_are_never_passed_over(tmp_path, first, second, put):
+    raw, other = odd.two("digits-vp")
+    torch.save({first: raw.state_dict(), second: put(other), "optimizer": odd.OPTIMIZER}, tmp_path / "f.pt")
+    with pytest.raises(
+        UserError, match=f"several networks, and which is meant is not certain: `{first}`, `{second}"
+    ) as told:
+        resolved.find("score", f"digits-vp:path={tmp_path / 'f.pt'}")
+    assert "torch.save(" in told.value.hint
+
+
+def test_what_is_no_second_network_is_passed_over(tmp_path):
+    """Of the weights' shapes is an optimizer's state, too, by whatever name; another network is not."""
+    raw, other = odd.two("digits-vp")
+    moments = {i: {"exp_avg": value, "exp_avg_sq": value} for i, value in enumerate(odd.shadow(other))}
+    beside = {
+        "opt_state": {"momentum": other.state_dict()}, "adam": {"state": moments, "param_groups": []}, "gradients": odd.shadow(other),
+        "trainer": {"state": moments, "param_groups": []}, "discriminator": {"conv.weight": torch.zeros(3, 3)},
+    }  # fmt: skip
+    torch.save({"model": raw.state_dict(), **beside}, tmp_path / "f.pt")
+    part = resolved.find("score", f"digits-vp:path={tmp_path / 'f.pt'}")
+    assert all(torch.equal(value, raw.state_dict()[key]) for key, value in odd.loaded(part).items())
+
+
+def test_a_network_beside_something_else_is_told_where_it_is(tmp_path):
+    raw, _ = odd.two("digits-vp")
+    torch.save(
+        {"state_dict": {**odd.under("model.", raw.state_dict()), "loss.weight": torch.ones(3)}}, tmp_path / "f.pt"
+    )
+    with pytest.raises(UserError, match=r"holds its network under `model\.`, and besides it `loss\.weight`"):
+        odd.loaded(resolved.find("score", f"digits-vp:path={tmp_path / 'f.pt'}"))
+
+
+@pytest.mark.parametrize("kind", ["", "raw"])
+def test_a_file_in_place_of_a_published_one_names_which_of_its_weights_are_used(tmp_path, monkeypatch, kind):
+    raw, ema = odd.two("ddpm")
+    torch.save({"model": raw.state_dict(), "ema": ema.state_dict()}, tmp_path / "f.pt")
+    monkeypatch.setenv("PUREBENCH_DDPM_CIFAR10_EMA", str(tmp_path / "f.pt"))
+    part = resolved.find("score", "ddpm:weights=raw" if kind else "ddpm")
+    assert part.text == f"ddpm:weights={kind or 'ema'}"
+    right = (raw if kind else ema).state_dict()
+    assert all(torch.equal(value, right[key]) for key, value in odd.loaded(part).items())
+    torch.save(raw.state_dict(), tmp_path / "f.pt")
+    assert resolved.find("score", "ddpm").text == "ddpm"
+
+
+def test_a_classifier_in_place_of_a_published_one_has_one_set_of_weights(tmp_path, monkeypatch):
+    monkeypatch.delenv("PUREBENCH_CHECKPOINTS")
+    raw, ema = odd.two("file")
+    monkeypatch.setenv("PUREBENCH_DIFFPURE_CIFAR10_RESNET50", str(tmp_path / "f.pt"))
+    torch.save({"model": raw.state_dict(), "ema": ema.state_dict()}, tmp_path / "f.pt")
+    with pytest.raises(
+        UserError, match="PUREBENCH_DIFFPURE_CIFAR10_RESNET50 gives for `cifar-resnet50`, holds ema and raw weights"
+    ):
+        resolved.find("classifier", "cifar-resnet50")
+
+
 def test_a_layer_that_is_called_like_an_average_is_a_layer():
     tensors = {
         "conv.weight": contents.Held((3, 3)),

@@ -2,7 +2,11 @@
 
 import json
 import math
+import pickle
+import sys
+import types
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -199,6 +203,12 @@ def test_a_file_says_which_network_it_is_of(score, family, config, given, size, 
         assert torch.equal(inner(x, torch.full((2,), 3.0)), network(x, torch.full((2,), 3.0)))
 
 
+def loaded_after_its_size(part):
+    found = components.find("score", part)
+    assert found.takes
+    return components.load("score", found.key, found.values)
+
+
 @pytest.mark.parametrize(
     ("part", "words"),
     [
@@ -211,23 +221,38 @@ def test_a_file_says_which_network_it_is_of(score, family, config, given, size, 
         ("edm:path={cond},config={condition}", "is class-conditional: it knows 3 classes"),
         ("edm:path={cond},config={condition},label=3", "`label=3`: `cond.pt` knows 3 classes"),
         ("ddpm:size=64", "`size=64` of `ddpm` has no say here"),
+        ("edm:path={edm},config={wrong}", "unknown option of EDM's networks `foo`"),
+        ("edm:path={edm},config={text}", "`model_channels` of an EDM network is '16', and no number"),
+        ("edm:path={edm},config={nan}", "has no number as `sigma_data`, but NaN"),
+        ("ddpm:path={two},config={unscaled}", "rescaled False (built: True)"),
+        ("ddpm:path={sixteen}", "of which images `sixteen.pt` is, its shapes do not tell"),
+        ("ddpm:path={two},config={bad},size=16", "nor a configuration tells it"),
+        ("ddpm:path={two}.gone", "two.pt.gone` is no file"),
         ("ddpm:path={diffusers}", "put the `config.json` of its folder beside it"),
     ],
 )  # fmt: skip
 def test_a_network_that_nothing_tells_is_asked_for(part, words, tmp_path):
-    places = {name: tmp_path / f"{name}.pt" for name in ("two", "adm", "cond", "diffusers")}
+    places = {name: tmp_path / f"{name}.pt" for name in ("two", "adm", "cond", "diffusers", "edm", "sixteen")}
     saved(places["two"], "ddpm", DDPM | {"resolution": 16, "attn_resolutions": [16, 8]})
     saved(places["adm"], "adm", ADM)
     saved(places["cond"], "edm", EDM | {"label_dim": 3})
     torch.save({"down_blocks.0.resnets.0.conv1.weight": torch.zeros(8, 8, 3, 3)}, places["diffusers"])
     places["bad"] = written(tmp_path / "bad.json", {"data": 3})
+    saved(places["edm"], "edm", EDM)
+    saved(places["sixteen"], "ddpm", DDPM)
+    whole = EDM | {"class_name": "EDMPrecond"}
+    for name, config in (
+        ("wrong", whole | {"foo": 1}), ("text", whole | {"model_channels": "16"}), ("nan", whole | {"sigma_data": math.nan}),
+        ("unscaled", {"model": DDPM, "data": {"image_size": 16, "rescaled": False}}),
+    ):  # fmt: skip
+        places[name] = written(tmp_path / f"{name}.json", config)
     places["condition"] = written(
         tmp_path / "condition.json", {"class_name": "EDMPrecond", "init_kwargs": EDM | {"label_dim": 3}}
     )
     with pytest.raises(UserError) as caught:
-        assert components.find("score", part.format(**places)).takes
+        loaded_after_its_size(part.format(**places))
     assert words in f"{caught.value.message}; {caught.value.hint}"
-    assert caught.value.code == 2
+    assert caught.value.code == (3 if "no file" in words else 2)
 
 
 def test_a_class_conditional_network_is_asked_for_one_class_which_the_cell_names(tmp_path):
@@ -243,6 +268,154 @@ def test_a_class_conditional_network_is_asked_for_one_class_which_the_cell_names
     written(place, {"class_name": "VPPrecond", "init_kwargs": EDM | {"label_dim": 3}})
     other = components.find("score", f"edm:path={tmp_path / 'mine.pt'},config={place},label=2")
     assert other.digest != digest
+
+
+def test_edm_s_own_training_options_are_understood(tmp_path):
+    """What the training took from its images, their size, channels and classes, the weights tell."""
+    network = saved(tmp_path / "mine.pt", "edm", EDM | {"label_dim": 3, "sigma_data": 0.7})
+    kept = {k: v for k, v in EDM.items() if k not in ("img_resolution", "img_channels", "label_dim")}
+    options = {
+        "class_name": "training.networks.EDMPrecond",
+        "model_type": "SongUNet",
+        "use_fp16": True,
+        "sigma_data": 0.7,
+    }
+    place = written(
+        tmp_path / "training_options.json", {"network_kwargs": {**options, **kept}, "dataset_kwargs": {"path": "x"}}
+    )
+    found = components.find("score", f"edm:path={tmp_path / 'mine.pt'},config={place},label=1")
+    assert found.takes == [1, 16, 16]
+    x = torch.rand(2, 1, 16, 16)
+    right = network(x, torch.tensor([0.5, 0.5]), class_labels=torch.tensor([[0.0, 1.0, 0.0]]))
+    torch.testing.assert_close(components.load("score", "edm", found.values).denoise(x, 0.5), right)
+
+
+class Node:
+    """What an EDM pickle has of a module."""
+
+    def __init__(self, name, module, config):
+        self.name = name
+        inner = {k: Node(type(v).__name__, v, config) for k, v in module._modules.items()}
+        parts = {"_parameters": module._parameters, "_buffers": module._buffers, "_modules": inner}
+        self.state = {**parts, "_init_args": (), "_init_kwargs": config}
+
+    def __reduce__(self):
+        meta = {"type": "class", "version": 6, "module_src": "", "class_name": self.name, "state": self.state}
+        return sys.modules["torch_utils.persistence"]._reconstruct_persistent_obj, (meta,)
+
+
+def edm_pickle(path, monkeypatch, **networks_by_name):
+    """A pickle as EDM's training writes it, of networks and their configurations."""
+    module = types.ModuleType("torch_utils.persistence")
+    exec("def _reconstruct_persistent_obj(meta): raise RuntimeError", module.__dict__)
+    module._reconstruct_persistent_obj.__module__ = module.__name__
+    monkeypatch.setitem(sys.modules, "torch_utils", types.ModuleType("torch_utils"))
+    monkeypatch.setitem(sys.modules, "torch_utils.persistence", module)
+    path.write_bytes(pickle.dumps({name: Node("EDMPrecond", *held) for name, held in networks_by_name.items()}))
+
+
+def test_what_an_edm_pickle_holds_is_the_whole_word(tmp_path, monkeypatch):
+    """Its raw weights where it has them, and no configuration beside its own."""
+    config, made = EDM | {"sigma_min": 0.5}, []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        made.append(networks.build("edm", EDM))
+    edm_pickle(tmp_path / "both.pkl", monkeypatch, net=(made[0], config), ema=(made[1], config))
+    for weights, right in (("raw", made[0]), ("ema", made[1])):
+        found = components.find("score", f"edm:path={tmp_path / 'both.pkl'},weights={weights}")
+        state = components.load("score", "edm", found.values).network.state_dict()
+        assert all(torch.equal(state[key], value) for key, value in right.state_dict().items())
+        assert f"weights={weights}" in found.text
+    other = written(tmp_path / "other.json", config | {"class_name": "EDMPrecond", "sigma_data": 0.9})
+    with pytest.raises(UserError, match=r"has no say here: `both\.pkl` says itself"):
+        components.find("score", f"edm:path={tmp_path / 'both.pkl'},config={other}").takes  # noqa: B018 (raises)
+    # Its least noise is more than the defense asks for.
+    plan = planned(
+        "digits", "digits-cnn", defenses=("one-shot:sigma=0.3",), score=f"edm:path={tmp_path / 'both.pkl'}", images=2
+    )
+    with pytest.raises(UserError, match=r"less noise than it was trained on: 0.3 .* at least 0.5"):
+        rehearsal.check(plan)
+
+
+def test_edm_s_raw_and_averaged_weights_as_state_dicts(tmp_path):
+    raw, ema = saved(tmp_path / "raw.pt", "edm", EDM), networks.build("edm", EDM)
+    torch.save({"net": raw.state_dict(), "ema": ema.state_dict()}, tmp_path / "mine.pt")
+    place = written(tmp_path / "c.json", EDM | {"class_name": "EDMPrecond"})
+    for weights, right in (("", ema), (",weights=raw", raw)):
+        found = components.find("score", f"edm:path={tmp_path / 'mine.pt'},config={place}{weights}")
+        state = components.load("score", "edm", found.values).network.state_dict()
+        assert all(torch.equal(state[key], value) for key, value in right.state_dict().items())
+
+
+def linear(end):
+    return torch.linspace(1e-4, end, 1000, dtype=torch.float64)
+
+
+SIGMOID = vp.kept(architecture.Schedule("cosine", 1000, 0, 0)) ** 2  # any that is neither
+
+
+@pytest.mark.parametrize("wrap", ["beside", "lucidrains", "outside"])
+@pytest.mark.parametrize("kind", ["DDPM's", "cosine", "another"])
+def test_the_noise_schedule_in_a_file_is_its_network_s(wrap, kind, tmp_path):
+    """The right value: at index 300 of the schedule that the file says, the network is told 300, and its noise is scaled as there."""
+    abar = {
+        "DDPM's": np.cumprod(1 - linear(0.02).numpy()),
+        "cosine": vp.kept(architecture.Schedule("cosine", 1000, 0, 0)),
+    }
+    abar = abar.get(kind, SIGMOID)
+    betas = torch.from_numpy(1 - abar / np.concatenate([[1.0], abar[:-1]])).float()
+    network = saved(tmp_path / "mine.pt", "ddpm", DDPM)
+    inside = {f"model.{key}": value for key, value in network.state_dict().items()}
+    tree = {
+        "beside": {"state_dict": {**inside, "betas": betas, "alphas_cumprod": betas}},
+        "lucidrains": {"model": {"betas": betas, "loss_weight": torch.ones(1000), **inside}, "step": 3},
+        "outside": {"model": inside, "diffusion": {"betas": betas}},
+    }[wrap]
+    torch.save(tree, tmp_path / "mine.pt")
+    made = components.load("score", "ddpm", {"path": str(tmp_path / "mine.pt"), "size": 32})
+    assert isinstance(made, vp.IndexScore if kind == "DDPM's" else vp.ScheduleScore)
+    x, sigma = torch.randn(2, 3, 32, 32), math.sqrt(1 / abar[300] - 1)
+    right = -network(x * math.sqrt(abar[300]), torch.tensor([300.0, 300.0]))
+    torch.testing.assert_close(made.direction(x, sigma), right, rtol=1e-3, atol=1e-3)
+
+
+def test_a_noise_schedule_that_a_family_has_not_is_refused(tmp_path):
+    abar = np.cumprod(1 - linear(0.02).numpy())
+    score = components.load("score", "digits-vp", {}).network.state_dict()
+    edm, ddpm = (networks.build(*of).state_dict() for of in (("edm", EDM), ("ddpm", DDPM)))
+    place = written(tmp_path / "c.json", EDM | {"class_name": "EDMPrecond"})
+    config = written(tmp_path / "d.json", {**DDPM, "beta_schedule": "linear"})
+    v = torch.from_numpy(abar)  # snr / (snr + 1)
+    for part, state, noise, words in (
+        ("digits-vp", score, {"betas": linear(0.03)}, "which is not that of this score model"),
+        ("digits-vp", score, {"betas": linear(0.02), "loss_weight": v}, "predicts v, by its loss_weight"),
+        ("digits-vp", score, {"betas": linear(0.02)}, ""),
+        ("edm", edm, {"betas": linear(0.02)}, "which this family has not"),
+        ("ddpm", ddpm, {"alphas_cumprod": v + 1}, "does not fall from 1"),
+        ("ddpm", ddpm, {"betas": linear(0.03)}, "and its configuration another"),
+    ):
+        torch.save({"model": state, **noise}, tmp_path / "mine.pt")
+        given = {"edm": {"config": str(place)}, "ddpm": {"config": str(config)}}.get(part, {})
+        try:
+            components.load("score", part, {"path": str(tmp_path / "mine.pt"), **given})
+            told = ""
+        except UserError as error:
+            told = error.message
+        assert words in told
+        assert bool(words) == bool(told)
+
+
+def test_a_scheduler_beside_the_weights_is_in_the_cell_s_hash(tmp_path):
+    saved(tmp_path / "mine.pt", "ddpm", DDPM)
+    part = f"ddpm:path={tmp_path / 'mine.pt'},size=32"
+    digests = [components.find("score", part).digest]
+    for end in (0.02, 0.03):
+        written(tmp_path / "scheduler_config.json", {"beta_schedule": "linear", "beta_end": end})
+        digests.append(components.find("score", part).digest)
+    assert len({*digests}) == 3
+    written(tmp_path / "scheduler_config.json", {"rescale_betas_zero_snr": True})
+    with pytest.raises(UserError, match="rescale_betas_zero_snr"):
+        components.load("score", "ddpm", {"path": str(tmp_path / "mine.pt"), "size": 32})
 
 
 def test_another_noise_schedule_is_asked_at_its_own_indices(tmp_path):
@@ -349,6 +522,24 @@ def test_a_classifiers_file_is_opened_before_anything_runs(change, words, tmp_pa
     part = f"file:path={tmp_path / 'mine.pt'},network=wideresnet_hill,depth=10,widen=1"
     with pytest.raises(UserError, match=words):
         rehearsal.check(planned("cifar10", part))
+
+
+def test_weights_that_do_not_say_of_which_network_they_are(tmp_path):
+    torch.save(components.load("classifier", "digits-cnn", {}).state_dict(), tmp_path / "mine.pt")
+    for part, message, hint in (
+        (f"file:path={tmp_path / 'mine.pt'}", "which says itself which network it is of", "network=NAME"),
+        (
+            f"file:path={tmp_path / 'mine.pt'},mean=imagenet",
+            "`mean=imagenet` of `file` is no list",
+            "write mean=[0.5,..]",
+        ),
+        ("digits-cnn:path=mine.pt", "unknown parameter of `digits-cnn` `path`", "(see `purebench show digits-cnn`)"),
+    ):
+        with pytest.raises(UserError) as told:
+            rehearsal.check(planned("digits", part))
+        assert message in told.value.message
+        assert hint in told.value.hint
+        assert ",path=" not in told.value.hint
 
 
 def test_grey_images_do_not_become_a_colour_networks(tmp_path):

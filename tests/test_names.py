@@ -19,7 +19,7 @@ from purebench.plan import catalogue, resolved
 from purebench.plan import grid as plan
 from purebench.plan.grid import Request
 from purebench.records import store
-from purebench.report import asked, drawing, expect, markdown, metrics, recipe, selection
+from purebench.report import asked, drawing, expect, markdown, metrics, recipe, selection, tables
 from purebench.spec import TEXT, Part, parse, parts
 
 NASTY = "日本 |*<b>$a_b$\"'&é, c (1) [x] %#@:=~\\"
@@ -56,6 +56,22 @@ def test_a_path_is_text_as_it_stands_and_in_quotes(text):
     if text.count("(") == text.count(")"):
         inner = parse(f"transfer:from=(adp:score=(edm:path={text}),steps=2),project=true").get("from")
         assert inner.get("score") == Part("edm", (("path", text),))
+
+
+def test_blanks_and_quotes_of_a_name_are_its_own():
+    """At the end of a text, in a message, and in a table's heading."""
+    assert parse("file:path=a.pt ").get("path") == parse("x:of=(file:path=a.pt )").get("of").get("path") == "a.pt "
+    assert parse("coup ").name == "coup"
+    with pytest.raises(UserError, match="a name that begins with one is written in the other"):
+        parse("file:path='q'.pt")
+    assert parse("file:path=\"'q'.pt\"").get("path") == "'q'.pt"
+    for name in ("a`b", "  x", "``", "`a", "a  b"):
+        text = str(Part("file", (("name", name),)))
+        shown = tables._code(text)
+        fence = shown[: len(shown) - len(shown.lstrip("`"))]
+        inside = shown[len(fence) : -len(fence)]
+        assert fence not in inside
+        assert inside in (text, f" {text} ")
 
 
 def test_what_quotes_say_is_text_too():

@@ -108,6 +108,13 @@ def load(
         for kind, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
         if keys
     ]
+    if wrong and (inside := _all_inside(state, own)):
+        others = [f"`{key[:80]}`" for key in state if not key.startswith(inside)]
+        raise UserError(
+            f"`{what}` holds its network under `{inside}`, and besides it {', '.join(others[:3])}{', ..' if len(others) > 3 else ''}",
+            f"save the network alone: `{{k.removeprefix('{inside}'): v for k, v in state.items() if k.startswith('{inside}')}}`",
+            DOWNLOAD,
+        )
     if wrong:
         raise UserError(
             f"`{what}` does not fit its network: of {len(own)} keys {'; '.join(wrong)}",
@@ -123,6 +130,17 @@ def load(
     # `strict` is asked above, with words for what does not fit, and but for what networks derive.
     network.load_state_dict(dict(state), strict=False)
     return network
+
+
+def _all_inside(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """The beginning of keys under which a file holds all of a network, of its shapes, beside something else; "" where it does not."""
+    first = next(iter(own))
+    for start in (key.removesuffix(first) for key in state if key.endswith(f".{first}")):
+        if all(
+            (found := state.get(start + key)) is not None and found.shape == value.shape for key, value in own.items()
+        ):
+            return start
+    return ""
 
 
 def read(path: Path) -> object:

@@ -11,7 +11,7 @@ from typer import Argument, Option
 from purebench.cli.options import (
     AsJson,
 )
-from purebench.cli.terminal import app, examples, print_data, say
+from purebench.cli.terminal import app, examples, note, print_data, say
 
 
 @app.command("list", epilog=examples("purebench list", "purebench list attacks", "purebench list defenses --json"))
@@ -72,7 +72,7 @@ def purify(
     """Purify image files and arrays: a purified PNG or array each, and a side-by-side picture of all with the classifier's answers."""
     from purebench.report import pictures
 
-    rows = pictures.purify(images, defense, out, dataset, seed, device, trajectory, classifier, score, background)
+    rows = pictures.purify(images, defense, out, dataset, seed, device, trajectory, classifier, score, background, note)
     print_data(rows, as_json)
     # Only now, when the rows of the images that worked are printed, an error for those that did not.
     say(f"next: look at {out / 'side-by-side.png'}")

@@ -7,6 +7,7 @@ VP or VE. Keys as published: `model.enc.<res>x<res>_<layer>`.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -388,4 +389,13 @@ def EDM(config: Config) -> Denoiser:
     classes = PRECONDITIONINGS | {c.__name__: c for c in PRECONDITIONINGS.values()}
     if precond not in classes:
         raise unknown("preconditioning", precond, classes)
-    return classes[precond](**config)
+    made = classes[precond]
+    known = {
+        name: p for c in (SongUNet, made) for name, p in inspect.signature(c).parameters.items() if name != "config"
+    }
+    for key, value in config.items():
+        if key not in known:
+            raise unknown("option of EDM's networks", str(key), known)
+        if isinstance(known[key].default, int | float) and not isinstance(value, int | float):
+            raise UserError(f"`{key}` of an EDM network is {value!r}, and no number", f"such as {known[key].default}")
+    return made(**config)

@@ -485,6 +485,7 @@ class _Maker:
         components.check_rotation(found, defense)
         for model in found:
             components.check_fit(self.dataset, self.classifier, model)
+            self.notes += [model.passed_over] if model.passed_over else []
             if self.models_by_text.setdefault(model.text, model).digest != model.digest:
                 raise UserError(
                     f"two different files are called `{model.text}`", "give them names: path=FILE,name=NAME"

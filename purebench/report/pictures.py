@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +44,7 @@ class One:
 
 def purify(
     paths: list[Path], defense: str, out: Path, dataset: str, seed: int, device_name: str, trajectory: bool = False,
-    classifier: str | None = None, score: str | None = None, background: str = "white",
+    classifier: str | None = None, score: str | None = None, background: str = "white", note: Callable[[str], object] = str,
 ) -> list[Row]:  # fmt: skip
     """Purifies image files and arrays with a defense of `dataset`'s networks; an image's place among all is its id in the noise.
 
@@ -52,9 +52,12 @@ def purify(
     `out/<name>-trajectory.png` per image; returns one row per image with the answers of the bare classifier (`before`) and of the
     defense (`after`). With `votes=n` the defense decides by n purifications, of which the pictures show the first. Of a file that
     cannot be read, and of an image with a purification that is not finite, there is only a row, which says `failed`: why. Raises
-    UserError where no file can be read, and where one that was not made here would be overwritten."""
+    UserError where no file can be read, and where one that was not made here would be overwritten. note: takes a line for each file of
+    the user's own weights: which of them are used."""
     colour(background)  # told once, and not of each file
-    cell, shape = _planned(defense, dataset, classifier, score)
+    cell, shape, notes = _planned(defense, dataset, classifier, score)
+    for line in notes:
+        note(line)
     images = _images(_read(paths, shape, cell.dataset.values, background), trajectory)
     outputs.check(out, [outputs.SHEET, *(name for one in images for name in (one.name, one.strip) if name)], paths)
     # A file that cannot be read has the place of one image all the same: the draws of the others do not depend on it.
@@ -95,8 +98,10 @@ def purify(
     )
 
 
-def _planned(defense: str, dataset: str, classifier: str | None, score: str | None) -> tuple[Cell, list[int]]:
-    """The cell whose networks are used, and [C,H,W] of the images that they take."""
+def _planned(
+    defense: str, dataset: str, classifier: str | None, score: str | None
+) -> tuple[Cell, list[int], list[str]]:
+    """The cell whose networks are used, [C,H,W] of the images that they take, and what to say of the user's own weights."""
     request = plan.Request(
         defenses=(defense,), attacks=("null",), dataset=dataset, images=1, classifier=classifier, score=score
     )
@@ -106,7 +111,9 @@ def _planned(defense: str, dataset: str, classifier: str | None, score: str | No
     absent = [name for name in the_plan.missing if name not in data]  # the dataset's own are not needed
     if absent:
         raise UserError(f"not in the cache: {', '.join(absent)}", assets.bring(absent), DOWNLOAD)
-    return the_plan.jobs[0].cell, the_plan.jobs[0].shape
+    cell = the_plan.jobs[0].cell
+    own = [f"your own weights: `{part}`" for part in (cell.classifier, *cell.scores) if part.where]
+    return cell, the_plan.jobs[0].shape, [*own, *(line for line in the_plan.notes if "passed over" in line)]
 
 
 def _read(paths: list[Path], shape: list[int], prepared: Mapping[str, object], background: str) -> list[Input]:

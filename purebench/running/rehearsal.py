@@ -265,13 +265,21 @@ def _check_writes(name: str, purifier: chain.Purifier, x: Tensor) -> None:
 
 
 def _check_levels(name: str, part: Resolved, levels: tuple[float, ...]) -> None:
-    """Raises UserError for a noise level that the score model was not trained on: above its largest, or another than its only one."""
+    """Raises UserError for noise that the score model was not trained on: above its largest level, all below its least, or another than
+    its only one."""
     model = _model(part)
     assert model is not None  # a walk on a plug-in's score model knows no levels
     largest, only = model.sigma_max, model.sigma_min == model.sigma_max
     # Within rounding: a level comes through float32 times, and back through the noise schedule.
     wrong = [sigma for sigma in levels if sigma > largest * (1 + 1e-4) or (only and sigma < largest * (1 - 1e-4))]
     if not wrong:
+        # Samplers end below: at time 0, whose noise no network is trained on. One that never comes up to the least is another thing.
+        if levels and max(levels) < model.sigma_min * (1 - 1e-4):
+            raise UserError(
+                f"`{name}` asks `{part.name}` for less noise than it was trained on: {max(levels):.4g} on the [-1,1] scale, at least "
+                f"{model.sigma_min:.4g}",
+                "more noise, or another `--score`",
+            )
         return
     asks, asked = f"`{name}` asks `{part.name}` for", f"{max(wrong):.4g} on the [-1,1] scale"
     if only:
