@@ -154,8 +154,7 @@ def _refuse(where: str, wrong: list[str], options: Mapping[str, tuple[Any, ...]]
     usual = {key.rpartition(".")[2]: values[0] for key, values in options.items()}
     keys = [one.partition("=")[0].rpartition(".")[2] for one in wrong]
     built = [f"{key}={usual[key]}" for key in keys if usual.get(key) is not None]
-    known = f"built: {', '.join(built)}" if built else "nothing here knows it"
-    raise UserError(
-        f"{where} says what is not built: {', '.join(f'`{one[:80]}`' for one in wrong)}",
-        f"{known}; what changes nothing in the network can be taken out of it",
-    )
+    hint = f"built: {', '.join(built)}" if built else "nothing of it is built"
+    if any(key not in usual for key in keys):
+        hint += "; an option that is not known here is to be taken out of the file if it changes nothing in the network"
+    raise UserError(f"{where} says what is not built: {', '.join(f'`{one[:80]}`' for one in wrong)}", hint)
