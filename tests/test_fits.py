@@ -224,7 +224,7 @@ def loaded_after_its_size(part):
         ("edm:path={edm},config={wrong}", "unknown option of EDM's networks `foo`"),
         ("edm:path={edm},config={text}", "`model_channels` of an EDM network is '16', and no number"),
         ("edm:path={edm},config={nan}", "has no number as `sigma_data`, but NaN"),
-        ("ddpm:path={two},config={unscaled}", "rescaled False (built: True)"),
+        ("ddpm:path={two},config={unscaled}", "`data.rescaled=False`"),
         ("ddpm:path={sixteen}", "of which images `sixteen.pt` is, its shapes do not tell"),
         ("ddpm:path={two},config={bad},size=16", "nor a configuration tells it"),
         ("ddpm:path={two}.gone", "two.pt.gone` is no file"),
