@@ -251,7 +251,7 @@ def test_a_title_or_a_name_cannot_break_the_table():
     row = next(row for row in text.splitlines() if row.startswith("| a"))
     assert row.startswith(r"| a\|b\*\<i> |")
     assert row.replace(r"\|", "").count("|") == next(r for r in text.splitlines() if r.startswith("|-")).count("|")
-    assert "Classifier `file:'w|1' x`" in text
+    assert "Classifier ``file:`w|1` x``" in text
     assert r"| a\|b\*\<i> |" in tables.render([log("a|b*<i>", "pgd-eot", 50)], "tidy")
 
 
