@@ -277,7 +277,6 @@ def _prepared(
 ) -> Tensor:
     """Turned, scaled and cropped: (C,H,W), uint8 or of mode F float32 in [0,1]."""
     from PIL import Image
-    from torchvision.transforms import functional as tf
 
     ways = Image.Transpose
     # What undoes each of EXIF's orientations.
@@ -294,7 +293,7 @@ def _prepared(
                 f"`{shown}` is {image.width}x{image.height}: with a shorter side of {resize} it has {scaled:.2g} pixels",
                 "cut it to a more usual shape",
             )
-        image = tf.resize(image, [resize], tf.InterpolationMode(interpolation))
+        image = _resized(image, resize, interpolation)
     if crop:
         height, width = (crop, crop) if isinstance(crop, int) else crop
         # torchvision would put a black frame around it.
@@ -303,7 +302,8 @@ def _prepared(
                 f"`{shown}` is {image.width}x{image.height}, too small to cut {width}x{height} out of it",
                 "scale it up first",
             )
-        image = tf.center_crop(image, [height, width])
+        left, top = _middle(image.width, width), _middle(image.height, height)
+        image = image.crop((left, top, left + width, top + height))  # beyond its edges Pillow sees black
     x = np.array(image)
     # reshape: PIL gives a grey image no axis of channels. clip: bicubic goes beyond the values that there are.
     return (
@@ -311,3 +311,19 @@ def _prepared(
         .reshape(image.height, image.width, -1)
         .permute(2, 0, 1)
     )
+
+
+# As torchvision scales and crops Pillow's images, to the bit, without its import, which may take longer than all the rest.
+def _resized(image: Image.Image, resize: int, interpolation: str) -> Image.Image:
+    """The shorter side scaled to `resize`; the longer one is rounded down."""
+    from PIL import Image
+
+    shorter, longer = min(image.size), max(image.size)
+    long = int(resize * longer / shorter)
+    size = (resize, long) if image.width <= image.height else (long, resize)
+    return image if size == image.size else image.resize(size, Image.Resampling[interpolation.upper()])
+
+
+def _middle(has: int, wanted: int) -> int:
+    """Where the middle of a side begins: of an odd rest to the even pixel; negative where the image is smaller."""
+    return round((has - wanted) / 2) if has >= wanted else -((wanted - has) // 2)
