@@ -154,6 +154,7 @@ def test_one_class_is_no_benchmark():
         ("images:highest=1", "network:k=2", "pgd-eot:loss=dlr", "at least 3 classes, and `network:k=2` has 2"),
         ("images:highest=1", "network:k=2", "bpda-eot:loss=dlr", "at least 3 classes, and `network:k=2` has 2"),
         ("images:highest=7", "network:k=8", "autoattack-standard", "at least 10 classes, and `network:k=8` has 8"),
+        ("images:highest=7", "one-logit", "null", "labels up to 7, and `one-logit` knows 2 classes"),
         ("images:highest=7", "network", "null", "labels up to 7, and `network` knows 5 classes"),
         ("declared", "digits-cnn", "null", "labels up to 12, and the INFO of `declared` knows 10 classes"),
         ("images:highest=11", "digits-cnn", "null", "knows 10 classes, and `images:highest=11` has labels up to 11"),
