@@ -56,14 +56,15 @@ def of_array(pixels: np.ndarray, labels: Sequence[int] | np.ndarray, *, classes:
 
 
 def dense(x: Tensor, what: str) -> Tensor:
-    """The tensor on the CPU, without its graph. Raises UserError where it is none of the ordinary kind: sparse, nested, quantised, or
-    without values. what: it is, for the message."""
+    """The tensor on the CPU, without its graph. Raises UserError where it is none of the ordinary kind: sparse, nested, quantised, without
+    values, or of floats of 8 bits. what: it is, for the message."""
     # Asked in this order: a nested tensor has no shape to show, and a meta tensor may be all of the others.
     kind = (
         "a nested tensor" if x.is_nested
         else "a tensor without values (meta)" if x.is_meta
         else f"quantised ({_dtype(x)})" if x.is_quantized
         else f"a sparse tensor ({str(x.layout).removeprefix('torch.')})" if x.layout != torch.strided
+        else f"{_dtype(x)}, expected float32" if x.is_floating_point() and x.element_size() == 1
         else ""
     )  # fmt: skip
     if kind:

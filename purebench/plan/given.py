@@ -184,7 +184,7 @@ def _said(error: Exception) -> str:
         return error.strerror
     text = " ".join(str(error).split())
     # Torch's own words are advice on how to run it all the same.
-    if "weights_only" in text or isinstance(error, pickle.UnpicklingError):
+    if "weights_only" in text or isinstance(error, pickle.UnpicklingError | EOFError):
         asked = re.search(r"GLOBAL ([\w.]+)", text)
         return f"it holds a `{asked[1]}`, and no ordinary tensor" if asked else "it is damaged, or no file of torch's"
     return "".join(c for c in text if c.isprintable())[:200] or type(error).__name__
