@@ -38,3 +38,12 @@ def unknown(kind: str, got: str, names: Iterable[str], see: str = "") -> UserErr
 
 class Mistake(str):
     """Why a cell failed, where that is its user's to mend, as a UserError is."""
+
+
+def decimal(value: float, least: int = 6) -> str:
+    """A number for a message: of so many digits at least, and as many as tell it from the bounds 0 and 1. 1.0000001 is not 1."""
+    for digits in range(least, 18):
+        text = f"{value:.{digits}g}"
+        if value in (0, 1) or float(text) not in (0, 1):
+            break
+    return text

@@ -24,6 +24,7 @@ import purebench
 from purebench import cli
 from purebench.api import given, own
 from purebench.api.result import Result
+from purebench.datasets.images import of_tensors
 from purebench.engine.nfe import watch
 from purebench.foreign import texts
 from purebench.plan.grid import Request
@@ -220,6 +221,24 @@ def test_images_that_people_get_wrong(case):
     x, y, says = WRONG[case]
     with pytest.raises(purebench.UserError, match=f"(?s){says}"):
         purebench.evaluate("none", network(), x, y, threat="Linf:0.1", **TINY)
+
+
+@pytest.mark.parametrize(
+    ("x", "says"),
+    [
+        (X.to_sparse(), r"sparse tensor \(sparse_coo\)"),
+        (X.to("meta"), "without values"),
+        (torch.nested.nested_tensor([X[0], X[1]]), "nested"),
+        (torch.quantize_per_tensor(X, 1 / 255, 0, torch.quint8), "quantised"),
+        (X.to(torch.float8_e5m2), "float8_e5m2"),
+        (X * 0 + 1.00001, r"\[1\.00001, 1\.00001\]"),
+    ],
+)
+def test_tensors_of_any_layout_are_images_or_refused(x, says):
+    with pytest.raises(purebench.UserError, match=says):
+        own.checked(x, Y)
+    with pytest.raises(purebench.UserError, match=says):
+        of_tensors(x, Y)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, ">f4"])

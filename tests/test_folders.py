@@ -65,6 +65,14 @@ def test_the_plan_says_which_class_is_which(tmp_path):
     assert any(line in note and "left out: 1 hidden or system (`1/._0.png`)" in note for note in plan.notes)
 
 
+def test_digits_of_powers_and_of_other_scripts_are_said_to_be_in_the_order_of_text():
+    assert "`²` before `¹`" in tree.surprising(sorted("¹²³"))
+    assert "`x¹⁰` before `x²`" in tree.surprising(["x¹⁰", "x²"])
+    assert "`١٠` before `٢`" in tree.surprising(["١٠", "٢"])
+    for usual in (["10a", "a"], ["a1", "a2"], ["cat", "dog"], ["²", "³"], ["1", "2"], ["1st", "2nd", "bird"]):
+        assert tree.surprising(usual) == ""
+
+
 def test_a_list_of_classes_is_a_place_and_its_labels_are_the_contents(tmp_path):
     grey(tmp_path / "x", {str(i): i for i in range(10)})
     path = f"folder:path={tmp_path / 'x'},channels=1"

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+import purebench
 from purebench import datasets
 from purebench.errors import UserError
-from purebench.plan import grid
+from purebench.plan import given, grid
 from purebench.records import store
-from purebench.report import metrics, recipe, tables
+from purebench.report import inputs, metrics, recipe, tables
 from purebench.running import evaluate, preflight, progress, runner, tasks
 
 
@@ -138,6 +140,7 @@ def saved(tmp_path, name, value):
         ("a.npy", lambda x: x[:0], r"shape \[0, 1, 8, 8\]"),
         ("a.npy", lambda x: (255 * x).astype(np.uint8), "uint8"),
         ("a.npy", lambda x: x.astype(np.float16), "float16"),
+        ("a.npy", lambda x: x * 0 + np.float32(1.0000001), r"image 0, in \[1.0000001, 1.0000001\]"),
         ("a.npy", lambda x: 255 * x, r"not in \[0,1\]; the first is image 0"),
         ("a.npy", lambda x: np.where(np.arange(6).reshape(6, 1, 1, 1) == 2, np.nan, x), "first is image 2, with NaN"),
         ("a.npy", lambda x: np.repeat(x, 300, 0), "has 1800 images"),
@@ -161,6 +164,121 @@ def test_what_holds_no_images_of_the_run_is_refused(tmp_path, moved, name, make,
         grid.build(request(path))
     assert caught.value.hint
     assert caught.value.code == 2
+
+
+DENSE = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+ODD = {
+    "sparse": (DENSE.to_sparse(), r"sparse tensor \(sparse_coo\)"),
+    "csr": (DENSE[0, 0].to_sparse_csr(), r"sparse tensor \(sparse_csr\)"),
+    "csc": (DENSE[0, 0].to_sparse_csc(), "sparse_csc"),
+    "bsr": (DENSE[0, 0].to_sparse_bsr((2, 2)), "sparse_bsr"),
+    "bsc": (DENSE[0, 0].to_sparse_bsc((2, 2)), "sparse_bsc"),
+    "nested": (torch.nested.nested_tensor([DENSE[0], DENSE[1]]), "nested"),
+    "jagged": (torch.nested.nested_tensor([DENSE[0], DENSE[1]], layout=torch.jagged), "cannot be read|nested"),
+    "meta": (DENSE.to("meta"), "a tensor without values"),
+    "quint8": (torch.quantize_per_tensor(DENSE, 1 / 255, 0, torch.quint8), r"quantised \(quint8\)"),
+    "qint8": (torch.quantize_per_channel(DENSE, torch.ones(1), torch.zeros(1), 1, torch.qint8), r"quantised \(qint8\)"),
+    "bfloat16": (DENSE.bfloat16(), "are bfloat16, expected float32|is bfloat16"),
+    "float8_e4m3fn": (DENSE.to(torch.float8_e4m3fn), "float8_e4m3fn, expected float32"),
+    "float8_e5m2": (DENSE.to(torch.float8_e5m2), "float8_e5m2, expected float32"),
+    "complex": (DENSE.to(torch.complex64).conj(), "complex64, expected float32"),
+    "bool": (DENSE > 0.5, "bool, expected float32"),
+    "uint16": (DENSE.to(torch.uint16), "uint16, expected float32"),
+    "module": (torch.nn.Linear(1, 1), "it holds a `torch.nn.modules.linear.Linear`, and no ordinary tensor$"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_every_tensor_that_torch_saves_is_read_or_refused(kind, tmp_path):
+    """By the attack, by `purify`, and by `judge`, in one line without what a terminal would obey."""
+    value, words = ODD[kind]
+    torch.save(value, tmp_path / "x.pt")
+    calls = [lambda: grid.build(request(tmp_path / "x.pt")), lambda: inputs.read(tmp_path / "x.pt", [1, 8, 8], {})]
+    if isinstance(value, torch.Tensor):
+        calls.append(lambda: purebench.judge(value, "none", dataset="digits", threat="Linf:0.2", quiet=True))
+    for call in calls:
+        with pytest.raises(UserError) as caught:
+            call()
+        assert re.search(words, caught.value.message)
+        assert caught.value.message.isprintable()
+        assert caught.value.hint
+
+
+def test_views_and_parameters_are_their_values(tmp_path):
+    negative = torch.complex(DENSE, -DENSE).conj().imag  # a view with a bit of its own
+    views = [
+        torch.nn.Parameter(DENSE),
+        DENSE.clone(memory_format=torch.channels_last),
+        negative,
+        DENSE[:1].expand(3, -1, -1, -1),
+    ]
+    for value in views:
+        torch.save(value, tmp_path / "x.pt")
+        assert torch.equal(inputs.read(tmp_path / "x.pt", [1, 8, 8], {}).images, value.detach())
+
+
+def test_a_file_is_what_it_holds_and_not_what_it_is_called(tmp_path):
+    x = DENSE.numpy()
+    np.save(tmp_path / "a.npy", x)
+    np.savez(tmp_path / "a.npz", x_adv=x)
+    torch.save(DENSE, tmp_path / "a.pt")
+    torch.save(DENSE, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    for held in ("a.npy", "a.npz", "a.pt", "old.pt"):
+        for name in ("b.npy", "b.npz", "b.pt", "b.PTH"):
+            shutil.copy(tmp_path / held, tmp_path / name)
+            assert np.array_equal(given.array(tmp_path / name)[0], x)
+    Image.new("L", (8, 8)).save(tmp_path / "c.png")
+    for name in ("c.npy", "c.npz", "c.pt"):
+        shutil.copy(tmp_path / "c.png", tmp_path / name)
+        with pytest.raises(UserError, match=r"of another kind|no file of torch's"):
+            given.array(tmp_path / name)
+
+
+def test_what_was_saved_second_into_a_file_is_not_dropped(tmp_path):
+    def put(name, write, times=2):
+        with (tmp_path / name).open("wb") as file:
+            for _ in range(times):
+                write(file)
+        return tmp_path / name
+
+    ways = {
+        "a.npy": lambda file: np.save(file, DENSE.numpy()),
+        "old.pt": lambda file: torch.save(DENSE, file, _use_new_zipfile_serialization=False),
+    }
+    # Zip files are not written one behind the other, but copied so.
+    for name, made in (
+        ("a.npz", lambda to: np.savez(to, x_adv=DENSE.numpy())),
+        ("a.pt", lambda to: torch.save(DENSE, to)),
+    ):
+        made(tmp_path / f"one-{name}")
+        content = (tmp_path / f"one-{name}").read_bytes()
+        ways[name] = lambda file, content=content: file.write(content)
+    for name, write in ways.items():
+        with pytest.raises(UserError, match="several"):
+            given.array(put(name, write))
+        assert np.array_equal(given.array(put(name, write, 1))[0], DENSE.numpy())
+
+
+def test_damage_to_an_array_s_file_is_one_message(tmp_path):
+    random = np.random.default_rng(0)
+    np.save(tmp_path / "a.npy", DENSE.numpy())
+    np.savez_compressed(tmp_path / "a.npz", x_adv=DENSE.numpy())
+    torch.save(DENSE, tmp_path / "a.pt")
+    torch.save(DENSE, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    messages = []
+    for path in list(tmp_path.iterdir()):
+        for k in range(40):
+            content = bytearray(path.read_bytes())
+            for at in random.integers(0, len(content), 4):
+                content[at] = random.integers(0, 256)
+            place = tmp_path / f"b{path.suffix}"
+            place.write_bytes(content[: random.integers(len(content))] if k % 4 == 0 else content)
+            try:
+                given.array(place)
+            except UserError as error:
+                messages.append(error.message)
+    assert len(messages) > 40
+    assert all(message.isprintable() and "b." in message for message in messages)
 
 
 def test_a_place_that_is_none_is_refused(tmp_path):

@@ -35,6 +35,9 @@ def images(*, highest: int = 7):
 def network(*, k: int = 5):
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, k))
+def one_logit(*, flat: bool = False):
+    layers = [torch.nn.Flatten(), torch.nn.Linear(64, 1)]
+    return torch.nn.Sequential(*layers, *[torch.nn.Flatten(0)] * flat)
 INFO = {"declared": {"summary": "says that it has ten classes", "classes": 10}}
 def declared(*, highest: int = 12):
     return images(highest=highest)
@@ -154,6 +157,7 @@ def test_one_class_is_no_benchmark():
         ("images:highest=1", "network:k=2", "pgd-eot:loss=dlr", "at least 3 classes, and `network:k=2` has 2"),
         ("images:highest=1", "network:k=2", "bpda-eot:loss=dlr", "at least 3 classes, and `network:k=2` has 2"),
         ("images:highest=7", "network:k=8", "autoattack-standard", "at least 10 classes, and `network:k=8` has 8"),
+        ("images:highest=7", "one_logit", "null", "labels up to 7, and `one-logit` knows 2 classes"),
         ("images:highest=7", "network", "null", "labels up to 7, and `network` knows 5 classes"),
         ("declared", "digits-cnn", "null", "labels up to 12, and the INFO of `declared` knows 10 classes"),
         ("images:highest=11", "digits-cnn", "null", "knows 10 classes, and `images:highest=11` has labels up to 11"),
@@ -169,6 +173,21 @@ def test_classes_are_known_before_anything_runs(parts, dataset, classifier, atta
         rehearsal.check(grid.build(request))
     assert words in told.value.message
     assert told.value.code == 2
+
+
+@pytest.mark.parametrize("flat", ["false", "true"])
+def test_one_logit_is_two_classes_where_nobody_said_how_many_there_are(parts, flat):
+    """(B,1) and (B,): the second class's logit, and zero for the first."""
+    request = Request(
+        dataset=f"{parts}:images:highest=1", classifier=f"{parts}:one_logit:flat={flat}", defenses=("none",), attacks=("pgd-eot",),
+        threats=("Linf:0.1",),
+    )  # fmt: skip
+    plan = grid.build(request)
+    rehearsal.check(plan)
+    classifier = evaluate.classifier(plan.jobs[0].cell, torch.device("cpu"))
+    x = torch.rand(3, 1, 8, 8)
+    assert classifier.answers == 2
+    assert torch.equal(classifier(x), torch.stack([torch.zeros(3), classifier.made(x).flatten()], 1))
 
 
 def test_a_classifier_is_asked_how_many_classes_it_knows():

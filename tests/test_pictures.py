@@ -67,6 +67,50 @@ def test_pictures_are_scaled_and_cropped_as_torchvision_does(tmp_path, interpola
     assert torch.equal(pictures.stack([x, fine], ["a", "b"]), torch.stack([right / 255, fine]))
 
 
+@pytest.mark.parametrize("interpolation", pictures.INTERPOLATIONS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_way_to_prepare_a_picture_gives_torchvision_s_bits(interpolation, channels):
+    """Sizes up and down, odd rests, a frame around one side or both, 8 bits and floats."""
+    for size, resize, crop in (
+        ((37, 50), 20, 16), ((50, 37), 21, 16), ((37, 37), 0, 16), ((37, 50), 64, (33, 40)), ((9, 20), 0, (12, 15)),
+        ((20, 9), 7, (8, 31)), ((20, 9), 0, (9, 20)), ((5, 6), 0, (8, 9)), ((13, 101), 13, 0), ((3, 1000), 7, 5),
+    ):  # fmt: skip
+        eight = Image.fromarray(RANDOM.integers(0, 256, (*size[::-1], 3)).astype(np.uint8))
+        eight = eight if channels == 3 else eight.convert("L")
+        fine = Image.fromarray(RANDOM.random(size[::-1]).astype(np.float32))
+        way = transforms.InterpolationMode(interpolation)
+        ways = [transforms.Resize(resize, way)] * bool(resize) + [transforms.CenterCrop(crop)] * bool(crop)
+        for image in (eight, fine):
+            x = pictures._prepared(image, 1, resize, crop, interpolation, "a picture", True)
+            right = np.asarray(transforms.Compose(ways)(image))
+            right = right if image is eight else right.clip(0, 1)
+            assert np.array_equal(x.permute(1, 2, 0).squeeze(2).numpy(), right), (size, resize, crop, image.mode)
+
+
+def test_purify_does_without_torchvision(tmp_path, monkeypatch):
+    """Its import may take longer than all the rest."""
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        monkeypatch.setitem(sys.modules, name, None)  # an import of it is an error
+    saved("a.png", 20, 30)
+    run("a.png")
+    assert Path("out/a.png").is_file()
+    assert pictures.decode(Path("a.png"), resize=10, crop=12, frame=True).shape == (3, 12, 12)
+
+
+def test_a_tiff_file_that_pillow_turns_is_said_to_be_turned(tmp_path):
+    image = saved(tmp_path / "a.png", 12, 8)
+    for orientation in (1, 3, 6):
+        exif = Image.Exif()
+        exif[pictures.ORIENTATION] = orientation
+        image.save(tmp_path / "a.tif", exif=exif)
+        size = [3, 12, 8] if orientation == 6 else [3, 8, 12]
+        found = inputs.read(tmp_path / "a.tif", size, {})
+        assert list(found.notes) == ["turned, as its EXIF data says"] * (orientation > 1)
+        turned = {1: image, 3: image.rotate(180), 6: image.transpose(Image.Transpose.ROTATE_270)}[orientation]
+        assert np.array_equal((found.images[0] * 255).round().permute(1, 2, 0).numpy(), np.asarray(turned))
+
+
 def test_what_cannot_be_cropped_or_scaled_is_refused(tmp_path):
     saved(tmp_path / "a.png", 20, 30)
     for arguments, words in (
@@ -171,6 +215,8 @@ def test_arrays_go_in_and_come_out_exactly(tmp_path, monkeypatch):
     [
         (np.zeros((8, 8), np.uint8), "divide by 255"),
         (np.full((1, 8, 8), 1.5, np.float32), r"values in \[1.5, 1.5\]"),
+        (np.full((1, 8, 8), np.float32(1.0000001)), r"values in \[1.0000001, 1.0000001\]"),
+        (np.full((1, 8, 8), np.float32(-1e-12)), r"values in \[-1e-12, -1e-12\]"),
         (np.full((1, 8, 8), np.nan, np.float32), "nan"),
         (np.zeros((8, 8, 1), np.float32), "the channels come first"),
         (np.zeros((1, 9, 8), np.float32), r"the networks take \[1, 8, 8\]"),
@@ -182,6 +228,20 @@ def test_an_array_is_not_guessed_at(array, words, tmp_path):
     with pytest.raises(UserError, match=words) as caught:
         inputs.read(tmp_path / "x.npy", [1, 8, 8], {})
     assert "x.npy" in caught.value.message or "x.npy" in caught.value.hint
+
+
+def test_which_of_a_file_s_arrays_was_taken_is_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    x = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.save({"x": 1 - x, "x_adv": x, "eps": 0.1}, "both.pt")
+    np.savez("one.npz", x_adv=x.numpy(), y=np.zeros(2))
+    torch.save({"x_adv": x, "eps": 0.1}, "alone.pt")
+    rows = purified.purify(
+        [Path(name) for name in ("both.pt", "one.npz", "alone.pt")], "none", Path("out"), "digits", 0, "cpu"
+    )
+    assert [row["note"] for row in rows[::2]] == ["its entry `x_adv`, one of several"] * 2 + [""]
+    assert torch.equal(torch.load("out/both.pt", weights_only=True), x)
+    assert np.array_equal(np.load("out/one.npy"), x.numpy())
 
 
 def test_purify_overwrites_only_what_it_made(tmp_path, monkeypatch):

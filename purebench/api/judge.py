@@ -14,6 +14,7 @@ from purebench.api.evaluate import evaluate
 from purebench.api.module import WHICH, Module
 from purebench.api.result import Result
 from purebench.errors import UserError
+from purebench.plan.given import numbers
 from purebench.spec import Part, Value
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def judge(
                 "a module has its images, networks and subset", "leave them out, or name the defense as text"
             )
         of, device = dict(defense.asked), str(defense.device) if device == "auto" else device
-    found = x_adv.detach().cpu().numpy() if isinstance(x_adv, torch.Tensor) else np.asarray(x_adv)
+    found = numbers(x_adv, "x_adv")
     if found.dtype == object or found.ndim == 0:
         raise UserError(f"x_adv is a {type(x_adv).__name__}, expected images", "give a tensor or an array (N,C,H,W)")
     if x is not None and hasattr(x, "__len__") and len(x) != len(found):

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from purebench.api import kept
 from purebench.classifiers.foreign import answered
-from purebench.datasets.images import Images, of_tensors
+from purebench.datasets.images import Images, dense, of_tensors
 from purebench.engine import held
-from purebench.errors import UserError
+from purebench.errors import UserError, decimal
 
 NOTE = "images of your own"
 CHANNELS = (1, 3)
@@ -88,11 +88,7 @@ def classes(classifier: Any, x: Tensor) -> int:
 def _tensor(name: str, value: object) -> Tensor:
     """A tensor or array on the CPU, without its graph."""
     if isinstance(value, Tensor):
-        if value.is_meta or value.layout != torch.strided:
-            raise UserError(
-                f"{name} is a {value.layout} tensor on `{value.device}`", "give a dense tensor that has values"
-            )
-        return value.detach().cpu()
+        return dense(value, f"the values of {name}")
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         # A copy: torch takes neither another byte order nor negative strides, and warns of what cannot be written.
         return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("="), order="C", copy=True))
@@ -122,7 +118,7 @@ def _pixels(x: Tensor) -> Tensor:
         raise UserError(f"x has values that are not finite, first in image {int(bad.nonzero()[0])}", "leave it out")
     low, high = float(x.min()), float(x.max())
     if low < -ROUNDING or high > 1 + ROUNDING:
-        raise UserError(f"x is in [{low:.4g}, {high:.4g}], and {EXPECTED}", _scale(low, high))
+        raise UserError(f"x is in [{decimal(low, 4)}, {decimal(high, 4)}], and {EXPECTED}", _scale(low, high))
     if high <= 1 / 255:
         raise UserError(f"the largest value of x is {high:.4g}: all images are black", "was it divided by 255 twice?")
     return x.to(torch.float32).contiguous().clamp(0, 1)

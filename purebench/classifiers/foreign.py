@@ -98,7 +98,7 @@ class Foreign(nn.Module):
                 f"the classifier `{self.name}` returned {logits.dtype}: classes, or no logits",
                 "return what stands before `argmax`: attacks need its gradient",
             )
-        if k == 2 and tuple(logits.shape) in ((len(x),), (len(x), 1)):
+        if k in (0, 2) and tuple(logits.shape) in ((len(x),), (len(x), 1)):
             z = logits.reshape(-1)
             logits = torch.stack([torch.zeros_like(z), z], 1)
         wrong = logits.dim() != 2 or len(logits) != len(x) or (k and logits.shape[1] != k)

@@ -16,7 +16,7 @@ from purebench import assets
 from purebench.datasets import supplied, tree
 from purebench.datasets.pictures import Facts, decode, look, stack
 from purebench.datasets.tree import Tree, shown
-from purebench.errors import DOWNLOAD, USAGE, UserError
+from purebench.errors import DOWNLOAD, USAGE, UserError, decimal
 
 WHOLE = 512 << 20  # bytes: the content of a folder of images up to this size is read for its digest
 
@@ -55,11 +55,34 @@ def of_array(pixels: np.ndarray, labels: Sequence[int] | np.ndarray, *, classes:
     return Images(y, classes, digest, lambda indices: stored[list(indices)].contiguous().float() / 255)
 
 
+def dense(x: Tensor, what: str) -> Tensor:
+    """The tensor on the CPU, without its graph. Raises UserError where it is none of the ordinary kind: sparse, nested, quantised, without
+    values, or of floats of 8 bits. what: it is, for the message."""
+    # Asked in this order: a nested tensor has no shape to show, and a meta tensor may be all of the others.
+    kind = (
+        "a nested tensor" if x.is_nested
+        else "a tensor without values (meta)" if x.is_meta
+        else f"quantised ({_dtype(x)})" if x.is_quantized
+        else f"a sparse tensor ({str(x.layout).removeprefix('torch.')})" if x.layout != torch.strided
+        else f"{_dtype(x)}, expected float32" if x.is_floating_point() and x.element_size() == 1
+        else ""
+    )  # fmt: skip
+    if kind:
+        raise UserError(
+            f"{what} are {kind}", "give floats in [0,1] as an ordinary tensor; of a sparse one x.to_dense()"
+        )
+    return x.detach().cpu()
+
+
+def _dtype(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")
+
+
 def of_tensors(x: Any, y: Any, what: str = "the images") -> Images:
     """x (n,C,H,W) in [0,1], y (n,) whole numbers from 0 on; tensors or arrays of any type that says so. Raises UserError for others."""
     hint = "x is (n,C,H,W) in [0,1], y is (n,) with the numbers of the classes from 0 on"
     try:
-        x, y = torch.as_tensor(x).detach().cpu(), torch.as_tensor(y).detach().cpu()
+        x, y = dense(torch.as_tensor(x), what), dense(torch.as_tensor(y), f"the labels of {what}")
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{what} are no tensors: {error}", hint) from None
     if x.dim() != 4 or y.shape != x.shape[:1] or not len(x):
@@ -68,7 +91,7 @@ def of_tensors(x: Any, y: Any, what: str = "the images") -> Images:
     # Not scaled here: a guess would be silently another data set.
     if not (x.is_floating_point() and low >= 0 and high <= 1):
         more = "; divide by 255" if high > 1 and low >= 0 else ""
-        raise UserError(f"{what} are {str(x.dtype).removeprefix('torch.')} in [{low:g}, {high:g}]", f"{hint}{more}")
+        raise UserError(f"{what} are {_dtype(x)} in [{decimal(low)}, {decimal(high)}]", f"{hint}{more}")
     if (y.is_floating_point() and not bool((y == y.long()).all())) or int(y.min()) < 0:
         raise UserError(f"the labels of {what} are {y.dtype} from {y.min():g} to {y.max():g}", hint)
     x, y = x.float().contiguous(), y.long()

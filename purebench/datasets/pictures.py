@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from purebench.errors import UserError, unknown
+from purebench.errors import UserError, decimal, unknown
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -25,6 +25,7 @@ INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "nearest")
 LUMA = 0.299, 0.587, 0.114  # of red, green and blue, as Pillow takes them
 LARGEST = 200_000_000  # pixels of a picture after scaling: of a line of pixels the longer side would fill any memory
 TIFF_BITS, TIFF_COLOURS = 258, 262  # tags: bits per sample; 0 where the least value is white
+ORIENTATION = 274  # the tag of EXIF and TIFF
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Facts:
     transparent: bool  # it has an alpha channel or a transparent colour; all of it may be opaque all the same
     orientation: int = 1  # by its EXIF data, 1 to 8; 1: not turned
     frames: int = 1
+    turned: bool = False  # by Pillow, which turns TIFF files itself
 
     @property
     def plain(self) -> bool:
@@ -45,10 +47,13 @@ class Facts:
 
 
 def look(source: Path | bytes, name: str = "", *, whole: bool = False) -> Facts:
-    """Its facts, by its header alone; `whole`: orientation and frames too, for which all of it may be read. Raises UserError."""
+    """Its facts, by its header alone; `whole`: orientation, frames and turning too, for which all of it may be read. Raises UserError."""
     with _opened(source, name) as image:
         facts = *image.size, _bits(image), image.has_transparency_data
-        return Facts(*facts, _orientation(image), _frames(image)) if whole else Facts(*facts)
+        if not whole:
+            return Facts(*facts)
+        turned = image.format == "TIFF" and image.getexif().get(ORIENTATION, 1) in range(2, 9)
+        return Facts(*facts, _orientation(image), _frames(image), turned)
 
 
 def decode(
@@ -180,7 +185,7 @@ def _bits(image: Image.Image) -> int:
 
 def _orientation(image: Image.Image) -> int:
     # Pillow turns TIFF files when they are loaded.
-    found = 1 if image.format == "TIFF" else image.getexif().get(274, 1)
+    found = 1 if image.format == "TIFF" else image.getexif().get(ORIENTATION, 1)
     return found if found in range(1, 9) else 1
 
 
@@ -259,7 +264,9 @@ def _grey(image: Image.Image, shown: str) -> np.ndarray:
     key, low, high = image.info.get("transparency"), float(x.min()), float(x.max())
     # Written so that NaN is refused too.
     if not (low >= 0 and high <= 1):
-        raise UserError(f"cannot read `{shown}`: its values are in [{low:g}, {high:g}]", "store floats in [0,1]")
+        raise UserError(
+            f"cannot read `{shown}`: its values are in [{decimal(low)}, {decimal(high)}]", "store floats in [0,1]"
+        )
     # In some files the least value is white; of 8 bits Pillow knows it.
     seen = 1 - x if tags.get(TIFF_COLOURS) == 0 else x
     alpha = [] if key is None else [np.array(image)[..., None] != key]
@@ -277,7 +284,6 @@ def _prepared(
 ) -> Tensor:
     """Turned, scaled and cropped: (C,H,W), uint8 or of mode F float32 in [0,1]."""
     from PIL import Image
-    from torchvision.transforms import functional as tf
 
     ways = Image.Transpose
     # What undoes each of EXIF's orientations.
@@ -294,7 +300,7 @@ def _prepared(
                 f"`{shown}` is {image.width}x{image.height}: with a shorter side of {resize} it has {scaled:.2g} pixels",
                 "cut it to a more usual shape",
             )
-        image = tf.resize(image, [resize], tf.InterpolationMode(interpolation))
+        image = _resized(image, resize, interpolation)
     if crop:
         height, width = (crop, crop) if isinstance(crop, int) else crop
         # torchvision would put a black frame around it.
@@ -303,7 +309,8 @@ def _prepared(
                 f"`{shown}` is {image.width}x{image.height}, too small to cut {width}x{height} out of it",
                 "scale it up first",
             )
-        image = tf.center_crop(image, [height, width])
+        left, top = _middle(image.width, width), _middle(image.height, height)
+        image = image.crop((left, top, left + width, top + height))  # beyond its edges Pillow sees black
     x = np.array(image)
     # reshape: PIL gives a grey image no axis of channels. clip: bicubic goes beyond the values that there are.
     return (
@@ -311,3 +318,19 @@ def _prepared(
         .reshape(image.height, image.width, -1)
         .permute(2, 0, 1)
     )
+
+
+# As torchvision scales and crops Pillow's images, to the bit, without its import, which may take longer than all the rest.
+def _resized(image: Image.Image, resize: int, interpolation: str) -> Image.Image:
+    """The shorter side scaled to `resize`; the longer one is rounded down."""
+    from PIL import Image
+
+    shorter, longer = min(image.size), max(image.size)
+    long = int(resize * longer / shorter)
+    size = (resize, long) if image.width <= image.height else (long, resize)
+    return image if size == image.size else image.resize(size, Image.Resampling[interpolation.upper()])
+
+
+def _middle(has: int, wanted: int) -> int:
+    """Where the middle of a side begins: of an odd rest to the even pixel; negative where the image is smaller."""
+    return round((has - wanted) / 2) if has >= wanted else -((wanted - has) // 2)

@@ -6,11 +6,11 @@ numbers. Hidden and system entries are passed over at every level; a folder is r
 from __future__ import annotations
 
 import os
-import re
+import unicodedata
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 
 from purebench.errors import UserError
@@ -159,13 +159,21 @@ def surprising(classes: Sequence[str]) -> str:
             if list(classes) == sorted(classes)
             else "by number, where torchvision's ImageFolder has the order of text"
         )
-    natural = sorted(
-        classes, key=lambda name: [(int(p), "") if _is_number(p) else (-1, p) for p in re.split(r"(\d+)", name)]
-    )
+    natural = sorted(classes, key=_natural)
     for have, would in zip(classes, natural, strict=True):
         if have != would:
             return f"in the order of text, as torchvision's ImageFolder: `{shown(have)}` before `{shown(would)}`"
     return ""
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Its numbers as numbers, also in other scripts' digits and in those of powers and indices."""
+    parts = ["".join(part) for _, part in groupby(name, str.isdigit)]
+    found = [
+        (int("".join(str(unicodedata.digit(c)) for c in part)), "") if part.isdigit() else (-1, part) for part in parts
+    ]
+    # As in the order of text, numbers at the beginning come before letters.
+    return [(-1, ""), *found] if name[:1].isdigit() else found
 
 
 def _is_number(name: str) -> bool:

@@ -7,6 +7,8 @@ from __future__ import annotations
 import hashlib
 import math
 import pickle
+import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from purebench import datasets
-from purebench.errors import UserError
+from purebench.errors import UserError, decimal
 from purebench.records import store
 from purebench.spec import Resolved, Value, place
 
@@ -27,6 +29,7 @@ NAMED = (
     "adv_inputs",
 )  # entries that are the images, whatever lies beside them; the second is torchattacks' word
 SHORT = 0.95  # of a radius: images that all stay below it look like those of a smaller one
+SUFFIXES = (".npy", ".npz", ".pt", ".pth")
 READS = "a file is .npy, .npz, .pt or .pth, with floats in [0,1] of shape [N,C,H,W]; or the folder of a recorded cell"
 
 
@@ -67,7 +70,7 @@ def _read(
 
     path = Path(text)
     order = datasets.order(size, subset)
-    found = _of_cell(path, dataset, shape, order) if path.is_dir() else _shaped(path, array(path), shape)
+    found = _of_cell(path, dataset, shape, order) if path.is_dir() else _shaped(path, array(path)[0], shape)
     if len(found) > len(order):
         raise UserError(
             f"`{path}` has {len(found)} images, and `{subset}` of {dataset} {len(order)}: they cannot be the same ones",
@@ -84,7 +87,10 @@ def _read(
 
 def _outside(path: Path, first: int, found: np.ndarray, count: int) -> UserError:
     low, high = float(found[first].min()), float(found[first].max())
-    message = f"{count} of the {len(found)} images of `{path}` are not in [0,1]; the first is image {first}, in [{low:.6g}, {high:.6g}]"
+    message = (
+        f"{count} of the {len(found)} images of `{path}` are not in [0,1]; the first is image {first}, in "
+        f"[{decimal(low)}, {decimal(high)}]"
+    )
     if low != low:
         return UserError(
             message.replace("in [nan, nan]", "with NaN"), "an attack that failed on an image returns the clean one"
@@ -94,57 +100,130 @@ def _outside(path: Path, first: int, found: np.ndarray, count: int) -> UserError
     )
 
 
-def array(path: Path) -> np.ndarray:
-    """What the file holds as its images, of any type and shape. Nothing in it is run. Raises UserError for a file that is none."""
-    import numpy as np
+def array(path: Path) -> tuple[np.ndarray, str]:
+    """What the file holds as its images, of any type and shape, and which of its entries that is: "" where there is no other.
 
+    Its kind is that of its first bytes, whatever its name says. Nothing in it is run. Raises UserError for a file that is none."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"`{path}` is of no kind that is read", READS)
     hint = READS
     try:
-        match path.suffix.lower():
-            case ".npy":
-                return np.load(path, allow_pickle=False)
-            case ".npz":
-                with np.load(path, allow_pickle=False) as arrays:
-                    return _chosen(path, {key: arrays[key] for key in arrays.files})
-            case ".pt" | ".pth":
-                # The only reader of torch's files is torch.
-                import torch
-
+        match _kind(path):
+            case "npy":
+                return _single(path), ""
+            case "npz":
+                return _chosen(path, _members(path))
+            case _:
                 hint = "save the tensor itself: torch.save(x_adv.cpu(), FILE)"
-                found = torch.load(path, map_location="cpu", weights_only=True)
+                found = _saved(path)
                 return _chosen(path, found if isinstance(found, Mapping) else _numbered(found))
-    except (OSError, ValueError, EOFError, RuntimeError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"`{path}` cannot be read as images: {said}", hint) from None
-    raise UserError(f"`{path}` is of no kind that is read", READS)
+    except UserError:
+        raise
+    except Exception as error:  # on damaged files numpy, torch and zipfile raise whatever they happen upon
+        raise UserError(f"`{path}` cannot be read as images: {_said(error)}", hint) from None
+
+
+def _kind(path: Path) -> str:
+    """npy, npz or pt. Raises ValueError for what begins as none of them."""
+    with path.open("rb") as file:
+        head = file.read(8)
+    if head.startswith(b"\x93NUMPY"):
+        return "npy"
+    if head.startswith(b"PK\3\4"):
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+        # Of two that were written one after the other a reader sees the last.
+        if min(member.header_offset for member in members):
+            raise ValueError("it has something before its beginning: several files in one?")
+        return "pt" if any(member.filename.endswith("/data.pkl") for member in members) else "npz"
+    # Torch's older files are pickles.
+    if head.startswith(b"\x80") or path.suffix.lower() in (".pt", ".pth"):
+        return "pt"
+    raise ValueError("it is empty" if not head else "its content is of another kind")
+
+
+def _single(path: Path) -> np.ndarray:
+    import numpy as np
+
+    with path.open("rb") as file:
+        found: np.ndarray = np.load(file, allow_pickle=False)
+        more = file.read(1)
+    if more:
+        raise UserError(
+            f"`{path}` goes on behind its first array: several `np.save` into one file?", "save one array of all images"
+        )
+    return found
+
+
+def _members(path: Path) -> Mapping[str, Any]:
+    import numpy as np
+
+    with np.load(path, allow_pickle=False) as arrays:
+        if len(set(arrays.files)) < len(arrays.files):
+            raise ValueError("it holds two arrays of one name")
+        return {key: arrays[key] for key in arrays.files}
+
+
+def _saved(path: Path) -> Any:
+    # The only reader of torch's files is torch.
+    import torch
+
+    with path.open("rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of sparse and quantised tensors, which are refused
+        found = torch.load(file, map_location="cpu", weights_only=True)
+        # Of the older kind, which is read from its beginning on.
+        more = not zipfile.is_zipfile(path) and file.read(1)
+    if more:
+        raise ValueError("it goes on behind what was saved first: several `torch.save` into one file?")
+    return found
+
+
+def _said(error: Exception) -> str:
+    """Why a file cannot be read, in a line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = " ".join(str(error).split())
+    # Torch's own words are advice on how to run it all the same.
+    if "weights_only" in text or isinstance(error, pickle.UnpicklingError | EOFError):
+        asked = re.search(r"GLOBAL ([\w.]+)", text)
+        return f"it holds a `{asked[1]}`, and no ordinary tensor" if asked else "it is damaged, or no file of torch's"
+    return "".join(c for c in text if c.isprintable())[:200] or type(error).__name__
 
 
 def _numbered(found: Any) -> Mapping[str, Any]:
     return {str(i): item for i, item in enumerate(found)} if isinstance(found, list | tuple) else {"x_adv": found}
 
 
-def _chosen(path: Path, entries: Mapping[Any, Any]) -> np.ndarray:
-    """The entry that is the images: by its name, else the only one with four dimensions."""
-    import numpy as np
-
+def _chosen(path: Path, entries: Mapping[Any, Any]) -> tuple[np.ndarray, str]:
+    """The entry that is the images: by its name, else the only one with four dimensions; and its name where there are others."""
     arrays = {str(key): value for key, value in entries.items() if hasattr(value, "ndim")}
     named = [key for key in NAMED if key in arrays] or [key for key, value in arrays.items() if value.ndim == 4]
     if len(named) != 1:
         shapes = ", ".join(f"`{key}` {list(value.shape)}" for key, value in arrays.items()) or "nothing of the kind"
         raise UserError(f"which entry of `{path}` are the images? It has {shapes}", "call them x_adv")
-    value = arrays[named[0]]
-    if hasattr(value, "detach"):
-        value = value.detach()
-        # numpy has no bfloat16; what it is called is all that is asked of it.
-        if "bfloat16" in str(value.dtype):
-            raise _rounded(path, "bfloat16")
-        return value.numpy()
-    return np.asarray(value)
+    return numbers(arrays[named[0]], f"`{path}`"), named[0] if len(arrays) > 1 else ""
 
 
-def _rounded(path: Path, dtype: object) -> UserError:
+def numbers(value: Any, what: str) -> np.ndarray:
+    """An array, or a tensor of torch's on any device, as a plain array. Raises UserError for a tensor without such numbers: sparse,
+    nested, meta, or of a type that numpy has not. what: holds it, for the message."""
+    import numpy as np
+
+    if not hasattr(value, "detach"):
+        return np.asarray(value)
+    from purebench.datasets import images
+
+    value = images.dense(value, f"the images of {what}")
+    try:
+        found: np.ndarray = value.resolve_conj().resolve_neg().numpy()
+    except (TypeError, RuntimeError):  # bfloat16, the floats of 8 bits, ..
+        raise _rounded(what, str(value.dtype).removeprefix("torch.")) from None
+    return found
+
+
+def _rounded(what: str, dtype: object) -> UserError:
     return UserError(
-        f"the images of `{path}` are {dtype}, expected float32",
+        f"the images of {what} are {dtype}, expected float32",
         "save what the attack returned, in float32: rounded, to 8 bits above all, images are no longer those that it found",
     )
 
@@ -152,7 +231,7 @@ def _rounded(path: Path, dtype: object) -> UserError:
 def _shaped(path: Path, found: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """The array as (n,C,H,W)."""
     if str(found.dtype.newbyteorder("=")) not in ("float32", "float64"):
-        raise _rounded(path, found.dtype)
+        raise _rounded(f"`{path}`", found.dtype)
     channels, height, width = shape
     first, last = shape, (height, width, channels)
     if found.ndim == 4 and found.shape[1:] in (first, last) and len(found):

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from purebench.datasets import pictures
-from purebench.errors import UserError
+from purebench.errors import UserError, decimal
 from purebench.plan import given
 
-ARRAYS = (".npy", ".npz", ".pt", ".pth")
 EXPECTED = "an array is float32 in [0,1], one image (C,H,W) or a batch (N,C,H,W) of the networks' size; a grey one may be (H,W)"
 
 
@@ -45,7 +44,7 @@ class Input:
 def read(path: Path, shape: list[int], prepared: Mapping[str, object], background: str = "white") -> Input:
     """shape: [C,H,W] of the networks. prepared: the dataset's parameters, of which `resize`, `size` and `interpolation` are looked at.
     background: as in `pictures.decode`. Raises UserError for a file that has no image, or one that would have to be guessed at."""
-    if path.suffix.lower() in ARRAYS:
+    if path.suffix.lower() in given.SUFFIXES:
         return _array(path, shape)
     facts = pictures.look(path, whole=True)
     height, width = shape[1:]
@@ -57,7 +56,7 @@ def read(path: Path, shape: list[int], prepared: Mapping[str, object], backgroun
         interpolation=str(prepared.get("interpolation", "bilinear")),
     )  # fmt: skip
     notes = [f"the first of its {facts.frames} pictures"] if facts.frames > 1 else []
-    notes += ["turned, as its EXIF data says"] if facts.orientation > 1 else []
+    notes += ["turned, as its EXIF data says"] if facts.orientation > 1 or facts.turned else []
     notes += [f"what is transparent is {background}"] if facts.transparent else []
     if not fits:
         notes.append(f"{'enlarged' if min(size) < min(width, height) else 'scaled'} from {size[0]}x{size[1]}")
@@ -74,7 +73,7 @@ def _covering(size: tuple[int, int], wanted: tuple[int, int]) -> int:
 
 
 def _array(path: Path, shape: list[int]) -> Input:
-    found = given.array(path)
+    found, entry = given.array(path)
     if not np.issubdtype(found.dtype, np.floating) or found.dtype.itemsize < 4:
         more = "; divide by 255" if found.dtype == np.uint8 else ""
         raise UserError(f"`{path}` is {found.dtype}, expected float32", EXPECTED + more)
@@ -86,5 +85,7 @@ def _array(path: Path, shape: list[int]) -> Input:
         raise UserError(f"`{path}` has the shape {list(found.shape)}, and the networks take {shape}{last}", EXPECTED)
     # Written so that NaN is refused too.
     if not (float(x.min()) >= 0 and float(x.max()) <= 1):
-        raise UserError(f"`{path}` has values in [{x.min():g}, {x.max():g}], expected [0,1]", EXPECTED)
-    return Input(path, torch.from_numpy(x.astype(np.float32, copy=True)), tuple(found.shape))
+        between = f"[{decimal(float(x.min()))}, {decimal(float(x.max()))}]"
+        raise UserError(f"`{path}` has values in {between}, expected [0,1]", EXPECTED)
+    notes = (f"its entry `{entry}`, one of several",) if entry else ()
+    return Input(path, torch.from_numpy(x.astype(np.float32, copy=True)), tuple(found.shape), notes)

@@ -127,7 +127,8 @@ def _read(paths: list[Path], shape: list[int], prepared: Mapping[str, object], b
             given.append(Input(path, torch.empty(0, *shape), failed=Mistake(error.message)))
     if errors and len(errors) == len(paths):
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        raise UserError(errors[0].message + more, HINT)
+        # Of one file, or of the first: what to do about it is known better than for all kinds together.
+        raise UserError(errors[0].message + more, errors[0].hint or HINT)
     return given
 
 
