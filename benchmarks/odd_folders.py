@@ -303,7 +303,7 @@ LAYOUTS = {
     "flat by numbers from 1": Layout(flat({"a.png": 0, "b.png": 1}, "c.txt", "1\n2\n"), refused=("none is 0",)),
     "flat val, the devkit": Layout(devkit),
     "flat val, no meta.mat": Layout(lambda root: devkit(root, meta=False), refused=("devkit's own", "meta.mat")),
-    "two sizes": Layout(sizes, refused=("6x6", "8x6", "9.png", "size=224")),
+    "two sizes": Layout(sizes, refused=("6x6", "8x6", "9.png", "size=N")),
     "two sizes, size=4": Layout(lambda root: sizes(root, size=4)),
     "a crop too large": Layout(lambda root: sizes(root, crop=7), refused=("too small to cut 7x7",)),
     "an empty file": Layout(bad(b""), refused=("bad.png", "empty")),

@@ -429,7 +429,7 @@ def test_wrong_folders(tmp_path):
     refused(make, "no valid file", "sub-folder per class")
     write(tmp_path / "a" / "1.png", encoded(pixels(8, 8, 3)))
     write(tmp_path / "a" / "2.png", encoded(pixels(9, 8, 3)))
-    refused(make, "8x8", "8x9", "size=224")
+    refused(make, "8x8", "8x9", "size=N")
     assert make(size=8).take([0, 1])[0].shape == (2, 3, 8, 8)
     (tmp_path / "a" / "2.png").unlink()
     write(tmp_path / "a" / "3.png", b"<html>not found</html>")

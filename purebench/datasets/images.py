@@ -16,7 +16,7 @@ from purebench import assets
 from purebench.datasets import supplied, tree
 from purebench.datasets.pictures import Facts, decode, look, stack
 from purebench.datasets.tree import Tree, shown
-from purebench.errors import DOWNLOAD, USAGE, UserError
+from purebench.errors import DOWNLOAD, USAGE, UserError, span
 
 WHOLE = 512 << 20  # bytes: the content of a folder of images up to this size is read for its digest
 
@@ -32,6 +32,9 @@ class Images:
     note: str = ""  # why numbers on these images are not a paper's; empty for the papers' own images
     declared: bool = True  # whether `classes` is their number, and not that of the labels seen
     said: str = ""  # of the user's own: what was found, and what was left out; a line of the plan
+    renumber: Callable[[int], str] = lambda _: (
+        ""
+    )  # for so many classes: what to write, so that labels are numbers of these
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -68,7 +71,7 @@ def of_tensors(x: Any, y: Any, what: str = "the images") -> Images:
     # Not scaled here: a guess would be silently another data set.
     if not (x.is_floating_point() and low >= 0 and high <= 1):
         more = "; divide by 255" if high > 1 and low >= 0 else ""
-        raise UserError(f"{what} are {str(x.dtype).removeprefix('torch.')} in [{low:g}, {high:g}]", f"{hint}{more}")
+        raise UserError(f"{what} are {str(x.dtype).removeprefix('torch.')} in {span(low, high)}", f"{hint}{more}")
     if (y.is_floating_point() and not bool((y == y.long()).all())) or int(y.min()) < 0:
         raise UserError(f"the labels of {what} are {y.dtype} from {y.min():g} to {y.max():g}", hint)
     x, y = x.float().contiguous(), y.long()
@@ -80,6 +83,7 @@ def of_tensors(x: Any, y: Any, what: str = "the images") -> Images:
 def of_files(
     root: Path, files: Sequence[str], labels: Sequence[int], classes: int, *, channels: int = 3, resize: int = 0, crop: int = 0,
     interpolation: str = "bilinear", frame: bool = False, note: str = "", declared: bool = True, said: str = "",
+    renumber: Callable[[int], str] = lambda _: "",
 ) -> Images:  # fmt: skip
     """Image files, decoded at `take`. files: names relative to root; the digest is of names, sizes, labels and, up to 512 MB in all,
     of the content, in this order. interpolation, frame: see `pictures.decode`. Raises UserError for files that are missing, empty or no
@@ -111,7 +115,7 @@ def of_files(
         return stack(images, list(map(str, some)))
 
     y = torch.tensor(labels, dtype=torch.int64)
-    return Images(y, classes, f"sha256:{read_anew(hashed.hexdigest(), plain)}", read, note, declared, said)
+    return Images(y, classes, f"sha256:{read_anew(hashed.hexdigest(), plain)}", read, note, declared, said, renumber)
 
 
 def _content(path: Path) -> bytes:
@@ -163,7 +167,7 @@ def _sizes(one: str, is_one: tuple[int, int], other: str, is_other: tuple[int, i
     has, got = ("x".join(map(str, size)) for size in (is_one, is_other))
     return UserError(
         f"images of different sizes: `{shown(one)}` is {has}, `{shown(other)}` is {got}",
-        "`size=224` scales and crops them to one size",
+        "`size=N` scales and crops them to one size, N x N: that of the networks",
     )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from purebench.errors import UserError, unknown
+from purebench.errors import UserError, span, unknown
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -79,7 +79,7 @@ def stack(images: Sequence[Tensor], names: Sequence[str]) -> Tensor:
             (_, h0, w0), (_, h, w) = images[0].shape, image.shape
             raise UserError(
                 f"images of different sizes: `{names[0]}` is {w0}x{h0}, `{name}` is {w}x{h}",
-                "scale and crop them to one size; the dataset `folder` does so with `size=224`",
+                "scale and crop them to one size; the dataset `folder` does so with `size=N`",
             )
     return torch.stack([unit(image) for image in images])
 
@@ -259,7 +259,7 @@ def _grey(image: Image.Image, shown: str) -> np.ndarray:
     key, low, high = image.info.get("transparency"), float(x.min()), float(x.max())
     # Written so that NaN is refused too.
     if not (low >= 0 and high <= 1):
-        raise UserError(f"cannot read `{shown}`: its values are in [{low:g}, {high:g}]", "store floats in [0,1]")
+        raise UserError(f"cannot read `{shown}`: its values are in {span(low, high)}", "store floats in [0,1]")
     # In some files the least value is white; of 8 bits Pillow knows it.
     seen = 1 - x if tags.get(TIFF_COLOURS) == 0 else x
     alpha = [] if key is None else [np.array(image)[..., None] != key]

@@ -101,6 +101,9 @@ def read(root: Path) -> Tree:
             walked.add(real)
             _walk(tree, of, place, walked, links)
     order = sorted(range(len(tree.files)), key=lambda i: (tree.folders[i], *os.path.split(tree.files[i])))
+    # Images of no class folder as class folders are.
+    if not tree.classes and all(_is_number(_stem(file)) for file in tree.files):
+        order.sort(key=lambda i: int(_stem(tree.files[i])))
     tree.files, tree.folders = [tree.files[i] for i in order], [tree.folders[i] for i in order]
     if not tree.files:
         what = f"no valid file in {_some(tree.classes)}" if tree.classes else "it has no image and no sub-folder"
@@ -159,13 +162,40 @@ def surprising(classes: Sequence[str]) -> str:
             if list(classes) == sorted(classes)
             else "by number, where torchvision's ImageFolder has the order of text"
         )
-    natural = sorted(
-        classes, key=lambda name: [(int(p), "") if _is_number(p) else (-1, p) for p in re.split(r"(\d+)", name)]
-    )
-    for have, would in zip(classes, natural, strict=True):
+    for have, would in zip(classes, sorted(classes, key=_natural), strict=True):
         if have != would:
             return f"in the order of text, as torchvision's ImageFolder: `{shown(have)}` before `{shown(would)}`"
     return ""
+
+
+def check_order(tree: Tree) -> None:
+    """Raises UserError where numbers alone cannot be given to images that lie flat: their names have more than one order."""
+    stems = [_stem(file) for file in tree.files]
+    hint = "write lines of `image,number`"
+    if all(map(_is_number, stems)):
+        for (one, first), (two, second) in pairwise(zip(tree.files, stems, strict=True)):
+            if int(first) == int(second):
+                message = f"`{shown(str(tree.root))}` has two images of one number: `{shown(one)}` and `{shown(two)}`"
+                raise UserError(message, f"remove or rename one, or {hint}")
+        return
+    # A file manager's order has numbers as numbers, and does not regard capitals.
+    for key in (_natural, str.casefold):
+        for have, would in zip(tree.files, sorted(tree.files, key=key), strict=True):
+            if have != would:
+                raise UserError(
+                    f"numbers alone do not say which image is the first: in `{shown(str(tree.root))}` as text `{shown(have)}` is before "
+                    f"`{shown(would)}`, and for people after it",
+                    f"{hint}, or name the images with digits of one length",
+                )
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key by which numbers in names are numbers."""
+    return [(int(p), "") if _is_number(p) else (-1, p) for p in re.split(r"(\d+)", name)]
+
+
+def _stem(file: str) -> str:
+    return os.path.splitext(file)[0]
 
 
 def _is_number(name: str) -> bool:
