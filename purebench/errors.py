@@ -25,18 +25,6 @@ class UserError(Exception):
         return [f"UserError: {self}"]
 
 
-def span(low: float, high: float) -> str:
-    """A range of values for a message, with as many digits as tell it from [0,1]: 1.0000001 is not written as 1."""
-    if low != low or high != high:
-        return "[nan, nan]"
-
-    def told(value: float) -> str:
-        short = f"{value:.6g}"
-        return short if (0 <= float(short) <= 1) == (0 <= value <= 1) else repr(float(f"{value:.9g}"))
-
-    return f"[{told(low)}, {told(high)}]"
-
-
 def unknown(kind: str, got: str, names: Iterable[str], see: str = "") -> UserError:
     """The error for a name that is not in `names`, with a did-you-mean."""
     names = sorted(names)

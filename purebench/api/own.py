@@ -12,7 +12,7 @@ from purebench.api import kept
 from purebench.classifiers.foreign import answered
 from purebench.datasets.images import Images, of_tensors
 from purebench.engine import held
-from purebench.errors import UserError, span
+from purebench.errors import UserError
 
 NOTE = "images of your own"
 CHANNELS = (1, 3)
@@ -122,7 +122,7 @@ def _pixels(x: Tensor) -> Tensor:
         raise UserError(f"x has values that are not finite, first in image {int(bad.nonzero()[0])}", "leave it out")
     low, high = float(x.min()), float(x.max())
     if low < -ROUNDING or high > 1 + ROUNDING:
-        raise UserError(f"x is in {span(low, high)}, and {EXPECTED}", _scale(low, high))
+        raise UserError(f"x is in [{low:.4g}, {high:.4g}], and {EXPECTED}", _scale(low, high))
     if high <= 1 / 255:
         raise UserError(f"the largest value of x is {high:.4g}: all images are black", "was it divided by 255 twice?")
     return x.to(torch.float32).contiguous().clamp(0, 1)

@@ -16,7 +16,7 @@ from purebench import assets
 from purebench.datasets import supplied, tree
 from purebench.datasets.pictures import Facts, decode, look, stack
 from purebench.datasets.tree import Tree, shown
-from purebench.errors import DOWNLOAD, USAGE, UserError, span
+from purebench.errors import DOWNLOAD, USAGE, UserError
 
 WHOLE = 512 << 20  # bytes: the content of a folder of images up to this size is read for its digest
 
@@ -71,7 +71,7 @@ def of_tensors(x: Any, y: Any, what: str = "the images") -> Images:
     # Not scaled here: a guess would be silently another data set.
     if not (x.is_floating_point() and low >= 0 and high <= 1):
         more = "; divide by 255" if high > 1 and low >= 0 else ""
-        raise UserError(f"{what} are {str(x.dtype).removeprefix('torch.')} in {span(low, high)}", f"{hint}{more}")
+        raise UserError(f"{what} are {str(x.dtype).removeprefix('torch.')} in [{low:g}, {high:g}]", f"{hint}{more}")
     if (y.is_floating_point() and not bool((y == y.long()).all())) or int(y.min()) < 0:
         raise UserError(f"the labels of {what} are {y.dtype} from {y.min():g} to {y.max():g}", hint)
     x, y = x.float().contiguous(), y.long()

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from purebench.errors import UserError, span, unknown
+from purebench.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -259,7 +259,7 @@ def _grey(image: Image.Image, shown: str) -> np.ndarray:
     key, low, high = image.info.get("transparency"), float(x.min()), float(x.max())
     # Written so that NaN is refused too.
     if not (low >= 0 and high <= 1):
-        raise UserError(f"cannot read `{shown}`: its values are in {span(low, high)}", "store floats in [0,1]")
+        raise UserError(f"cannot read `{shown}`: its values are in [{low:g}, {high:g}]", "store floats in [0,1]")
     # In some files the least value is white; of 8 bits Pillow knows it.
     seen = 1 - x if tags.get(TIFF_COLOURS) == 0 else x
     alpha = [] if key is None else [np.array(image)[..., None] != key]

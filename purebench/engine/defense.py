@@ -25,7 +25,7 @@ from purebench.engine.nfe import Account, recomputing
 from purebench.engine.noise import Noise
 from purebench.engine.objective import LOSSES, Gradient, Loss, Objective, Observed, combine, gathered, predicted
 from purebench.engine.rows import finite_rows, per_row
-from purebench.errors import UserError, span
+from purebench.errors import UserError
 from purebench.spec import Part
 
 EXACT, BPDA = Part("exact"), Part("bpda")
@@ -309,6 +309,6 @@ def _check_input(x: Tensor, noise: Noise, bounded: bool) -> None:
     # With a margin, since attacks look beyond the edge; what is not finite is the defense's to answer for.
     if math.isfinite(low) and math.isfinite(high) and (low < -MARGIN or high > 1 + MARGIN):
         raise UserError(
-            f"the images are in {span(low, high)}, expected [0,1]",
+            f"the images are in [{low:.3g}, {high:.3g}], expected [0,1]",
             "divide pixels by 255, and take off a normalisation: the classifier has its own inside",
         )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from purebench import datasets
-from purebench.errors import UserError, span
+from purebench.errors import UserError
 from purebench.records import store
 from purebench.spec import Resolved, Value, place
 
@@ -26,7 +26,6 @@ NAMED = (
     "x_adv",
     "adv_inputs",
 )  # entries that are the images, whatever lies beside them; the second is torchattacks' word
-ENDS = (".npy", ".npz", ".pt", ".pth")
 SHORT = 0.95  # of a radius: images that all stay below it look like those of a smaller one
 READS = "a file is .npy, .npz, .pt or .pth, with floats in [0,1] of shape [N,C,H,W]; or the folder of a recorded cell"
 
@@ -85,7 +84,7 @@ def _read(
 
 def _outside(path: Path, first: int, found: np.ndarray, count: int) -> UserError:
     low, high = float(found[first].min()), float(found[first].max())
-    message = f"{count} of the {len(found)} images of `{path}` are not in [0,1]; the first is image {first}, in {span(low, high)}"
+    message = f"{count} of the {len(found)} images of `{path}` are not in [0,1]; the first is image {first}, in [{low:.6g}, {high:.6g}]"
     if low != low:
         return UserError(
             message.replace("in [nan, nan]", "with NaN"), "an attack that failed on an image returns the clean one"
@@ -97,70 +96,35 @@ def _outside(path: Path, first: int, found: np.ndarray, count: int) -> UserError
 
 def array(path: Path) -> np.ndarray:
     """What the file holds as its images, of any type and shape. Nothing in it is run. Raises UserError for a file that is none."""
-    return chosen(path)[0]
-
-
-def chosen(path: Path) -> tuple[np.ndarray, str]:
-    """The same, and what to say of it: which of several entries it is; else empty."""
     import numpy as np
 
-    hint, end = READS, path.suffix.lower()
-    if end not in ENDS:
-        raise UserError(f"`{path}` is of no kind that is read", READS)
+    hint = READS
     try:
-        # Numpy and torch each read what is written by themselves, whatever its name, or say something obscure.
-        if (kind := _kind(path)) and end not in kind:
-            raise UserError(
-                f"`{path}` cannot be read as images: it ends in `{end}`, and what it holds is a file {' or '.join(kind)}",
-                f"rename it to `{path.with_suffix(kind[0]).name}`",
-            )
-        if end == ".npy":
-            return np.load(path, allow_pickle=False), ""
-        if end == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                return _chosen(path, {key: arrays[key] for key in arrays.files})
-        # The only reader of torch's files is torch.
-        import torch
+        match path.suffix.lower():
+            case ".npy":
+                return np.load(path, allow_pickle=False)
+            case ".npz":
+                with np.load(path, allow_pickle=False) as arrays:
+                    return _chosen(path, {key: arrays[key] for key in arrays.files})
+            case ".pt" | ".pth":
+                # The only reader of torch's files is torch.
+                import torch
 
-        hint = "save the tensor itself: torch.save(x_adv.cpu(), FILE)"
-        found = torch.load(path, map_location="cpu", weights_only=True)
-        return _chosen(path, found if isinstance(found, Mapping) else _numbered(found))
-    except pickle.UnpicklingError:
-        # Torch's own message is pages long, and advises to trust the file.
-        raise UserError(f"`{path}` cannot be read as images: it holds other objects than tensors", hint) from None
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        RuntimeError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        zipfile.BadZipFile,
-    ) as error:
+                hint = "save the tensor itself: torch.save(x_adv.cpu(), FILE)"
+                found = torch.load(path, map_location="cpu", weights_only=True)
+                return _chosen(path, found if isinstance(found, Mapping) else _numbered(found))
+    except (OSError, ValueError, EOFError, RuntimeError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"`{path}` cannot be read as images: {said}", hint) from None
-
-
-def _kind(path: Path) -> tuple[str, ...]:
-    """The endings that suit what the file begins with and holds; () where that is not known."""
-    with path.open("rb") as file:
-        start = file.read(6)
-    if start == b"\x93NUMPY":
-        return (".npy",)
-    if start.startswith(b"PK\3\4"):
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-        return (".npz",) if all(name.endswith(".npy") for name in names) else (".pt", ".pth")
-    return ()
+    raise UserError(f"`{path}` is of no kind that is read", READS)
 
 
 def _numbered(found: Any) -> Mapping[str, Any]:
     return {str(i): item for i, item in enumerate(found)} if isinstance(found, list | tuple) else {"x_adv": found}
 
 
-def _chosen(path: Path, entries: Mapping[Any, Any]) -> tuple[np.ndarray, str]:
-    """The entry that is the images, by its name, else the only one with four dimensions; and which it is, where there are others."""
+def _chosen(path: Path, entries: Mapping[Any, Any]) -> np.ndarray:
+    """The entry that is the images: by its name, else the only one with four dimensions."""
     import numpy as np
 
     arrays = {str(key): value for key, value in entries.items() if hasattr(value, "ndim")}
@@ -169,21 +133,13 @@ def _chosen(path: Path, entries: Mapping[Any, Any]) -> tuple[np.ndarray, str]:
         shapes = ", ".join(f"`{key}` {list(value.shape)}" for key, value in arrays.items()) or "nothing of the kind"
         raise UserError(f"which entry of `{path}` are the images? It has {shapes}", "call them x_adv")
     value = arrays[named[0]]
-    others = ", ".join(f"`{key}` {list(arrays[key].shape)}" for key in arrays if key != named[0])
-    note = f"its entry `{named[0]}`, and not {others}" if others else ""
     if hasattr(value, "detach"):
         value = value.detach()
-        # Of these numpy has none; what it is called is all that is asked of it.
-        if any(word in str(value.dtype) for word in ("bfloat16", "float8", "float4", "qint", "quint")):
-            raise _rounded(path, str(value.dtype).removeprefix("torch."))
-        if str(value.layout) != "torch.strided" or value.is_meta or value.is_nested:
-            what = "without values (meta)" if value.is_meta else f"stored as {str(value.layout).removeprefix('torch.')}"
-            what = "nested" if value.is_nested else what
-            raise UserError(
-                f"the images of `{path}` are {what}, expected a dense tensor", "save x_adv.to_dense().cpu()"
-            )
-        return value.resolve_conj().resolve_neg().numpy(), note
-    return np.asarray(value), note
+        # numpy has no bfloat16; what it is called is all that is asked of it.
+        if "bfloat16" in str(value.dtype):
+            raise _rounded(path, "bfloat16")
+        return value.numpy()
+    return np.asarray(value)
 
 
 def _rounded(path: Path, dtype: object) -> UserError:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from purebench.datasets import pictures
-from purebench.errors import UserError, span
+from purebench.errors import UserError
 from purebench.plan import given
 
+ARRAYS = (".npy", ".npz", ".pt", ".pth")
 EXPECTED = "an array is float32 in [0,1], one image (C,H,W) or a batch (N,C,H,W) of the networks' size; a grey one may be (H,W)"
 
 
@@ -44,7 +45,7 @@ class Input:
 def read(path: Path, shape: list[int], prepared: Mapping[str, object], background: str = "white") -> Input:
     """shape: [C,H,W] of the networks. prepared: the dataset's parameters, of which `resize`, `size` and `interpolation` are looked at.
     background: as in `pictures.decode`. Raises UserError for a file that has no image, or one that would have to be guessed at."""
-    if path.suffix.lower() in given.ENDS:
+    if path.suffix.lower() in ARRAYS:
         return _array(path, shape)
     facts = pictures.look(path, whole=True)
     height, width = shape[1:]
@@ -73,7 +74,7 @@ def _covering(size: tuple[int, int], wanted: tuple[int, int]) -> int:
 
 
 def _array(path: Path, shape: list[int]) -> Input:
-    found, note = given.chosen(path)
+    found = given.array(path)
     if not np.issubdtype(found.dtype, np.floating) or found.dtype.itemsize < 4:
         more = "; divide by 255" if found.dtype == np.uint8 else ""
         raise UserError(f"`{path}` is {found.dtype}, expected float32", EXPECTED + more)
@@ -85,5 +86,5 @@ def _array(path: Path, shape: list[int]) -> Input:
         raise UserError(f"`{path}` has the shape {list(found.shape)}, and the networks take {shape}{last}", EXPECTED)
     # Written so that NaN is refused too.
     if not (float(x.min()) >= 0 and float(x.max()) <= 1):
-        raise UserError(f"`{path}` has values in {span(float(x.min()), float(x.max()))}, expected [0,1]", EXPECTED)
-    return Input(path, torch.from_numpy(x.astype(np.float32, copy=True)), tuple(found.shape), (note,) if note else ())
+        raise UserError(f"`{path}` has values in [{x.min():g}, {x.max():g}], expected [0,1]", EXPECTED)
+    return Input(path, torch.from_numpy(x.astype(np.float32, copy=True)), tuple(found.shape))
