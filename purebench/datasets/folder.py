@@ -79,7 +79,8 @@ def _numbered(found: Tree, classes: str) -> tuple[Tree, list[int], int]:
                 tree.check_order(found)
             return found, numbers.images(found.files), 0
         of, what = dict(numbers.folders(found.classes)), ""
-        count = max(numbers.of.values()) + 1 if numbers.complete else 0
+        # Names with numbers say which class each is, and not how many a network has.
+        count = len(numbers.of) if numbers.named else 0
     if strange := [name for name in found.classes if of[name] is None]:
         message = f"the class folder `{shown(strange[0])}` of `{shown(str(found.root))}` is not {what}"
         raise UserError(message, HINT)
@@ -101,9 +102,7 @@ def _renumbered(classes: list[str], count: int) -> str:
     if classes and count == len(known) and set(classes) <= set(known):
         return "`classes=imagenet`: a folder's name is its class's wnid"
     what = "a line `name,number` for each class" if classes else "a line `image,number` for each image"
-    return f"`classes=FILE` with {what}, numbers from 0 to {count - 1}" + (
-        f", and a name for all {count}" if classes else ""
-    )
+    return f"`classes=FILE` with {what}, numbers from 0 to {count - 1}"
 
 
 def _said(found: Tree, labels: list[int], count: int, classes: str) -> str:

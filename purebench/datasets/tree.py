@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,8 +24,9 @@ STILLS = (
     ".vda", ".vst", ".webp", ".xbm", ".xpm",
 )  # fmt: skip
 SYSTEM = frozenset(
-    ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information",
-     "lost+found", "__pycache__", "icon\r")
+    ("__macosx", "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "@eadir", "@recycle", "#recycle", "#snapshot",
+     "$recycle.bin", "recycler", "system volume information", "network trash folder", "temporary items", "found.000", "lost+found",
+     "__pycache__", "cvs", "icon\r")
 )  # fmt: skip
 PARTS = frozenset(("train", "training", "val", "valid", "validation", "dev", "test", "testing"))
 HINT = "expected one sub-folder per class with its images (jpg, png, ..)"
@@ -132,7 +134,10 @@ def in_order(tree: Tree, *, gaps: bool = False) -> Tree:
         )
     if empty := [name for name in tree.classes if name not in has]:
         message = f"`{root}` is not an image folder: no valid file in the class {_some(empty)}"
-        raise UserError(message, f"{HINT}; remove what is no class")
+        way = "`classes=FILE` with lines of `name,number`"
+        if all(map(_is_number, tree.classes)):
+            way = f"`classes={max(map(int, tree.classes)) + 1}`, where a folder's name is its class's number"
+        raise UserError(message, f"{HINT}; a class may be without one by {way}; remove what is no class")
     if not all(map(_is_number, tree.classes)):
         return tree
     numbers = {name: int(name) for name in tree.classes}
@@ -141,6 +146,11 @@ def in_order(tree: Tree, *, gaps: bool = False) -> Tree:
         if numbers[one] == numbers[two]:
             raise UserError(f"`{root}` has two folders of one number: `{one}` and `{two}`", "merge them, or rename one")
     first, last = numbers[by_number[0]], numbers[by_number[-1]]
+    if not gaps and first == last > 1:
+        raise UserError(
+            f"`{root}` has one class folder, `{by_number[0]}`: is it class {last}, or class 0, the only one?",
+            f"`classes={last + 1}`: a folder's name is its class's number; `classes=sorted`: its place is",
+        )
     if not gaps and (first > 1 or last - first + 1 != len(by_number)):
         gap = next(n for n in range(min(first, 1), last) if n not in numbers.values())
         raise UserError(
@@ -190,8 +200,9 @@ def check_order(tree: Tree) -> None:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """A key by which numbers in names are numbers."""
-    return [(int(p), "") if _is_number(p) else (-1, p) for p in re.split(r"(\d+)", name)]
+    """A key by which numbers in names are numbers, superscripts and other scripts' too."""
+    parts = re.split(r"(\d+)", unicodedata.normalize("NFKC", name))
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 def _stem(file: str) -> str:

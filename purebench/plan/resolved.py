@@ -536,12 +536,12 @@ def check_fit(dataset: Component, classifier: Component, score: Component | None
     if classifier.takes and classifier.takes != shape and not other:
         way = _scaled(dataset, classifier.takes)
         raise UserError(
-            f"`{classifier.text}` takes images of {_size(classifier.takes)}, and {dataset.name} has {_size(shape)}",
+            f"`{classifier.text}` takes images of {_size(classifier.takes)}, and {_called(dataset)} has {_size(shape)}",
             f"{way}choose another `--classifier`; `purebench list classifiers` names them",
         )
     if score and score.takes and score.takes[0] != shape[0]:
         raise UserError(
-            f"`{score.text}` takes images of {_size(score.takes)}, and {dataset.name} has {_size(shape)}",
+            f"`{score.text}` takes images of {_size(score.takes)}, and {_called(dataset)} has {_size(shape)}",
             "choose another `--score`; `purebench list scores` names them",
         )
     # CelebA-HQ has labels, and a classifier, for each of its attributes.
@@ -554,13 +554,18 @@ def check_fit(dataset: Component, classifier: Component, score: Component | None
     known = classifier.classes
     has = f"`{dataset.text}` has labels up to {dataset.labelled - 1}" if 0 < known < dataset.labelled else ""
     if known and dataset.classes and known != dataset.classes:
-        has = f"{dataset.name} has {dataset.classes}"
+        has = f"{_called(dataset)} has {dataset.classes}"
     if has:
         found = f" ({dataset.described})" if dataset.described else ""
         raise UserError(
             f"`{classifier.text}` knows {known} classes, and {has}{found}",
             "; or ".join(filter(None, [dataset.renumber(known), "choose another `--classifier`"])),
         )
+
+
+def _called(dataset: Component) -> str:
+    """A dataset in a message: of the user's own, whose name may say nothing, all of it."""
+    return f"`{dataset.text}`" if dataset.described else dataset.name
 
 
 def _scaled(dataset: Component, wanted: list[int]) -> str:

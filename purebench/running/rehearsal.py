@@ -109,9 +109,8 @@ def _check_memory(cell: Cell, shape: list[int], memory: int, rows: int) -> None:
     # Imported here: it takes a second, which nobody else is to wait for.
     from torch._subclasses import fake_tensor
 
-    parts = [cell.classifier, *cell.scores, *_purifiers(cell)]
-    # Of somebody else's code nobody knows what it does with tensors without values: the run tells.
-    if not all(registry.is_ours(part.kind if part.kind != "surrogate" else "defense", part.key) for part in parts):
+    # Of somebody else's code nobody knows what it does with tensors without values: `whole` tries it.
+    if not all_ours(cell):
         return
     logger = logging.getLogger(fake_tensor.__name__)
     before, logger.disabled = logger.disabled, True  # it prints what is caught here
@@ -130,6 +129,12 @@ def _check_memory(cell: Cell, shape: list[int], memory: int, rows: int) -> None:
         return
     finally:
         logger.disabled = before
+
+
+def all_ours(cell: Cell) -> bool:
+    """Whether nobody else's code computes its gradients."""
+    parts = [cell.classifier, *cell.scores, *_purifiers(cell)]
+    return all(registry.is_ours(part.kind if part.kind != "surrogate" else "defense", part.key) for part in parts)
 
 
 def _weightless(part: Resolved) -> Any:
