@@ -105,7 +105,8 @@ class Foreign(nn.Module):
         wrong = logits.dim() != 2 or len(logits) != len(x) or (k and logits.shape[1] != k)
         if wrong:
             if k and logits.dim() == 2 and len(logits) == len(x):
-                hint += f"; or, if the data set has {logits.shape[1]} classes: its `classes={logits.shape[1]}`, or INFO of its file, says so"
+                saying = f"`classes={logits.shape[1]}`, or `classes` in its file's INFO"
+                hint += f"; or, if the data set has {logits.shape[1]} classes, let it say so: {saying}"
             raise UserError(
                 f"the classifier `{self.name}` returned a tensor of shape {tuple(logits.shape)} for {len(x)} images, "
                 f"expected ({len(x)}, {k or 'K'})",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from purebench import assets
 from purebench.datasets import supplied, tree
-from purebench.datasets.pictures import Facts, decode, look, stack
+from purebench.datasets.pictures import Facts, check_whole, decode, look, stack
 from purebench.datasets.tree import Tree, shown
 from purebench.errors import DOWNLOAD, USAGE, UserError
 
@@ -107,7 +107,7 @@ def of_files(
     # JPEG is plain: where all come out of one size, 50,000 heads are not read either.
     jpeg = total > WHOLE and 0 < crop <= resize and all(name.lower().endswith((".jpg", ".jpeg")) for name in files)
     paths = [root / name for name in files]
-    plain = jpeg or heads(paths, list(map(str, paths)), resize, crop, frame=frame)
+    plain = jpeg or heads(paths, list(map(str, paths)), resize, crop, frame=frame, whole=total <= WHOLE)
 
     def read(indices: Sequence[int]) -> Tensor:
         some = [paths[i] for i in indices]
@@ -126,14 +126,22 @@ def _content(path: Path) -> bytes:
 
 
 def heads(
-    sources: Iterable[Path | bytes], names: Sequence[str], resize: int = 0, crop: int = 0, *, frame: bool = False
+    sources: Iterable[Path | bytes],
+    names: Sequence[str],
+    resize: int = 0,
+    crop: int = 0,
+    *,
+    frame: bool = False,
+    whole: bool = True,
 ) -> bool:
-    """Reads the heads of all images, so that what a run would meet after hours is found when it is planned. Returns whether all are plain:
-    of 8 bits and opaque. Raises UserError for the first that is no image, that comes out of another size than the first, or, without a
-    `frame`, that `crop` is too large for."""
+    """Reads the heads of all images, so that what a run would meet after hours is found when it is planned; and, if `whole`, whether they
+    are damaged behind them. Returns whether all are plain: of 8 bits and opaque. Raises UserError for the first that is no image, that
+    comes out of another size than the first, or, without a `frame`, that `crop` is too large for."""
     plain, first = True, (0, 0)
     for i, (source, name) in enumerate(zip(sources, names, strict=True)):
         facts = look(source, shown(name))
+        if whole:
+            check_whole(source, shown(name))
         size = _scaled(facts, resize)
         plain = plain and facts.plain
         if not crop:

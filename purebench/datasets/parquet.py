@@ -93,7 +93,8 @@ def parquet(
     known = read_in[0][2]
     said = (
         f"`{shown(Path(str(path)).name)}`: {len(labels)} images of {len(set(labels))} classes, "
-        f"{_of(min(labels), known)} to {_of(max(labels), known)}, in {len(files)} Parquet file{'s' * (len(files) > 1)}"
+        f"{_of(min(labels), known)} to {_of(max(labels), known)}, in {len(files)} Parquet file{'s' * (len(files) > 1)}, "
+        f"columns `{read_in[0][3][0]}` and `{read_in[0][3][1]}`"
     )
     y = torch.tensor(labels, dtype=torch.int64)
 
@@ -156,8 +157,10 @@ def _one(found: Sequence[Path], shards: Sequence[re.Match[str] | None]) -> str:
     return str(found[first])
 
 
-def _read(file: Path, classes: int, image: str, label: str) -> tuple[list[bytes], list[int], tuple[str, ...]]:
-    """The encoded images and the labels of one file, and the class names that it gives. image, label: columns, or empty."""
+def _read(
+    file: Path, classes: int, image: str, label: str
+) -> tuple[list[bytes], list[int], tuple[str, ...], tuple[str, str]]:
+    """The encoded images and the labels of one file, the class names that it gives, and the two columns. image, label: these, or empty."""
     import pyarrow as pa
     from pyarrow import parquet as pq
 
@@ -182,7 +185,7 @@ def _read(file: Path, classes: int, image: str, label: str) -> tuple[list[bytes]
     image, label = pictures[0], kinds[0]
     known = _names(schema.metadata or {}, label)
     labels = _numbers(file, label, table[label], known, classes)
-    return _bytes(file, image, table[image]).to_pylist(), labels, known
+    return _bytes(file, image, table[image]).to_pylist(), labels, known, (image, label)
 
 
 def _columns(file: Path, names: Sequence[str], wanted: tuple[str, ...], key: str) -> list[str]:

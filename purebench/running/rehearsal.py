@@ -153,11 +153,13 @@ def _check_labels(cell: Cell, classes: int, whose: str) -> None:
     """Raises UserError for a dataset of the user's own with a label beyond the `classes` (0: not known) that there are."""
     if not classes or not (cell.dataset.code or cell.dataset.where):
         return
-    largest = int(evaluate.dataset(cell.dataset).labels.max())
+    images = evaluate.dataset(cell.dataset)
+    largest = int(images.labels.max())
     if largest >= classes:
+        found = f" ({images.said})" if images.said else ""
         raise UserError(
-            f"`{cell.dataset}` has labels up to {largest}, and {whose} knows {classes} classes, 0 to {classes - 1}",
-            "count classes from 0, or choose another `--classifier`",
+            f"`{cell.dataset}` has labels up to {largest}{found}, and {whose} knows {classes} classes, 0 to {classes - 1}",
+            f"{images.renumber(classes) or 'count classes from 0'}; or choose another `--classifier`",
         )
 
 
