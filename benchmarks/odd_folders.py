@@ -141,6 +141,19 @@ def crossed(root: Path) -> dict[str, object]:
     return {}
 
 
+def synology(root: Path) -> dict[str, object]:
+    tree(root, {"cat": 0, "dog": 1})
+    for name in ("#recycle", "@Recycle", "CVS", "#snapshot"):
+        picture(root / name / "0.png", 9)
+    return {}
+
+
+def empty_number(root: Path, **options: object) -> dict[str, object]:
+    tree(root, {"0": 0, "1": 1})
+    (root / "2").mkdir()
+    return options
+
+
 def twins(root: Path) -> dict[str, object]:
     tree(root, {"cat": 0})
     (root / "katze").symlink_to(root / "cat")
@@ -220,12 +233,33 @@ def parquet(root: Path, labels: list[object], name: str = "x.parquet") -> str:
     import pyarrow as pa
     from pyarrow import parquet as pq
 
-    root.mkdir(parents=True, exist_ok=True)
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
     shades = [label if isinstance(label, int) else 0 for label in labels]
     pq.write_table(
         pa.table({"image": [{"bytes": encoded(s), "path": ""} for s in shades], "label": labels}), root / name
     )
     return str(root / name)
+
+
+def columns(root: Path, *, names: tuple[str, ...] = (), **options: object) -> dict[str, object]:
+    """Two columns of labels, of which `fine_label` is what the pictures show. names: of its classes, in the metadata."""
+    import pyarrow as pa
+    from pyarrow import parquet as pq
+
+    root.mkdir()
+    table = pa.table(
+        {
+            "img": [encoded(i) for i in range(4)],
+            "label": [0, 0, 1, 1],
+            "fine_label": [0, 1, 2, 3],
+            "coarse_label": [7] * 4,
+        }
+    )
+    table = table.drop_columns(["label"]) if names else table
+    features = {"fine_label": {"names": names, "_type": "ClassLabel"}}
+    about = {"huggingface": json.dumps({"info": {"features": features}})} if names else None
+    pq.write_table(table.replace_schema_metadata(about), root / "x.parquet")
+    return {"path": str(root / "x.parquet"), **options}
 
 
 def shards(*names: str, path: str = "") -> Callable[[Path], dict[str, object]]:
@@ -264,6 +298,8 @@ LAYOUTS = {
     "digits with a gap": Layout(trees({"0": 0, "1": 1, "3": 3}), refused=("2 is not among them", "classes=4", "classes=sorted")),
     "a gap, classes=4": Layout(trees({"0": 0, "1": 1, "3": 3}, classes=4), said=("1 of 4 classes have no image",)),
     "a gap, classes=sorted": Layout(trees({"0": 0, "7": 1, "30": 2}, classes="sorted")),
+    "one folder, and it is 3": Layout(trees({"3": 3}), refused=("class 3, or class 0", "classes=4", "classes=sorted")),
+    "superscripts": Layout(trees({"\u00b2": 0, "\u00b3": 1, "\u00b9": 2}), said=("in the order of text", "`\u00b2` before `\u00b9`")),
     "a number beyond classes": Layout(trees({"0": 0, "4": 4}, classes=4), refused=("`4`", "0 to 3")),
     "1 and 01": Layout(trees({"0": 0, "1": 1, "01": 1}), refused=("two folders of one number",)),
     "SVHN by JSON": Layout(listed(SVHN, "c.json", json.dumps(SVHN))),
@@ -274,6 +310,8 @@ LAYOUTS = {
     "JSON as Keras has it": Layout(listed({"n02": 0, "n01": 1}, "c.json", '{"0": ["n02", "x"], "1": ["n01", "y"]}')),
     "a folder not listed": Layout(listed({"a": 0, "b": 1}, "c.csv", "a,0\n"), refused=("does not name the class folder `b`",)),
     "a name listed twice": Layout(listed({"a": 0, "b": 1}, "c.csv", "a,0\nb,1\na,1\n"), refused=("as class 0 and as class 1",)),
+    "a name twice in JSON": Layout(listed({"0": 0, "1": 1}, "c.json", '{"0": 1, "1": 1, "0": 0}'), refused=("`0` as 1 and as 0",)),
+    "a number twice in JSON": Layout(listed({"a": 0, "b": 1}, "c.json", '{"0": "b", "1": "b", "0": "a"}'), refused=("`0` as b and as a",)),
     "a list that is no list": Layout(listed({"a": 0}, "c.csv", "a,zero\nb,one\n"), refused=("no class number",)),
     "no such list": Layout(trees({"a": 0}, classes="gone.csv"), refused=("gone.csv",)),
     "an accent in two spellings": Layout(listed({"cafe\u0301": 1, "a": 0}, "c.csv", "caf\u00e9,1\na,0\n")),
@@ -284,6 +322,7 @@ LAYOUTS = {
     "many formats": Layout(formats, said=("1 no picture's ending (`0/notes.txt`)",)),
     "links in a circle": Layout(loop, said=("4 images of 2 classes", "3 links to a folder that is read already")),
     "links to elsewhere": Layout(links, said=("7 images of 2 classes", "1 links to a folder that is read already")),
+    "a disk station's folders": Layout(synology, said=("4 images of 2 classes", "left out: 4 hidden or system")),
     "a link to another class": Layout(crossed, said=("4 images of 2 classes",)),
     "two classes, one folder": Layout(twins, refused=("`cat` and `katze`", "one folder")),
     "a link to nothing": Layout(broken, refused=("x.png", "link to nothing")),
@@ -295,17 +334,32 @@ LAYOUTS = {
     "train and val": Layout(trees({"train/a": 0, "train/b": 1, "val/a": 0, "val/b": 1}), refused=("no classes", "/val`")),
     "one level too high": Layout(trees({"data/a": 0, "data/b": 1}), refused=("sub-folders of `data`", "/data`")),
     "a class without an image": Layout(empty_class, refused=("`bird`",)),
+    "a class of digits without an image": Layout(empty_number, refused=("`2`", "`classes=3`")),
+    "the same, classes=3": Layout(lambda root: empty_number(root, classes=3), said=("1 of 3 classes have no image",)),
     "nothing": Layout(lambda root: root.mkdir() or {}, refused=("no image and no sub-folder",)),
     "flat": Layout(flat({"1.png": 0, "2.png": 1}), refused=("no sub-folder per class", "classes=FILE")),
     "flat by CSV": Layout(flat({"a.png": 1, "b.png": 0, "c.png": 5}, "c.csv", "file,y\na.png,1\nb,0\nc.png,5\n"), said=("classes 0 to 5",)),
     "flat by numbers": Layout(flat({"a.png": 1, "b.png": 0}, "c.txt", "1\n0\n")),
+    "flat 0 to 11 by numbers": Layout(
+        flat({f"{i}.png": i for i in range(12)}, "c.txt", "\n".join(map(str, range(12)))), said=("`11.png` is of class 11", "by number")
+    ),
+    "flat img_1 to img_12 by numbers": Layout(
+        flat({f"img_{i}.png": i for i in range(12)}, "c.txt", "\n".join(map(str, range(12)))),
+        refused=("numbers alone", "`img_10.png` is before `img_2.png`", "image,number"),
+    ),
+    "flat img_00 to img_11 by numbers": Layout(flat({f"img_{i:02}.png": i for i in range(12)}, "c.json", json.dumps(list(range(12))))),
+    "flat A and b by numbers": Layout(flat({"a.png": 0, "B.png": 1}, "c.txt", "0\n1\n"), refused=("`B.png` is before `a.png`",)),
+    "flat 1 and 01 by numbers": Layout(flat({"1.png": 0, "01.png": 1}, "c.txt", "0\n1\n"), refused=("two images of one number",)),
     "flat, one number short": Layout(flat({"a.png": 1, "b.png": 0}, "c.txt", "1\n"), refused=("1 numbers", "2 images")),
     "flat by numbers from 1": Layout(flat({"a.png": 0, "b.png": 1}, "c.txt", "1\n2\n"), refused=("none is 0",)),
     "flat val, the devkit": Layout(devkit),
     "flat val, no meta.mat": Layout(lambda root: devkit(root, meta=False), refused=("devkit's own", "meta.mat")),
-    "two sizes": Layout(sizes, refused=("6x6", "8x6", "9.png", "size=224")),
+    "two sizes": Layout(sizes, refused=("6x6", "8x6", "9.png", "size=N")),
     "two sizes, size=4": Layout(lambda root: sizes(root, size=4)),
     "a crop too large": Layout(lambda root: sizes(root, crop=7), refused=("too small to cut 7x7",)),
+    "a cut PNG": Layout(bad(encoded(1)[:50]), refused=("bad.png", "its end is missing")),
+    "a cut JPEG": Layout(bad(encoded(1, (64, 64), "JPEG")[:-40]), refused=("bad.png", "its end is missing")),
+    "a good head and a wrong checksum": Layout(bad(encoded(1)[:45] + b"\0" + encoded(1)[46:]), refused=("bad.png", "damaged")),
     "an empty file": Layout(bad(b""), refused=("bad.png", "empty")),
     "a web page": Layout(bad(b"<html>"), refused=("bad.png", "not an image")),
     "Parquet: a folder of shards": Layout(
@@ -317,6 +371,23 @@ LAYOUTS = {
     ),
     "Parquet: two splits": Layout(
         shards("test-00000-of-00001.parquet", "train-00000-of-00001.parquet"), refused=("several splits", "test-*"), kind="parquet"
+    ),
+    "Parquet: a browser's copy": Layout(
+        shards("test-00000-of-00001.parquet", "test-00000-of-00001 (1).parquet"),
+        refused=("several splits", "test-*-of-00001.parquet"), kind="parquet",
+    ),
+    "Parquet: a shard twice": Layout(
+        shards("a/test-00000-of-00001.parquet", "b/test-00000-of-00001.parquet", path="*/test-*"), refused=("there twice",), kind="parquet"
+    ),
+    "Parquet: two columns of labels": Layout(columns, refused=("`label` and `fine_label`", "`label=fine_label`"), kind="parquet"),
+    "Parquet: one of two": Layout(
+        lambda root: columns(root, label="fine_label"), said=("columns `img` and `fine_label`", "0 to 3"), kind="parquet"
+    ),
+    "Parquet: four names": Layout(
+        lambda root: columns(root, names=("a", "b", "c", "d")), refused=("names 4 classes", "`a` to `d`", "`classes=4`"), kind="parquet"
+    ),
+    "Parquet: four names, classes=4": Layout(
+        lambda root: columns(root, names=("a", "b", "c", "d"), classes=4), said=("0 (`a`) to 3 (`d`)",), kind="parquet"
     ),
     "Parquet: a shard missing": Layout(shards("test-00000-of-00002.parquet"), refused=("lacks 1 of 2 shards",), kind="parquet"),
     "Parquet: labels of -1": Layout(rows(-1, -1), refused=("no labels in all rows", "test split"), kind="parquet"),

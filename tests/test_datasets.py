@@ -429,7 +429,7 @@ def test_wrong_folders(tmp_path):
     refused(make, "no valid file", "sub-folder per class")
     write(tmp_path / "a" / "1.png", encoded(pixels(8, 8, 3)))
     write(tmp_path / "a" / "2.png", encoded(pixels(9, 8, 3)))
-    refused(make, "8x8", "8x9", "size=224")
+    refused(make, "8x8", "8x9", "size=N")
     assert make(size=8).take([0, 1])[0].shape == (2, 3, 8, 8)
     (tmp_path / "a" / "2.png").unlink()
     write(tmp_path / "a" / "3.png", b"<html>not found</html>")
@@ -572,19 +572,22 @@ def hub_file(path, labels, *, image="img", label="label", bare=False, names=None
         ([3, 0, 9], {}, [3, 0, 9]),
         ([3, 0, 9], {"image": "image", "label": "fine_label", "bare": True}, [3, 0, 9]),
         (["ship", "airplane", "truck"], {}, [8, 0, 9]),
-        (["yes", "no", "yes"], {"names": ["no", "yes"]}, [1, 0, 1]),
+        (["yes", "no", "yes"], {"names": ["no", "yes"], "classes": 2}, [1, 0, 1]),
     ],
 )
 def test_parquet(labels, options, expected, tmp_path):
-    path = hub_file(tmp_path / "test.parquet", labels, kind="PNG", **options)
-    images = parquet.parquet(path=path)
+    classes = {key: options[key] for key in options if key == "classes"}
+    path = hub_file(
+        tmp_path / "test.parquet", labels, kind="PNG", **{k: v for k, v in options.items() if k not in classes}
+    )
+    images = parquet.parquet(path=path, **classes)
     x, y = same_in_any_order(images)
     assert y.tolist() == expected
     assert torch.equal(x[2], torch.from_numpy(pixels(32, 32, 3, seed=2)).permute(2, 0, 1).float() / 255)
     assert images.digest == "sha256:" + hashlib.sha256(Path(path).read_bytes()).hexdigest()
     assert images.note.startswith("your own Parquet file:")
     assert "JPEG" in parquet.parquet(path=hub_file(tmp_path / "2.parquet", [1])).note
-    assert parquet.parquet(path=path, channels=1).shape == [1, 32, 32]
+    assert parquet.parquet(path=path, channels=1, **classes).shape == [1, 32, 32]
 
 
 def test_wrong_parquet_files(tmp_path):

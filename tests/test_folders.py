@@ -267,3 +267,96 @@ def test_the_store_takes_no_row_of_another_shape(tmp_path):
     cell = opened([1, 2, 2])  # the lock was given back, and nothing is lost
     assert list(cell.done) == [0]
     cell.close()
+
+
+# Classes
+
+
+def test_a_refusal_about_classes_says_which_were_found_and_what_works(tmp_path):
+    grey(tmp_path / "numbers", {"1": 0, "2": 1})
+    grey(tmp_path / "names", {"ant": 0, "bee": 1})
+    (tmp_path / "list.csv").write_text("ant,3\nbee,4\n")
+    ways = {
+        "numbers": "`classes=10`",
+        "names": "`classes=FILE` with a line `name,number` for each class, numbers from 0 to 9",
+    }
+    for name, way in ways.items():
+        path = f"folder:path={tmp_path / name},channels=1"
+        with pytest.raises(UserError) as told:
+            grid.build(request(path))
+        for words in ("`digits-cnn` knows 10 classes", "4 images of 2 classes", "is class 0", "is class 1"):
+            assert words in told.value.message
+        assert way in told.value.hint
+        more = "classes=10" if name == "numbers" else f"classes={tmp_path / 'list.csv'}"
+        assert len(grid.build(request(f"{path},{more}")).jobs) == 1
+    grey(tmp_path / "many", {f"c{i:02}": i for i in range(13)}, each=1)
+    with pytest.raises(UserError, match="`c00` is class 0, `c12` is class 12"):
+        grid.build(request(f"folder:path={tmp_path / 'many'},channels=1"))
+    # A part of ImageNet, for a network of its 1,000 classes.
+    grey(tmp_path / "wnids", dict.fromkeys(odd.WNIDS, 1))
+    assert "`classes=imagenet`" in resolved.find("dataset", f"folder:path={tmp_path / 'wnids'}").renumber(1000)
+    assert "`classes=10`" in resolved.find(
+        "dataset", f"parquet:path={odd.parquet(tmp_path, [0, 1])},classes=2"
+    ).renumber(10)
+
+
+def test_a_list_of_numbers_says_which_class_and_not_how_many(tmp_path):
+    """With a class between them or without: the labels are those that were written."""
+    grey(tmp_path / "x", {"ant": 0, "bee": 1})
+    path = f"folder:path={tmp_path / 'x'},channels=1,classes={tmp_path}"
+    for name, text in {"a.csv": "ant,0\nbee,2\n", "b.csv": "ant,0\nbee,1\n", "c.json": '{"ant": 1, "bee": 0}'}.items():
+        (tmp_path / name).write_text(text)
+        assert len(grid.build(request(f"{path}/{name}")).jobs) == 1
+    (tmp_path / "names.txt").write_text("ant\nbee\n")
+    with pytest.raises(UserError, match="knows 10 classes"):
+        grid.build(request(f"{path}/names.txt"))
+
+
+def test_the_plans_line_is_seen_where_the_plan_is_refused(tmp_path):
+    grey(tmp_path / "x", {str(i): i for i in range(10)})
+    lines = []
+    asked = request(f"folder:path={tmp_path / 'x'},channels=1", attacks=("null:steps=2",))
+    with pytest.raises(UserError, match="steps"):
+        preflight.prepare(asked, preflight.Resources("cpu"), tmp_path / "out", note=lines.append)
+    assert any("20 images of 10 classes; `0` is class 0, `9` is class 9" in line for line in lines)
+
+
+def test_the_size_of_a_hint_is_the_networks(tmp_path):
+    path = tmp_path / "x"
+    for i in range(10):
+        odd.put(path / str(i) / "0.png", png(np.full((12, 12, 3), 20 * i, np.uint8)))
+    with pytest.raises(UserError) as told:
+        grid.build(request(f"folder:path={path}"))
+    assert "`channels=1,size=8`" in told.value.hint
+    assert grid.build(request(f"folder:path={path},channels=1,size=8")).jobs[0].shape == [1, 8, 8]
+    odd.put(path / "9" / "1.png", png(np.zeros((9, 8), np.uint8)))
+    with pytest.raises(UserError, match="`size=N`"):
+        grid.build(request(f"folder:path={path}"))
+
+
+def test_the_hint_about_several_splits_names_what_can_be_read(tmp_path):
+    for names in (
+        ("test-00000-of-00001.parquet", "test-00000-of-00001 (1).parquet"),
+        ("test.parquet", "train.parquet"),
+        ("test-00000-of-00002.parquet", "test-00001-of-00002.parquet", "test-x-00000-of-00001.parquet"),
+    ):
+        root = tmp_path / str(len(list(tmp_path.iterdir())))
+        for i, name in enumerate(names):
+            odd.parquet(root, [i], name)
+        with pytest.raises(UserError) as told:
+            parquet.parquet(path=str(root))
+        named = told.value.hint.partition("path=")[2]
+        assert parquet.parquet(path=named).labels.tolist() == ([0, 1] if "-of-00002" in names[0] else [0])
+
+
+def test_a_parquet_file_that_was_read_rightly_keeps_its_name_and_others_are_asked_for(tmp_path):
+    file = odd.parquet(tmp_path, [3, 4])
+    found = resolved.find("dataset", f"parquet:path={file},channels=1")
+    assert str(found.text) == "parquet:channels=1,name=x"
+    # Two columns that are equal are one.
+    table = pq.read_table(file)
+    pq.write_table(table.append_column("fine_label", table["label"]), file)
+    assert parquet.parquet(path=file).labels.tolist() == [3, 4]
+    pq.write_table(pq.read_table(file).append_column("img", table["image"].take([1, 0])), file)
+    with pytest.raises(UserError, match="`image=img` or `image=image`"):
+        parquet.parquet(path=file)

@@ -7,10 +7,12 @@ import pytest
 import torch
 from pyautoattack.square import SquareAttack
 from torch import nn
+from typer.testing import CliRunner
 
 from purebench import registry
 from purebench.attacks import autoattack
 from purebench.classifiers.foreign import as_classifier
+from purebench.cli import app
 from purebench.engine.defense import Defense
 from purebench.engine.identity import Identity
 from purebench.engine.noise import Noise
@@ -192,6 +194,13 @@ def test_one_logit_is_two_classes_where_nobody_said_how_many_there_are(parts, fl
 
 def test_a_classifier_is_asked_how_many_classes_it_knows():
     assert as_classifier(Head(7), 0, [1, 8, 8], name="mine").answers == 7
+    # One logit is read as (0, z): of one class every answer would be right.
+    one = as_classifier(Head(1), 0, [1, 8, 8], name="mine")
+    assert one.answers == 2
+    assert one(torch.ones(3, 1, 8, 8)).tolist() == [[0, 10]] * 3
+    with pytest.raises(UserError, match="expected") as told:
+        as_classifier(Head(3), 10, [1, 8, 8], name="mine")
+    assert "`classes=3`" in told.value.hint
 
 
 # ------------------------------------------------------------------------------------------------------------------ radius
@@ -299,3 +308,53 @@ def test_a_plan_refuses_too_little_memory_where_no_file_is_there(tmp_path, monke
     with pytest.raises(UserError, match="one step's graph and 2 states need") as told:
         preflight.prepare(request, preflight.Resources("cpu", rows=2, memory="1M"), tmp_path / "out")
     assert told.value.code == 2
+
+
+CHAIN = """
+import torch, purebench
+class Steps(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Conv2d(1, 1, 3, padding=1)
+    def forward(self, x):
+        for _ in range(3):
+            x = purebench.step(lambda x: x + 0.01 * self.net(x).tanh(), x)
+        return x.clamp(0, 1)
+"""
+
+
+def test_a_memory_budget_below_somebody_elses_step_is_refused_by_run_as_by_dry_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("PUREBENCH_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "chain.py").write_text(CHAIN)
+    command = [
+        "run",
+        "--dataset",
+        "digits",
+        "-d",
+        f"{tmp_path / 'chain.py'}:Steps",
+        "-a",
+        "pgd-eot:steps=1,eot=1",
+        "-t",
+        "Linf:0.1",
+    ]
+    command += [
+        "--images",
+        "2",
+        "--evals",
+        "1",
+        "--workers",
+        "1",
+        "--rows",
+        "2",
+        "--memory",
+        "1K",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    dry, run = (CliRunner().invoke(app, command + more).exception for more in (["--dry-run"], []))
+    assert isinstance(run, UserError)
+    assert "a memory budget of 1,024 bytes is too small" in run.message
+    assert str(run) == str(dry)
+    assert not (tmp_path / "out").exists()

@@ -98,11 +98,15 @@ class Foreign(nn.Module):
                 f"the classifier `{self.name}` returned {logits.dtype}: classes, or no logits",
                 "return what stands before `argmax`: attacks need its gradient",
             )
+        # Of a data set that does not say how many classes it has, too: of one class every answer would be right.
         if k in (0, 2) and tuple(logits.shape) in ((len(x),), (len(x), 1)):
             z = logits.reshape(-1)
             logits = torch.stack([torch.zeros_like(z), z], 1)
         wrong = logits.dim() != 2 or len(logits) != len(x) or (k and logits.shape[1] != k)
         if wrong:
+            if k and logits.dim() == 2 and len(logits) == len(x):
+                saying = f"`classes={logits.shape[1]}`, or `classes` in its file's INFO"
+                hint += f"; or, if the data set has {logits.shape[1]} classes, let it say so: {saying}"
             raise UserError(
                 f"the classifier `{self.name}` returned a tensor of shape {tuple(logits.shape)} for {len(x)} images, "
                 f"expected ({len(x)}, {k or 'K'})",

@@ -137,6 +137,7 @@ def _show_outcome(
         mistakes = any(isinstance(why, errors.Mistake) for why in outcome.failed.values())
         # A cell is known by the content of what it uses: with a file put right it is another one, and the failed one stays.
         more = "; with a file that was replaced it begins a new cell" if mistakes else ""
-        say(f"hint: `purebench status {folder}` shows what is missing; the same command goes on with it{more}")
+        once = "once that is mended, " if mistakes else ""
+        say(f"hint: `purebench status {folder}` shows what is missing; {once}the same command goes on with it{more}")
         mended = all(isinstance(why, errors.Mistake) for why in outcome.failed.values())
         raise typer.Exit(errors.USAGE if mended else errors.FAILED)

@@ -54,6 +54,7 @@ def folder(
     return of_files(
         root, found.files, labels, top, channels=channels, resize=size, crop=crop or size, note=note,
         declared=bool(count), said=_said(found, labels, top, said),
+        renumber=lambda count: _renumbered(found.classes, count),
     )  # fmt: skip
 
 
@@ -74,9 +75,12 @@ def _numbered(found: Tree, classes: str) -> tuple[Tree, list[int], int]:
     else:
         numbers = numbering.read(Path(classes).expanduser())
         if not found.classes:
+            if numbers.bare:
+                tree.check_order(found)
             return found, numbers.images(found.files), 0
         of, what = dict(numbers.folders(found.classes)), ""
-        count = max(numbers.of.values()) + 1 if numbers.complete else 0
+        # Names with numbers say which class each is, and not how many a network has.
+        count = len(numbers.of) if numbers.named else 0
     if strange := [name for name in found.classes if of[name] is None]:
         message = f"the class folder `{shown(strange[0])}` of `{shown(str(found.root))}` is not {what}"
         raise UserError(message, HINT)
@@ -88,6 +92,17 @@ def _numbered(found: Tree, classes: str) -> tuple[Tree, list[int], int]:
 def _number(name: str, count: int) -> int | None:
     """The class that a folder's name is; None where it is none of so many."""
     return int(name) if name.isascii() and name.isdigit() and int(name) < count else None
+
+
+def _renumbered(classes: list[str], count: int) -> str:
+    """What to write, so that the labels are numbers of a classifier's `count` classes."""
+    if classes and all(_number(name, count) is not None for name in classes):
+        return f"`classes={count}`: a folder's name is its class's number"
+    known = imagenet.wnids()
+    if classes and count == len(known) and set(classes) <= set(known):
+        return "`classes=imagenet`: a folder's name is its class's wnid"
+    what = "a line `name,number` for each class" if classes else "a line `image,number` for each image"
+    return f"`classes=FILE` with {what}, numbers from 0 to {count - 1}"
 
 
 def _said(found: Tree, labels: list[int], count: int, classes: str) -> str:
@@ -105,7 +120,10 @@ def _said(found: Tree, labels: list[int], count: int, classes: str) -> str:
         if classes == "" and len(found.classes) < len(known := imagenet.wnids()) and set(found.classes) <= set(known):
             parts.append("for a classifier of ImageNet's 1,000 classes write `classes=imagenet`")
     else:
-        parts.append(f"classes {numbering.ordered(labels)}")
+        images = [f"`{shown(found.files[i])}` is of class {labels[i]}" for i in sorted({0, len(labels) - 1})]
+        parts += [f"classes {numbering.ordered(labels)}", ", ".join(images)]
+        if why := tree.surprising([Path(file).stem for file in found.files]):
+            parts.append(why)
     if len(seen) < count:
         parts.append(f"{count - len(seen)} of {count} classes have no image")
     if left := found.described():

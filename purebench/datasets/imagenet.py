@@ -47,12 +47,15 @@ def imagenet(
     evaluated (`preprocess` in `checkpoints.toml`)."""
     root = own_folder("imagenet", folder, INFO["imagenet"], LAYOUT)
     root = root / "val" if (root / "val").is_dir() else root
+    taken = f"size={resize},crop={crop}" if resize else f"crop={crop}"
     # A class's number is its wnid's rank, for every classifier of ImageNet; asked of RobustBench's table, not of the folder, which may
     # hold a part of the classes.
     number = {wnid: i for i, wnid in enumerate(wnids())}
     if not any((root / wnid).is_dir() for wnid in number):
         flat = next(root.glob("ILSVRC2012_val_*"), None)
-        listed = f"; of images that lie flat: `folder:path={root},size=256,crop=224,classes=ILSVRC2012_validation_ground_truth.txt`"
+        listed = (
+            f"; of images that lie flat: `folder:path={root},{taken},classes=ILSVRC2012_validation_ground_truth.txt`"
+        )
         raise UserError(
             f"`{root}` is not the ImageNet validation set: it has no folder such as `n01440764`",
             f"it should hold {LAYOUT}{listed if flat else ''}",
@@ -72,7 +75,7 @@ def imagenet(
         raise UserError(
             f"`{root}` is not the whole ImageNet validation set: {len(found.files)} images in {len(found.classes)} folders, "
             f"expected {IMAGES} in the {len(number)} classes",
-            f"it should hold {LAYOUT}; `folder:path={root},classes=imagenet,size=224` takes a part of it",
+            f"it should hold {LAYOUT}; `folder:path={root},classes=imagenet,{taken}` takes a part of it",
         )
     return _images(root, found.files, [number[wnid] for wnid in found.folders], resize, crop, interpolation)
 

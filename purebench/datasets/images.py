@@ -14,7 +14,7 @@ from torch import Tensor
 
 from purebench import assets
 from purebench.datasets import supplied, tree
-from purebench.datasets.pictures import Facts, decode, look, stack
+from purebench.datasets.pictures import Facts, check_whole, decode, look, stack
 from purebench.datasets.tree import Tree, shown
 from purebench.errors import DOWNLOAD, USAGE, UserError, decimal
 
@@ -32,6 +32,9 @@ class Images:
     note: str = ""  # why numbers on these images are not a paper's; empty for the papers' own images
     declared: bool = True  # whether `classes` is their number, and not that of the labels seen
     said: str = ""  # of the user's own: what was found, and what was left out; a line of the plan
+    renumber: Callable[[int], str] = lambda _: (
+        ""
+    )  # for so many classes: what to write, so that labels are numbers of these
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -103,6 +106,7 @@ def of_tensors(x: Any, y: Any, what: str = "the images") -> Images:
 def of_files(
     root: Path, files: Sequence[str], labels: Sequence[int], classes: int, *, channels: int = 3, resize: int = 0, crop: int = 0,
     interpolation: str = "bilinear", frame: bool = False, note: str = "", declared: bool = True, said: str = "",
+    renumber: Callable[[int], str] = lambda _: "",
 ) -> Images:  # fmt: skip
     """Image files, decoded at `take`. files: names relative to root; the digest is of names, sizes, labels and, up to 512 MB in all,
     of the content, in this order. interpolation, frame: see `pictures.decode`. Raises UserError for files that are missing, empty or no
@@ -126,7 +130,7 @@ def of_files(
     # JPEG is plain: where all come out of one size, 50,000 heads are not read either.
     jpeg = total > WHOLE and 0 < crop <= resize and all(name.lower().endswith((".jpg", ".jpeg")) for name in files)
     paths = [root / name for name in files]
-    plain = jpeg or heads(paths, list(map(str, paths)), resize, crop, frame=frame)
+    plain = jpeg or heads(paths, list(map(str, paths)), resize, crop, frame=frame, whole=total <= WHOLE)
 
     def read(indices: Sequence[int]) -> Tensor:
         some = [paths[i] for i in indices]
@@ -134,7 +138,7 @@ def of_files(
         return stack(images, list(map(str, some)))
 
     y = torch.tensor(labels, dtype=torch.int64)
-    return Images(y, classes, f"sha256:{read_anew(hashed.hexdigest(), plain)}", read, note, declared, said)
+    return Images(y, classes, f"sha256:{read_anew(hashed.hexdigest(), plain)}", read, note, declared, said, renumber)
 
 
 def _content(path: Path) -> bytes:
@@ -145,14 +149,22 @@ def _content(path: Path) -> bytes:
 
 
 def heads(
-    sources: Iterable[Path | bytes], names: Sequence[str], resize: int = 0, crop: int = 0, *, frame: bool = False
+    sources: Iterable[Path | bytes],
+    names: Sequence[str],
+    resize: int = 0,
+    crop: int = 0,
+    *,
+    frame: bool = False,
+    whole: bool = True,
 ) -> bool:
-    """Reads the heads of all images, so that what a run would meet after hours is found when it is planned. Returns whether all are plain:
-    of 8 bits and opaque. Raises UserError for the first that is no image, that comes out of another size than the first, or, without a
-    `frame`, that `crop` is too large for."""
+    """Reads the heads of all images, so that what a run would meet after hours is found when it is planned; and, if `whole`, whether they
+    are damaged behind them. Returns whether all are plain: of 8 bits and opaque. Raises UserError for the first that is no image, that
+    comes out of another size than the first, or, without a `frame`, that `crop` is too large for."""
     plain, first = True, (0, 0)
     for i, (source, name) in enumerate(zip(sources, names, strict=True)):
         facts = look(source, shown(name))
+        if whole:
+            check_whole(source, shown(name))
         size = _scaled(facts, resize)
         plain = plain and facts.plain
         if not crop:
@@ -186,7 +198,7 @@ def _sizes(one: str, is_one: tuple[int, int], other: str, is_other: tuple[int, i
     has, got = ("x".join(map(str, size)) for size in (is_one, is_other))
     return UserError(
         f"images of different sizes: `{shown(one)}` is {has}, `{shown(other)}` is {got}",
-        "`size=224` scales and crops them to one size",
+        "`size=N` scales and crops them to one size, N x N: that of the networks",
     )
 
 

@@ -12,6 +12,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,13 @@ VALIDATION = re.compile(r"ILSVRC2012_val_\d{8}")
 
 @dataclass(frozen=True)
 class Numbers:
-    """`of`: name -> class, or `bare`: classes alone, in the order of the images' names; `path`: the list itself."""
+    """`of`: name -> class, or `bare`: classes alone, in the order of the images' names; `path`: the list itself; `named`: it is of names
+    alone, one for every class."""
 
     path: Path
     of: dict[str, int]
     bare: list[int]
-
-    @property
-    def complete(self) -> bool:
-        """Whether every class from 0 on has a name, so that their number is known."""
-        return set(self.of.values()) == set(range(len(set(self.of.values()))))
+    named: bool = False
 
     def folders(self, classes: Sequence[str]) -> dict[str, int]:
         """The class of each class folder; UserError for one that the list does not name."""
@@ -86,7 +84,7 @@ def read(path: Path) -> Numbers:
         raise UserError(f"cannot read the list of classes `{shown(str(path))}`: {error.strerror}", HINT) from None
     if "\0" in text:
         raise UserError(f"the list of classes `{shown(str(path))}` is no text in UTF-8", HINT)
-    rows = _of_json(path, text) if path.suffix.lower() == ".json" else _of_lines(path, text)
+    rows, named = _of_json(path, text) if path.suffix.lower() == ".json" else _of_lines(path, text)
     if not rows:
         raise UserError(f"the list of classes `{shown(str(path))}` is empty", HINT)
     if all(name is None for name, _ in rows):
@@ -96,31 +94,42 @@ def read(path: Path) -> Numbers:
         key, value = _spelled(str(name)), _whole(path, number)
         if found.setdefault(key, value) != value:
             raise UserError(f"`{shown(str(path))}` has `{shown(key)}` as class {found[key]} and as class {value}", HINT)
-    return Numbers(path, found, [])
+    return Numbers(path, found, [], named)
 
 
 Row = tuple[str | None, Any]  # a name, or none, and its number as it stands there
 
 
-def _of_json(path: Path, text: str) -> list[Row]:
+def _of_json(path: Path, text: str) -> tuple[list[Row], bool]:
+    """The rows, and whether they are names alone."""
     try:
-        data = json.loads(text)
+        data = json.loads(text, object_pairs_hook=partial(_once, path))
     except ValueError as error:
         raise UserError(f"cannot read the list of classes `{shown(str(path))}` as JSON: {error}", HINT) from None
     if isinstance(data, list):
         names = all(isinstance(item, str) for item in data)
-        return [(item, i) for i, item in enumerate(data)] if names else [(None, item) for item in data]
+        return [(item, i) if names else (None, item) for i, item in enumerate(data)], names
     if isinstance(data, dict):
         if all(_is_whole(value) for value in data.values()):
-            return list(data.items())
+            return list(data.items()), False
         if all(_is_whole(key) for key in data):
             # A list of names for one number, as Keras has it: ["n01440764", "tench"].
             names_of = [(value if isinstance(value, list) else [value], key) for key, value in data.items()]
-            return [(str(name), key) for names, key in names_of for name in names]
+            return [(str(name), key) for names, key in names_of for name in names], False
     raise UserError(f"`{shown(str(path))}` is no list of classes", HINT)
 
 
-def _of_lines(path: Path, text: str) -> list[Row]:
+def _once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A dictionary of these. Of a name that is there twice, with two values, Python's own would keep the last."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if found.setdefault(key, value) != value:
+            raise UserError(f"`{shown(str(path))}` has `{shown(key)}` as {found[key]} and as {value}", HINT)
+    return found
+
+
+def _of_lines(path: Path, text: str) -> tuple[list[Row], bool]:
+    """As `_of_json`."""
     lines = [line for line in text.splitlines() if line.strip()]
     mark = next((mark for mark in ",\t;" if lines and mark in lines[0]), "")
     if mark:
@@ -138,14 +147,14 @@ def _of_lines(path: Path, text: str) -> list[Row]:
     if rows and len(rows[0]) == 1:
         words = [row[0] for row in rows]
         if all(map(_is_whole, words)):
-            return [(None, word) for word in words]
-        return [(word, i) for i, word in enumerate(words)]
+            return [(None, word) for word in words], False
+        return [(word, i) for i, word in enumerate(words)], True
     # `name,number` above the columns is no class.
     if len(rows) > 1 and not any(map(_is_whole, rows[0])):
         rows = rows[1:]
     for name, number in ((0, 1), (1, 0)):
         if all(_is_whole(row[number]) for row in rows):
-            return [(row[name], row[number]) for row in rows]
+            return [(row[name], row[number]) for row in rows], False
     wrong = next(row for row in rows if not _is_whole(row[1]))
     raise UserError(f"`{shown(wrong[1])}` in `{shown(str(path))}` is no class number", HINT)
 

@@ -1,10 +1,11 @@
 """Parquet in the layout that public hubs use: a column `img` or `image` of encoded images, and one of labels; a file or its shards.
 
 The image column is a struct{bytes, path} or plain bytes; `label` (or `fine_label`) holds numbers, or class names that are numbered as the
-file's own metadata says, else as CIFAR-10 does."""
+file's own metadata says, else as CIFAR-10 does. Of two such columns that are not equal one has to be named."""
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import hashlib
 import json
@@ -18,7 +19,6 @@ from torch import Tensor
 
 from purebench import assets
 from purebench.datasets.images import Images, check_channels, heads, read_anew
-from purebench.datasets.numbering import ordered
 from purebench.datasets.pictures import decode, stack
 from purebench.datasets.tree import is_hidden, shown
 from purebench.errors import UserError
@@ -48,15 +48,30 @@ HINT = "expected a column `img` or `image` (struct{bytes, path} or bytes) and a 
 
 
 def parquet(
-    *, path: str = "", name: str = "", classes: int = 10, channels: int = 3, size: int = 0, crop: int = 0
+    *,
+    path: str = "",
+    name: str = "",
+    classes: int = 10,
+    channels: int = 3,
+    size: int = 0,
+    crop: int = 0,
+    image: str = "",
+    label: str = "",
 ) -> Images:
     """Rows in the file's order. path: a file, a folder of shards, or a glob such as `data/test-*.parquet`; shards in the order of their
     names. name: what tables call it; the file's name if empty. classes: labels are 0 .. classes-1. channels: 3, or 1 for grey. size: scale
-    the shorter side to it and cut out the centre; 0: the images have one size already. crop: the side of the centre, if not `size`."""
+    the shorter side to it and cut out the centre; 0: the images have one size already. crop: the side of the centre, if not `size`.
+    image, label: the columns; if empty `img` or `image`, `label` or `fine_label`."""
     check_channels(channels)
     # Through str: on the command line a name of digits alone is read as a number.
     files = _files(str(path))
-    read_in = [_read(file, classes) for file in files]
+    # Through str, as above.
+    read_in = [_read(file, classes, str(image), str(label)) for file in files]
+    if other := next((i for i, shard in enumerate(read_in) if shard[2] != read_in[0][2]), 0):
+        message = f"`{shown(str(files[0]))}` and `{shown(str(files[other]))}` have different lists of class names"
+        raise UserError(
+            message, "shards of one split number their classes alike: download them again, or name one file"
+        )
     labels = [label for shard in read_in for label in shard[1]]
     stored = [content for shard in read_in for content in shard[0]]
     names = [
@@ -75,13 +90,25 @@ def parquet(
         images = [decode(stored[i], channels, size, crop, name=names[i]) for i in indices]
         return stack(images, [names[i] for i in indices])
 
+    known = read_in[0][2]
     said = (
-        f"{len(labels)} images of {len(set(labels))} classes, {ordered(labels)}, in {len(files)} Parquet files"
-        if len(files) > 1
-        else ""
+        f"`{shown(Path(str(path)).name)}`: {len(labels)} images of {len(set(labels))} classes, "
+        f"{_of(min(labels), known)} to {_of(max(labels), known)}, in {len(files)} Parquet file{'s' * (len(files) > 1)}, "
+        f"columns `{read_in[0][3][0]}` and `{read_in[0][3][1]}`"
     )
     y = torch.tensor(labels, dtype=torch.int64)
-    return Images(y, classes, f"sha256:{digest}", read, note, said=said)
+
+    def renumber(count: int) -> str:
+        # Where the file names its classes another number is refused.
+        if not known and max(labels) < count:
+            return f"`classes={count}`, where its labels are numbers of these"
+        return ""
+
+    return Images(y, classes, f"sha256:{digest}", read, note, said=said, renumber=renumber)
+
+
+def _of(number: int, known: Sequence[str]) -> str:
+    return f"{number} (`{shown(known[number])}`)" if number < len(known) else f"{number}"
 
 
 def _files(path: str) -> list[Path]:
@@ -102,44 +129,73 @@ def _files(path: str) -> list[Path]:
     # A hub has all its splits in one folder: training images among the test's would be judged with them.
     splits = sorted({shard["split"] if shard else file.stem for file, shard in zip(found, shards, strict=True)})
     if len(splits) > 1:
-        of = f"{shown(str(found[0].parent))}/{splits[0]}{'-*' if shards[0] else ''}.parquet"
         raise UserError(
-            f"`{shown(path)}` has several splits or files: {', '.join(map(shown, splits))}", f"name one: path={of}"
+            f"`{shown(path)}` has several splits or files: {', '.join(map(shown, splits))}",
+            f"name one: path={shown(_one(found, shards))}",
         )
     if any(shards):
         there = {int(shard["number"]) for shard in shards if shard}
         count = max(int(shard["count"]) for shard in shards if shard)
+        if len(there) < len(found):
+            message = f"`{shown(path)}` has {len(found)} files of {len(there)} shards: a shard is there twice"
+            raise UserError(message, f"name one folder, or one file: path={shown(str(found[0]))}")
         if absent := sorted(set(range(count)) - there):
             message = f"`{shown(path)}` lacks {len(absent)} of {count} shards, first number {absent[0]}"
             raise UserError(message, "download the rest of them; one shard alone is `path=FILE`")
     return found
 
 
-def _read(file: Path, classes: int) -> tuple[list[bytes], list[int]]:
-    """The encoded images and the labels of one file."""
+def _one(found: Sequence[Path], shards: Sequence[re.Match[str] | None]) -> str:
+    """What to name of several splits, so that no file of another is read with it: a glob of shards, else a file."""
+    first = next((i for i, shard in enumerate(shards) if shard), 0)
+    if not (shard := shards[first]):
+        return str(found[0])
+    wanted = {file for file, other in zip(found, shards, strict=True) if other and other["split"] == shard["split"]}
+    for pattern in (f"{shard['split']}-*.parquet", f"{shard['split']}-*-of-{shard['count']}.parquet"):
+        if {file for file in found if fnmatch.fnmatchcase(file.name, pattern)} == wanted:
+            return f"{glob.escape(str(found[first].parent))}/{pattern}"
+    return str(found[first])
+
+
+def _read(
+    file: Path, classes: int, image: str, label: str
+) -> tuple[list[bytes], list[int], tuple[str, ...], tuple[str, str]]:
+    """The encoded images and the labels of one file, the class names that it gives, and the two columns. image, label: these, or empty."""
     import pyarrow as pa
     from pyarrow import parquet as pq
 
     # The schema first: a file of gigabytes without such columns is refused before it is read.
     try:
         schema = pq.read_schema(file)
-        image, label = _column(file, schema.names, IMAGE), _column(file, schema.names, LABEL)
-        table = pq.read_table(file, columns=[image, label]).combine_chunks()
+        pictures = _columns(file, schema.names, (image,) if image else IMAGE, "image")
+        kinds = _columns(file, schema.names, (label,) if label else LABEL, "label")
+        table = pq.read_table(file, columns=[*pictures, *kinds]).combine_chunks()
     except (pa.ArrowException, OSError) as error:
         why = str(error).splitlines()[0]
         raise UserError(f"cannot read `{shown(str(file))}` as Parquet: {why}", "download the file again") from None
     if not len(table):
         raise UserError(f"`{shown(str(file))}` has no rows", HINT)
-    labels = _numbers(file, label, table[label], schema.metadata or {}, classes)
-    return _bytes(file, image, table[image]).to_pylist(), labels
+    for key, columns in (("image", pictures), ("label", kinds)):
+        if any(not table[name].equals(table[columns[0]]) for name in columns[1:]):
+            ways = " or ".join(f"`{key}={name}`" for name in columns)
+            raise UserError(
+                f"`{shown(str(file))}` has columns `{'` and `'.join(columns)}`, which are not equal",
+                f"say which: {ways}",
+            )
+    image, label = pictures[0], kinds[0]
+    known = _names(schema.metadata or {}, label)
+    labels = _numbers(file, label, table[label], known, classes)
+    return _bytes(file, image, table[image]).to_pylist(), labels, known, (image, label)
 
 
-def _column(file: Path, names: Sequence[str], wanted: tuple[str, ...]) -> str:
-    """The first of the wanted names that the file has as a column; UserError if it has none."""
-    for name in wanted:
-        if name in names:
-            return name
-    raise UserError(f"`{file}` has no column `{'` or `'.join(wanted)}`: it has {', '.join(names) or 'none'}", HINT)
+def _columns(file: Path, names: Sequence[str], wanted: tuple[str, ...], key: str) -> list[str]:
+    """Those of the wanted names that the file has as columns; UserError if it has none."""
+    if found := [name for name in wanted if name in names]:
+        return found
+    raise UserError(
+        f"`{file}` has no column `{'` or `'.join(wanted)}`: it has {', '.join(names) or 'none'}",
+        f"{HINT}; `{key}=COLUMN` names another",
+    )
 
 
 def _bytes(file: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -158,7 +214,7 @@ def _bytes(file: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column
 
 
-def _numbers(file: Path, name: str, column: pa.ChunkedArray, metadata: dict[bytes, bytes], classes: int) -> list[int]:
+def _numbers(file: Path, name: str, column: pa.ChunkedArray, known: tuple[str, ...], classes: int) -> list[int]:
     """Labels as class numbers; UserError for one that is no class, and for a split without labels."""
     values, place = column.to_pylist(), shown(str(file))
     # What hubs store in place of labels that nobody is to know.
@@ -168,7 +224,10 @@ def _numbers(file: Path, name: str, column: pa.ChunkedArray, metadata: dict[byte
             f"`{place}` has no labels in {rows} of `{name}` (they are {'empty' if None in values else '-1'}): a test split without labels?",
             "take the validation split: without labels nothing can be judged",
         )
-    known = _names(metadata, name)
+    if known and len(known) != classes:
+        ends = f"`{shown(known[0])}` to `{shown(known[-1])}`"
+        message = f"`{place}` names {len(known)} classes of `{name}` ({ends}), and there are to be {classes}"
+        raise UserError(message, f"write `classes={len(known)}`")
     if any(isinstance(value, str) for value in values):
         # Never numbered by their sorted order: it is a class order that the classifier need not have.
         known = known or CIFAR10
@@ -184,12 +243,8 @@ def _numbers(file: Path, name: str, column: pa.ChunkedArray, metadata: dict[byte
     if others := [v for v in values if isinstance(v, bool) or not isinstance(v, int)]:
         raise UserError(f"`{place}` has a label {others[0]!r}, which is no class number", "store whole numbers from 0")
     if wrong := [v for v in values if not 0 <= v < classes]:
-        count = (
-            f"`classes={len(known)}`, as its own list of names has"
-            if known
-            else f"{max(values) + 1} at least: `classes=N`"
-        )
-        hint = f"say how many classes there are, {count}"
+        hint = f"say how many classes there are, {max(values) + 1} at least: `classes=N`"
+        hint = f"its own list names {len(known)} classes: is `{name}` the column that was meant?" if known else hint
         below = "classes are numbered from 0"
         raise UserError(
             f"`{place}` has a label {wrong[0]}, expected 0 to {classes - 1}", below if min(values) < 0 else hint

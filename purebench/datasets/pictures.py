@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "nearest")
 LUMA = 0.299, 0.587, 0.114  # of red, green and blue, as Pillow takes them
 LARGEST = 200_000_000  # pixels of a picture after scaling: of a line of pixels the longer side would fill any memory
+JPEG_END, TAIL = b"\xff\xd9", 4096  # bytes: other programs leave something behind it
 TIFF_BITS, TIFF_COLOURS = 258, 262  # tags: bits per sample; 0 where the least value is white
 ORIENTATION = 274  # the tag of EXIF and TIFF
 
@@ -56,6 +57,29 @@ def look(source: Path | bytes, name: str = "", *, whole: bool = False) -> Facts:
         return Facts(*facts, _orientation(image), _frames(image), turned)
 
 
+def check_whole(source: Path | bytes, name: str = "") -> None:
+    """Raises UserError for a file that is damaged behind a good head. Of PNG and JPEG only what looks damaged is decoded."""
+    try:
+        with _opened(source, name) as image:
+            if image.format in ("JPEG", "MPO") and JPEG_END in _end(source):
+                return
+            if image.format == "PNG":
+                image.verify()
+                return
+    except UserError:
+        pass  # also what decoding passes over, such as a note behind the image with a wrong checksum
+    with _opened(source, name) as image:
+        image.load()
+
+
+def _end(source: Path | bytes) -> bytes:
+    if isinstance(source, bytes):
+        return source[-TAIL:]
+    with source.open("rb") as file:
+        file.seek(max(0, source.stat().st_size - TAIL))
+        return file.read()
+
+
 def decode(
     source: Path | bytes, channels: int = 3, resize: int = 0, crop: int | tuple[int, int] = 0, name: str = "", *,
     background: str = "white", turn: bool = False, interpolation: str = "bilinear", frame: bool = False,
@@ -84,7 +108,7 @@ def stack(images: Sequence[Tensor], names: Sequence[str]) -> Tensor:
             (_, h0, w0), (_, h, w) = images[0].shape, image.shape
             raise UserError(
                 f"images of different sizes: `{names[0]}` is {w0}x{h0}, `{name}` is {w}x{h}",
-                "scale and crop them to one size; the dataset `folder` does so with `size=224`",
+                "scale and crop them to one size; the dataset `folder` does so with `size=N`",
             )
     return torch.stack([unit(image) for image in images])
 

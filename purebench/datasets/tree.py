@@ -6,11 +6,12 @@ numbers. Hidden and system entries are passed over at every level; a folder is r
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import groupby, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 from purebench.errors import UserError
@@ -23,8 +24,9 @@ STILLS = (
     ".vda", ".vst", ".webp", ".xbm", ".xpm",
 )  # fmt: skip
 SYSTEM = frozenset(
-    ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information",
-     "lost+found", "__pycache__", "icon\r")
+    ("__macosx", "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "@eadir", "@recycle", "#recycle", "#snapshot",
+     "$recycle.bin", "recycler", "system volume information", "network trash folder", "temporary items", "found.000", "lost+found",
+     "__pycache__", "cvs", "icon\r")
 )  # fmt: skip
 PARTS = frozenset(("train", "training", "val", "valid", "validation", "dev", "test", "testing"))
 HINT = "expected one sub-folder per class with its images (jpg, png, ..)"
@@ -101,6 +103,9 @@ def read(root: Path) -> Tree:
             walked.add(real)
             _walk(tree, of, place, walked, links)
     order = sorted(range(len(tree.files)), key=lambda i: (tree.folders[i], *os.path.split(tree.files[i])))
+    # Images of no class folder as class folders are.
+    if not tree.classes and all(_is_number(_stem(file)) for file in tree.files):
+        order.sort(key=lambda i: int(_stem(tree.files[i])))
     tree.files, tree.folders = [tree.files[i] for i in order], [tree.folders[i] for i in order]
     if not tree.files:
         what = f"no valid file in {_some(tree.classes)}" if tree.classes else "it has no image and no sub-folder"
@@ -129,7 +134,10 @@ def in_order(tree: Tree, *, gaps: bool = False) -> Tree:
         )
     if empty := [name for name in tree.classes if name not in has]:
         message = f"`{root}` is not an image folder: no valid file in the class {_some(empty)}"
-        raise UserError(message, f"{HINT}; remove what is no class")
+        way = "`classes=FILE` with lines of `name,number`"
+        if all(map(_is_number, tree.classes)):
+            way = f"`classes={max(map(int, tree.classes)) + 1}`, where a folder's name is its class's number"
+        raise UserError(message, f"{HINT}; a class may be without one by {way}; remove what is no class")
     if not all(map(_is_number, tree.classes)):
         return tree
     numbers = {name: int(name) for name in tree.classes}
@@ -138,6 +146,11 @@ def in_order(tree: Tree, *, gaps: bool = False) -> Tree:
         if numbers[one] == numbers[two]:
             raise UserError(f"`{root}` has two folders of one number: `{one}` and `{two}`", "merge them, or rename one")
     first, last = numbers[by_number[0]], numbers[by_number[-1]]
+    if not gaps and first == last > 1:
+        raise UserError(
+            f"`{root}` has one class folder, `{by_number[0]}`: is it class {last}, or class 0, the only one?",
+            f"`classes={last + 1}`: a folder's name is its class's number; `classes=sorted`: its place is",
+        )
     if not gaps and (first > 1 or last - first + 1 != len(by_number)):
         gap = next(n for n in range(min(first, 1), last) if n not in numbers.values())
         raise UserError(
@@ -159,21 +172,41 @@ def surprising(classes: Sequence[str]) -> str:
             if list(classes) == sorted(classes)
             else "by number, where torchvision's ImageFolder has the order of text"
         )
-    natural = sorted(classes, key=_natural)
-    for have, would in zip(classes, natural, strict=True):
+    for have, would in zip(classes, sorted(classes, key=_natural), strict=True):
         if have != would:
             return f"in the order of text, as torchvision's ImageFolder: `{shown(have)}` before `{shown(would)}`"
     return ""
 
 
+def check_order(tree: Tree) -> None:
+    """Raises UserError where numbers alone cannot be given to images that lie flat: their names have more than one order."""
+    stems = [_stem(file) for file in tree.files]
+    hint = "write lines of `image,number`"
+    if all(map(_is_number, stems)):
+        for (one, first), (two, second) in pairwise(zip(tree.files, stems, strict=True)):
+            if int(first) == int(second):
+                message = f"`{shown(str(tree.root))}` has two images of one number: `{shown(one)}` and `{shown(two)}`"
+                raise UserError(message, f"remove or rename one, or {hint}")
+        return
+    # A file manager's order has numbers as numbers, and does not regard capitals.
+    for key in (_natural, str.casefold):
+        for have, would in zip(tree.files, sorted(tree.files, key=key), strict=True):
+            if have != would:
+                raise UserError(
+                    f"numbers alone do not say which image is the first: in `{shown(str(tree.root))}` as text `{shown(have)}` is before "
+                    f"`{shown(would)}`, and for people after it",
+                    f"{hint}, or name the images with digits of one length",
+                )
+
+
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Its numbers as numbers, also in other scripts' digits and in those of powers and indices."""
-    parts = ["".join(part) for _, part in groupby(name, str.isdigit)]
-    found = [
-        (int("".join(str(unicodedata.digit(c)) for c in part)), "") if part.isdigit() else (-1, part) for part in parts
-    ]
-    # As in the order of text, numbers at the beginning come before letters.
-    return [(-1, ""), *found] if name[:1].isdigit() else found
+    """A key by which numbers in names are numbers, superscripts and other scripts' too."""
+    parts = re.split(r"(\d+)", unicodedata.normalize("NFKC", name))
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
+
+
+def _stem(file: str) -> str:
+    return os.path.splitext(file)[0]
 
 
 def _is_number(name: str) -> bool:

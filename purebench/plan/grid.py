@@ -74,9 +74,12 @@ class Plan:
     missing: list[str] = field(default_factory=list)  # assets that are not in the cache
 
 
-def build(request: Request) -> Plan:
-    """Validates everything that can be known without running; raises UserError for the first thing that is wrong."""
-    grids, notes, request = _grids(request)
+def build(request: Request, notes: list[str] | None = None) -> Plan:
+    """Validates everything that can be known without running; raises UserError for the first thing that is wrong. notes: a list that gets
+    the plan's, also where it is refused."""
+    grids, first, request = _grids(request)
+    notes = [] if notes is None else notes
+    notes += first
     jobs: dict[str, Job] = {}
     missing: dict[str, None] = {}
     known: dict[str, Component] = {}

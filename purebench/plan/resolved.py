@@ -244,6 +244,10 @@ class Component:
             return self.inner.described
         return "" if self.info["size"] or self.unsupplied else getattr(self.images, "said", "")
 
+    def renumber(self, count: int) -> str:
+        """What to write, so that a user's own labels are numbers of a classifier's `count` classes; empty where nothing is."""
+        return self.images.renumber(count) if self.described and not self.inner else ""
+
     @property
     def passed_over(self) -> str:
         """In one line: what of a user's own file of weights is used, and what is not; "" where nothing is passed over."""
@@ -569,13 +573,14 @@ def check_fit(dataset: Component, classifier: Component, score: Component | None
     # A network may take other sizes than its own, and is given them where somebody asks for them.
     other = prepared.asked(dataset.given) and classifier.any_size and shape[0] == (classifier.takes or shape)[0]
     if classifier.takes and classifier.takes != shape and not other:
+        way = _scaled(dataset, classifier.takes)
         raise UserError(
-            f"`{classifier.text}` takes images of {_size(classifier.takes)}, and {dataset.name} has {_size(shape)}",
-            "choose another `--classifier`; `purebench list classifiers` names them",
+            f"`{classifier.text}` takes images of {_size(classifier.takes)}, and {_called(dataset)} has {_size(shape)}",
+            f"{way}choose another `--classifier`; `purebench list classifiers` names them",
         )
     if score and score.takes and score.takes[0] != shape[0]:
         raise UserError(
-            f"`{score.text}` takes images of {_size(score.takes)}, and {dataset.name} has {_size(shape)}",
+            f"`{score.text}` takes images of {_size(score.takes)}, and {_called(dataset)} has {_size(shape)}",
             "choose another `--score`; `purebench list scores` names them",
         )
     # CelebA-HQ has labels, and a classifier, for each of its attributes.
@@ -585,16 +590,32 @@ def check_fit(dataset: Component, classifier: Component, score: Component | None
             f"`{dataset.text}` has labels of {wanted}, and `{classifier.text}` answers for {has}",
             f"give `--classifier {classifier.name}:attribute={wanted}`",
         )
-    if 0 < classifier.classes < dataset.labelled:
+    known = classifier.classes
+    has = f"`{dataset.text}` has labels up to {dataset.labelled - 1}" if 0 < known < dataset.labelled else ""
+    if known and dataset.classes and known != dataset.classes:
+        has = f"{_called(dataset)} has {dataset.classes}"
+    if has:
+        found = f" ({dataset.described})" if dataset.described else ""
         raise UserError(
-            f"`{classifier.text}` knows {classifier.classes} classes, and `{dataset.text}` has labels up to {dataset.labelled - 1}",
-            "choose another `--classifier`",
+            f"`{classifier.text}` knows {known} classes, and {has}{found}",
+            "; or ".join(filter(None, [dataset.renumber(known), "choose another `--classifier`"])),
         )
-    if classifier.classes and dataset.classes and classifier.classes != dataset.classes:
-        raise UserError(
-            f"`{classifier.text}` knows {classifier.classes} classes, and {dataset.name} has {dataset.classes}",
-            "choose another `--classifier`",
-        )
+
+
+def _called(dataset: Component) -> str:
+    """A dataset in a message: of the user's own, whose name may say nothing, all of it."""
+    return f"`{dataset.text}`" if dataset.described else dataset.name
+
+
+def _scaled(dataset: Component, wanted: list[int]) -> str:
+    """The beginning of a hint: what makes the images of a user's own dataset those that a network takes; empty where nothing does."""
+    channels, height, width = wanted
+    able = {"size", "channels"} <= set(dataset.values) and height == width and registry.is_ours("dataset", dataset.key)
+    if not able:
+        return ""
+    sides = [f"size={height}"] if dataset.shape[1:] != [height, width] else []
+    colours = [f"channels={channels}"] if dataset.shape[0] != channels else []
+    return f"write `{','.join(colours + sides)}` with the dataset, or "
 
 
 def check_rotation(scores: list[Component], defense: str) -> None:

@@ -40,7 +40,19 @@ def prepare(
     out: the folder of records; `fresh`: start over there; `note` is given each line that the plan has for the user. Raises UserError for
     the first thing that is wrong. What is missing in the cache is no error here: see `require_files`.
     """
-    plan = grid.build(request)
+    notes: list[str] = []
+    try:
+        plan = grid.build(request, notes)
+    except UserError as error:
+        # Which dataset was found, and how it was read: the refusal may be about that.
+        for line in dict.fromkeys(notes):
+            if (
+                note is not None
+                and line.startswith("dataset: ")
+                and line.removeprefix("dataset: ") not in error.message
+            ):
+                note(line)
+        raise
     check_counts(resources)
     if (out / store.CELL).exists():
         raise UserError(

@@ -109,9 +109,8 @@ def _check_memory(cell: Cell, shape: list[int], memory: int, rows: int) -> None:
     # Imported here: it takes a second, which nobody else is to wait for.
     from torch._subclasses import fake_tensor
 
-    parts = [cell.classifier, *cell.scores, *_purifiers(cell)]
-    # Of somebody else's code nobody knows what it does with tensors without values: the run tells.
-    if not all(registry.is_ours(part.kind if part.kind != "surrogate" else "defense", part.key) for part in parts):
+    # Of somebody else's code nobody knows what it does with tensors without values: `whole` tries it.
+    if not all_ours(cell):
         return
     logger = logging.getLogger(fake_tensor.__name__)
     before, logger.disabled = logger.disabled, True  # it prints what is caught here
@@ -132,6 +131,12 @@ def _check_memory(cell: Cell, shape: list[int], memory: int, rows: int) -> None:
         logger.disabled = before
 
 
+def all_ours(cell: Cell) -> bool:
+    """Whether nobody else's code computes its gradients."""
+    parts = [cell.classifier, *cell.scores, *_purifiers(cell)]
+    return all(registry.is_ours(part.kind if part.kind != "surrogate" else "defense", part.key) for part in parts)
+
+
 def _weightless(part: Resolved) -> Any:
     """The network of a classifier or score model, built in no time and of no size; a file of the user's own, or one that ships, is read."""
     from torch._subclasses import fake_tensor
@@ -148,11 +153,13 @@ def _check_labels(cell: Cell, classes: int, whose: str) -> None:
     """Raises UserError for a dataset of the user's own with a label beyond the `classes` (0: not known) that there are."""
     if not classes or not (cell.dataset.code or cell.dataset.where):
         return
-    largest = int(evaluate.dataset(cell.dataset).labels.max())
+    images = evaluate.dataset(cell.dataset)
+    largest = int(images.labels.max())
     if largest >= classes:
+        found = f" ({images.said})" if images.said else ""
         raise UserError(
-            f"`{cell.dataset}` has labels up to {largest}, and {whose} knows {classes} classes, 0 to {classes - 1}",
-            "count classes from 0, or choose another `--classifier`",
+            f"`{cell.dataset}` has labels up to {largest}{found}, and {whose} knows {classes} classes, 0 to {classes - 1}",
+            f"{images.renumber(classes) or 'count classes from 0'}; or choose another `--classifier`",
         )
 
 
