@@ -340,6 +340,7 @@ LAYOUTS = {
     "flat": Layout(flat({"1.png": 0, "2.png": 1}), refused=("no sub-folder per class", "classes=FILE")),
     "flat by CSV": Layout(flat({"a.png": 1, "b.png": 0, "c.png": 5}, "c.csv", "file,y\na.png,1\nb,0\nc.png,5\n"), said=("classes 0 to 5",)),
     "flat by numbers": Layout(flat({"a.png": 1, "b.png": 0}, "c.txt", "1\n0\n")),
+    "flat by numpy's numbers": Layout(flat({"a.png": 1, "b.png": 0}, "c.txt", "1.000000000000000000e+00\n0.0\n")),
     "flat 0 to 11 by numbers": Layout(
         flat({f"{i}.png": i for i in range(12)}, "c.txt", "\n".join(map(str, range(12)))), said=("`11.png` is of class 11", "by number")
     ),
@@ -388,6 +389,15 @@ LAYOUTS = {
     ),
     "Parquet: four names, classes=4": Layout(
         lambda root: columns(root, names=("a", "b", "c", "d"), classes=4), said=("0 (`a`) to 3 (`d`)",), kind="parquet"
+    ),
+    "Parquet: 0000 and 0001": Layout(shards("0000.parquet", "0001.parquet"), said=("4 images", "2 Parquet files"), kind="parquet"),
+    "Parquet: Spark's parts": Layout(
+        shards(*(f"part-{i}-8b9cd4a1-1111-4222-8333-0123456789ab-c000.snappy.parquet" for i in (0, 1))),
+        said=("4 images", "2 Parquet files"), kind="parquet",
+    ),
+    "Parquet: 0 and 2": Layout(shards("test-0.parquet", "test-2.parquet"), refused=("without a gap", "number 1"), kind="parquet"),
+    "Parquet: a hub's repository": Layout(
+        shards("data/0000.parquet", "data/0001.parquet"), refused=("no Parquet file in the folder", "/data"), kind="parquet"
     ),
     "Parquet: a shard missing": Layout(shards("test-00000-of-00002.parquet"), refused=("lacks 1 of 2 shards",), kind="parquet"),
     "Parquet: labels of -1": Layout(rows(-1, -1), refused=("no labels in all rows", "test split"), kind="parquet"),

@@ -311,7 +311,7 @@ class ThreatModel:
         if self.norm not in (*NORMS, "-"):
             raise UserError(f"unknown norm `{self.norm}` of a threat model", f"one of {', '.join(NORMS)}")
         if not (math.isfinite(self.eps) and self.eps >= 0) or (self.norm == "Linf" and self.eps > 1):
-            more = f"; did you mean {show(self.eps)}/255?" if 1 < self.eps <= 255 else ""
+            more = f"; did you mean {show(self.eps)}/255?" if 2 <= self.eps <= 255 else ""
             raise UserError(f"the radius {self.eps} of a threat model is out of range", f"images are in [0,1]{more}")
 
     def __str__(self) -> str:
@@ -394,7 +394,7 @@ def threat(text: str) -> ThreatModel:
         raise UserError(f"`{text}` allows no perturbation", "for the control without one, use `-a null`")
     # An L2 ball may well be wider than 1: its pixels add up.
     if eps < 0 or (norm == "Linf" and eps > 1):
-        more = f"; did you mean `Linf:{show(eps)}/255`?" if eps > 1 else ""
+        more = f"; did you mean `Linf:{show(eps)}/255`?" if eps >= 2 else ""
         raise UserError(f"the radius of `{text}` is out of range: images are in [0, 1]", hint + more)
     return ThreatModel(norm, float(eps))
 

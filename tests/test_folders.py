@@ -360,3 +360,10 @@ def test_a_parquet_file_that_was_read_rightly_keeps_its_name_and_others_are_aske
     pq.write_table(pq.read_table(file).append_column("img", table["image"].take([1, 0])), file)
     with pytest.raises(UserError, match="`image=img` or `image=image`"):
         parquet.parquet(path=file)
+
+
+def test_shards_by_a_number_alone_are_in_its_order(tmp_path):
+    """`part-10` comes behind `part-9`, where as text it is the third."""
+    for i in range(11):
+        odd.parquet(tmp_path, [i % 10, 3], f"part-{i}.parquet")
+    assert parquet.parquet(path=str(tmp_path)).labels.tolist()[::2] == [*range(10), 0]

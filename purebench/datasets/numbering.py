@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import re
 import unicodedata
@@ -128,6 +129,15 @@ def _once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def _plain(word: str) -> str:
+    """`3` of `3.0` and `3.000e+00`; another word as it is."""
+    try:
+        value = float(word)
+    except ValueError:
+        return word
+    return str(int(value)) if math.isfinite(value) and value == int(value) else word
+
+
 def _of_lines(path: Path, text: str) -> tuple[list[Row], bool]:
     """As `_of_json`."""
     lines = [line for line in text.splitlines() if line.strip()]
@@ -145,9 +155,10 @@ def _of_lines(path: Path, text: str) -> tuple[list[Row], bool]:
         )
         raise UserError(message, HINT)
     if rows and len(rows[0]) == 1:
+        # Numbers as numpy.savetxt writes them are numbers, and no names.
         words = [row[0] for row in rows]
-        if all(map(_is_whole, words)):
-            return [(None, word) for word in words], False
+        if all(_is_whole(_plain(word)) for word in words):
+            return [(None, _plain(word)) for word in words], False
         return [(word, i) for i, word in enumerate(words)], True
     # `name,number` above the columns is no class.
     if len(rows) > 1 and not any(map(_is_whole, rows[0])):

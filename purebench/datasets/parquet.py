@@ -44,6 +44,8 @@ IMAGE, LABEL = ("img", "image"), ("label", "fine_label")
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PATHS = "write `parquet:path=FILE`, a folder of one split's shards, or a glob: `path=data/test-*.parquet`"
 SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d+)-of-(?P<count>\d+)(-[0-9a-f]+)?\.parquet")  # as hubs name them
+# Of converters and of Spark, which write no number of shards; behind Spark's number stands the id of the job.
+NUMBERED = re.compile(r"(?P<split>.*?)(?P<number>\d+)(?:-[0-9a-f]{8}-[0-9a-f-]{27}[^/]*)?\.parquet")
 HINT = "expected a column `img` or `image` (struct{bytes, path} or bytes) and a column `label` or `fine_label`"
 
 
@@ -111,6 +113,25 @@ def _of(number: int, known: Sequence[str]) -> str:
     return f"{number} (`{shown(known[number])}`)" if number < len(known) else f"{number}"
 
 
+def _by_number(path: str, found: Sequence[Path]) -> list[Path]:
+    """Files whose names differ by a number alone (`0000.parquet`, `part-00001-<id>.parquet`), in its order; none where they are no such
+    shards. UserError for a number that is missing, or there twice."""
+    parts = [NUMBERED.fullmatch(file.name) for file in found]
+    if len(found) < 2 or not all(parts) or len({part["split"] for part in parts if part}) > 1:
+        return []
+    by_number = sorted(((int(part["number"]), file) for part, file in zip(parts, found, strict=True) if part))
+    there = [number for number, _ in by_number]
+    if len(set(there)) < len(there):
+        message = f"`{shown(path)}` has {len(there)} files of {len(set(there))} shards: a shard is there twice"
+        raise UserError(message, f"name one folder, or one file: path={shown(str(found[0]))}")
+    if absent := sorted(set(range(min(there[0], 1), there[-1] + 1)) - set(there)):
+        raise UserError(
+            f"the Parquet files in `{shown(path)}` are no shards without a gap: number {absent[0]} is not there",
+            f"download the rest of them; or name one: path={shown(str(found[0]))}",
+        )
+    return [file for _, file in by_number]
+
+
 def _files(path: str) -> list[Path]:
     """The file, or the shards of one split in the order of their names. UserError for none, for several splits, and for a part of one."""
     if not path:
@@ -124,7 +145,12 @@ def _files(path: str) -> list[Path]:
     found = [file for file in found if not is_hidden(file.name)]
     if not found:
         what = "Parquet file in the folder" if folder else "file"
-        raise UserError(f"there is no {what} `{shown(path)}`", PATHS)
+        # A hub's repository has them in `data`, or in a folder of each configuration.
+        below = sorted({str(file.parent) for file in Path(path).rglob("*.parquet")}) if folder else []
+        ways = " or ".join(f"path={shown(place)}" for place in below[:3])
+        raise UserError(f"there is no {what} `{shown(path)}`", f"there is some below: write {ways}" if below else PATHS)
+    if not any(SHARD.fullmatch(file.name) for file in found) and (numbered := _by_number(path, found)):
+        return numbered
     shards = [SHARD.fullmatch(file.name) for file in found]
     # A hub has all its splits in one folder: training images among the test's would be judged with them.
     splits = sorted({shard["split"] if shard else file.stem for file, shard in zip(found, shards, strict=True)})

@@ -200,7 +200,10 @@ def _chosen(path: Path, entries: Mapping[Any, Any]) -> tuple[np.ndarray, str]:
     named = [key for key in NAMED if key in arrays] or [key for key, value in arrays.items() if value.ndim == 4]
     if len(named) != 1:
         shapes = ", ".join(f"`{key}` {list(value.shape)}" for key, value in arrays.items()) or "nothing of the kind"
-        raise UserError(f"which entry of `{path}` are the images? It has {shapes}", "call them x_adv")
+        raise UserError(
+            f"which entry of `{path}` are the images? It has {shapes}",
+            "call them x_adv; of a list of images save `torch.stack(images)`",
+        )
     return numbers(arrays[named[0]], f"`{path}`"), named[0] if len(arrays) > 1 else ""
 
 
