@@ -39,7 +39,8 @@ def check_status(part: Part, reply: requests.Response, url: str, drive: bool) ->
         raise through_proxy(407, url)
     if status == 511:
         raise SourceFailed("this network wants a login first (HTTP 511): open any page in a browser")
-    if status in (401, 403, 404) and url.startswith(f"{endpoint()}/"):
+    # Not the stores that it leads to.
+    if status in (401, 403, 404) and url.startswith(f"{endpoint()}/") and host(reply.url) == host(url):
         explain_hub(reply, url)
     if drive and status in (401, 403):
         raise OtherWay(f"HTTP {status} {reply.reason}")
@@ -81,9 +82,9 @@ def explain_hub(reply: requests.Response, url: str) -> NoReturn:
     first = reply.history[0] if reply.history else reply
     with_token = "Authorization" in first.request.headers
     if code == "GatedRepo":
-        todo = "it must be accepted by HF_TOKEN's account" if with_token else "accept it, and set HF_TOKEN"
-        text = f"HTTP {status}: its licence has to be accepted at {page}; {todo}"
-    elif status == 404:
+        todo = "by the account that HF_TOKEN is of" if with_token else "then set HF_TOKEN"
+        raise SourceFailed(f"HTTP {status}: its licence has to be accepted at {page}, {todo}")
+    if status == 404:
         text = f"HTTP 404: {page} has no such {'revision' if code == 'RevisionNotFound' else 'file'}"
     elif with_token:
         text = f"HTTP {status}: HF_TOKEN is refused (wrong, expired, or without the right to read {page})"
@@ -117,7 +118,7 @@ def explain_page(reply: requests.Response, url: str, drive: bool) -> NoReturn:
 def _drive_says(text: str) -> str:
     """Why Drive sent a page without a button, in a few words, and under which name it has the file if the page says so."""
     name = re.search(r"uc-name-size[^>]*>\s*<a\b[^>]*>([^<]{1,80})</a>", text)
-    called = f"; Drive calls it `{html.unescape(name[1])}`" if name else ""
+    called = f"; Drive calls it `{html.unescape(name[1]).strip()}`" if name else ""
     # The sentences come in many languages, the names of their places in the page do not.
     told = re.search(r"uc-error-subcaption[^>]*>\s*([^<]{1,300})", text)
     if re.search(r"quota exceeded|too many users have viewed or downloaded", text, re.IGNORECASE):

@@ -45,7 +45,8 @@ class Show:
         """An answer begins: `have` bytes are there already, of `total` if that is known."""
         self.total = total or 0
         self.since, self.then = self.clock.monotonic(), have
-        self.at(have)
+        # Of its speed nothing is known yet.
+        self.next_line = max(self.next_line, self.since + FIRST_LINE)
 
     def at(self, have: int) -> None:
         """`have` bytes are there."""

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypedDict
 
-from purebench import assets, atomic
+from purebench import atomic
 from purebench.assets import Part, bytes_text, disk
 from purebench.assets.answers import check_status as check_status
+from purebench.assets.answers import is_page
 from purebench.assets.bars import Show, time_text
 from purebench.assets.clock import Clock
 from purebench.assets.disk import discard, disk_errors, require_space, size_of
@@ -95,8 +96,8 @@ def attempt(job: Job, url: str, way: Way, *, drive: bool) -> None:
         check_size(part, total, expected)
         # Before what came is given up for it: in the place of the file, a network's login page may come at any time.
         piece = _piece(reply, have)
-        if have == 0 and piece and (why := assets.wrong_head(piece)):
-            raise (OtherWay if drive else SourceFailed)(f"it sends no file: {why}")
+        if have == 0 and is_page(piece):
+            raise (OtherWay if drive else SourceFailed)("it sends an HTML page instead of the file")
         begin(part, url, reply.headers, have, total)
         job.sole = url if have == 0 or job.sole == url else ""
         job.show.size(have, total or expected)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from purebench.assets import Entry, Part, bytes_text
 from purebench.assets.bars import Show, time_text
@@ -108,6 +108,8 @@ def bring(part: Part, accept: Accept, network: Network, clock: Clock, show: Show
                 raise
             if not problem:
                 return
+            if candidate.over:
+                problem = candidate.whys[-1]
         if _doubted(job, candidates, accept):
             return
     finally:
@@ -133,6 +135,8 @@ def _say_next(job: Job, last: Candidate | None, candidate: Candidate, problem: s
     part, wait = job.part, candidate.ready - job.clock.monotonic()
     have = resumable(part, candidate.url, None)[0]
     on = f", from {bytes_text(have)} on" if have else ""
+    if size_of(part.beside(".part")) and not have:
+        on = ", from the beginning, since without a hash two sources may have different files"
     if last is None:
         if have:
             job.show.say(f"`{part.label}`: going on{on}")
@@ -141,7 +145,7 @@ def _say_next(job: Job, last: Candidate | None, candidate: Candidate, problem: s
     tries = f" (try {candidate.unreached + 1} of {len(PAUSES) + 1})" if candidate.unreached else ""
     if last.over:
         problem += "; given up"
-    todo = "asking again" if last is candidate else f"asking `{candidate.host}`"
+    todo = f"asking again {candidate.ways[0].how}".strip() if last is candidate else f"asking `{candidate.host}`"
     job.show.say(f"`{part.label}`: `{last.host}`: {problem}; {todo}{when}{on}{tries}")
 
 
@@ -155,7 +159,7 @@ def _once(job: Job, candidate: Candidate, accept: Accept, network: Network) -> s
         if str(button) in candidate.pressed or len(candidate.pressed) == BUTTONS:
             return _other_way(candidate, "its page leads round in a circle")
         candidate.pressed.add(str(button))
-        candidate.ways[0] = Way(str(button), candidate.ways[0].as_browser)
+        candidate.ways[0] = replace(candidate.ways[0], url=str(button))
         return "it asks to confirm the download"
     except OtherWay as why:
         return _other_way(candidate, str(why))
@@ -187,11 +191,7 @@ def _other_way(candidate: Candidate, why: str) -> str:
     """The source is asked in its next way, if it has one."""
     candidate.whys.append(why)
     candidate.ways.pop(0)
-    if not candidate.ways:
-        # Each once, in order: what it said to the program, and then to a browser.
-        candidate.whys[:] = ["; then: ".join(dict.fromkeys(candidate.whys))]
-        candidate.over = True
-        return candidate.whys[0]
+    candidate.over = not candidate.ways
     return why
 
 
@@ -275,7 +275,8 @@ def _warn(job: Job, candidate: Candidate, doubt: str) -> None:
 
 
 def _failed(part: Part, candidates: list[Candidate]) -> UserError:
-    lines = [f"\n  {browser(c.source, part.file.name)}: {c.whys[-1]}" for c in candidates]
+    # Each reason once, in order: what a source said to the program, and then to a browser.
+    lines = [f"\n  {browser(c.source, part.file.name)}: {'; then: '.join(dict.fromkeys(c.whys))}" for c in candidates]
     reasons = "".join(lines) or " no source of it can be downloaded from by a program"
     have = size_of(part.beside(".part"))
     kept = f"\n  {bytes_text(have)} of it came and are kept: the same command goes on from there" if have else ""

@@ -61,7 +61,11 @@ def ask(way: Way, have: int = 0, validator: str = "", timeout: tuple[float, floa
         raise _proxy(way.url, error) from None
     except requests.TooManyRedirects:
         raise SourceFailed("it leads round in a circle") from None
+    except requests.exceptions.InvalidProxyURL:
+        raise SourceFailed(f"{proxy(way.url)[0]} is no URL of a proxy") from None
     except ValueError as error:
+        if "SOCKS" in str(error):
+            raise SourceFailed(f"{proxy(way.url)[0]} is a SOCKS proxy's: `pip install PySocks`") from None
         # Without the error's text: it may hold what stands in the URL of a proxy.
         raise SourceFailed(
             f"`{host(way.url)}` leads to what is no URL, or a proxy's is none ({type(error).__name__})"

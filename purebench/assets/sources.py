@@ -26,9 +26,10 @@ HERE = ("localhost", "127.0.0.1", "::1")
 
 @dataclass(frozen=True)
 class Way:
-    """How a source is asked: its address, whether as a browser, and with which token."""
+    """How a source is asked: its address, whether as a browser, and with which token. `how`: what messages say of that."""
 
     url: str
+    how: str = ""
     as_browser: bool = False
     token: str = field(default="", repr=False)
 
@@ -56,10 +57,11 @@ def ways(source: Entry, file: str) -> list[Way]:
     match source:
         case {"gdrive": key}:
             # At times Drive sends programs away that it would let in as a browser.
-            return [Way(url), Way(url, as_browser=True), Way(DRIVE_BEFORE.format(key), as_browser=True)]
+            before = DRIVE_BEFORE.format(key)
+            return [Way(url), Way(url, "as a browser", True), Way(before, "at its older address", True)]
         case {"hf": _} if secret := token(url):
             # A token that is refused keeps nobody from what everybody may have.
-            return [Way(url, token=secret), Way(url)]
+            return [Way(url, token=secret), Way(url, "without HF_TOKEN")]
     return [Way(url)]
 
 
