@@ -306,7 +306,6 @@ CERTIFICATE = "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: "
         (requests.exceptions.SSLError(CERTIFICATE + "self-signed certificate (_ssl.c:1)"), "(self-signed certificate); behind a proxy", 1),
         (requests.exceptions.SSLError(ssl.SSLEOFError("EOF occurred in violation of protocol")), "no connection (EOF occurred)", 5),
         (requests.exceptions.InvalidSchema("Missing dependencies for SOCKS support."), "pip install PySocks", 1),
-        (requests.exceptions.InvalidProxyURL("http://me:s3cret@ is wrong"), "is no URL of a proxy", 1),
         (requests.exceptions.InvalidURL("http://me:s3cret@ is wrong"), "what is no URL", 1),
         (requests.TooManyRedirects(), "round in a circle", 1),
         (requests.ConnectTimeout(), "no answer in time", 5),
@@ -324,6 +323,18 @@ def test_why_there_is_no_answer(world, monkeypatch, error, says, tries):
     state, message, _ = fetch()
     assert (state, len(asked)) == ("failed", tries)
     assert says in message
+    assert "s3cret" not in message
+
+
+@pytest.mark.parametrize(
+    "value", ["http://", ":8080", "http://me:s3cret@:bad", "ftp://me:s3cret@a", "http://[::1", "http://a b"]
+)
+def test_a_proxy_that_is_no_url_is_named(server, world, monkeypatch, value):
+    monkeypatch.setenv("HTTP_PROXY", value)
+    monkeypatch.setenv("NO_PROXY", "")
+    world(server.url("fine"), server.url("cut"))
+    state, message, slept = fetch()
+    assert (state, slept, message.count("HTTP_PROXY is no URL of a proxy"), server.gets) == ("failed", [], 1, {})
     assert "s3cret" not in message
 
 
