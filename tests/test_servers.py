@@ -107,6 +107,18 @@ def test_how_long_a_busy_server_asks_to_wait(headers, wait):
     assert answers.wait_asked(headers) == wait
 
 
+def test_ten_breaks_and_another_file_in_the_middle(world):
+    """What came of the old file is asked for twice, and nothing else (`benchmarks/breaking.py` in small)."""
+    data = payload(3_000_000)
+    with Server(data) as server:
+        server.before = payload(len(data), 1)
+        part = world(server.url("evening"), sha256=hashlib.sha256(data).hexdigest())
+        _, errors, said, slept = heard()
+        assert (errors, part.file.read_bytes() == data, server.gets["evening"]) == ([], True, 11)
+        assert server.sent["evening"] == len(data) + 6 * (len(data) // 12)
+        assert ("has another file now" in said, slept) == (True, pytest.approx([1] * 10, abs=0.1))
+
+
 # ------------------------------------------------------------------------------------------------------- what is pinned
 
 
