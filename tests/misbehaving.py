@@ -1,7 +1,8 @@
 """A web server that misbehaves in the ways that downloads meet. The first part of a path is the behaviour; it counts what it sends.
 
 of the file     fine  wrong  short  long  endless  empty  chunked  compressed  no-length  no-length-cut  no-length-dead  no-length-bad
-of the line     cut  weak (no validator)  often (breaks ten times)  norange  changed  changing  slow  stall  chunked-cut  evening
+of the line     cut  weak (no validator)  often (breaks ten times)  norange  norange-whole  changed  changing
+                slow  stall  chunked-cut  evening
 of the server   hangup  hangup-dead  hangup-middle  busy  busy-date  busy-hour  busy-unsaid  dead-busy  limited  missing  forbidden
 of the network  html  sneaky-html  portal  portal-middle  login  proxy-password  proxy-refuses (also for CONNECT)
 of Drive        drive-scan  drive-quota  drive-quota-de  drive-browser (only a browser gets it)  drive-page
@@ -151,6 +152,8 @@ class Handler(BaseHTTPRequestHandler):
             if kind == "chunked-cut":
                 body = body[: len(body) // 2]
             self.answer(200, body, {"Transfer-Encoding": "chunked"}, length=None)
+        elif kind == "norange-whole":
+            self.file(data, kind, ranges=False)
         elif kind == "norange":
             self.file(data, kind, ranges=False, stop=half if turn == 1 else None)
         elif kind in ("cut", "weak"):

@@ -146,6 +146,20 @@ def test_a_file_unlike_a_third_partys_hash_is_taken_with_its_own(server, world, 
     assert capsys.readouterr().err == "purebench: warning: unlike\n"
 
 
+def test_a_file_that_lies_there_is_known_by_its_own_hash_and_not_by_a_third_partys(server, world):
+    part = world(server.url("fine"), sha256="0" * 64, trust="third-party")
+    part.file.parent.mkdir(parents=True)
+    part.file.write_bytes(DATA)
+    assert (assets.digest("net"), storage._damaged(part)) == (SHA, "")
+    rows, errors, said, _ = heard()
+    assert (rows[0]["state"], rows[0]["sha256"], errors, server.gets) == ("present", SHA, [], {})
+    assert "third party knows" in said
+    part.beside(".lock.json").unlink()
+    part.file.write_bytes(DATA[:-1])  # but it has to be whole
+    assert fetch()[0] == "fetched"
+    assert part.beside(".bad").read_bytes() == DATA[:-1]
+
+
 @pytest.mark.parametrize("trust", ["publisher", "code", "crowd", "ours", "first-use"])
 def test_any_other_hash_refuses(server, world, trust):
     part = world(server.url("wrong"), sha256=SHA, trust=trust)

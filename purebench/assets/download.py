@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 20  # bytes
 OVERLAP = 1 << 14  # bytes that a source sends again where it goes on with what another one has sent
+PATIENCE = (
+    600  # seconds that a source which crawls may still need, before what it sent is given up for one without ranges
+)
 SLOW, WATCHED = 200_000, 60  # bytes per second below which a server crawls, and the seconds over which that is measured
 
 
@@ -46,15 +49,18 @@ class Saved(TypedDict, total=False):
 class Job:
     """A file on its way.
 
-    sole: the URL from which all of `.part` came, in this process; "" if that is not so. may_leave: whether a source that crawls is left.
-    doubting: the registry's size is not asked of the file. answered: whether any server answered. versions: how often one had another
-    file than before. seconds, bytes: how fast the URL `pace_of` has been since it was last judged. told: URLs said to crawl."""
+    sole: the URL from which all of `.part` came, in this process; "" if that is not so. may_leave: whether a source that crawls is left;
+    alone: why it is not. quickest: bytes per second of the quickest that was left. doubting: the registry's size is not asked of
+    the file. answered: whether any server answered. versions: how often one had another file than before. seconds, bytes: how fast the URL
+    `pace_of` has been since it was last judged. told: URLs said to crawl."""
 
     part: Part
     show: Show
     clock: Clock
     sole: str = ""
     may_leave: bool = False
+    alone: str = ""
+    quickest: float = 0
     doubting: bool = False
     answered: bool = False
     versions: int = 0
@@ -96,6 +102,9 @@ def attempt(job: Job, url: str, way: Way, *, drive: bool) -> None:
             length = reply.headers.get("Content-Length", "")
             total = int(length) if length.isdigit() else None
             another = have > 0 and same and _is_another(saved, validator, reply.headers, total)
+            # What came would be lost: not if the one that was left needs only minutes more.
+            if have and not same and ((total or expected or have) - have) < job.quickest * PATIENCE:
+                raise Crawls("it sends nothing but all of the file", 0)
             have, tail = 0, b""
         # A part that does not continue ours would make a file of the right size and with a hole or a seam in it.
         elif first != have - len(tail) or _is_another(saved, validator, reply.headers, total):
@@ -202,13 +211,11 @@ def judge_pace(job: Job, url: str, left: int | None) -> None:
     if speed >= SLOW or (left is not None and left < speed * WATCHED):
         return
     if job.may_leave:
-        raise Crawls(speed)
+        raise Crawls(f"it sends {bytes_text(speed)}/s", speed)
     if url not in job.told:
         job.told.add(url)
         rest = f": about {time_text(left / speed)} left" if left and speed else ""
-        job.show.say(
-            f"`{job.part.label}`: `{host(url)}` sends {bytes_text(speed)}/s, and nobody else has the file{rest}"
-        )
+        job.show.say(f"`{job.part.label}`: `{host(url)}` sends {bytes_text(speed)}/s, and {job.alone}{rest}")
 
 
 def _piece(reply: requests.Response, have: int) -> bytes:

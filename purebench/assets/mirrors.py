@@ -96,8 +96,7 @@ def bring(part: Part, accept: Accept, network: Network, clock: Clock, show: Show
             if candidate.doubt and part.beside(".doubted").exists():
                 candidate.give_up(candidate.doubt)
                 continue
-            others = [other for other in pending if other is not candidate and other.speed is None and not other.doubt]
-            job.may_leave = bool(others) and candidate.speed is None and has_full_hash(part)
+            _may_leave(job, candidate, [other for other in pending if other is not candidate])
             # Nobody has the file that a third party's hash and size are of: another one is better than none.
             job.doubting = bool(candidate.doubt)
             try:
@@ -130,6 +129,16 @@ def _next(part: Part, pending: list[Candidate], current: Candidate | None, now: 
     return min(
         pending, key=lambda c: (bool(c.doubt), c.speed is not None, -(c.speed or 0), max(c.ready, now), c.number)
     )
+
+
+def _may_leave(job: Job, candidate: Candidate, others: list[Candidate]) -> None:
+    """Whether a source that crawls is left for another one, or what is said if it is not."""
+    known = has_full_hash(job.part)
+    job.may_leave = known and candidate.speed is None and any(o.speed is None and not o.doubt for o in others)
+    job.alone = "nobody else has the file"
+    if others:
+        job.alone = "no other source is quicker" if known else "without a hash no other source can go on with it"
+    job.quickest = max((other.speed or 0 for other in others), default=0) if candidate.speed is None else 0
 
 
 def _say_next(job: Job, last: Candidate | None, candidate: Candidate, problem: str) -> None:
@@ -173,7 +182,7 @@ def _once(job: Job, candidate: Candidate, accept: Accept, network: Network) -> s
         return str(why)
     except Crawls as why:
         candidate.speed = why.speed
-        return f"it sends {bytes_text(why.speed)}/s"
+        return str(why)
     except Unreached as why:
         candidate.unreached += 1
         limit = 1 if network.silent else len(PAUSES) + 1
@@ -249,6 +258,7 @@ def _accepted(job: Job, candidate: Candidate, accept: Accept) -> str:
     discard(part)
     # What came before may have been wrong, and this source good; from the beginning, it is the source that is wrong.
     if sole or candidate.again:
+        problem += "; what came is thrown away"
         candidate.give_up(problem)
         return problem
     candidate.again, candidate.furthest = True, 0
