@@ -28,6 +28,8 @@ from datetime import timedelta
 from pathlib import Path
 from unittest import mock
 
+import requests  # noqa: F401  (its import takes a second, which is no case's)
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from misbehaving import Quick, Server, payload
 
