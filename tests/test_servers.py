@@ -171,7 +171,16 @@ def test_in_doubt_a_cut_file_is_still_refused(server, world):
     server.data = DATA[:-1000]
     part = world(server.url("fine"), sha256=SHA, trust="third-party")
     state, message, _ = fetch()
-    assert (state, "cut short or damaged" in message, part.lock(), part.file.exists()) == ("failed", True, {}, False)
+    assert (state, "cannot be seen to be whole" in message, part.lock(), part.file.exists()) == (
+        "failed",
+        True,
+        {},
+        False,
+    )
+    # Nor is one that comes twice in a body without a length.
+    server.data = DATA
+    part = world(server.url("endless"), sha256="0" * 64, size=len(DATA), trust="third-party")
+    assert (fetch()[0], part.lock(), part.file.exists()) == ("failed", {}, False)
 
 
 def test_a_file_of_the_users_is_taken_in_doubt_with_a_warning(server, world, tmp_path):

@@ -34,6 +34,7 @@ OVERLAP = 1 << 14  # bytes that a source sends again where it goes on with what 
 PATIENCE = (
     600  # seconds that a source which crawls may still need, before what it sent is given up for one without ranges
 )
+HEAD = 64  # bytes by which a page is known
 SLOW, WATCHED = 200_000, 60  # bytes per second below which a server crawls, and the seconds over which that is measured
 
 
@@ -145,7 +146,8 @@ def _tail(part: Part, have: int) -> bytes:
 def _continued(job: Job, reply: requests.Response, tail: bytes, have: int) -> bytes:
     """The first bytes of the answer behind `tail`, with which it must begin. Changed if it is of another file."""
     piece = _piece(reply, have)
-    while 0 < len(piece) < len(tail) and (more := _piece(reply, have)):
+    # So many that a page is known by them.
+    while 0 < len(piece) < max(len(tail), HEAD) and (more := _piece(reply, have)):
         piece += more
     if len(piece) < len(tail):
         raise Retry(f"the connection broke after {bytes_text(have)}")

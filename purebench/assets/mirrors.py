@@ -54,6 +54,7 @@ class Candidate:
     again: bool = False
     speed: float | None = None
     doubt: str = ""
+    holds: bool = False  # what is in `.doubted`
     over: bool = False
     whys: list[str] = field(default_factory=list)
     pressed: set[str] = field(default_factory=set)
@@ -87,15 +88,12 @@ def bring(part: Part, accept: Accept, network: Network, clock: Clock, show: Show
     # Of a process that was killed.
     part.beside(".doubted").unlink(missing_ok=True)
     try:
-        while pending := [candidate for candidate in candidates if not candidate.over]:
+        while pending := [c for c in candidates if not (c.over or (c.doubt and part.beside(".doubted").exists()))]:
             candidate = _next(part, pending, current, clock.monotonic())
             _say_next(job, current, candidate, problem)
             if candidate is not current:
                 show.start(part.label)
             current = candidate
-            if candidate.doubt and part.beside(".doubted").exists():
-                candidate.give_up(candidate.doubt)
-                continue
             _may_leave(job, candidate, [other for other in pending if other is not candidate])
             # Nobody has the file that a third party's hash and size are of: another one is better than none.
             job.doubting = bool(candidate.doubt)
@@ -249,7 +247,7 @@ def _accepted(job: Job, candidate: Candidate, accept: Accept) -> str:
             if not part.beside(".doubted").exists():
                 with disk_errors(part.file):
                     os.replace(part.beside(".part"), part.beside(".doubted"))
-                candidate.doubt = problem
+                candidate.doubt, candidate.holds = problem, True
             discard(part)
             candidate.give_up(problem)
             return problem
@@ -270,7 +268,7 @@ def _doubted(job: Job, candidates: list[Candidate], accept: Accept) -> bool:
     part = job.part
     if not part.beside(".doubted").exists():
         return False
-    candidate = next(c for c in candidates if c.doubt and c.over)
+    candidate = next(c for c in candidates if c.holds)
     with disk_errors(part.file):
         os.replace(part.beside(".doubted"), part.beside(".part"))
     try:
@@ -291,7 +289,10 @@ def _warn(job: Job, candidate: Candidate, doubt: str) -> None:
 
 def _failed(part: Part, candidates: list[Candidate]) -> UserError:
     # Each reason once, in order: what a source said to the program, and then to a browser.
-    lines = [f"\n  {browser(c.source, part.file.name)}: {'; then: '.join(dict.fromkeys(c.whys))}" for c in candidates]
+    lines = [
+        f"\n  {browser(c.source, part.file.name)}: {'; then: '.join(dict.fromkeys(c.whys or [c.doubt]))}"
+        for c in candidates
+    ]
     reasons = "".join(lines) or " no source of it can be downloaded from by a program"
     have = size_of(part.beside(".part"))
     kept = f"\n  {bytes_text(have)} of it came and are kept: the same command goes on from there" if have else ""
