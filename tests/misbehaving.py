@@ -167,12 +167,12 @@ class Handler(BaseHTTPRequestHandler):
             # Ten breaks; slow in the fourth answer; from the seventh on it is another file.
             body = data if turn > 6 else me.before
             stop = len(data) // 12 if turn <= 10 else None
-            self.file(body, kind, stop=stop, etag=f'"{1 + (turn > 6)}"', slow=me.slow if turn == 4 else 0)
+            self.file(body, kind, stop=stop, etag='"1"' if turn > 6 else '"before"', slow=me.slow if turn == 4 else 0)
         elif kind == "changing":
-            self.file(payload(len(data), turn), kind, stop=half, etag=f'"{turn}"')
+            self.file(payload(len(data), turn), kind, stop=half, etag=f'"version {turn}"')
         elif kind == "changed":
             other = data if turn > 1 else payload(len(data), 9)
-            self.file(other, kind, stop=half if turn == 1 else None, etag=f'"{turn}"')
+            self.file(other, kind, stop=half if turn == 1 else None, etag='"1"' if turn > 1 else '"before"')
         else:
             self.file(data, kind, slow=len(data) if kind == "slow" else 0)
 

@@ -89,7 +89,7 @@ def test_a_mirror_with_another_file_is_found_out_at_once(server, world):
     part.beside(".part.json").write_text(json.dumps({"url": "http://elsewhere/", "validator": "", "size": None}))
     _, errors, said, _ = heard()
     assert (errors, good(part), server.gets["fine"]) == ([], True, 2)
-    assert "another one than the source's before it" in said
+    assert "its file is another one than what came before" in said
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import requests
 
 CHUNK = 1 << 20  # bytes
-OVERLAP = 1 << 14  # bytes that a source sends again where it goes on with what another one has sent
+OVERLAP = 1 << 14  # bytes that are sent again where no mark says that what follows is of the same file
 PATIENCE = (
     600  # seconds that a source which crawls may still need, before what it sent is given up for one without ranges
 )
@@ -87,8 +87,8 @@ def attempt(job: Job, url: str, way: Way, *, drive: bool) -> None:
     # A mark means something to the server that made it: to another one it would always be another version.
     same = saved.get("url") == url
     validator = saved.get("validator", "") if same else ""
-    # Of two sources the hash of the whole would tell at the very end whether they have the same file.
-    tail = b"" if same or have <= OVERLAP else _tail(part, have)
+    # Of two sources, or of one without marks, a hash of the whole would tell at the very end whether it was one file.
+    tail = b"" if validator or have <= OVERLAP else _tail(part, have)
     with ask(way, have - len(tail), validator) as reply:
         job.answered = True
         check_status(part, reply, way.url, drive)
@@ -152,7 +152,7 @@ def _continued(job: Job, reply: requests.Response, tail: bytes, have: int) -> by
     if len(piece) < len(tail):
         raise Retry(f"the connection broke after {bytes_text(have)}")
     if not piece.startswith(tail):
-        _start_over(job, "its file is another one than the source's before it")
+        _start_over(job, "its file is another one than what came before")
     return piece[len(tail) :] or _piece(reply, have) if tail else piece
 
 
