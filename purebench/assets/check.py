@@ -14,7 +14,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     import requests
 
 TIMEOUT = (10, 20)  # seconds to connect, and to the first byte
-HOSTS = 8  # asked at a time; each one question after the other, since Drive takes many at once for an attack
-PAUSE = 0.5  # seconds between two questions to one host
+PAUSE = 0.5  # seconds between two questions to one host: Drive takes many at once for an attack
 AGAIN = 3  # seconds after which a connection that failed is tried once more
 ROUGHLY = 0.05  # how far a size may be from an `about`
 
@@ -98,15 +97,14 @@ def answers(asked: list[Question], *, sleep: Callable[[float], None] = time.slee
             except BaseException as error:
                 future.set_exception(error)
 
-    with ThreadPoolExecutor(HOSTS) as pool:
-        try:
-            for of in by_host.values():
-                pool.submit(in_turn, of)
-            for future in coming:
-                yield future.result()
-        finally:
-            stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+    for of in by_host.values():
+        # Daemons: Ctrl-C need not wait for servers that do not answer.
+        threading.Thread(target=in_turn, args=(of,), daemon=True).start()
+    try:
+        for future in coming:
+            yield future.result()
+    finally:
+        stop.set()
 
 
 def without_source(names: Iterable[str], found: Iterable[Answer]) -> list[str]:
