@@ -25,9 +25,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from misbehaving import Handler, Server, payload
+
+ROOT = Path(__file__).parents[1]
 
 # Before anything else is imported: most bind `time.sleep` when they are. Printed last, whatever happens.
 CLOCK = """
