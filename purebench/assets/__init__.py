@@ -104,7 +104,8 @@ class Part:
         return self.file.with_name(self.file.name + ending)
 
     def lock(self) -> dict[str, Any]:
-        """What `fetch` wrote when it verified the file: sha256, size, source, when, trust; empty if it did not."""
+        """What `fetch` wrote when it verified the file: sha256, size, source, when, trust, `doubt` where it is not the file that a third
+        party knows; empty if it did not."""
         # A damaged one counts as none: the file is then verified again, which is safe.
         try:
             found = json.loads(self.beside(".lock.json").read_text(encoding="utf-8"))
@@ -114,14 +115,18 @@ class Part:
 
     def hash(self) -> str:
         """The sha256 of the file as downloaded: the registry's, else that which `fetch` found, else its own; "" if it is not here."""
-        return self.facts.get("sha256") or self.lock().get("sha256", "") or hashed(self.file)
+        lock = self.lock()
+        # What `fetch` took in doubt is another file than the registry's.
+        known = "" if lock.get("doubt") else self.facts.get("sha256", "")
+        return known or lock.get("sha256", "") or hashed(self.file)
 
     def whole(self) -> bool:
         """Whether what is used is there and looks right: size and first bytes; hashes were `fetch`'s business."""
         # The size that is known is the archive's, which is gone once it is unpacked.
         if self.result != self.file or self.result.is_dir():
             return self.result.is_file() or (self.result.is_dir() and any(self.result.iterdir()))
-        size = self.facts.get("size") or self.lock().get("size")
+        lock = self.lock()
+        size = (None if lock.get("doubt") else self.facts.get("size")) or lock.get("size")
         return self.file.is_file() and size in (None, self.file.stat().st_size) and not wrong_bytes(self.file)
 
 

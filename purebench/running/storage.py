@@ -12,7 +12,8 @@ from pathlib import Path
 
 from purebench import assets, registry
 from purebench.assets import bytes_text, fetch
-from purebench.assets.download import SourceFailed, free_bytes
+from purebench.assets.disk import free_bytes
+from purebench.assets.troubles import SourceFailed
 from purebench.errors import UserError, unknown
 from purebench.running.finding import Finding
 
@@ -149,7 +150,8 @@ def _damaged(part: assets.Part) -> str:
         else:
             fetch.check_head(part, part.file)
         published, pinned = part.facts.get("sha256"), part.lock().get("sha256")
-        if published and pinned and published != pinned:
+        # What `fetch` took in doubt is another file than the registry's, and known to be.
+        if published and pinned and published != pinned and not part.lock().get("doubt"):
             return f"`fetch` found the sha256 {pinned[:12]}.., and the registry has {published[:12]}.."
         return "" if part.whole() else assets.wrong_bytes(part.file) or f"it has {part.file.stat().st_size:,} bytes"
     except SourceFailed as why:

@@ -1,0 +1,137 @@
+"""One request to a server, and in words what went wrong on the way to it: no network, a proxy, a certificate."""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import purebench
+from purebench.assets.sources import Way, host
+from purebench.assets.troubles import SourceFailed, Unreached
+from purebench.errors import DOWNLOAD, UserError
+
+if TYPE_CHECKING:
+    import requests
+
+TIMEOUT = (10, 60)  # seconds to connect, and between two reads
+AGENT = f"purebench/{purebench.__version__}"
+BROWSER = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36"
+PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
+CERTIFICATES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+
+
+def headers(way: Way, have: int = 0, validator: str = "") -> dict[str, str]:
+    """What is sent along to ask for the bytes from `have` on: of the version `validator` if there is such a mark."""
+    # Uncompressed: of a file compressed on the way, neither the size nor a byte range is that of the file.
+    # English: the pages that explain a refusal are then in the language that we look for.
+    found = {
+        "Accept-Encoding": "identity",
+        "Accept-Language": "en",
+        "User-Agent": BROWSER if way.as_browser else AGENT,
+    }
+    if have:
+        found["Range"] = f"bytes={have}-"
+        # If the file has changed meanwhile, the server then sends all of it and not a part.
+        if validator:
+            found["If-Range"] = validator
+    return found
+
+
+def ask(way: Way, have: int = 0, validator: str = "", timeout: tuple[float, float] | None = None) -> requests.Response:
+    """The server's answer. Unreached or SourceFailed if there is none; UserError if this machine is set up wrongly."""
+    import requests
+
+    def signed(request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if way.token:
+            request.headers["Authorization"] = f"Bearer {way.token}"
+        return request
+
+    try:
+        # As `auth` and not among the headers: there a password that ~/.netrc has for the host would take its place.
+        # After a redirect to another host, `requests` takes it away.
+        auth = signed if way.token else None
+        sent = headers(way, have, validator)
+        return requests.get(way.url, headers=sent, auth=auth, stream=True, timeout=timeout or TIMEOUT)
+    except requests.exceptions.SSLError as error:
+        raise _certificate(error) from None
+    except requests.exceptions.ProxyError as error:
+        raise _proxy(way.url, error) from None
+    except requests.TooManyRedirects:
+        raise SourceFailed("it leads round in a circle") from None
+    except requests.exceptions.InvalidProxyURL:
+        raise SourceFailed(f"{proxy(way.url)[0]} is no URL of a proxy") from None
+    except ValueError as error:
+        if "SOCKS" in str(error):
+            raise SourceFailed(f"{proxy(way.url)[0]} is a SOCKS proxy's: `pip install PySocks`") from None
+        # Without the error's text: it may hold what stands in the URL of a proxy.
+        raise SourceFailed(
+            f"`{host(way.url)}` leads to what is no URL, or a proxy's is none ({type(error).__name__})"
+        ) from None
+    except requests.Timeout:
+        raise Unreached("no answer in time") from None
+    except requests.RequestException as error:
+        raise Unreached(f"no connection ({reason(error)})") from None
+    except OSError as error:
+        # Not of the network: `requests` looks for the file of certificates before it asks.
+        names = [name for name in CERTIFICATES if os.environ.get(name)]
+        if not names:
+            raise Unreached(f"no connection ({reason(error)})") from None
+        message = f"{' and '.join(names)}: there is no file of certificates at `{os.environ[names[0]]}`"
+        raise UserError(message, "mend or unset it", DOWNLOAD) from None
+
+
+def _certificate(error: Exception) -> SourceFailed | Unreached:
+    text = str(error)
+    if "CERTIFICATE_VERIFY_FAILED" not in text and "certificate verify failed" not in text:
+        return Unreached(f"no connection ({reason(error)})")
+    if re.search(r"expired|not yet valid", text):
+        today = datetime.now(UTC).date()
+        return SourceFailed(
+            f"its certificate is not valid on {today}, which is today by this machine's clock: is it right?"
+        )
+    why = found[1].strip() if (found := re.search(r"certificate verify failed: ([^(\"']+)", text)) else "refused"
+    return SourceFailed(
+        f"its certificate cannot be trusted ({why}); behind a proxy that reads along, REQUESTS_CA_BUNDLE names the proxy's own"
+    )
+
+
+def _proxy(url: str, error: Exception) -> SourceFailed | Unreached:
+    name, where = proxy(url)
+    status = re.search(r"Tunnel connection failed: (\d{3})", str(error))
+    if not status:
+        return Unreached(f"no connection to the proxy `{where}` ({name}; {reason(error)})")
+    return through_proxy(int(status[1]), url)
+
+
+def through_proxy(status: int, url: str) -> SourceFailed | Unreached:
+    """What it means that the proxy itself answered with this status."""
+    name, where = proxy(url)
+    if status == 407:
+        return SourceFailed(
+            f"the proxy `{where}` wants a name and a password (HTTP 407): {name}=http://NAME:PASSWORD@{where}"
+        )
+    if status in (500, 502, 503, 504):
+        return Unreached(f"the proxy `{where}` ({name}) does not get there (HTTP {status})")
+    return SourceFailed(f"the proxy `{where}` ({name}) does not let through to `{host(url)}` (HTTP {status})")
+
+
+def proxy(url: str) -> tuple[str, str]:
+    """(variable that names the proxy for this URL, host:port of it without a password)."""
+    from requests.utils import get_environ_proxies, select_proxy
+
+    found = select_proxy(url, get_environ_proxies(url)) or ""
+    parts = urlsplit(found if "://" in found else f"http://{found}")
+    names = [n for n in PROXIES if found and found in (os.environ.get(n), os.environ.get(n.lower()))]
+    return names[0] if names else "a proxy variable", parts.netloc.rpartition("@")[2]
+
+
+def reason(error: BaseException) -> str:
+    """The innermost cause in a few words: `Connection refused`."""
+    text = str(error)
+    found = re.findall(r"\[Errno -?\d+\] ([^'\")]+)|(Read timed out|IncompleteRead|EOF occurred)", text)
+    if found:
+        return next((a or b for a, b in found[::-1]), "")
+    return "it hung up" if "without response" in text else type(error).__name__

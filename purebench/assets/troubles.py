@@ -1,0 +1,52 @@
+"""Why an answer is not the file, as exceptions: their class says whether asking again may help, and whom."""
+
+from __future__ import annotations
+
+TRIES = 5  # in a row without progress
+
+
+class SourceFailed(Exception):
+    """This source cannot give the file: why."""
+
+
+class OtherWay(SourceFailed):
+    """It does not give the file when it is asked like this; asked in another way, it may."""
+
+
+class Doubtful(SourceFailed):
+    """It sends a whole file, and not the one of which somebody who is not its publisher printed the hash or the size."""
+
+
+class Retry(Exception):
+    """It may if asked again: why, after how many seconds (None: the usual back-off), how often at most."""
+
+    def __init__(self, why: str, wait: float | None = None, tries: int = TRIES):
+        super().__init__(why)
+        self.wait, self.tries = wait, tries
+
+
+class Unreached(Retry):
+    """No connection came about, or no answer over it."""
+
+
+class Endless(Retry):
+    """All of an answer came, and neither its length nor the file's own format says that this is the end."""
+
+    def __init__(self) -> None:
+        super().__init__("it does not say how long the file is, and the end of the file is not there", tries=2)
+
+
+class Changed(Retry):
+    """What came before is of another version of the file than what the server sends now."""
+
+
+class Crawls(Exception):
+    """It sends, and so slowly that another source is better: `speed` in bytes per second."""
+
+    def __init__(self, speed: float):
+        super().__init__(speed)
+        self.speed = speed
+
+
+class Confirmation(Exception):
+    """Drive asks to press a button; the text is the URL that it leads to."""
