@@ -144,6 +144,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(302, b"", {"Location": "https://accounts.google.com/ServiceLogin"})
         if says == "quota":
             return self.answer(200, QUOTA.encode(), {"Content-Type": "text/html; charset=utf-8"})
+        if url.startswith("https://drive.google.com/uc?"):
+            return self.answer(303, b"", {"Location": url.replace("drive.google.com/uc", f"{DRIVE}/download")})
         if says == "html" or kind == "page":
             return self.answer(200, b"<!DOCTYPE html><title>Welcome</title>", {"Content-Type": "text/html"})
         if says == "sneaky-html":

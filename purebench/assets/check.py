@@ -11,31 +11,32 @@ import binascii
 import contextlib
 import re
 import threading
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from purebench import assets
-from purebench.assets import Part, bytes_text, download, fetch
-from purebench.assets.download import Confirmation, Retry, SourceFailed
+from purebench.assets import Entry, Part, bytes_text, parts, request, sources
+from purebench.assets.answers import QUOTA, check_status
+from purebench.assets.bars import time_text
+from purebench.assets.clock import Clock
+from purebench.assets.download import content_range, vouched
+from purebench.assets.fetch import wanted
+from purebench.assets.sources import Way
+from purebench.assets.troubles import Confirmation, OtherWay, Retry, SourceFailed, Unreached
 
 if TYPE_CHECKING:
     import requests
 
 TIMEOUT = (10, 20)  # seconds to connect, and to the first byte
 PAUSE = 0.5  # seconds between two questions to one host: Drive takes many at once for an attack
+BUTTONS = 4  # pages of Drive's that are confirmed
 AGAIN = 3  # seconds after which a connection that failed is tried once more
 ROUGHLY = 0.05  # how far a size may be from an `about`
 
-Question = tuple[Part, dict[str, str], str]  # a file, one of its sources, and the address to ask
-
-
-class NoAnswer(Exception):
-    """Nothing came from there: why. A second try may bring it."""
+Question = tuple[Part, Entry, str]  # a file, one of its sources, and the address to ask
 
 
 @dataclass
@@ -67,18 +68,18 @@ class Answer:
 def questions(names: Iterable[str]) -> list[Question]:
     """(file, source, address) of every source of the assets, none twice. UserError: an unknown name, or kind of source."""
     found = {}
-    for name in fetch.wanted(names):
-        for part in assets.parts(name):
+    for name in wanted(names):
+        for part in parts(name):
             for source in part.facts.get("sources", []):
-                by_hand = not fetch.automatic(source)
-                url = (fetch.browser if by_hand else fetch.address)(source, part.file.name)
+                url = (sources.address if sources.automatic(source) else sources.browser)(source, part.file.name)
                 # By file and address: two assets may be one file (`same_as`).
                 found[part.file, url] = (part, source, url)
     return list(found.values())
 
 
-def answers(asked: list[Question], *, sleep: Callable[[float], None] = time.sleep) -> Iterator[Answer]:
+def answers(asked: list[Question], clock: Clock | None = None) -> Iterator[Answer]:
     """What each source says, in the order of the questions; hosts are asked side by side, each one question at a time."""
+    clock = clock or Clock()
     by_host = defaultdict(list)
     coming: list[Future[Answer]] = [Future() for _ in asked]
     for question, future in zip(asked, coming, strict=True):
@@ -90,9 +91,9 @@ def answers(asked: list[Question], *, sleep: Callable[[float], None] = time.slee
             if stop.is_set():
                 return
             if number:
-                sleep(PAUSE)
+                clock.sleep(PAUSE)
             try:
-                future.set_result(ask(*question, sleep=sleep))
+                future.set_result(ask(*question, clock=clock))
             # Else whoever waits for the answer would wait for ever: it is raised there.
             except BaseException as error:
                 future.set_exception(error)
@@ -110,83 +111,83 @@ def answers(asked: list[Question], *, sleep: Callable[[float], None] = time.slee
 def without_source(names: Iterable[str], found: Iterable[Answer]) -> list[str]:
     """The files (as messages call them) that no source has today; not those that ship with purebench or were never released."""
     live = {answer.asset for answer in found if answer.usable}
-    labels = dict.fromkeys(part.label for name in fetch.wanted(names) for part in assets.parts(name))
+    labels = dict.fromkeys(part.label for name in wanted(names) for part in parts(name))
     return [label for label in labels if label not in live]
 
 
-def ask(part: Part, source: dict[str, str], url: str, *, sleep: Callable[[float], None] = time.sleep) -> Answer:
-    """One byte of one source."""
-    for last in (False, True):
-        answer = Answer(part.label, url, source.get("status", ""))
+def ask(part: Part, source: Entry, url: str, *, clock: Clock | None = None) -> Answer:
+    """One byte of one source, asked in every way that `fetch` has for it."""
+    clock = clock or Clock()
+    automatic = sources.automatic(source)
+    ways = sources.ways(source, part.file.name) if automatic else [Way(url)]
+    answer = Answer(part.label, sources.shown(url), source.get("status", ""))
+    broken, pressed = False, 0
+    while True:
         try:
-            _first_byte(part, source, url, answer)
-        except NoAnswer as why:
-            answer.notes = [str(why)]
-            # A break of a few seconds makes no server dead.
-            if not last:
-                sleep(AGAIN)
+            _first_byte(part, ways[0], answer, source if automatic else None, clock)
+        except Confirmation as button:
+            pressed += 1
+            if pressed <= BUTTONS:
+                ways[0] = replace(ways[0], url=str(button))
                 continue
-        except Retry as problem:
-            wait = "" if problem.wait is None else f"; it asks to wait {problem.wait:.0f} seconds"
-            answer.state, answer.notes = "busy", [f"{problem}{wait}"]
+            _refused(answer, "its page leads round in a circle")
+        except Unreached as why:
+            answer.state, answer.http, answer.seconds, answer.notes = "dead", 0, None, [str(why)]
+            # A break of a few seconds makes no server dead.
+            if not broken:
+                broken = True
+                clock.sleep(AGAIN)
+                continue
+        except Retry as why:
+            wait = "" if why.wait is None else f"; it asks to wait {time_text(why.wait)}"
+            answer.state, answer.notes = "busy", [f"{why}{wait}"]
+        except OtherWay as why:
+            _refused(answer, str(why))
+            if len(ways) > 1:
+                ways.pop(0)
+                continue
         except SourceFailed as why:
-            # What answers and is not the file is another thing than an address that leads nowhere.
-            answer.state = (
-                "busy" if "quota" in str(why) else "dead" if answer.http >= 400 or not answer.http else "differs"
-            )
-            answer.notes = [
-                str(why) if str(why).startswith("HTTP") or answer.http < 400 else f"HTTP {answer.http}: {why}"
-            ]
+            _refused(answer, str(why))
         break
+    if answer.state == "answers" and ways[0].how:
+        answer.notes.append(f"only {ways[0].how}")
     if answer.known:
         answer.notes.append(f"the registry calls it {answer.known}")
     return answer
 
 
-def _first_byte(part: Part, source: dict[str, str], url: str, answer: Answer) -> None:
-    """Fills in the answer. Retry, SourceFailed, NoAnswer: why there is none."""
-    drive, page = "gdrive" in source, not fetch.automatic(source)
-    for confirmed in (False, True):
-        began = time.monotonic()
-        with _request(url) as reply:
-            answer.http, answer.seconds = reply.status_code, round(time.monotonic() - began, 3)
-            try:
-                if page:
-                    return _page(reply, answer)
-                download.check_status(part, reply, url, drive and not confirmed)
-            except Confirmation as button:
-                url = str(button)
-                continue
-            first = _read_one(reply)
-            answer.seconds = round(time.monotonic() - began, 3)
-            return _compare(part, source, reply, first, answer)
+def _refused(answer: Answer, why: str) -> None:
+    """What answers and is not the file is another thing than an address that leads nowhere."""
+    error = answer.http >= 400
+    text = f"HTTP {answer.http}: {why}" if error and "HTTP" not in why else why
+    # Each reason once: another way may end with the same.
+    answer.notes = list(dict.fromkeys([*answer.notes, text]))
+    quota = any(QUOTA in note for note in answer.notes)
+    answer.state = "busy" if quota else "dead" if error or not answer.http else "differs"
+
+
+def _first_byte(part: Part, way: Way, answer: Answer, source: Entry | None, clock: Clock) -> None:
+    """Fills in the answer; source: None for a page. Confirmation, Retry, OtherWay or SourceFailed: why there is none."""
+    began = clock.monotonic()
+    with request.ask(way, timeout=TIMEOUT, one=True) as reply:
+        answer.http, answer.seconds = reply.status_code, round(clock.monotonic() - began, 3)
+        if source is None:
+            return _page(reply, answer)
+        check_status(part, reply, way.url, "gdrive" in source)
+        first = _read_one(reply)
+        answer.seconds = round(clock.monotonic() - began, 3)
+        _compare(part, reply, first, answer)
 
 
 def _page(reply: requests.Response, answer: Answer) -> None:
     """A page for people: only whether it is there."""
     if not reply.ok:
         raise SourceFailed(f"HTTP {reply.status_code} {reply.reason}")
-    host = urlsplit(reply.url).hostname or ""
+    host = sources.host(reply.url)
     # Drive answers like this for a folder that is no longer shared.
     if host.startswith("accounts."):
         raise SourceFailed(f"`{host}` asks to log in")
-    answer.state = "page"
-
-
-def _request(url: str) -> requests.Response:
-    """The server's answer to a request for one byte. NoAnswer, SourceFailed: there is none."""
-    import requests
-
-    headers = {"Accept-Encoding": "identity", "Range": "bytes=0-0", "User-Agent": "purebench"}
-    try:
-        return requests.get(url, headers=headers, stream=True, timeout=TIMEOUT)
-    # Before RequestException, of which these are: another try changes none of them.
-    except (requests.exceptions.SSLError, requests.TooManyRedirects, ValueError) as error:
-        raise SourceFailed(f"{type(error).__name__}: {error}") from None
-    except requests.Timeout:
-        raise NoAnswer("no answer in time") from None
-    except requests.RequestException as error:
-        raise NoAnswer(f"no connection ({download._reason(error)})") from None
+    answer.state, answer.notes = "page", []
 
 
 def _read_one(reply: requests.Response) -> bytes:
@@ -196,31 +197,34 @@ def _read_one(reply: requests.Response) -> bytes:
     try:
         return bytes(reply.raw.read(1, decode_content=False))
     except (HTTPError, OSError) as error:
-        raise NoAnswer(f"the connection broke before the first byte ({download._reason(error)})") from None
+        raise Unreached(f"the connection broke before the first byte ({request.reason(error)})") from None
 
 
-def _compare(part: Part, source: dict[str, str], reply: requests.Response, first: bytes, answer: Answer) -> None:
+def _compare(part: Part, reply: requests.Response, first: bytes, answer: Answer) -> None:
     """Holds the answer against the registry: what `fetch` would refuse makes it `differs`, all else is a note."""
     facts, headers = part.facts, reply.headers
-    answer.state = "answers"
+    answer.state, answer.notes = "answers", []
     answer.ranges = reply.status_code == 206
     answer.size = _size(reply)
     answer.validator = headers.get("ETag", "") or headers.get("Last-Modified", "")
-    refused = []
+    refused, wrong = [], []
     if not first:
         refused.append("it is empty")
     elif first == b"<":
         refused.append("it sends an HTML page instead of the file")
     if answer.size and facts.get("size") and answer.size != facts["size"]:
-        refused.append(f"it says that the file has {answer.size:,} bytes, not {facts['size']:,}")
+        wrong.append(f"it says that the file has {answer.size:,} bytes, not {facts['size']:,}")
     about = facts.get("about")
     if answer.size and about and not facts.get("size") and abs(answer.size - about) > ROUGHLY * about:
         answer.notes.append(f"the registry says about {bytes_text(about)}")
     for kind, stated in _hashes(reply).items():
         expected = facts.get(kind) or (part.lock().get("sha256", "") if kind == "sha256" else "")
         if expected and stated != expected:
-            why = f"it says that its {kind} is {stated[:12]}.., not {expected[:12]}.. (trust: {facts['trust']})"
-            refused.append(why)
+            wrong.append(f"it says that its {kind} is {stated[:12]}.., not {expected[:12]}.. (trust: {facts['trust']})")
+    if vouched(part):
+        refused += wrong
+    else:
+        answer.notes += [f"{why}; `fetch` would warn, and take it if nobody has the other" for why in wrong]
     # What moved for good today is dead one day.
     moved = [step for step in reply.history if step.status_code in (301, 308)]
     if moved:
@@ -233,7 +237,7 @@ def _compare(part: Part, source: dict[str, str], reply: requests.Response, first
 
 def _size(reply: requests.Response) -> int | None:
     """Bytes of the whole file, as the server says; None if it does not."""
-    total = download._range(reply.headers.get("Content-Range", ""))[1]
+    total = content_range(reply.headers.get("Content-Range", ""))[1]
     length = reply.headers.get("Content-Length", "")
     if total is None and reply.status_code == 200 and length.isdigit():
         return int(length)

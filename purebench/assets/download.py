@@ -79,7 +79,7 @@ def attempt(job: Job, url: str, way: Way, *, drive: bool) -> None:
     with ask(way, have, validator) as reply:
         job.answered = True
         check_status(part, reply, way.url, drive)
-        first, total = _range(reply.headers.get("Content-Range", ""))
+        first, total = content_range(reply.headers.get("Content-Range", ""))
         if reply.status_code == 416:
             if have and total == have:
                 return
@@ -219,7 +219,7 @@ def vouched(part: Part) -> bool:
     return part.facts["trust"] != "third-party"
 
 
-def _range(text: str) -> tuple[int | None, int | None]:
+def content_range(text: str) -> tuple[int | None, int | None]:
     """`bytes 5-9/10` -> (5, 10); `bytes */10` -> (None, 10)."""
     found = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", text.strip())
     if not found:
