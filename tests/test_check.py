@@ -86,7 +86,7 @@ def test_a_plan_asks_nobody_and_a_check_asks_every_source_for_one_byte(hosts, co
         ("missing", "dead", "HTTP 404"),
         ("forbidden", "dead", "HTTP 403"),
         ("silent", "dead", "no connection"),
-        ("busy", "busy", "HTTP 429; it asks to wait 280 seconds"),
+        ("busy", "busy", "HTTP 429; it asks to wait"),
         ("html", "differs", "HTML page"),
         ("sneaky-html", "differs", "HTML page"),
         ("larger", "differs", "170,498,072 bytes, not 170,498,071"),
