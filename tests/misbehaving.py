@@ -1,7 +1,7 @@
 """A web server that misbehaves in the ways that downloads meet. The first part of a path is the behaviour; it counts what it sends.
 
 of the file     fine  wrong  short  long  endless  empty  chunked  compressed  no-length  no-length-cut  no-length-dead  no-length-bad
-of the line     cut  weak (no validator)  often (breaks ten times)  norange  changed  changing  slow  stall  chunked-cut
+of the line     cut  weak (no validator)  often (breaks ten times)  norange  changed  changing  slow  stall  chunked-cut  evening
 of the server   hangup  hangup-dead  hangup-middle  busy  busy-date  busy-hour  dead-busy  limited  missing  forbidden
 of the network  html  sneaky-html  portal  portal-middle  login  proxy-password  proxy-refuses (also for CONNECT)
 of Drive        drive-scan  drive-quota  drive-quota-de  drive-browser (only a browser gets it)  drive-page
@@ -36,8 +36,10 @@ natural.pt.tar</a> (278M)</span></body></html>"""
 
 def payload(size: int, seed: int = 0) -> bytes:
     """A pickle of random bytes, whole: it ends with STOP."""
-    inside = random.Random(seed).randbytes(size - 8)
-    return b"\x80\x02T" + len(inside).to_bytes(4, "little") + inside + b"."
+    draw, inside = random.Random(seed), size - 8
+    # In pieces: a number of more bits than an int of C holds cannot be drawn.
+    pieces = [draw.randbytes(min(1 << 24, inside - start)) for start in range(0, inside, 1 << 24)]
+    return b"".join([b"\x80\x02T", inside.to_bytes(4, "little"), *pieces, b"."])
 
 
 class Server:
@@ -46,6 +48,7 @@ class Server:
     def __init__(self, data: bytes, pause: float = 0.02, pieces: int = 50):
         self.data, self.pause, self.pieces = data, pause, pieces
         self.stall = 1.0  # seconds without a byte
+        self.before, self.slow = data, 0  # of `evening`: an older file, and how much of it comes slowly
         self.ahead = timedelta(0)  # of this server's clock
         self.connect = 407  # what a proxy answers that is asked for a tunnel
         self.sent, self.gets, self.asked = Counter(), Counter(), []
@@ -157,13 +160,18 @@ class Handler(BaseHTTPRequestHandler):
             self.file(data, kind, stop=stop)
             if kind == "stall" and turn == 1:
                 time.sleep(me.stall)
+        elif kind == "evening":
+            # Ten breaks; slow in the fourth answer; from the seventh on it is another file.
+            body = data if turn > 6 else me.before
+            stop = len(data) // 12 if turn <= 10 else None
+            self.file(body, kind, stop=stop, etag=f'"{1 + (turn > 6)}"', slow=me.slow if turn == 4 else 0)
         elif kind == "changing":
             self.file(payload(len(data), turn), kind, stop=half, etag=f'"{turn}"')
         elif kind == "changed":
             other = data if turn > 1 else payload(len(data), 9)
             self.file(other, kind, stop=half if turn == 1 else None, etag=f'"{turn}"')
         else:
-            self.file(data, kind, slow=kind == "slow")
+            self.file(data, kind, slow=len(data) if kind == "slow" else 0)
 
     def do_CONNECT(self) -> None:
         """A proxy that is asked for a tunnel."""
@@ -197,8 +205,8 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.put(body, getattr(self, "kind", "CONNECT"))
 
-    def file(self, data, kind, *, ranges=True, stop=None, claim=None, etag='"1"', slow=False) -> None:
-        """`stop`: bytes after which the connection is cut; `claim`: the length that is said."""
+    def file(self, data, kind, *, ranges=True, stop=None, claim=None, etag='"1"', slow=0) -> None:
+        """`stop`: bytes after which the connection is cut; `claim`: the length that is said; `slow`: bytes that come slowly."""
         asked, first = self.headers.get("Range"), 0
         if ranges and asked and self.headers.get("If-Range", etag) == etag:
             first = int(asked.removeprefix("bytes=").rstrip("-"))
@@ -212,12 +220,13 @@ class Handler(BaseHTTPRequestHandler):
         if etag:
             self.send_header("ETag", etag)
         self.end_headers()
-        body = data[first:][:stop]
-        step = max(len(body) // self.server_.pieces, 1) if slow else max(len(body), 1)
-        for start in range(0, len(body), step):
-            self.put(body[start : start + step], kind)
-            if slow:
-                time.sleep(self.server_.pause)
+        body = memoryview(data)[first:][:stop]
+        slow = min(slow, len(body))
+        step = max(slow // self.server_.pieces, 1)
+        for start in range(0, slow, step):
+            self.put(body[start : min(start + step, slow)], kind)
+            time.sleep(self.server_.pause)
+        self.put(body[slow:], kind)
 
     def put(self, body: bytes, kind: str) -> None:
         try:

@@ -11,7 +11,7 @@ from urllib.parse import urlencode, urljoin
 
 from purebench.assets import HTML, Part
 from purebench.assets.request import through_proxy
-from purebench.assets.sources import endpoint, host
+from purebench.assets.sources import host, is_hub
 from purebench.assets.troubles import Confirmation, OtherWay, Retry, SourceFailed
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def check_status(part: Part, reply: requests.Response, url: str, drive: bool) ->
     if status == 511:
         raise SourceFailed("this network wants a login first (HTTP 511): open any page in a browser")
     # Not the stores that it leads to.
-    if status in (401, 403, 404) and url.startswith(f"{endpoint()}/") and host(reply.url) == host(url):
+    if status in (401, 403, 404) and is_hub(url) and host(reply.url) == host(url):
         explain_hub(reply, url)
     if drive and status in (401, 403):
         raise OtherWay(f"HTTP {status} {reply.reason}")

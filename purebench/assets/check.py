@@ -22,7 +22,7 @@ from purebench.assets import Entry, Part, bytes_text, parts, request, sources
 from purebench.assets.answers import QUOTA, check_status
 from purebench.assets.bars import time_text
 from purebench.assets.clock import Clock
-from purebench.assets.download import content_range, vouched
+from purebench.assets.download import vouched
 from purebench.assets.fetch import wanted
 from purebench.assets.sources import Way
 from purebench.assets.troubles import Confirmation, OtherWay, Retry, SourceFailed, Unreached
@@ -236,12 +236,10 @@ def _compare(part: Part, reply: requests.Response, first: bytes, answer: Answer)
 
 
 def _size(reply: requests.Response) -> int | None:
-    """Bytes of the whole file, as the server says; None if it does not."""
-    total = content_range(reply.headers.get("Content-Range", ""))[1]
-    length = reply.headers.get("Content-Length", "")
-    if total is None and reply.status_code == 200 and length.isdigit():
-        return int(length)
-    return total
+    """Bytes of the whole file, as the server says (`bytes 0-0/10`, or the length of all of it); None if it does not."""
+    whole = reply.headers.get("Content-Length", "") if reply.status_code == 200 else ""
+    total = reply.headers.get("Content-Range", "").rpartition("/")[2] or whole
+    return int(total) if total.isdigit() else None
 
 
 def _hashes(reply: requests.Response) -> dict[str, str]:

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, NoReturn, TypedDict
 
 from purebench import atomic
 from purebench.assets import Part, bytes_text, disk
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import requests
 
 CHUNK = 1 << 20  # bytes
+OVERLAP = 1 << 14  # bytes that a source sends again where it goes on with what another one has sent
 SLOW, WATCHED = 200_000, 60  # bytes per second below which a server crawls, and the seconds over which that is measured
 
 
@@ -43,10 +44,11 @@ class Saved(TypedDict, total=False):
 
 @dataclass
 class Job:
-    """A file on its way. sole: the URL from which all of `.part` came, in this process; "" if that is not so.
+    """A file on its way.
 
-    may_leave: whether a source that crawls is left. doubting: the registry's size is not asked of the file.
-    answered: whether any server answered. `seconds` and `bytes` at `pace_of`: how fast that URL has been since it was last judged."""
+    sole: the URL from which all of `.part` came, in this process; "" if that is not so. may_leave: whether a source that crawls is left.
+    doubting: the registry's size is not asked of the file. answered: whether any server answered. versions: how often one had another
+    file than before. seconds, bytes: how fast the URL `pace_of` has been since it was last judged. told: URLs said to crawl."""
 
     part: Part
     show: Show
@@ -55,6 +57,7 @@ class Job:
     may_leave: bool = False
     doubting: bool = False
     answered: bool = False
+    versions: int = 0
     pace_of: str = ""
     seconds: float = 0
     bytes: int = 0
@@ -75,29 +78,36 @@ def attempt(job: Job, url: str, way: Way, *, drive: bool) -> None:
     if have and have == (expected or saved.get("size")):
         return
     # A mark means something to the server that made it: to another one it would always be another version.
-    validator = saved.get("validator", "") if saved.get("url") == url else ""
-    with ask(way, have, validator) as reply:
+    same = saved.get("url") == url
+    validator = saved.get("validator", "") if same else ""
+    # Of two sources the hash of the whole would tell at the very end whether they have the same file.
+    tail = b"" if same or have <= OVERLAP else _tail(part, have)
+    with ask(way, have - len(tail), validator) as reply:
         job.answered = True
         check_status(part, reply, way.url, drive)
-        first, total = content_range(reply.headers.get("Content-Range", ""))
+        another = False
+        first, total = _range(reply.headers.get("Content-Range", ""))
         if reply.status_code == 416:
             if have and total == have:
                 return
-            discard(part)
-            raise Changed("HTTP 416: it has no such range")
+            _start_over(job, "HTTP 416: it has no such range")
         # 200 is the whole file: Range was not sent, or is ignored, or the file is another one now.
         if reply.status_code == 200:
             length = reply.headers.get("Content-Length", "")
-            have, total = 0, int(length) if length.isdigit() else None
+            total = int(length) if length.isdigit() else None
+            another = have > 0 and same and _is_another(saved, validator, reply.headers, total)
+            have, tail = 0, b""
         # A part that does not continue ours would make a file of the right size and with a hole or a seam in it.
-        elif first != have or _is_another(saved, validator, reply.headers, total):
-            discard(part)
-            raise Changed("it sends another part than asked for, or of another file")
+        elif first != have - len(tail) or _is_another(saved, validator, reply.headers, total):
+            _start_over(job, "it sends another part than asked for, or of another file")
         check_size(part, total, expected)
         # Before what came is given up for it: in the place of the file, a network's login page may come at any time.
-        piece = _piece(reply, have)
+        piece = _continued(job, reply, tail, have)
         if have == 0 and is_page(piece):
             raise (OtherWay if drive else SourceFailed)("it sends an HTML page instead of the file")
+        if another:
+            job.versions += 1
+            job.show.say(f"`{part.label}`: `{host(url)}` has another file now: from the beginning")
         begin(part, url, reply.headers, have, total)
         job.sole = url if have == 0 or job.sole == url else ""
         job.show.size(have, total or expected)
@@ -108,6 +118,29 @@ def attempt(job: Job, url: str, way: Way, *, drive: bool) -> None:
             raise Retry(f"the connection broke after {bytes_text(have)}")
     elif not _ended(part, reply):
         raise Endless
+
+
+def _start_over(job: Job, why: str) -> NoReturn:
+    discard(job.part)
+    job.versions += 1
+    raise Changed(why)
+
+
+def _tail(part: Part, have: int) -> bytes:
+    """The last bytes of what came."""
+    with part.beside(".part").open("rb") as file:
+        file.seek(have - OVERLAP)
+        return file.read(OVERLAP)
+
+
+def _continued(job: Job, reply: requests.Response, tail: bytes, have: int) -> bytes:
+    """The first bytes of the answer behind `tail`, with which it must begin. Changed if it is of another file."""
+    piece = _piece(reply, have)
+    while 0 < len(piece) < len(tail) and (more := _piece(reply, have)):
+        piece += more
+    if not piece.startswith(tail):
+        _start_over(job, "its file is another one than the source's before it")
+    return piece[len(tail) :] or _piece(reply, have) if tail else piece
 
 
 def check_size(part: Part, total: int | None, expected: int | None) -> None:
@@ -184,7 +217,9 @@ def _piece(reply: requests.Response, have: int) -> bytes:
     try:
         return bytes(reply.raw.read1(CHUNK, decode_content=False))
     except (HTTPError, OSError) as error:
-        raise Retry(f"the connection broke after {bytes_text(have)} ({_reason(error)})") from None
+        # That it was incomplete is said already.
+        why = "" if "IncompleteRead" in str(error) else f" ({_reason(error)})"
+        raise Retry(f"the connection broke after {bytes_text(have)}{why}") from None
 
 
 def _ended(part: Part, reply: requests.Response) -> bool:
@@ -219,7 +254,7 @@ def vouched(part: Part) -> bool:
     return part.facts["trust"] != "third-party"
 
 
-def content_range(text: str) -> tuple[int | None, int | None]:
+def _range(text: str) -> tuple[int | None, int | None]:
     """`bytes 5-9/10` -> (5, 10); `bytes */10` -> (None, 10)."""
     found = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", text.strip())
     if not found:

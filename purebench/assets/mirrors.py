@@ -17,7 +17,6 @@ from purebench.assets.disk import discard, disk_errors, size_of
 from purebench.assets.download import Job, attempt, has_full_hash, resumable
 from purebench.assets.sources import Way, automatic, browser, by_hand, host, sources, ways
 from purebench.assets.troubles import (
-    Changed,
     Confirmation,
     Crawls,
     Doubtful,
@@ -200,11 +199,12 @@ def _retry(job: Job, candidate: Candidate, why: Retry, before: int) -> str:
     have = size_of(job.part.beside(".part"))
     candidate.unreached = 0
     candidate.gave = candidate.gave or have > before
-    if isinstance(why, Changed):
-        # From the beginning: what came of the old version is no measure of the new one.
-        candidate.changes, candidate.furthest, candidate.breaks = candidate.changes + 1, 0, 0
+    if job.versions:
+        # What came of another file is no measure of this one.
+        candidate.changes, candidate.furthest, candidate.breaks = candidate.changes + job.versions, 0, 0
+        job.versions = 0
         if candidate.changes > CHANGES:
-            candidate.give_up(f"{why} ({candidate.changes} times)")
+            candidate.give_up(f"it has had {candidate.changes + 1} different files by now")
             return str(why)
     # Counted in a row without progress: a connection that keeps breaking may still bring it all.
     if have >= candidate.furthest + PROGRESS:

@@ -84,7 +84,7 @@ def ask(
         names = [name for name in CERTIFICATES if os.environ.get(name)]
         if not names:
             raise Unreached(f"no connection ({reason(error)})") from None
-        message = f"{' and '.join(names)}: there is no file of certificates at `{os.environ[names[0]]}`"
+        message = f"{names[0]}: there is no file of certificates at `{os.environ[names[0]]}`"
         raise UserError(message, "mend or unset it", DOWNLOAD) from None
 
 

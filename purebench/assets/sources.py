@@ -124,6 +124,14 @@ def endpoint() -> str:
     raise UserError(f"HF_ENDPOINT is no URL: `{shown(given)}`", hint)
 
 
+def is_hub(url: str) -> bool:
+    """Whether the URL is one of Hugging Face's, wherever that lies."""
+    try:
+        return url.startswith(f"{endpoint()}/")
+    except UserError:
+        return False
+
+
 def token(url: str) -> str:
     """HF_TOKEN, where it may be sent to this address of Hugging Face's; else "". UserError for what can be no token."""
     found = os.environ.get("HF_TOKEN", "").strip()

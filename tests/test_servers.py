@@ -1,0 +1,352 @@
+"""Downloads on a bad day: every case of `benchmarks/servers.py`, and what has to hold besides."""
+
+import gzip
+import hashlib
+import importlib.util
+import json
+import pickle
+import ssl
+import subprocess
+import sys
+import tarfile
+import zipfile
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+import requests
+import test_fetch
+from misbehaving import Quick, Server, payload
+from test_fetch import DATA, SHA, fetch, good
+
+from purebench import assets
+from purebench.assets import answers, bars, ends, mirrors, request, sources
+from purebench.assets import fetch as fetching
+from purebench.errors import DOWNLOAD, USAGE, UserError
+from purebench.running import storage
+
+ROOT = Path(__file__).parents[1]
+
+
+def _benchmark():
+    spec = importlib.util.spec_from_file_location("servers", ROOT / "benchmarks" / "servers.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["servers"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+SERVERS = _benchmark()
+
+
+server, world = test_fetch.server, test_fetch.world  # fixtures
+
+
+@pytest.mark.parametrize("case", SERVERS.CASES, ids=lambda case: case.name)
+def test_what_is_said_and_kept(case):
+    assert SERVERS.run(case)
+
+
+# --------------------------------------------------------------------------------------------------------------- waiting
+
+
+def heard(names=("net",), **options):
+    """(rows, errors, lines on the screen, seconds slept)."""
+    clock = Quick()
+    show = SERVERS.Heard(clock)
+    rows, errors = fetching.fetch(list(names), clock=clock, show=show, **options)
+    return rows, errors, "\n".join(show.lines), clock.slept
+
+
+def test_a_network_that_is_down_is_waited_for_once_and_not_for_every_file(world, tmp_path):
+    world("http://127.0.0.1:9/a/file.pt", "http://127.0.0.1:9/b/file.pt", sha256=SHA)
+    registry = tmp_path / "checkpoints.toml"
+    registry.write_text(registry.read_text() + registry.read_text().replace("assets.net", "assets.other"))
+    _, errors, _, slept = heard(["net", "other"])
+    assert [error.message.count("Connection refused") for error in errors] == [2, 2]
+    # Two sources of the first file, side by side; the second file's are asked once each.
+    assert (sum(slept), max(slept)) == (pytest.approx(88, abs=1), pytest.approx(60, abs=1))
+
+
+def test_a_break_costs_no_try_of_a_connection_and_the_other_way_round(server, world):
+    """Four connections fail after every break: nine failures in a row of either kind would be too many."""
+    part = world(server.url("hangup-middle"), sha256=SHA)
+    assert fetch() == ("fetched", "", pytest.approx([1, *mirrors.PAUSES], abs=0.5))
+    assert good(part)
+
+
+def test_without_a_hash_the_first_source_is_waited_for(server, world):
+    part = world(server.url("hangup"), server.url("wrong"))
+    assert fetch()[0] == "fetched"
+    assert (good(part), server.gets["wrong"]) == (True, 0)
+
+
+def test_a_mirror_with_another_file_is_found_out_at_once(server, world):
+    """By the bytes that it sends again: the hash would tell after all of it had come."""
+    part = world(server.url("fine"), sha256=SHA)
+    part.file.parent.mkdir(parents=True)
+    part.beside(".part").write_bytes(payload(len(DATA), 7)[:200_000])
+    part.beside(".part.json").write_text(json.dumps({"url": "http://elsewhere/", "validator": "", "size": None}))
+    _, errors, said, _ = heard()
+    assert (errors, good(part), server.gets["fine"]) == ([], True, 2)
+    assert "another one than the source's before it" in said
+
+
+@pytest.mark.parametrize(
+    ("headers", "wait"),
+    [
+        ({"Retry-After": "3"}, 3), ({"Retry-After": "0.5"}, 0.5),
+        ({"Retry-After": "soon"}, None), ({}, None), ({"Retry-After": "-3"}, None),
+        ({"RateLimit": '"api";r=0;t=280'}, 280), ({"RateLimit": "limit=10"}, None),
+        ({"Retry-After": "Sun, 06 Nov 1994 08:49:47 GMT", "Date": "Sun, 06 Nov 1994 08:49:37 GMT"}, 10),
+        ({"Retry-After": "Sun, 06 Nov 1994 08:49:37 GMT", "Date": "Sun, 06 Nov 1994 08:49:47 GMT"}, 0),
+        ({"Retry-After": "Sun, 06 Nov 1994 08:49:47 GMT"}, None), ({"Retry-After": "Sun, 99 Nov 1994 08:49:47 GMT", "Date": "x"}, None),
+    ],
+)  # fmt: skip
+def test_how_long_a_busy_server_asks_to_wait(headers, wait):
+    assert answers.wait_asked(headers) == wait
+
+
+# ------------------------------------------------------------------------------------------------------- what is pinned
+
+
+def test_a_file_unlike_a_third_partys_hash_is_taken_with_its_own(server, world, monkeypatch, capsys):
+    part = world(server.url("fine"), sha256="0" * 64, size=len(DATA) + 1, trust="third-party")
+    rows, errors, said, _ = heard()
+    assert (errors, rows[0]["sha256"], rows[0]["state"]) == ([], SHA, "fetched")
+    assert "warning: `net` from `127.0.0.1` is not the file that a third party knows" in said
+    lock = part.lock()
+    assert (lock["sha256"], lock["trust"], lock["size"]) == (SHA, "first-use", len(DATA))
+    assert "bytes, not 300,001" in lock["doubt"]
+    # It counts as there, under its own hash, and nothing calls it wrong.
+    assert (assets.present("net"), assets.digest("net"), fetch()[0], storage._damaged(part)) == (
+        True,
+        SHA,
+        "present",
+        "",
+    )
+    part.file.unlink()
+    server.data = payload(len(DATA), 1)
+    state, message, _ = fetch()
+    assert (state, "was pinned" in message, part.file.exists()) == ("failed", True, False)
+    # Not even `--quiet` keeps it to itself.
+    bars.Quiet().warn("unlike")
+    assert capsys.readouterr().err == "purebench: warning: unlike\n"
+
+
+@pytest.mark.parametrize("trust", ["publisher", "code", "crowd", "ours", "first-use"])
+def test_any_other_hash_refuses(server, world, trust):
+    part = world(server.url("wrong"), sha256=SHA, trust=trust)
+    assert fetch()[0] == "failed"
+    assert not part.lock()
+
+
+def test_in_doubt_a_cut_file_is_still_refused(server, world):
+    server.data = DATA[:-1000]
+    part = world(server.url("fine"), sha256=SHA, trust="third-party")
+    state, message, _ = fetch()
+    assert (state, "cut short or damaged" in message, part.lock(), part.file.exists()) == ("failed", True, {}, False)
+
+
+def test_a_file_of_the_users_is_taken_in_doubt_with_a_warning(server, world, tmp_path):
+    part = world(server.url("fine"), sha256="0" * 64, trust="third-party")
+    (tmp_path / "mine").write_bytes(DATA)
+    rows, errors, said, _ = heard(given=tmp_path / "mine", offline=True)
+    assert (errors, rows[0]["sha256"], part.lock()["trust"]) == ([], SHA, "first-use")
+    assert "third party" in said
+
+
+def test_an_archive_that_cannot_be_unpacked_is_not_pinned_and_the_mirror_is_asked(world):
+    packed = BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        info = tarfile.TarInfo("batches/one")
+        info.size = len(DATA)
+        tar.addfile(info, BytesIO(DATA))
+    with Server(packed.getvalue()[:-5000]) as cut, Server(packed.getvalue()) as whole:
+        part = world(cut.url("fine"), kind="dataset", file="a.tar.gz", unpack="batches")
+        assert fetch()[0] == "failed"
+        assert not part.lock()
+        world(cut.url("fine"), whole.url("fine"), kind="dataset", file="a.tar.gz", unpack="batches")
+        assert fetch()[0] == "fetched"
+        assert (part.result / "one").read_bytes() == DATA
+        assert part.lock()["sha256"] == hashlib.sha256(packed.getvalue()).hexdigest()
+
+
+def _made(kind, torch):
+    out = BytesIO()
+    if kind == "pickle":
+        out.write(pickle.dumps({"ema": [1.5, "text", b"bytes" * 99]}, protocol=4))
+    elif kind in ("torch", "torch-legacy"):
+        state = {"a.weight": torch.arange(600.0), "b": torch.arange(70), "c": torch.zeros(3).half()}
+        torch.save({"state_dict": state, "epoch": 3}, out, _use_new_zipfile_serialization=kind == "torch")
+    elif kind == "gzip":
+        out.write(gzip.compress(DATA[:5000]))
+    elif kind == "tar":
+        with tarfile.open(fileobj=out, mode="w") as tar:
+            info = tarfile.TarInfo("one")
+            info.size = 5000
+            tar.addfile(info, BytesIO(DATA[:5000]))
+    elif kind == "zip":
+        with zipfile.ZipFile(out, "w") as archive:
+            archive.writestr("one", DATA[:5000])
+    elif kind == "parquet":
+        out.write(b"PAR1" + DATA[:500] + b"PAR1")
+    else:
+        header = json.dumps(
+            {"__metadata__": {}, "a": {"dtype": "U8", "shape": [500], "data_offsets": [0, 500]}}
+        ).encode()
+        out.write(len(header).to_bytes(8, "little") + header + DATA[:500])
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["pickle", "torch", "torch-legacy", "gzip", "tar", "zip", "parquet", "safetensors"])
+def test_whether_a_file_ends_where_its_format_does(kind, tmp_path):
+    torch = pytest.importorskip("torch")
+    whole, path = _made(kind, torch), tmp_path / "file"
+    path.write_bytes(whole)
+    assert ends.at_end(path) is True
+    for wrong in (whole[:-1], whole[: len(whole) // 2], whole[: len(whole) * 9 // 10]):
+        path.write_bytes(wrong)
+        # Of torch's files before zip not every cut can be told from another kind of file: it is not held to be whole.
+        # And of a tar's end there is more than it needs.
+        assert ends.at_end(path) in ((False, None) if kind in ("torch-legacy", "tar") else (False,))
+    path.write_bytes(whole + b"\n")
+    assert ends.at_end(path) is not True or kind in ("zip", "torch")  # a comment of the archive
+    path.write_bytes(b"anything else")
+    assert ends.at_end(path) is None
+
+
+# ------------------------------------------------------------------------------------------------------ who is told what
+
+
+def test_a_program_says_who_it_is_and_a_token_stays_with_the_hub(server, world, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_ENDPOINT", server.url("hub").removesuffix("/file.pt") + "/")
+    monkeypatch.setenv("HF_TOKEN", " hf_secret\n")
+    # What ~/.netrc has for the host would take the token's place.
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login me password other\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    part = world({"hf": "me/repo", "revision": "abc"}, sha256=SHA)
+    assert fetch()[0] == "fetched"
+    assert good(part)
+    (first, path, asked), (second, _, led) = server.asked
+    assert (first, path, second) == ("hub", "/hub/me/repo/resolve/abc/file.pt", "fine")
+    assert asked["Authorization"] == "Bearer hf_secret"
+    assert "Authorization" not in led
+    assert "hf_secret" not in part.beside(".lock.json").read_text()
+    assert asked["User-Agent"] == led["User-Agent"] == request.AGENT == "purebench/0.1.0"
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("", "https://huggingface.co"), ("https://hf-mirror.com/", "https://hf-mirror.com"),
+        ("http://corp:8080/hub//", "http://corp:8080/hub"), (" https://a.b/c ", "https://a.b/c"),
+    ],
+)  # fmt: skip
+def test_the_hub_lies_where_the_variable_says(monkeypatch, given, found):
+    monkeypatch.setenv("HF_ENDPOINT", given)
+    assert sources.address({"hf": "a/b"}, "f.pt") == f"{found}/a/b/resolve/main/f.pt"
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    # In clear it is for everybody on the way.
+    assert sources.ways({"hf": "a/b"}, "f.pt")[0].token == ("hf_secret" if "https" in found else "")
+    assert "hf_secret" not in repr(sources.ways({"hf": "a/b"}, "f.pt"))
+
+
+@pytest.mark.parametrize(
+    "value", ["hf-mirror.com", "ftp://a.b", "https://", "http://a:port", "https://a b", "mirror", "http://a:0"]
+)
+def test_a_variable_that_is_no_url_is_refused_before_anything_is_asked(server, world, monkeypatch, value):
+    monkeypatch.setenv("HF_ENDPOINT", value)
+    world(server.url("fine"), {"hf": "me/repo"})
+    with pytest.raises(UserError, match="HF_ENDPOINT is no URL") as stop:
+        fetch()
+    assert (stop.value.code, bool(stop.value.hint), server.gets) == (USAGE, True, {})
+
+
+def test_a_name_and_a_password_are_never_shown(monkeypatch, world):
+    monkeypatch.setenv("HF_ENDPOINT", "https://me:s3cret@")
+    with pytest.raises(UserError) as stop:
+        sources.endpoint()
+    assert "s3cret" not in str(stop.value)
+    with Server(DATA) as server:
+        part = world(
+            server.url("fine").replace("//", "//me:s3cret@"), server.url("missing").replace("//", "//me:s3cret@")
+        )
+        assert fetch()[0] == "fetched"
+        assert "s3cret" not in part.beside(".lock.json").read_text()
+        world(server.url("missing").replace("//", "//me:s3cret@"), file="other.pt")
+        assert "s3cret" not in fetch()[1]
+
+
+def test_drive_is_asked_in_english_and_then_as_a_browser(server, world, monkeypatch):
+    monkeypatch.setattr(sources, "DRIVE", server.url("drive-page") + "?id={}")
+    monkeypatch.setattr(sources, "DRIVE_BEFORE", server.url("fine") + "?id={}")
+    world({"gdrive": "KEY", "name": "natural.pt.tar"}, sha256=SHA)
+    assert fetch()[0] == "fetched"
+    agents = [headers["User-Agent"] for _, _, headers in server.asked]
+    assert agents == [request.AGENT, request.BROWSER, request.BROWSER]
+    assert {headers["Accept-Language"] for _, _, headers in server.asked} == {"en"}
+    monkeypatch.setattr(sources, "DRIVE_BEFORE", server.url("drive-quota-de") + "?id={}")
+    world({"gdrive": "KEY", "name": "natural.pt.tar"}, file="other.pt", sha256=SHA)
+    message = fetch()[1]
+    # Each reason once, and under which name the file comes out of a browser.
+    assert message.count("Unsupported browser") == message.count("quota") == 1
+    assert "FILE is what Drive hands out as `natural.pt.tar`, not unpacked" in message
+
+
+CERTIFICATE = "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: "
+
+
+@pytest.mark.parametrize(
+    ("error", "says", "tries"),
+    [
+        (requests.exceptions.SSLError(CERTIFICATE + "certificate is not yet valid (_ssl.c:1)"), "clock", 1),
+        (requests.exceptions.SSLError(CERTIFICATE + "certificate has expired (_ssl.c:1)"), "clock", 1),
+        (requests.exceptions.SSLError(CERTIFICATE + "self-signed certificate (_ssl.c:1)"), "(self-signed certificate); behind a proxy", 1),
+        (requests.exceptions.SSLError(ssl.SSLEOFError("EOF occurred in violation of protocol")), "no connection (EOF occurred)", 5),
+        (requests.exceptions.InvalidSchema("Missing dependencies for SOCKS support."), "pip install PySocks", 1),
+        (requests.exceptions.InvalidProxyURL("http://me:s3cret@ is wrong"), "is no URL of a proxy", 1),
+        (requests.exceptions.InvalidURL("http://me:s3cret@ is wrong"), "what is no URL", 1),
+        (requests.TooManyRedirects(), "round in a circle", 1),
+        (requests.ConnectTimeout(), "no answer in time", 5),
+    ],
+)  # fmt: skip
+def test_why_there_is_no_answer(world, monkeypatch, error, says, tries):
+    asked = []
+
+    def get(url, **_):
+        asked.append(url)
+        raise error
+
+    monkeypatch.setattr(requests, "get", get)
+    world("https://files.example/file.pt")
+    state, message, _ = fetch()
+    assert (state, len(asked)) == ("failed", tries)
+    assert says in message
+    assert "s3cret" not in message
+
+
+def test_a_file_of_certificates_that_is_not_there_is_named(world, monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere/ca.pem")
+    world("https://127.0.0.1:9/file.pt")
+    state, message, slept = fetch()
+    assert (state, slept) == ("failed", [])
+    assert "REQUESTS_CA_BUNDLE: there is no file of certificates at `/nowhere/ca.pem`" in message
+
+
+def test_the_command_refuses_a_variable_that_is_no_url(server, world, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "hf-mirror.com")
+    world({"hf": "me/repo"})
+    command = [sys.executable, "-c", "from purebench.cli import main; main()", "fetch", "net"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (USAGE, "")
+    assert "error: HF_ENDPOINT is no URL: `hf-mirror.com`" in run.stderr
+    assert "hint: `export HF_ENDPOINT=https://hf-mirror.com`, or unset it" in run.stderr
+
+
+def test_failures_are_one_message_of_code_3(server, world):
+    world(server.url("missing"), server.url("login"), sha256=SHA)
+    _, (error,), _, _ = heard()
+    assert error.code == DOWNLOAD
+    assert [line.split(": ", 1)[1][:8] for line in error.message.splitlines()[1:]] == ["HTTP 404", "this net"]
