@@ -3,7 +3,8 @@
     python tests/stand_ins.py fetch --check cifar10       # any command, with no server asked but these
 
 A file has the size that the registry states, the first bytes of its kind, and zeros; `files[url]` gives it a content instead, and
-`says[url]` another answer: `missing`, `forbidden`, `busy`, `silent`, `html`, `sneaky-html`, `quota`, `larger`, `other`, `login`.
+`says[url]` another answer: `missing`, `forbidden`, `busy`, `silent`, `html`, `sneaky-html`, `quota`, `larger`, `other`, `login`,
+`browsers` (alone get it).
 Requests are turned round below `requests`, so that redirects from host to host are followed as they would be.
 """
 
@@ -146,7 +147,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(200, QUOTA.encode(), {"Content-Type": "text/html; charset=utf-8"})
         if url.startswith("https://drive.google.com/uc?"):
             return self.answer(303, b"", {"Location": url.replace("drive.google.com/uc", f"{DRIVE}/download")})
-        if says == "html" or kind == "page":
+        if says == "html" or kind == "page" or (says == "browsers" and "Mozilla" not in self.headers["User-Agent"]):
             return self.answer(200, b"<!DOCTYPE html><title>Welcome</title>", {"Content-Type": "text/html"})
         if says == "sneaky-html":
             return self.answer(200, b"<!DOCTYPE html><title>Welcome</title>")

@@ -147,6 +147,29 @@ def test_a_hub_states_the_hash_before_it_sends_on(hosts, command):
     assert "its sha256 is 000000000000.., not 85cd44d02ba6.." in rows[hub]["notes"][0]
 
 
+def test_a_source_is_asked_in_every_way_that_a_download_has(hosts, command, monkeypatch):
+    drive = addresses("score-sde-cifar10-vp")[0]
+    hosts.says[drive] = "browsers"
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    code, rows, err = checked(command, "score-sde-cifar10-vp", "data-cifar100")
+    assert (code, rows[drive]["state"], rows[drive]["notes"]) == (0, "answers", ["only as a browser"])
+    # The token is for the hub, and neither for its stores nor for the screen.
+    signed = {urlsplit(url).hostname for _, url, headers in hosts.asked if "Authorization" in headers}
+    assert signed == {"huggingface.co"}
+    assert "hf_secret" not in json.dumps(rows) + err
+    monkeypatch.setenv("HF_ENDPOINT", "https://hub.example/mirror/")
+    assert addresses("data-cifar100")[0].startswith("https://hub.example/mirror/datasets/cnak47/")
+
+
+def test_what_only_a_third_party_says_is_told_and_refuses_nothing(hosts, command):
+    name = "score-sde-cifar10-vp"
+    hosts.says |= dict.fromkeys(addresses(name), "larger")
+    code, rows, _ = checked(command, name)
+    found = rows[addresses(name)[1]]
+    assert (code, found["state"], found["usable"]) == (0, "answers", True)
+    assert "1,707,310,560 bytes, not 1,707,310,559; `fetch` would warn" in found["notes"][0]
+
+
 def test_one_break_makes_no_server_dead(hosts, monkeypatch):
     from requests.adapters import HTTPAdapter
     from requests.exceptions import ConnectionError as Broken
