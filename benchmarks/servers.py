@@ -148,6 +148,7 @@ CASES = [
     Case("busy, says until when, a day ahead", ("busy-date",), ("HTTP 503", "in 7 s"), prepare=day_ahead),
     Case("busy for an hour, a mirror", ("busy-hour", "fine"), ("HTTP 503",)),
     Case("busy for ever", ("dead-busy",), ("HTTP 503 (asked 5 times)",), file="none"),
+    Case("busy for ever, says nothing", ("busy-unsaid",), ("HTTP 503 (asked 5 times)", "in 60 s"), file="none"),
     Case("rate limit t=280", ("limited",), ("HTTP 429", "5 minutes")),
     Case("crawls, a mirror", ("slow", "fine"), ("it sends", "/s", "asking `127.0.0.1`")),
     Case("crawls, the only source", ("slow",), ("nobody else has the file", "left")),

@@ -2,7 +2,7 @@
 
 of the file     fine  wrong  short  long  endless  empty  chunked  compressed  no-length  no-length-cut  no-length-dead  no-length-bad
 of the line     cut  weak (no validator)  often (breaks ten times)  norange  changed  changing  slow  stall  chunked-cut  evening
-of the server   hangup  hangup-dead  hangup-middle  busy  busy-date  busy-hour  dead-busy  limited  missing  forbidden
+of the server   hangup  hangup-dead  hangup-middle  busy  busy-date  busy-hour  busy-unsaid  dead-busy  limited  missing  forbidden
 of the network  html  sneaky-html  portal  portal-middle  login  proxy-password  proxy-refuses (also for CONNECT)
 of Drive        drive-scan  drive-quota  drive-quota-de  drive-browser (only a browser gets it)  drive-page
 of Hugging Face hub (leads to another host)  hub-401 (refuses tokens)  hub-gated
@@ -98,8 +98,8 @@ class Handler(BaseHTTPRequestHandler):
         elif kind in ("busy", "busy-date", "dead-busy") and (turn <= 2 or kind == "dead-busy"):
             later = format_datetime(datetime.now(UTC) + me.ahead + timedelta(seconds=7), usegmt=True)
             self.answer(503, b"", {"Retry-After": later if kind == "busy-date" else "3"})
-        elif kind == "busy-hour":
-            self.answer(503, b"", {"Retry-After": "3600"})
+        elif kind in ("busy-hour", "busy-unsaid"):
+            self.answer(503, b"", {"Retry-After": "3600"} if kind == "busy-hour" else {})
         elif kind == "limited" and turn == 1:
             self.answer(429, b"", {"RateLimit": '"api";r=0;t=280'})
         elif kind == "forbidden":

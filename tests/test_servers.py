@@ -107,6 +107,18 @@ def test_how_long_a_busy_server_asks_to_wait(headers, wait):
     assert answers.wait_asked(headers) == wait
 
 
+def test_ten_breaks_and_another_file_in_the_middle(world):
+    """What came of the old file is asked for twice, and nothing else (`benchmarks/breaking.py` in small)."""
+    data = payload(3_000_000)
+    with Server(data) as server:
+        server.before = payload(len(data), 1)
+        part = world(server.url("evening"), sha256=hashlib.sha256(data).hexdigest())
+        _, errors, said, slept = heard()
+        assert (errors, part.file.read_bytes() == data, server.gets["evening"]) == ([], True, 11)
+        assert server.sent["evening"] == len(data) + 6 * (len(data) // 12)
+        assert ("has another file now" in said, slept) == (True, pytest.approx([1] * 10, abs=0.1))
+
+
 # ------------------------------------------------------------------------------------------------------- what is pinned
 
 
@@ -306,7 +318,6 @@ CERTIFICATE = "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: "
         (requests.exceptions.SSLError(CERTIFICATE + "self-signed certificate (_ssl.c:1)"), "(self-signed certificate); behind a proxy", 1),
         (requests.exceptions.SSLError(ssl.SSLEOFError("EOF occurred in violation of protocol")), "no connection (EOF occurred)", 5),
         (requests.exceptions.InvalidSchema("Missing dependencies for SOCKS support."), "pip install PySocks", 1),
-        (requests.exceptions.InvalidProxyURL("http://me:s3cret@ is wrong"), "is no URL of a proxy", 1),
         (requests.exceptions.InvalidURL("http://me:s3cret@ is wrong"), "what is no URL", 1),
         (requests.TooManyRedirects(), "round in a circle", 1),
         (requests.ConnectTimeout(), "no answer in time", 5),
@@ -324,6 +335,18 @@ def test_why_there_is_no_answer(world, monkeypatch, error, says, tries):
     state, message, _ = fetch()
     assert (state, len(asked)) == ("failed", tries)
     assert says in message
+    assert "s3cret" not in message
+
+
+@pytest.mark.parametrize(
+    "value", ["http://", ":8080", "http://me:s3cret@:bad", "ftp://me:s3cret@a", "http://[::1", "http://a b"]
+)
+def test_a_proxy_that_is_no_url_is_named(server, world, monkeypatch, value):
+    monkeypatch.setenv("HTTP_PROXY", value)
+    monkeypatch.setenv("NO_PROXY", "")
+    world(server.url("fine"), server.url("cut"))
+    state, message, slept = fetch()
+    assert (state, slept, message.count("HTTP_PROXY is no URL of a proxy"), server.gets) == ("failed", [], 1, {})
     assert "s3cret" not in message
 
 

@@ -12,7 +12,7 @@ from urllib.parse import urlencode, urljoin
 from purebench.assets import HTML, Part
 from purebench.assets.request import through_proxy
 from purebench.assets.sources import host, is_hub
-from purebench.assets.troubles import Confirmation, OtherWay, Retry, SourceFailed
+from purebench.assets.troubles import Busy, Confirmation, OtherWay, SourceFailed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,14 +27,14 @@ QUOTA = "its download quota is used up, for up to 24 hours; a browser that is lo
 def check_status(part: Part, reply: requests.Response, url: str, drive: bool) -> None:
     """Lets through what may be the file, a part of it, or 416. url: what was asked for; drive: whether Google Drive was.
 
-    Confirmation, Retry, OtherWay or SourceFailed for all else."""
+    Confirmation, Busy, OtherWay or SourceFailed for all else."""
     status = reply.status_code
     # Pages come with status 200 in the place of the file, and from Drive with an error's status too, where they say more than it.
     is_page = "text/html" in reply.headers.get("Content-Type", "").lower()
     if is_page and (status < 400 or drive) and status not in BUSY:
         explain_page(reply, url, drive)
     if status in BUSY:
-        raise Retry(f"HTTP {status}", wait_asked(reply.headers))
+        raise Busy(f"HTTP {status}", wait_asked(reply.headers))
     if status == 407:
         raise through_proxy(407, url)
     if status == 511:

@@ -81,7 +81,7 @@ class Bars(Show):
     def say(self, line: str) -> None:
         # Past the bar's console, a line would be written into the middle of the bar. Without markup: `[..]` in a URL is none.
         if self.bar:
-            self.bar.console.print(f"purebench: {line}", markup=False, highlight=False)
+            self.bar.console.print(f"purebench: {line}", markup=False, highlight=False, soft_wrap=True)
         else:
             super().say(line)
 

@@ -138,6 +138,8 @@ def _continued(job: Job, reply: requests.Response, tail: bytes, have: int) -> by
     piece = _piece(reply, have)
     while 0 < len(piece) < len(tail) and (more := _piece(reply, have)):
         piece += more
+    if len(piece) < len(tail):
+        raise Retry(f"the connection broke after {bytes_text(have)}")
     if not piece.startswith(tail):
         _start_over(job, "its file is another one than the source's before it")
     return piece[len(tail) :] or _piece(reply, have) if tail else piece
@@ -251,7 +253,7 @@ def has_full_hash(part: Part) -> bool:
 def vouched(part: Part) -> bool:
     """Whether the registry's hash and size are of the publisher, or of many: another file is then a wrong one."""
     # What one third party printed may be of another edition of the file.
-    return part.facts["trust"] != "third-party"
+    return bool(part.facts.get("trust") != "third-party")
 
 
 def _range(text: str) -> tuple[int | None, int | None]:

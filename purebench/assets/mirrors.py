@@ -17,6 +17,7 @@ from purebench.assets.disk import discard, disk_errors, size_of
 from purebench.assets.download import Job, attempt, has_full_hash, resumable
 from purebench.assets.sources import Way, automatic, browser, by_hand, host, sources, ways
 from purebench.assets.troubles import (
+    Busy,
     Confirmation,
     Crawls,
     Doubtful,
@@ -27,7 +28,7 @@ from purebench.assets.troubles import (
 )
 from purebench.errors import DOWNLOAD, UserError
 
-PAUSES = (2, 6, 20, 60)  # seconds between five tries to reach a source
+PAUSES = (2.0, 6.0, 20.0, 60.0)  # seconds between five tries to reach a source, or one that is busy
 STAY = 10  # seconds that are waited for a source that has sent something, before another one is asked
 LONGEST = 900  # seconds that a busy server may ask for
 PROGRESS = 1 << 16  # bytes that make a break no failure
@@ -83,6 +84,8 @@ def bring(part: Part, accept: Accept, network: Network, clock: Clock, show: Show
     candidates = [Candidate(source, number, ways(source, part.file.name)) for number, source in enumerate(found)]
     job = Job(part, show, clock)
     current, problem = None, ""
+    # Of a process that was killed.
+    part.beside(".doubted").unlink(missing_ok=True)
     try:
         while pending := [candidate for candidate in candidates if not candidate.over]:
             candidate = _next(part, pending, current, clock.monotonic())
@@ -211,8 +214,10 @@ def _retry(job: Job, candidate: Candidate, why: Retry, before: int) -> str:
         candidate.breaks = 0
     candidate.furthest = max(candidate.furthest, have)
     candidate.breaks += 1
-    # What the server asks for (Retry-After) counts, and 1, 2, 4, .. seconds at least.
+    # What the server asks for (Retry-After) counts, and 1, 2, 4, .. seconds at least; who is busy and does not say is left alone longer.
     wait = max(why.wait or 0.0, 2.0 ** (candidate.breaks - 1))
+    if isinstance(why, Busy) and why.wait is None:
+        wait = PAUSES[min(candidate.breaks, len(PAUSES)) - 1]
     if candidate.breaks >= why.tries:
         candidate.give_up(f"{why} (asked {candidate.breaks} times)")
     elif wait > LONGEST:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import purebench
-from purebench.assets.sources import Way, host
+from purebench.assets.sources import Way, host, is_url
 from purebench.assets.troubles import SourceFailed, Unreached
 from purebench.errors import DOWNLOAD, UserError
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 TIMEOUT = (10, 60)  # seconds to connect, and between two reads
 AGENT = f"purebench/{purebench.__version__}"
 BROWSER = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36"
+SCHEMES = ("http", "https", "socks4", "socks4a", "socks5", "socks5h")
 PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
 CERTIFICATES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
@@ -49,6 +50,8 @@ def ask(
     """The server's answer. Unreached or SourceFailed if there is none; UserError if this machine is set up wrongly."""
     import requests
 
+    check_proxy(way.url)
+
     def signed(request: requests.PreparedRequest) -> requests.PreparedRequest:
         if way.token:
             request.headers["Authorization"] = f"Bearer {way.token}"
@@ -66,15 +69,11 @@ def ask(
         raise _proxy(way.url, error) from None
     except requests.TooManyRedirects:
         raise SourceFailed("it leads round in a circle") from None
-    except requests.exceptions.InvalidProxyURL:
-        raise SourceFailed(f"{proxy(way.url)[0]} is no URL of a proxy") from None
     except ValueError as error:
         if "SOCKS" in str(error):
             raise SourceFailed(f"{proxy(way.url)[0]} is a SOCKS proxy's: `pip install PySocks`") from None
-        # Without the error's text: it may hold what stands in the URL of a proxy.
-        raise SourceFailed(
-            f"`{host(way.url)}` leads to what is no URL, or a proxy's is none ({type(error).__name__})"
-        ) from None
+        # Without the error's text: it may hold a password.
+        raise SourceFailed(f"it leads to what is no URL ({type(error).__name__})") from None
     except requests.Timeout:
         raise Unreached("no answer in time") from None
     except requests.RequestException as error:
@@ -123,14 +122,29 @@ def through_proxy(status: int, url: str) -> SourceFailed | Unreached:
     return SourceFailed(f"the proxy `{where}` ({name}) does not let through to `{host(url)}` (HTTP {status})")
 
 
+def check_proxy(url: str) -> None:
+    """UserError if the variable that names the proxy for this URL has no URL."""
+    name, found = _proxy_variable(url)
+    if found and not is_url(found, SCHEMES):
+        # Without the value, which may hold a password.
+        raise UserError(f"{name} is no URL of a proxy", f"`export {name}=http://HOST:PORT`, or unset it", DOWNLOAD)
+
+
 def proxy(url: str) -> tuple[str, str]:
     """(variable that names the proxy for this URL, host:port of it without a password)."""
+    name, found = _proxy_variable(url)
+    return name, urlsplit(found).netloc.rpartition("@")[2]
+
+
+def _proxy_variable(url: str) -> tuple[str, str]:
+    """(the variable's name, its value with a scheme); two empty texts where no proxy is asked."""
     from requests.utils import get_environ_proxies, select_proxy
 
     found = select_proxy(url, get_environ_proxies(url)) or ""
-    parts = urlsplit(found if "://" in found else f"http://{found}")
-    names = [n for n in PROXIES if found and found in (os.environ.get(n), os.environ.get(n.lower()))]
-    return names[0] if names else "a proxy variable", parts.netloc.rpartition("@")[2]
+    if not found:
+        return "", ""
+    names = [n for n in PROXIES if found in (os.environ.get(n), os.environ.get(n.lower()))]
+    return names[0] if names else "a proxy variable", found if "://" in found else f"http://{found}"
 
 
 def reason(error: BaseException) -> str:

@@ -69,7 +69,7 @@ def address(source: Entry, file: str) -> str:
     """The URL that a source's file is downloaded from. UserError if it is none."""
     match source:
         case {"http": url}:
-            if not _is_url(url):
+            if not is_url(url):
                 raise UserError(f"`{url}` is no URL, and a source of `{file}`", f"mend `{assets.registry_file()}`")
             return url + file if url.endswith("/") else url
         case {"gdrive": key}:
@@ -117,10 +117,10 @@ def endpoint() -> str:
     given = os.environ.get("HF_ENDPOINT", "").strip().rstrip("/")
     if not given:
         return HUB
-    if _is_url(given):
+    if is_url(given):
         return given
     close = f"https://{given}"
-    hint = f"`export HF_ENDPOINT={close}`, or unset it" if _is_url(close) and "." in given else "mend or unset it"
+    hint = f"`export HF_ENDPOINT={close}`, or unset it" if is_url(close) and "." in given else "mend or unset it"
     raise UserError(f"HF_ENDPOINT is no URL: `{shown(given)}`", hint)
 
 
@@ -155,15 +155,11 @@ def host(url: str) -> str:
     return urlsplit(url).hostname or shown(url)
 
 
-def _is_url(text: str) -> bool:
+def is_url(text: str, schemes: tuple[str, ...] = ("http", "https")) -> bool:
+    """Whether it has a scheme of these, a host and no port that is none."""
     try:
         parts = urlsplit(text)
         # A port that is no number raises when it is asked for.
-        return (
-            parts.scheme in ("http", "https")
-            and bool(parts.hostname)
-            and parts.port != 0
-            and not set(text) & set(" \t\n")
-        )
+        return parts.scheme in schemes and bool(parts.hostname) and parts.port != 0 and not set(text) & set(" \t\n")
     except ValueError:
         return False

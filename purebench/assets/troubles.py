@@ -25,6 +25,10 @@ class Retry(Exception):
         self.wait, self.tries = wait, tries
 
 
+class Busy(Retry):
+    """A server that answers, and has no time for the file."""
+
+
 class Unreached(Retry):
     """No connection came about, or no answer over it."""
 
