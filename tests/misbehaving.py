@@ -1,7 +1,8 @@
 """A web server that misbehaves in the ways that downloads meet. The first part of a path is the behaviour; it counts what it sends.
 
 of the file     fine  wrong  short  long  endless  empty  chunked  compressed  no-length  no-length-cut  no-length-dead  no-length-bad
-of the line     cut  weak (no validator)  often (breaks ten times)  norange  changed  changing  slow  stall  chunked-cut  evening
+of the line     cut  weak (no validator)  often (breaks ten times)  norange  norange-whole  changed  changing
+                slow  stall  chunked-cut  evening
 of the server   hangup  hangup-dead  hangup-middle  busy  busy-date  busy-hour  busy-unsaid  dead-busy  limited  missing  forbidden
 of the network  html  sneaky-html  portal  portal-middle  login  proxy-password  proxy-refuses (also for CONNECT)
 of Drive        drive-scan  drive-quota  drive-quota-de  drive-browser (only a browser gets it)  drive-page
@@ -151,6 +152,8 @@ class Handler(BaseHTTPRequestHandler):
             if kind == "chunked-cut":
                 body = body[: len(body) // 2]
             self.answer(200, body, {"Transfer-Encoding": "chunked"}, length=None)
+        elif kind == "norange-whole":
+            self.file(data, kind, ranges=False)
         elif kind == "norange":
             self.file(data, kind, ranges=False, stop=half if turn == 1 else None)
         elif kind in ("cut", "weak"):
@@ -164,12 +167,12 @@ class Handler(BaseHTTPRequestHandler):
             # Ten breaks; slow in the fourth answer; from the seventh on it is another file.
             body = data if turn > 6 else me.before
             stop = len(data) // 12 if turn <= 10 else None
-            self.file(body, kind, stop=stop, etag=f'"{1 + (turn > 6)}"', slow=me.slow if turn == 4 else 0)
+            self.file(body, kind, stop=stop, etag='"1"' if turn > 6 else '"before"', slow=me.slow if turn == 4 else 0)
         elif kind == "changing":
-            self.file(payload(len(data), turn), kind, stop=half, etag=f'"{turn}"')
+            self.file(payload(len(data), turn), kind, stop=half, etag=f'"version {turn}"')
         elif kind == "changed":
             other = data if turn > 1 else payload(len(data), 9)
-            self.file(other, kind, stop=half if turn == 1 else None, etag=f'"{turn}"')
+            self.file(other, kind, stop=half if turn == 1 else None, etag='"1"' if turn > 1 else '"before"')
         else:
             self.file(data, kind, slow=len(data) if kind == "slow" else 0)
 

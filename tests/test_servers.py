@@ -89,7 +89,7 @@ def test_a_mirror_with_another_file_is_found_out_at_once(server, world):
     part.beside(".part.json").write_text(json.dumps({"url": "http://elsewhere/", "validator": "", "size": None}))
     _, errors, said, _ = heard()
     assert (errors, good(part), server.gets["fine"]) == ([], True, 2)
-    assert "another one than the source's before it" in said
+    assert "its file is another one than what came before" in said
 
 
 @pytest.mark.parametrize(
@@ -146,6 +146,20 @@ def test_a_file_unlike_a_third_partys_hash_is_taken_with_its_own(server, world, 
     assert capsys.readouterr().err == "purebench: warning: unlike\n"
 
 
+def test_a_file_that_lies_there_is_known_by_its_own_hash_and_not_by_a_third_partys(server, world):
+    part = world(server.url("fine"), sha256="0" * 64, trust="third-party")
+    part.file.parent.mkdir(parents=True)
+    part.file.write_bytes(DATA)
+    assert (assets.digest("net"), storage._damaged(part)) == (SHA, "")
+    rows, errors, said, _ = heard()
+    assert (rows[0]["state"], rows[0]["sha256"], errors, server.gets) == ("present", SHA, [], {})
+    assert "third party knows" in said
+    part.beside(".lock.json").unlink()
+    part.file.write_bytes(DATA[:-1])  # but it has to be whole
+    assert fetch()[0] == "fetched"
+    assert part.beside(".bad").read_bytes() == DATA[:-1]
+
+
 @pytest.mark.parametrize("trust", ["publisher", "code", "crowd", "ours", "first-use"])
 def test_any_other_hash_refuses(server, world, trust):
     part = world(server.url("wrong"), sha256=SHA, trust=trust)
@@ -157,7 +171,16 @@ def test_in_doubt_a_cut_file_is_still_refused(server, world):
     server.data = DATA[:-1000]
     part = world(server.url("fine"), sha256=SHA, trust="third-party")
     state, message, _ = fetch()
-    assert (state, "cut short or damaged" in message, part.lock(), part.file.exists()) == ("failed", True, {}, False)
+    assert (state, "cannot be seen to be whole" in message, part.lock(), part.file.exists()) == (
+        "failed",
+        True,
+        {},
+        False,
+    )
+    # Nor is one that comes twice in a body without a length.
+    server.data = DATA
+    part = world(server.url("endless"), sha256="0" * 64, size=len(DATA), trust="third-party")
+    assert (fetch()[0], part.lock(), part.file.exists()) == ("failed", {}, False)
 
 
 def test_a_file_of_the_users_is_taken_in_doubt_with_a_warning(server, world, tmp_path):

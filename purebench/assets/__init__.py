@@ -116,8 +116,8 @@ class Part:
     def hash(self) -> str:
         """The sha256 of the file as downloaded: the registry's, else that which `fetch` found, else its own; "" if it is not here."""
         lock = self.lock()
-        # What `fetch` took in doubt is another file than the registry's.
-        known = "" if lock.get("doubt") else self.facts.get("sha256", "")
+        # A third party's may be another file's.
+        known = "" if self.facts.get("trust") == "third-party" else self.facts.get("sha256", "")
         return known or lock.get("sha256", "") or hashed(self.file)
 
     def whole(self) -> bool:

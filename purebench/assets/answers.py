@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import html
+import os
 import re
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, NoReturn
-from urllib.parse import urlencode, urljoin
+from urllib.parse import urlencode, urljoin, urlsplit
 
 from purebench.assets import HTML, Part
 from purebench.assets.request import through_proxy
@@ -86,6 +87,8 @@ def explain_hub(reply: requests.Response, url: str) -> NoReturn:
         raise SourceFailed(f"HTTP {status}: its licence has to be accepted at {page}, {todo}")
     if status == 404:
         text = f"HTTP 404: {page} has no such {'revision' if code == 'RevisionNotFound' else 'file'}"
+    elif not with_token and urlsplit(url).scheme == "http" and os.environ.get("HF_TOKEN"):
+        text = f"HTTP {status}: {page} is private or is none, and HF_TOKEN is not sent there: not over https, everybody could read it"
     elif with_token:
         text = f"HTTP {status}: HF_TOKEN is refused (wrong, expired, or without the right to read {page})"
     else:

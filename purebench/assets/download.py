@@ -30,7 +30,11 @@ if TYPE_CHECKING:
     import requests
 
 CHUNK = 1 << 20  # bytes
-OVERLAP = 1 << 14  # bytes that a source sends again where it goes on with what another one has sent
+OVERLAP = 1 << 14  # bytes that are sent again where no mark says that what follows is of the same file
+PATIENCE = (
+    600  # seconds that a source which crawls may still need, before what it sent is given up for one without ranges
+)
+HEAD = 64  # bytes by which a page is known
 SLOW, WATCHED = 200_000, 60  # bytes per second below which a server crawls, and the seconds over which that is measured
 
 
@@ -46,15 +50,18 @@ class Saved(TypedDict, total=False):
 class Job:
     """A file on its way.
 
-    sole: the URL from which all of `.part` came, in this process; "" if that is not so. may_leave: whether a source that crawls is left.
-    doubting: the registry's size is not asked of the file. answered: whether any server answered. versions: how often one had another
-    file than before. seconds, bytes: how fast the URL `pace_of` has been since it was last judged. told: URLs said to crawl."""
+    sole: the URL from which all of `.part` came, in this process; "" if that is not so. may_leave: whether a source that crawls is left;
+    alone: why it is not. quickest: bytes per second of the quickest that was left. doubting: the registry's size is not asked of
+    the file. answered: whether any server answered. versions: how often one had another file than before. seconds, bytes: how fast the URL
+    `pace_of` has been since it was last judged. told: URLs said to crawl."""
 
     part: Part
     show: Show
     clock: Clock
     sole: str = ""
     may_leave: bool = False
+    alone: str = ""
+    quickest: float = 0
     doubting: bool = False
     answered: bool = False
     versions: int = 0
@@ -80,8 +87,8 @@ def attempt(job: Job, url: str, way: Way, *, drive: bool) -> None:
     # A mark means something to the server that made it: to another one it would always be another version.
     same = saved.get("url") == url
     validator = saved.get("validator", "") if same else ""
-    # Of two sources the hash of the whole would tell at the very end whether they have the same file.
-    tail = b"" if same or have <= OVERLAP else _tail(part, have)
+    # Of two sources, or of one without marks, a hash of the whole would tell at the very end whether it was one file.
+    tail = b"" if validator or have <= OVERLAP else _tail(part, have)
     with ask(way, have - len(tail), validator) as reply:
         job.answered = True
         check_status(part, reply, way.url, drive)
@@ -96,6 +103,9 @@ def attempt(job: Job, url: str, way: Way, *, drive: bool) -> None:
             length = reply.headers.get("Content-Length", "")
             total = int(length) if length.isdigit() else None
             another = have > 0 and same and _is_another(saved, validator, reply.headers, total)
+            # What came would be lost: not if the one that was left needs only minutes more.
+            if have and not same and ((total or expected or have) - have) < job.quickest * PATIENCE:
+                raise Crawls("it sends nothing but all of the file", 0)
             have, tail = 0, b""
         # A part that does not continue ours would make a file of the right size and with a hole or a seam in it.
         elif first != have - len(tail) or _is_another(saved, validator, reply.headers, total):
@@ -136,12 +146,13 @@ def _tail(part: Part, have: int) -> bytes:
 def _continued(job: Job, reply: requests.Response, tail: bytes, have: int) -> bytes:
     """The first bytes of the answer behind `tail`, with which it must begin. Changed if it is of another file."""
     piece = _piece(reply, have)
-    while 0 < len(piece) < len(tail) and (more := _piece(reply, have)):
+    # So many that a page is known by them.
+    while 0 < len(piece) < max(len(tail), HEAD) and (more := _piece(reply, have)):
         piece += more
     if len(piece) < len(tail):
         raise Retry(f"the connection broke after {bytes_text(have)}")
     if not piece.startswith(tail):
-        _start_over(job, "its file is another one than the source's before it")
+        _start_over(job, "its file is another one than what came before")
     return piece[len(tail) :] or _piece(reply, have) if tail else piece
 
 
@@ -202,13 +213,11 @@ def judge_pace(job: Job, url: str, left: int | None) -> None:
     if speed >= SLOW or (left is not None and left < speed * WATCHED):
         return
     if job.may_leave:
-        raise Crawls(speed)
+        raise Crawls(f"it sends {bytes_text(speed)}/s", speed)
     if url not in job.told:
         job.told.add(url)
         rest = f": about {time_text(left / speed)} left" if left and speed else ""
-        job.show.say(
-            f"`{job.part.label}`: `{host(url)}` sends {bytes_text(speed)}/s, and nobody else has the file{rest}"
-        )
+        job.show.say(f"`{job.part.label}`: `{host(url)}` sends {bytes_text(speed)}/s, and {job.alone}{rest}")
 
 
 def _piece(reply: requests.Response, have: int) -> bytes:

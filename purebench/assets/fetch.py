@@ -22,6 +22,7 @@ from purebench.assets.archives import check_contents as check_contents
 from purebench.assets.bars import Show
 from purebench.assets.clock import Clock
 from purebench.assets.disk import disk_errors, free_bytes, require_space, size_of
+from purebench.assets.ends import at_end
 from purebench.assets.sources import address as address
 from purebench.assets.sources import automatic, browser, by_hand, sources
 from purebench.assets.troubles import SourceFailed
@@ -135,6 +136,9 @@ def fetch(
 
     def bring(part: Part) -> None:
         def accepted(source: str, doubted: bool) -> str:
+            # Nobody vouches for it, neither by a hash nor by having brought it: at least it has to be whole.
+            if doubted and at_end(part.beside(".part")) is not True:
+                raise SourceFailed("it is not the file that a third party knows, and cannot be seen to be whole")
             return accept(part, part.beside(".part"), places.shown(source), doubted)
 
         mirrors.bring(part, accepted, network, clock, show)
@@ -221,7 +225,12 @@ def already_there(part: Part, show: Show) -> bool:
         try:
             # The size is enough for a file that was verified: hashing 2 GB at every `fetch` would take seconds.
             if not (part.lock() and size_of(part.file) == part.lock()["size"]):
-                sha256, doubt = verify(part, part.file)
+                # In doubt, since somebody has put it there: what a third party printed of it is told, and stops nothing.
+                sha256, doubt = verify(part, part.file, doubted=True)
+                if doubt:
+                    show.warn(
+                        f"`{part.file}` is not the `{part.label}` that a third party knows: {doubt}. It is taken as it is"
+                    )
                 pin(part, sha256, part.file, "found in the cache", doubt)
             if part.result != part.file and not part.whole():
                 archives.unpack(part)

@@ -54,6 +54,7 @@ class Candidate:
     again: bool = False
     speed: float | None = None
     doubt: str = ""
+    holds: bool = False  # what is in `.doubted`
     over: bool = False
     whys: list[str] = field(default_factory=list)
     pressed: set[str] = field(default_factory=set)
@@ -87,17 +88,13 @@ def bring(part: Part, accept: Accept, network: Network, clock: Clock, show: Show
     # Of a process that was killed.
     part.beside(".doubted").unlink(missing_ok=True)
     try:
-        while pending := [candidate for candidate in candidates if not candidate.over]:
+        while pending := [c for c in candidates if not (c.over or (c.doubt and part.beside(".doubted").exists()))]:
             candidate = _next(part, pending, current, clock.monotonic())
             _say_next(job, current, candidate, problem)
             if candidate is not current:
                 show.start(part.label)
             current = candidate
-            if candidate.doubt and part.beside(".doubted").exists():
-                candidate.give_up(candidate.doubt)
-                continue
-            others = [other for other in pending if other is not candidate and other.speed is None and not other.doubt]
-            job.may_leave = bool(others) and candidate.speed is None and has_full_hash(part)
+            _may_leave(job, candidate, [other for other in pending if other is not candidate])
             # Nobody has the file that a third party's hash and size are of: another one is better than none.
             job.doubting = bool(candidate.doubt)
             try:
@@ -130,6 +127,16 @@ def _next(part: Part, pending: list[Candidate], current: Candidate | None, now: 
     return min(
         pending, key=lambda c: (bool(c.doubt), c.speed is not None, -(c.speed or 0), max(c.ready, now), c.number)
     )
+
+
+def _may_leave(job: Job, candidate: Candidate, others: list[Candidate]) -> None:
+    """Whether a source that crawls is left for another one, or what is said if it is not."""
+    known = has_full_hash(job.part)
+    job.may_leave = known and candidate.speed is None and any(o.speed is None and not o.doubt for o in others)
+    job.alone = "nobody else has the file"
+    if others:
+        job.alone = "no other source is quicker" if known else "without a hash no other source can go on with it"
+    job.quickest = max((other.speed or 0 for other in others), default=0) if candidate.speed is None else 0
 
 
 def _say_next(job: Job, last: Candidate | None, candidate: Candidate, problem: str) -> None:
@@ -173,7 +180,7 @@ def _once(job: Job, candidate: Candidate, accept: Accept, network: Network) -> s
         return str(why)
     except Crawls as why:
         candidate.speed = why.speed
-        return f"it sends {bytes_text(why.speed)}/s"
+        return str(why)
     except Unreached as why:
         candidate.unreached += 1
         limit = 1 if network.silent else len(PAUSES) + 1
@@ -240,7 +247,7 @@ def _accepted(job: Job, candidate: Candidate, accept: Accept) -> str:
             if not part.beside(".doubted").exists():
                 with disk_errors(part.file):
                     os.replace(part.beside(".part"), part.beside(".doubted"))
-                candidate.doubt = problem
+                candidate.doubt, candidate.holds = problem, True
             discard(part)
             candidate.give_up(problem)
             return problem
@@ -249,6 +256,7 @@ def _accepted(job: Job, candidate: Candidate, accept: Accept) -> str:
     discard(part)
     # What came before may have been wrong, and this source good; from the beginning, it is the source that is wrong.
     if sole or candidate.again:
+        problem += "; what came is thrown away"
         candidate.give_up(problem)
         return problem
     candidate.again, candidate.furthest = True, 0
@@ -260,7 +268,7 @@ def _doubted(job: Job, candidates: list[Candidate], accept: Accept) -> bool:
     part = job.part
     if not part.beside(".doubted").exists():
         return False
-    candidate = next(c for c in candidates if c.doubt and c.over)
+    candidate = next(c for c in candidates if c.holds)
     with disk_errors(part.file):
         os.replace(part.beside(".doubted"), part.beside(".part"))
     try:
@@ -281,7 +289,10 @@ def _warn(job: Job, candidate: Candidate, doubt: str) -> None:
 
 def _failed(part: Part, candidates: list[Candidate]) -> UserError:
     # Each reason once, in order: what a source said to the program, and then to a browser.
-    lines = [f"\n  {browser(c.source, part.file.name)}: {'; then: '.join(dict.fromkeys(c.whys))}" for c in candidates]
+    lines = [
+        f"\n  {browser(c.source, part.file.name)}: {'; then: '.join(dict.fromkeys(c.whys or [c.doubt]))}"
+        for c in candidates
+    ]
     reasons = "".join(lines) or " no source of it can be downloaded from by a program"
     have = size_of(part.beside(".part"))
     kept = f"\n  {bytes_text(have)} of it came and are kept: the same command goes on from there" if have else ""

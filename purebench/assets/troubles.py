@@ -45,10 +45,10 @@ class Changed(Retry):
 
 
 class Crawls(Exception):
-    """It sends, and so slowly that another source is better: `speed` in bytes per second."""
+    """It is the last resort: why. `speed`: bytes per second that it sends; 0 where what came before would be lost with it."""
 
-    def __init__(self, speed: float):
-        super().__init__(speed)
+    def __init__(self, why: str, speed: float):
+        super().__init__(why)
         self.speed = speed
 
 
