@@ -27,7 +27,8 @@ from misbehaving import Server, payload
 COMMAND = [sys.executable, "-c", "from purebench.cli import main; main()", "fetch", "net", "--json"]
 DRIVE = [
     "-c",
-    "import sys; from purebench.assets import sources as fetch; fetch.DRIVE = sys.argv.pop(1); from purebench.cli import main; main()",
+    "import sys; from purebench.assets import sources; sources.DRIVE = sources.DRIVE_BEFORE = sys.argv.pop(1); "
+    "from purebench.cli import main; main()",
 ]
 CASES = {  # name -> (sources, whether a hash is known, whether it can succeed)
     "well behaved": (["fine"], True, True),

@@ -215,7 +215,8 @@ def test_drives_scan_warning_is_passed_once(server, world, monkeypatch):
 
 
 def test_drives_quota_page_sends_the_user_to_a_browser(server, world, monkeypatch):
-    monkeypatch.setattr(sources, "DRIVE", server.url("drive-quota") + "?id={}")
+    for name in ("DRIVE", "DRIVE_BEFORE"):
+        monkeypatch.setattr(sources, name, server.url("drive-quota") + "?id={}")
     part = world({"gdrive": "KEY"}, {"gdrive-folder": "FOLDER"})
     state, message, _ = fetch()
     assert state == "failed"

@@ -23,7 +23,7 @@ from purebench import assets
 from purebench.assets import answers, bars, ends, mirrors, request, sources
 from purebench.assets import fetch as fetching
 from purebench.errors import DOWNLOAD, USAGE, UserError
-from purebench.running import storage
+from purebench.running import doctor, storage
 
 ROOT = Path(__file__).parents[1]
 
@@ -379,6 +379,30 @@ def test_a_file_of_certificates_that_is_not_there_is_named(world, monkeypatch):
     state, message, slept = fetch()
     assert (state, slept) == ("failed", [])
     assert "REQUESTS_CA_BUNDLE: there is no file of certificates at `/nowhere/ca.pem`" in message
+
+
+def test_the_doctor_knows_the_hubs_variables(monkeypatch):
+    for name in (
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "ALL_PROXY",
+        "REQUESTS_CA_BUNDLE",
+        "CURL_CA_BUNDLE",
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+    ):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    found = {}
+    for endpoint, token in [("https://me:s3cret@hub.example/x", "hf_secret"), ("hub.example", ""), ("", "two words")]:
+        monkeypatch.setenv("HF_ENDPOINT", endpoint)
+        monkeypatch.setenv("HF_TOKEN", token)
+        found |= {finding.said: finding.state for finding in doctor._network(Path())}
+    assert found == {
+        "HF_ENDPOINT https://hub.example/x, HF_TOKEN is set; no connection was tried": "ok",
+        "HF_ENDPOINT is no URL: `hub.example`": "wrong",
+        "HF_TOKEN holds a space, a line break or a letter that no token has": "wrong",
+    }
 
 
 def test_the_command_refuses_a_variable_that_is_no_url(server, world, monkeypatch):

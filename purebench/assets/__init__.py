@@ -1,6 +1,6 @@
-"""What is known of every checkpoint and dataset, and where its files lie: `checkpoints.toml` and the cache. `fetch`
-fills it, `readers` turn files into weights and execute nothing. It may import `networks`, `atomic` and `errors`. Begin reading
-at `entry` and `fetch.fetch`."""
+"""What is known of every checkpoint and dataset, and where its files lie: `checkpoints.toml` and the cache. `fetch` fills it (`mirrors`:
+whom it asks; `download`: one answer; `verified`: what is taken), `readers` turn files into weights and execute nothing. It may import
+`networks`, `atomic` and `errors`. Begin reading at `entry` and `fetch.fetch`."""
 
 from __future__ import annotations
 

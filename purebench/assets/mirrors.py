@@ -183,7 +183,8 @@ def _once(job: Job, candidate: Candidate, accept: Accept, network: Network) -> s
         return str(why)
     except Unreached as why:
         candidate.unreached += 1
-        limit = 1 if network.silent else len(PAUSES) + 1
+        # One that has said already why it does not give the file is not waited for to say it in another way.
+        limit = 1 if network.silent or candidate.whys else len(PAUSES) + 1
         if candidate.unreached >= limit:
             candidate.give_up(f"{why}{f' (asked {limit} times)' if limit > 1 else ''}")
         else:

@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from purebench import assets, registry
-from purebench.assets import bytes_text
+from purebench.assets import bytes_text, sources
 from purebench.errors import UserError, unknown
 from purebench.running import probe
 from purebench.running.finding import Finding, in_a_line
@@ -289,6 +289,14 @@ def _network(_: Path) -> Iterator[Finding]:
                 yield Finding(
                     "network", "wrong", f"{said[-1]}: there is no such file, and no download", "mend or unset it"
                 )
+    try:
+        if (hub := sources.endpoint()) != sources.HUB:
+            said.append(f"HF_ENDPOINT {sources.shown(hub)}")
+        # Looked at for what it cannot be, and not shown.
+        said += ["HF_TOKEN is set"] * bool(sources.token(hub))
+    except UserError as error:
+        wrong = True
+        yield Finding("network", "wrong", error.message, error.hint)
     if not wrong:
         said = said or ["no proxy, the usual certificates"]
         yield Finding("network", "ok", f"{', '.join(said)}; no connection was tried")
