@@ -42,10 +42,9 @@ class NoAnswer(Exception):
 class Answer:
     """What one source said. `state`: `answers`, `page` (for a browser), `differs` (`fetch` would refuse it), `busy`, `dead`.
 
-    known: what the registry says of the source (``, `unverified`, `dead`, `other`). http: the status, 0 for none.
-    seconds: until its first byte.
-    size: bytes of the file. validator: the server's mark of this version. ranges: whether a broken download can go on there.
-    notes: why it is refused, and what else the registry does not say."""
+    known: what the registry says of the source: nothing, `unverified`, `dead` or `other`. http: the status, 0 for none.
+    seconds: until its first byte. size: bytes of the file. validator: the server's mark of this version.
+    ranges: whether a broken download can go on there. notes: why it is refused, and what else the registry does not say."""
 
     asset: str
     url: str
