@@ -1,7 +1,7 @@
 """Three downloaders in the same cases: `purebench fetch` as `servers.py` runs it, pooch and huggingface_hub, as a table.
 
     uv venv others && uv pip install --python others/bin/python pooch huggingface_hub
-    python benchmarks/downloaders.py --python others/bin/python          # all, in about five minutes
+    python benchmarks/downloaders.py --python others/bin/python          # all, ten minutes on two busy cores
     python benchmarks/downloaders.py --python others/bin/python Drive    # those with this word in their name
 
 A cell says what lies under the file's name at the end, how much the servers sent (in files), and how long it took by a clock that is set
