@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 TIMEOUT = (10, 20)  # seconds to connect, and to the first byte
 PAUSE = 0.5  # seconds between two questions to one host: Drive takes many at once for an attack
 AGAIN = 3  # seconds after which a connection that failed is tried once more
+GIVEN_UP = 2  # questions in a row that a host leaves without any answer, after which it is asked no more
 ROUGHLY = 0.05  # how far a size may be from an `about`
 
 Question = tuple[Part, dict[str, str], str]  # a file, one of its sources, and the address to ask
@@ -85,13 +86,17 @@ def answers(asked: list[Question], *, sleep: Callable[[float], None] = time.slee
     stop = threading.Event()
 
     def in_turn(of: list[tuple[Question, Future[Answer]]]) -> None:
+        unanswered = 0  # in a row
         for number, (question, future) in enumerate(of):
             if stop.is_set():
                 return
-            if number:
+            if number and unanswered < GIVEN_UP:
                 sleep(PAUSE)
             try:
-                future.set_result(ask(*question, sleep=sleep))
+                # Where nothing answers, each of Drive's files would take a minute to say so.
+                answer = ask(*question, sleep=sleep) if unanswered < GIVEN_UP else _not_asked(question)
+                unanswered = 0 if answer.http else unanswered + 1
+                future.set_result(answer)
             # Else whoever waits for the answer would wait for ever: it is raised there.
             except BaseException as error:
                 future.set_exception(error)
@@ -104,6 +109,12 @@ def answers(asked: list[Question], *, sleep: Callable[[float], None] = time.slee
             yield future.result()
     finally:
         stop.set()
+
+
+def _not_asked(question: Question) -> Answer:
+    part, source, url = question
+    why = f"not asked: `{urlsplit(url).hostname}` did not answer {GIVEN_UP} times"
+    return Answer(part.label, url, source.get("status", ""), notes=[why])
 
 
 def without_source(names: Iterable[str], found: Iterable[Answer]) -> list[str]:
