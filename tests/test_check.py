@@ -198,15 +198,6 @@ def test_a_host_that_does_not_answer_is_not_asked_for_every_file(hosts, command)
     assert sum("not asked" in row["notes"][0] for row in rows.values()) == len(rows) - check.GIVEN_UP
 
 
-def test_a_host_that_does_not_answer_is_not_asked_for_every_file(hosts, command):
-    names = [name for name in assets.table() if name.startswith("robustbench/cifar10/L2/")]
-    hosts.says |= dict.fromkeys([url for name in names for url in addresses(name)], "silent")
-    code, rows, err = checked(command, *names)
-    assert (code, err.count("error: ")) == (DOWNLOAD, len(names))
-    assert len(hosts.asked) == 2 * check.GIVEN_UP
-    assert sum("not asked" in row["notes"][0] for row in rows.values()) == len(rows) - check.GIVEN_UP
-
-
 @pytest.mark.parametrize("options", [["--offline"], ["--dry-run"], ["--list"], ["--from", "x"]])
 def test_a_check_takes_no_option_of_a_download(hosts, command, options):
     code, out, err = command("fetch", "--check", "cifar10", *options)
