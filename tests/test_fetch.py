@@ -550,7 +550,7 @@ def test_known_hashes_sizes_and_identifiers():
         held = [assets.entry(name).get(kind, "") for kind in assets.HASHES]
         assert all(any(h.startswith(start) for h in held) for start in hashes), name
     for name, key in ROBUSTBENCH.items():
-        assert assets.entry(f"robustbench/{name}")["sources"] == [{"gdrive": key}]
+        assert [source["gdrive"] for source in assets.entry(f"robustbench/{name}")["sources"]] == [key]
         dataset, threat, identifier = name.split("/")
         assert (
             assets.path(f"robustbench/{name}")

@@ -24,8 +24,9 @@ PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
 CERTIFICATES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 
-def headers(way: Way, have: int = 0, validator: str = "") -> dict[str, str]:
-    """What is sent along to ask for the bytes from `have` on: of the version `validator` if there is such a mark."""
+def headers(way: Way, have: int = 0, validator: str = "", one: bool = False) -> dict[str, str]:
+    """What is sent along to ask for the bytes from `have` on (one: for the first alone): of the version `validator` if there is such
+    a mark."""
     # Uncompressed: of a file compressed on the way, neither the size nor a byte range is that of the file.
     # English: the pages that explain a refusal are then in the language that we look for.
     found = {
@@ -33,7 +34,9 @@ def headers(way: Way, have: int = 0, validator: str = "") -> dict[str, str]:
         "Accept-Language": "en",
         "User-Agent": BROWSER if way.as_browser else AGENT,
     }
-    if have:
+    if one:
+        found["Range"] = "bytes=0-0"
+    elif have:
         found["Range"] = f"bytes={have}-"
         # If the file has changed meanwhile, the server then sends all of it and not a part.
         if validator:
@@ -41,7 +44,9 @@ def headers(way: Way, have: int = 0, validator: str = "") -> dict[str, str]:
     return found
 
 
-def ask(way: Way, have: int = 0, validator: str = "", timeout: tuple[float, float] | None = None) -> requests.Response:
+def ask(
+    way: Way, have: int = 0, validator: str = "", timeout: tuple[float, float] | None = None, one: bool = False
+) -> requests.Response:
     """The server's answer. Unreached or SourceFailed if there is none; UserError if this machine is set up wrongly."""
     import requests
 
@@ -56,7 +61,7 @@ def ask(way: Way, have: int = 0, validator: str = "", timeout: tuple[float, floa
         # As `auth` and not among the headers: there a password that ~/.netrc has for the host would take its place.
         # After a redirect to another host, `requests` takes it away.
         auth = signed if way.token else None
-        sent = headers(way, have, validator)
+        sent = headers(way, have, validator, one)
         return requests.get(way.url, headers=sent, auth=auth, stream=True, timeout=timeout or TIMEOUT)
     except requests.exceptions.SSLError as error:
         raise _certificate(error) from None
