@@ -269,3 +269,12 @@ def test_sizes_that_the_readme_states_are_the_registrys():
         for part in assets.parts(name)
     )
     assert re.findall(r"`fetch` brings ([\d.]+ [kMG]B)", text) == [assets.bytes_text(total)]
+
+
+def test_a_source_whose_file_is_far_from_the_known_size_differs(hosts, command):
+    name = "robustbench/cifar10/Linf/Wang2023Better_WRN-70-16"
+    for url in addresses(name):
+        hosts.files[url] = b"PK\x03\x04" + bytes(3000)
+    code, rows, _ = checked(command, name)
+    assert (code, {row["state"] for row in rows.values()}) == (DOWNLOAD, {"differs"})
+    assert all("is known to have about 1.07 GB" in row["notes"][0] for row in rows.values())

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import zipfile
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -608,3 +609,99 @@ def test_sets_name_assets_and_cifar10_is_what_the_default_cell_needs():
         "robustbench/cifar10/Linf/Standard",
     ]
     assert {"diffpure", "coup", "scoreopt", "adp", "gdmp", "lee-kim", "cifar100", "mnist"} <= set(assets.sets())
+
+
+# ----------------------------------------------------------------------------------------------- what nobody gave a hash of
+
+
+def _zip(**members):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name.replace("__", "/"), data)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("about", "state"), [(120_001, "fetched"), (749_999, "fetched"), (119_000, "failed"), (10**9, "failed")]
+)
+def test_a_file_far_from_its_known_size_is_neither_taken_nor_pinned(server, world, tmp_path, about, state):
+    part = world(server.url("fine"), about=about)
+    got, message, _ = fetch()
+    assert (got, bool(part.lock()), part.file.exists()) == (state, state == "fetched", state == "fetched")
+    assert ("is known to have about" in message) == (state == "failed")
+    if state == "failed":
+        (tmp_path / "mine").write_bytes(DATA)
+        assert fetch(given=tmp_path / "mine")[0] == "failed"
+        assert not part.lock()
+
+
+def test_the_other_source_is_asked_for_a_file_of_the_known_size(world):
+    with Server(_zip(archive__data=b"x" * 3000)) as small, Server(DATA) as right:
+        part = world(small.url("fine"), right.url("fine"), about=310_000)
+        assert fetch()[0] == "fetched"
+        assert (good(part), small.sent["fine"] < 4000) == (True, True)
+
+
+@pytest.mark.parametrize(
+    "made", [_zip(), _zip(foo__one=b"1"), _zip(stuff__one=b"")], ids=["empty", "another", "no bytes"]
+)
+def test_an_archive_without_what_it_must_hold_is_not_pinned(server, world, made):
+    server.data = made
+    part = world(server.url("fine"), kind="dataset", file="a.zip", unpack="stuff")
+    assert (fetch()[0], part.lock(), part.result.exists(), part.file.exists()) == ("failed", {}, False, False)
+
+
+@pytest.mark.parametrize("known", [{}, {"sha256": SHA, "trust": "publisher"}])
+@pytest.mark.parametrize("offline", [False, True])
+def test_bytes_that_changed_in_the_cache_are_noticed(server, world, known, offline):
+    part = world(server.url("fine"), **known)
+    assert fetch()[0] == "fetched"
+    # Only touched: it is looked at once and known again.
+    os.utime(part.file, (1, 1))
+    assert (fetch(offline=True)[0], part.changed(), part.lock()["source"]) == ("present", False, server.url("fine"))
+    other = payload(len(DATA), 3)
+    part.file.write_bytes(other)
+    os.utime(part.file, (2, 2))
+    assert assets.digest("net") == hashlib.sha256(other).hexdigest()
+    assert fetch(offline=offline)[0] == ("failed" if offline else "fetched")
+    assert (part.beside(".bad").read_bytes() == other, part.lock()["sha256"], part.file.exists()) == (
+        True,
+        SHA,
+        not offline,
+    )
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"sha256": "831f", "size": 1}', "\x00" * 40])
+def test_a_damaged_pin_is_not_dropped(server, world, tmp_path, text):
+    part = world(server.url("fine"))
+    assert fetch()[0] == "fetched"
+    part.beside(".lock.json").write_text(text)
+    (tmp_path / "mine").write_bytes(DATA)
+    for options in ({}, {"offline": True}, {"given": tmp_path / "mine"}):
+        state, message, _ = fetch(**options)
+        assert (state, "pin of `net` is damaged" in message, part.beside(".lock.json").read_text()) == (
+            "failed",
+            True,
+            text,
+        )
+    # Where the publisher's hash is known nothing is lost with it.
+    world(server.url("fine"), sha256=SHA, trust="publisher")
+    assert (fetch()[0], part.lock()["sha256"]) == ("present", SHA)
+
+
+def test_a_hash_in_capitals_is_the_same_hash(server, world):
+    part = world(
+        server.url("fine"), sha256=SHA.upper(), md5=MD5.upper(), sha256_prefix=SHA[:8].upper(), trust="publisher"
+    )
+    assert (fetch()[0], good(part), assets.digest("net")) == ("fetched", True, SHA)
+
+
+def test_what_the_user_brings_again_does_not_change_when_it_first_came(server, world, tmp_path):
+    part = world(server.url("fine"))
+    assert fetch()[0] == "fetched"
+    before = {key: part.lock()[key] for key in ("source", "when", "sha256")}
+    (tmp_path / "mine").write_bytes(DATA)
+    time.sleep(1.1)
+    assert fetch(given=tmp_path / "mine")[0] == "fetched"
+    assert {key: part.lock()[key] for key in before} == before

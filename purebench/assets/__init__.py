@@ -55,7 +55,7 @@ def _registry(part: str) -> dict[str, Any]:
     for path in dict.fromkeys([_own_registry(), registry_file()]):
         try:
             found |= _parsed(path, path.stat().st_mtime_ns)[part]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             hint = "see PUREBENCH_CHECKPOINTS"
             raise UserError(f"cannot read the checkpoint registry `{path}`: {error}", hint) from None
     return found
@@ -65,6 +65,13 @@ def _registry(part: str) -> dict[str, Any]:
 def _parsed(path: Path, changed_ns: int) -> dict[str, dict[str, Any]]:
     """A registry's assets and sets; `changed_ns`: its time stamp, so that a file that was edited meanwhile is read again."""
     found = tomllib.loads(path.read_text(encoding="utf-8"))
+    for facts in found["assets"].values():
+        for one in [facts, *facts.get("files", [])]:
+            # Windows' own tools print them in capitals.
+            one.update({kind: one[kind].lower() for kind in HASHES if isinstance(one.get(kind), str)})
+            inside = one.get("inside")
+            if isinstance(inside, dict):
+                inside.update({name: str(md5).lower() for name, md5 in inside.items()})
     return {"assets": dict(found["assets"]), "sets": dict(found.get("sets", {}))}
 
 
@@ -107,18 +114,34 @@ class Part:
         return self.file.with_name(self.file.name + ending)
 
     def lock(self) -> dict[str, Any]:
-        """What `fetch` wrote when it verified the file: sha256, size, source, when, trust, `doubt` where it is not the file that a third
-        party knows; empty if it did not."""
-        # A damaged one counts as none: the file is then verified again, which is safe.
+        """What `fetch` wrote when it verified the file: sha256, size, mtime_ns, source, when, trust, `doubt` where it is not the file
+        that a third party knows; empty if it did not, or if that is damaged (`pin_lost`)."""
         try:
             found = json.loads(self.beside(".lock.json").read_text(encoding="utf-8"))
-            return found if isinstance(found["sha256"], str) and isinstance(found["size"], int) else {}
+            sound = re.fullmatch("[0-9a-f]{64}", found["sha256"]) and type(found["size"]) is int
+            return found if sound else {}
         except (OSError, ValueError, KeyError, TypeError):
             return {}
+
+    def pin_lost(self) -> bool:
+        """Whether there is a lock file that cannot be read: what first came is then no longer known."""
+        return self.beside(".lock.json").exists() and not self.lock()
+
+    def changed(self) -> bool:
+        """Whether the file has another size or time than when it was verified: its bytes may be others."""
+        lock = self.lock()
+        if not lock or not self.file.is_file():
+            return False
+        facts = self.file.stat()
+        # Of files that were fetched before the time was written down, the size is all that is known.
+        return (facts.st_size, facts.st_mtime_ns) != (lock["size"], lock.get("mtime_ns"))
 
     def hash(self) -> str:
         """The sha256 of the file as downloaded: the registry's, else that which `fetch` found, else its own; "" if it is not here."""
         lock = self.lock()
+        # Somebody wrote into it since: a record must not name what lay there before.
+        if self.changed():
+            return hashed(self.file)
         # A third party's may be another file's.
         known = "" if self.facts.get("trust") == "third-party" else self.facts.get("sha256", "")
         return known or lock.get("sha256", "") or hashed(self.file)

@@ -30,7 +30,14 @@ def unpack(part: Part) -> None:
             _extract(part, work)
             name = part.result.name
             # Some archives hold the folder, some hold it one level down, and some are its contents.
-            found = next((p for p in (work / name, *sorted(work.glob(f"*/{name}"))) if p.exists()), work)
+            found = next((p for p in (work / name, *sorted(work.glob(f"*/{name}"))) if p.exists()), None)
+            if found is None:
+                # Of what nobody knows size, hash or contents, the name is all that tells it from another archive.
+                if not any(part.facts.get(known) for known in ("size", "inside", *assets.HASHES)):
+                    raise SourceFailed(f"there is no `{name}` in it")
+                found = work
+            if not any(p.is_file() and p.stat().st_size for p in (found, *found.rglob("*"))):
+                raise SourceFailed("there is nothing in it")
             if wrong := _wrong_inside(part, found):
                 raise SourceFailed(f"`{wrong}` in it is missing or another file")
             os.replace(found, part.result)

@@ -26,6 +26,7 @@ from purebench.assets.download import vouched
 from purebench.assets.fetch import wanted
 from purebench.assets.sources import Way
 from purebench.assets.troubles import Confirmation, OtherWay, Retry, SourceFailed, Unreached
+from purebench.assets.verified import far_off
 
 if TYPE_CHECKING:
     import requests
@@ -224,8 +225,10 @@ def _compare(part: Part, reply: requests.Response, first: bytes, answer: Answer)
         refused.append("it sends an HTML page instead of the file")
     if answer.size and facts.get("size") and answer.size != facts["size"]:
         wrong.append(f"it says that the file has {answer.size:,} bytes, not {facts['size']:,}")
+    if far := far_off(part, answer.size):
+        refused.append(far)
     about = facts.get("about")
-    if answer.size and about and not facts.get("size") and abs(answer.size - about) > ROUGHLY * about:
+    if answer.size and about and not (facts.get("size") or far) and abs(answer.size - about) > ROUGHLY * about:
         answer.notes.append(f"the registry says about {bytes_text(about)}")
     for kind, stated in _hashes(reply).items():
         expected = facts.get(kind) or (part.lock().get("sha256", "") if kind == "sha256" else "")
@@ -258,12 +261,12 @@ def _hashes(reply: requests.Response) -> dict[str, str]:
     for step in [*reply.history, reply]:
         headers = step.headers
         # Hugging Face, where it sends on to its stores.
-        if linked := re.fullmatch(r'"?([0-9a-f]{64})"?', headers.get("X-Linked-ETag", "")):
-            found["sha256"] = linked[1]
+        if linked := re.fullmatch(r'"?([0-9a-fA-F]{64})"?', headers.get("X-Linked-ETag", "")):
+            found["sha256"] = linked[1].lower()
         # An S3 upload in one part that is not encrypted by a key of its own; elsewhere 32 digits may be anything.
         plain = "S3" in headers.get("Server", "") and "kms" not in headers.get("x-amz-server-side-encryption", "")
-        if plain and (etag := re.fullmatch(r'"([0-9a-f]{32})"', headers.get("ETag", ""))):
-            found["md5"] = etag[1]
+        if plain and (etag := re.fullmatch(r'"([0-9a-fA-F]{32})"', headers.get("ETag", ""))):
+            found["md5"] = etag[1].lower()
         google = re.search(r"md5=([\w+/=]+)", headers.get("x-goog-hash", ""))
         # Azure's of the whole file; its Content-MD5 is that of the part.
         if text := google[1] if google else headers.get("x-ms-blob-content-md5", ""):

@@ -26,7 +26,7 @@ from purebench.assets.ends import at_end
 from purebench.assets.sources import address as address
 from purebench.assets.sources import automatic, browser, by_hand, sources
 from purebench.assets.troubles import SourceFailed
-from purebench.assets.verified import accept, copy_given, pin, verify
+from purebench.assets.verified import accept, copy_given, pin, published, verify
 from purebench.assets.verified import check_head as check_head
 from purebench.errors import DOWNLOAD, UserError, unknown
 
@@ -156,7 +156,14 @@ def fetch(
         where = assets.path(name) if state != "failed" else None
         size = bytes_text(where.stat().st_size) if where and where.is_file() else ""
         rows.append(
-            {"asset": name, "state": state, "size": size, "sha256": assets.digest(name), "path": str(where or "")}
+            {
+                "asset": name,
+                "state": state,
+                "size": size,
+                # Of what is not here there is none to tell.
+                "sha256": assets.digest(name) if where else "",
+                "path": str(where or ""),
+            }
         )
     return rows, errors
 
@@ -190,9 +197,16 @@ def part_given(pieces: list[Part], given: Path) -> Part:
 
 def fetch_part(part: Part, *, offline: bool, given: Path | None, bring: Bring, show: Show) -> bool:
     """True if the file was brought (by `bring`, from a source), False if it was there. UserError (exit 3) with every reason."""
-    # Without the lock on the file: what was verified once is not looked at again.
-    if not given and part.lock() and part.whole():
+    # Without the lock on the file: what was verified once, and lies there as it did, is not looked at again.
+    if not given and part.lock() and part.whole() and not part.changed():
         return False
+    if part.pin_lost() and not published(part):
+        lock = part.beside(".lock.json")
+        raise UserError(
+            f"the pin of `{part.label}` is damaged: `{lock}` does not say any more which file first came, and nobody else knows",
+            "restore it from a copy; or delete it, and what comes next is pinned",
+            DOWNLOAD,
+        )
     absent = UserError(
         f"`{part.label}` is not in the cache, and `--offline` opens no connection", by_hand(part), DOWNLOAD
     )
@@ -223,10 +237,13 @@ def already_there(part: Part, show: Show) -> bool:
     """Whether the file is there and good. One without a lock file is verified here; a bad one is renamed to `.bad`."""
     if part.file.is_file():
         try:
-            # The size is enough for a file that was verified: hashing 2 GB at every `fetch` would take seconds.
-            if not (part.lock() and size_of(part.file) == part.lock()["size"]):
+            # Size and time are enough for a file that was verified: hashing 2 GB at every `fetch` would take seconds.
+            if not part.lock() or part.changed():
+                was = part.lock()
                 # In doubt, since somebody has put it there: what a third party printed of it is told, and stops nothing.
                 sha256, doubt = verify(part, part.file, doubted=True)
+                if was and was["sha256"] != sha256:
+                    raise SourceFailed("its bytes are others than those that were verified")
                 if doubt:
                     show.warn(
                         f"`{part.file}` is not the `{part.label}` that a third party knows: {doubt}. It is taken as it is"

@@ -22,6 +22,7 @@ from purebench.assets.sources import by_hand
 from purebench.assets.troubles import Doubtful, SourceFailed
 from purebench.errors import DOWNLOAD, UserError
 
+ROUGHLY = 2.5  # how far a size may be from an `about`: another source's edition may be half of it (two zips of one folder are)
 TORCH = (b"PK\x03\x04", b"\x80")  # how torch's files and pickles begin
 
 
@@ -81,6 +82,8 @@ def verify(part: Part, path: Path, doubted: bool = False) -> tuple[str, str]:
     # First what costs nothing and says most: a web page has a wrong hash too, but the hash does not say that it is a page.
     if why := assets.wrong_bytes(path):
         raise SourceFailed(why)
+    if why := far_off(part, size_of(path)):
+        raise SourceFailed(why)
     wrong = _wrong_size(part, path)
     if wrong and vouched(part):
         raise SourceFailed(wrong)
@@ -94,6 +97,15 @@ def verify(part: Part, path: Path, doubted: bool = False) -> tuple[str, str]:
     if wrong or not (part.facts.get("sha256") or part.facts.get("md5")):
         _check_first_use(part, path, sha256)
     return sha256, wrong
+
+
+def far_off(part: Part, size: int | None) -> str:
+    """Why a file of this size cannot be one of which nobody knows hash or size, but roughly how large it is; or ""."""
+    about = part.facts.get("about")
+    known = part.facts.get("size") or part.facts.get("sha256") or part.facts.get("md5") or part.lock()
+    if not (size and about) or known or about / ROUGHLY <= size <= about * ROUGHLY:
+        return ""
+    return f"it has {assets.bytes_text(size)}, and the file is known to have about {assets.bytes_text(about)}"
 
 
 def _wrong_size(part: Part, path: Path) -> str:
@@ -117,7 +129,7 @@ def _check_first_use(part: Part, path: Path, sha256: str) -> None:
     if lock and lock["sha256"] != sha256:
         raise SourceFailed(
             f"its sha256 is {sha256[:12]}.., but {lock['sha256'][:12]}.. was pinned when it first came ({lock.get('when', '?')}, "
-            f"{lock.get('source', '?')}); if the publisher has replaced it, delete `{part.beside('.lock.json')}`"
+            f"{lock.get('source', '?')}); if the publisher has replaced it, delete `{part.beside('.lock.json')}` first"
         )
     check_head(part, path)
     # An archive shows it by being unpacked.
@@ -139,11 +151,16 @@ def _head(path: Path) -> bytes:
 
 def pin(part: Part, sha256: str, path: Path, source: str, doubt: str = "") -> None:
     """Writes `.lock.json`, before the file has its name: a kill in between leaves a pin and no file."""
+    before = part.lock()
+    if before.get("sha256") != sha256:
+        before = {}
     facts: Entry = {
         "sha256": sha256,
         "size": size_of(path),
-        "source": source,
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "mtime_ns": path.stat().st_mtime_ns,
+        # Of the first time: a message about another file names it.
+        "source": before.get("source", source),
+        "when": before.get("when") or datetime.now(UTC).isoformat(timespec="seconds"),
         "trust": part.facts["trust"] if published(part) and not doubt else "first-use",
     }
     if doubt:
