@@ -1,14 +1,19 @@
 """Downloads on a bad day: every case of `benchmarks/servers.py`, and what has to hold besides."""
 
+import contextlib
 import gzip
 import hashlib
 import importlib.util
 import json
 import pickle
+import re
+import socket
 import ssl
 import subprocess
 import sys
 import tarfile
+import threading
+import time
 import zipfile
 from io import BytesIO
 from pathlib import Path
@@ -420,3 +425,181 @@ def test_failures_are_one_message_of_code_3(server, world):
     _, (error,), _, _ = heard()
     assert error.code == DOWNLOAD
     assert [line.split(": ", 1)[1][:8] for line in error.message.splitlines()[1:]] == ["HTTP 404", "this net"]
+
+
+# ------------------------------------------------------------------------------------------------- nothing waits without end
+
+
+class Raw:
+    """`with Raw(answer) as url`: answers each connection by `answer(connection, how many came before)`."""
+
+    def __init__(self, answer):
+        self.answer, self.turns = answer, 0
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.stop = threading.Event()
+
+    def __enter__(self):
+        threading.Thread(target=self.run, daemon=True).start()
+        return f"http://127.0.0.1:{self.socket.getsockname()[1]}/file.pt"
+
+    def __exit__(self, *_):
+        self.stop.set()
+        self.socket.close()
+
+    def run(self):
+        with contextlib.suppress(OSError):
+            while not self.stop.is_set():
+                connection, _ = self.socket.accept()
+                threading.Thread(target=self.one, args=(connection, self.turns), daemon=True).start()
+                self.turns += 1
+
+    def one(self, connection, turn):
+        with connection, contextlib.suppress(OSError):
+            connection.recv(1 << 16)
+            self.answer(connection, turn)
+
+    def drip(self, connection, data, pause=0.05):
+        """A few bytes at a time, and for ever the last one."""
+        while not self.stop.is_set():
+            connection.sendall(data[:2] or b".")
+            data = data[2:]
+            time.sleep(pause)
+
+
+def _drip(head, data, pause=0.05):
+    raw = Raw(lambda connection, _: (connection.sendall(head), raw.drip(connection, data, pause)))
+    return raw
+
+
+FOUND = b"HTTP/1.1 302 Found\r\nLocation: %s\r\nContent-Length: 9999999\r\n\r\n"
+
+
+def test_what_stands_below_a_redirect_is_not_read(server, world):
+    body = {}
+
+    def redirects(connection, _):
+        connection.sendall(FOUND % server.url("fine").encode())
+        with contextlib.suppress(OSError):
+            for sent in range(500):
+                body["sent"] = sent
+                connection.sendall(bytes(1 << 16))
+
+    with Raw(redirects) as url:
+        part = world(url, sha256=SHA)
+        assert (fetch()[0], good(part)) == ("fetched", True)
+    assert body["sent"] < 400  # of 500: what the sockets' own buffers took
+    with _drip(FOUND % server.url("fine").encode(), b"") as url:
+        part = world(url, file="other.pt")
+        began = time.monotonic()
+        assert (fetch()[0], time.monotonic() - began < 3) == ("fetched", True)
+
+
+def test_headers_that_never_end_are_left(server, world, monkeypatch):
+    monkeypatch.setattr(request, "TIMEOUT", (0.2, 0.3))
+    with _drip(b"HTTP/1.1 200 OK\r\nX-Slow: ", b"") as url:
+        part = world(url, server.url("fine"), sha256=SHA)
+        _, errors, said, _ = heard()
+        assert (errors, good(part), "no answer in time" in said) == ([], True, True)
+
+
+def test_a_page_that_never_ends_is_left(server, world, monkeypatch):
+    monkeypatch.setattr(answers, "PAGE_TIME", 0.3)
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n"
+    with _drip(head, b"<html><title>Wait</title>", 0.01) as url:
+        part = world(url, server.url("fine"))
+        _, errors, said, _ = heard()
+        assert (errors, good(part), "HTML page (`Wait`)" in said) == ([], True, True)
+
+
+def test_a_source_that_crawls_from_its_first_byte_on_is_left(server, world, monkeypatch):
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n"
+    with _drip(head, DATA[:30], 0.2) as url:
+        part = world(url, server.url("fine"), sha256=SHA, size=len(DATA))
+        clock = Quick(100)
+        show = SERVERS.Heard(clock)
+        _, errors = fetching.fetch(["net"], clock=clock, show=show)
+        assert (errors, good(part), any("it sends 0." in line for line in show.lines)) == ([], True, True)
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (b"junk\r\n\r\n", "no HTTP"), (b"ICY 200 OK\r\n\r\n", "no HTTP"), (b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 500 + b"\r\n", "no HTTP"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 400000, 5\r\n\r\nx", "header that cannot be read"),
+        (b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: /file.pt\r\n\r\n", "round in a circle"),
+    ],
+)  # fmt: skip
+def test_an_answer_that_is_none_is_named_and_not_asked_for_again(world, answer, says):
+    with Raw(lambda connection, _: connection.sendall(answer)) as url:
+        world(url, sha256=SHA)
+        state, message, slept = fetch()
+        assert (state, says in message, slept) == ("failed", True, [])
+
+
+@pytest.mark.parametrize("body", [DATA, b"<html><title>Sign in</title>".ljust(300_000)])
+def test_a_file_that_is_called_a_page_is_looked_at_where_its_hash_is_known(world, body):
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 300000\r\n\r\n"
+    with Raw(lambda connection, _: connection.sendall(head + body)) as url:
+        part = world(url, sha256=SHA, trust="publisher")
+        _, message, _ = fetch()
+        assert (good(part), "HTML page (`Sign in`)" in message) == (body is DATA, body is not DATA)
+        # Without one nothing would tell.
+        world(url, file="other.pt")
+        assert (fetch()[0], "HTML page" in fetch()[1]) == ("failed", True)
+
+
+# ----------------------------------------------------------------------------------------------- a wrong mirror costs nothing
+
+
+def _range(connection, data, first, stop=None):
+    connection.sendall(
+        b'HTTP/1.1 206 Partial\r\nETag: "1"\r\nContent-Length: %d\r\nContent-Range: bytes %d-%d/%d\r\n\r\n'
+        % (len(data) - first, first, len(data) - 1, len(data))
+    )
+    connection.sendall(data[first:stop])
+
+
+@pytest.mark.parametrize("kind", ["another", "tail differs", "whole only", "shorter"])
+@pytest.mark.parametrize("trust", ["code", "third-party"])
+def test_a_wrong_mirror_does_not_cost_what_the_good_source_sent(world, kind, trust):
+    """The good source is away for a while after 3/4 of the file; the mirror has another file."""
+    most = len(DATA) * 3 // 4
+    firsts = []
+
+    class Asks(Raw):
+        def one(self, connection, turn):
+            with connection, contextlib.suppress(OSError):
+                text = connection.recv(1 << 16).decode()
+                found = re.search(r"Range: bytes=(\d+)-", text)
+                self.answer(connection, turn, int(found[1]) if found else 0)
+
+    def right(connection, turn, first):
+        if turn == 1:
+            connection.sendall(b"HTTP/1.1 503 Busy\r\nRetry-After: 20\r\nContent-Length: 0\r\n\r\n")
+        else:
+            firsts.append(first)
+            if not first:
+                connection.sendall(b'HTTP/1.1 200 OK\r\nETag: "1"\r\nContent-Length: %d\r\n\r\n' % len(DATA))
+                connection.sendall(DATA[: most if turn == 0 else None])
+            else:
+                _range(connection, DATA, first)
+
+    other = DATA[:-9] + b"x" * 9 if kind == "tail differs" else payload(len(DATA), 5)
+    if kind == "shorter":
+        other = other[: most // 2]
+
+    def wrong(connection, _, first):
+        if kind == "whole only" or not first:
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(other) + other)
+        elif first >= len(other):
+            connection.sendall(
+                b"HTTP/1.1 416 No\r\nContent-Range: bytes */%d\r\nContent-Length: 0\r\n\r\n" % len(other)
+            )
+        else:
+            _range(connection, other, first)
+
+    with Asks(right) as good_url, Asks(wrong) as wrong_url:
+        part = world(good_url, wrong_url, sha256=SHA, trust=trust)
+        _, errors, _, _ = heard()
+    assert (errors, good(part)) == ([], True)
+    assert firsts == [0, most]

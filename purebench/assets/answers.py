@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import os
 import re
+import time
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, NoReturn
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
     import requests
 
 BUSY = {408, 425, 429, 500, 502, 503, 504}
-PAGE = 1 << 20  # bytes of a page that are read
+PAGE, PAGE_TIME = 1 << 20, 20  # bytes of a page that are read, and seconds
+NEVER = 1e9  # seconds, and more than anybody waits
 QUOTA = "its download quota is used up, for up to 24 hours; a browser that is logged in may still get the file"
 
 
@@ -32,7 +35,9 @@ def check_status(part: Part, reply: requests.Response, url: str, drive: bool) ->
     status = reply.status_code
     # Pages come with status 200 in the place of the file, and from Drive with an error's status too, where they say more than it.
     is_page = "text/html" in reply.headers.get("Content-Type", "").lower()
-    if is_page and (status < 400 or drive) and status not in BUSY:
+    # What has a hash is looked at: some servers call every file a page.
+    known = status in (200, 206) and not drive and has_full_hash(part)
+    if is_page and (status < 400 or drive) and status not in BUSY and not known:
         explain_page(reply, url, drive)
     if status in BUSY:
         raise Busy(f"HTTP {status}", wait_asked(reply.headers))
@@ -53,17 +58,22 @@ def check_status(part: Part, reply: requests.Response, url: str, drive: bool) ->
         raise SourceFailed("it sends the file compressed though asked not to")
 
 
+def has_full_hash(part: Part) -> bool:
+    """Whether a hash of the whole file is known, published or pinned."""
+    return any(part.facts.get(kind) for kind in ("sha256", "md5")) or bool(part.lock())
+
+
 def wait_asked(headers: Mapping[str, str]) -> float | None:
     """Seconds that a busy server asks to wait: `Retry-After: 3`, a date there, or `RateLimit: ..;t=3`. None if it does not say."""
     text = headers.get("Retry-After", "").strip()
-    if re.fullmatch(r"\d{1,9}(\.\d+)?", text):
-        return float(text)
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return min(float(text), NEVER)
     # By the server's own clock: this machine's may be wrong.
     later, now = _date(text), _date(headers.get("Date", ""))
     if later and now:
         return max(0.0, (later - now).total_seconds())
-    found = re.search(r";\s*t=(\d{1,9})\b", headers.get("RateLimit", ""))
-    return float(found[1]) if found else None
+    found = re.search(r";\s*t=(\d+)\b", headers.get("RateLimit", ""))
+    return min(float(found[1]), NEVER) if found else None
 
 
 def _date(text: str) -> datetime | None:
@@ -96,17 +106,18 @@ def explain_hub(reply: requests.Response, url: str) -> NoReturn:
     raise (OtherWay if with_token and status != 404 else SourceFailed)(text)
 
 
-def explain_page(reply: requests.Response, url: str, drive: bool) -> NoReturn:
-    """An HTML page came: Drive's `scan warning` (Confirmation), its quota page, or another.
+def explain_page(reply: requests.Response, url: str, drive: bool, begun: bytes = b"") -> NoReturn:
+    """An HTML page came: Drive's `scan warning` (Confirmation), its quota page, or another. begun: what was read of it.
 
     OtherWay from Drive, else SourceFailed."""
     from urllib3.exceptions import HTTPError
 
-    # A page is for people and a megabyte of it is enough, whatever the server still sends.
-    try:
-        text = reply.raw.read(PAGE, decode_content=True).decode("utf-8", "replace")
-    except (HTTPError, OSError):
-        text = ""
+    # A page is for people and a megabyte of it is enough, whatever the server still sends and however slowly.
+    until = time.monotonic() + PAGE_TIME
+    with contextlib.suppress(HTTPError, OSError):
+        while len(begun) < PAGE and time.monotonic() < until and (piece := reply.raw.read1(PAGE, decode_content=True)):
+            begun += piece
+    text = begun.decode("utf-8", "replace")
     form = re.search(r"<form\b[^>]*\bid=[\"']download-form[\"'][^>]*>", text)
     if drive and form:
         tags = re.findall(r"<input\b[^>]*>", text[form.end() :].partition("</form")[0])

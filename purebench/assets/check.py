@@ -22,11 +22,10 @@ from purebench.assets import Entry, Part, bytes_text, parts, request, sources
 from purebench.assets.answers import QUOTA, check_status
 from purebench.assets.bars import time_text
 from purebench.assets.clock import Clock
-from purebench.assets.download import vouched
+from purebench.assets.download import far_off, vouched
 from purebench.assets.fetch import wanted
 from purebench.assets.sources import Way
 from purebench.assets.troubles import Confirmation, OtherWay, Retry, SourceFailed, Unreached
-from purebench.assets.verified import far_off
 
 if TYPE_CHECKING:
     import requests
@@ -221,7 +220,7 @@ def _compare(part: Part, reply: requests.Response, first: bytes, answer: Answer)
     refused, wrong = [], []
     if not first:
         refused.append("it is empty")
-    elif first == b"<":
+    elif first == b"<" or ("text/html" in headers.get("Content-Type", "").lower() and first in b" \t\r\n\xef"):
         refused.append("it sends an HTML page instead of the file")
     if answer.size and facts.get("size") and answer.size != facts["size"]:
         wrong.append(f"it says that the file has {answer.size:,} bytes, not {facts['size']:,}")

@@ -6,6 +6,8 @@ import contextlib
 import errno
 import gzip
 import io
+import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +15,59 @@ from pathlib import Path
 from purebench.assets import Part, bytes_text
 from purebench.errors import DOWNLOAD, UserError
 
+PARTS = ((".part", ".part.aside"), (".part.json", ".part.json.aside"))  # what comes now, and what waits for its source
+
 
 def discard(part: Part) -> None:
-    """Forgets what has come so far."""
-    part.beside(".part").unlink(missing_ok=True)
-    part.beside(".part.json").unlink(missing_ok=True)
+    """Forgets what has come so far, but for what was set aside."""
+    for current, _ in PARTS:
+        part.beside(current).unlink(missing_ok=True)
+
+
+def forget(part: Part) -> None:
+    """Forgets all of it."""
+    discard(part)
+    for _, aside in PARTS:
+        part.beside(aside).unlink(missing_ok=True)
+
+
+def set_aside(part: Part) -> None:
+    """What came of one source is kept, while another one has another file; of two the longer."""
+    if size_of(part.beside(".part")) > size_of(part.beside(".part.aside")):
+        for current, aside in PARTS:
+            os.replace(part.beside(current), part.beside(aside))
+    discard(part)
+
+
+def take_back(part: Part) -> None:
+    """What was set aside, in the place of less."""
+    if size_of(part.beside(".part.aside")) > size_of(part.beside(".part")):
+        for current, aside in PARTS:
+            os.replace(part.beside(aside), part.beside(current))
+
+
+def take_own(part: Part, url: str, apart: bool) -> None:
+    """What was set aside in the place of what came from elsewhere, if it is of this source. apart: else none."""
+    now = came_from(part.beside(".part.json"))
+    if came_from(part.beside(".part.json.aside")) != url or now == url:
+        if apart and now not in ("", url):
+            set_aside(part)
+        return
+    for current, aside in PARTS:
+        between = part.beside(".part.swapped")
+        if part.beside(current).exists():
+            os.replace(part.beside(current), between)
+        os.replace(part.beside(aside), part.beside(current))
+        if between.exists():
+            os.replace(between, part.beside(aside))
+
+
+def came_from(note: Path) -> str:
+    """The URL in a `.part.json`; "" if there is none."""
+    try:
+        return str(json.loads(note.read_text(encoding="utf-8"))["url"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def require_space(folder: Path, needed: int, part: Part | None = None) -> None:
@@ -41,7 +91,7 @@ def no_space(why: str, part: Part | None) -> UserError:
     kept = f"; {bytes_text(have)} of `{part.label}` came and are kept" if part and have else ""
     return UserError(
         f"no space: {why}{kept}",
-        "free some, or set PUREBENCH_CACHE to a folder on a larger disk; the same command goes on",
+        "free some, and the same command goes on; or move the cache to a larger disk and set PUREBENCH_CACHE (an empty one starts over)",
         DOWNLOAD,
     )
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, NoReturn, TypedDict
 from purebench import atomic
 from purebench.assets import Part, bytes_text, disk
 from purebench.assets.answers import check_status as check_status
-from purebench.assets.answers import is_page
+from purebench.assets.answers import explain_page, has_full_hash, is_page
 from purebench.assets.bars import Show, time_text
 from purebench.assets.clock import Clock
-from purebench.assets.disk import discard, disk_errors, require_space, size_of
+from purebench.assets.disk import came_from, discard, disk_errors, free_bytes, require_space, set_aside, size_of
 from purebench.assets.ends import at_end
 from purebench.assets.request import ask
 from purebench.assets.request import reason as _reason
@@ -34,6 +34,7 @@ OVERLAP = 1 << 14  # bytes that are sent again where no mark says that what foll
 PATIENCE = (
     600  # seconds that a source which crawls may still need, before what it sent is given up for one without ranges
 )
+ROUGHLY = 2.5  # how far a size may be from an `about`: another source's edition may be half of it (two zips of one folder are)
 HEAD = 64  # bytes by which a page is known
 SLOW, WATCHED = 200_000, 60  # bytes per second below which a server crawls, and the seconds over which that is measured
 
@@ -53,7 +54,8 @@ class Job:
     sole: the URL from which all of `.part` came, in this process; "" if that is not so. may_leave: whether a source that crawls is left;
     alone: why it is not. quickest: bytes per second of the quickest that was left. doubting: the registry's size is not asked of
     the file. answered: whether any server answered. versions: how often one had another file than before. seconds, bytes: how fast the URL
-    `pace_of` has been since it was last judged. told: URLs said to crawl."""
+    `pace_of` has been since it was last judged, up to the clock's time `last`. joined: how much another source had given when this one
+    went on with it, and what was noted of it. apart: URLs whose file is another one than what came before. told: URLs said to crawl."""
 
     part: Part
     show: Show
@@ -68,11 +70,25 @@ class Job:
     pace_of: str = ""
     seconds: float = 0
     bytes: int = 0
+    last: float = 0
+    joined: tuple[int, Saved] | None = None
+    apart: set[str] = field(default_factory=set)
     told: set[str] = field(default_factory=set)
 
     def size(self) -> int | None:
         """Bytes that the file must have, as far as the registry knows."""
         return None if self.doubting else self.part.facts.get("size")
+
+    def watch(self, url: str) -> None:
+        """From now on the pace is this source's."""
+        if self.pace_of != url:
+            self.pace_of, self.seconds, self.bytes = url, 0, 0
+        self.last = self.clock.monotonic()
+
+    def count(self, size: int) -> None:
+        """As many bytes have come since."""
+        now = self.clock.monotonic()
+        self.seconds, self.bytes, self.last = self.seconds + now - self.last, self.bytes + size, now
 
 
 def attempt(job: Job, url: str, way: Way, *, drive: bool) -> None:
@@ -92,14 +108,20 @@ def attempt(job: Job, url: str, way: Way, *, drive: bool) -> None:
     with ask(way, have - len(tail), validator) as reply:
         job.answered = True
         check_status(part, reply, way.url, drive)
-        another = False
+        job.watch(url)
+        another, piece = False, b""
         first, total = _range(reply.headers.get("Content-Range", ""))
         if reply.status_code == 416:
             if have and total == have:
                 return
-            _start_over(job, "HTTP 416: it has no such range")
+            _start_over(job, url, "HTTP 416: it has no such range", same)
         # 200 is the whole file: Range was not sent, or is ignored, or the file is another one now.
         if reply.status_code == 200:
+            # It is called one, and the hash of what is wanted is known: its first bytes tell.
+            if "text/html" in reply.headers.get("Content-Type", "").lower():
+                piece = _continued(job, reply, url, b"", 0, same)
+                if is_page(piece) or not piece:
+                    explain_page(reply, url, drive, piece)
             length = reply.headers.get("Content-Length", "")
             total = int(length) if length.isdigit() else None
             another = have > 0 and same and _is_another(saved, validator, reply.headers, total)
@@ -109,15 +131,19 @@ def attempt(job: Job, url: str, way: Way, *, drive: bool) -> None:
             have, tail = 0, b""
         # A part that does not continue ours would make a file of the right size and with a hole or a seam in it.
         elif first != have - len(tail) or _is_another(saved, validator, reply.headers, total):
-            _start_over(job, "it sends another part than asked for, or of another file")
+            _start_over(job, url, "it sends another part than asked for, or of another file", same)
+        if far := far_off(part, total):
+            raise SourceFailed(far)
         check_size(part, total, expected)
         # Before what came is given up for it: in the place of the file, a network's login page may come at any time.
-        piece = _continued(job, reply, tail, have)
+        piece = piece or _continued(job, reply, url, tail, have, same)
         if have == 0 and is_page(piece):
             raise (OtherWay if drive else SourceFailed)("it sends an HTML page instead of the file")
         if another:
             job.versions += 1
             job.show.say(f"`{part.label}`: `{host(url)}` has another file now: from the beginning")
+        if have and not same:
+            job.joined = have, saved
         begin(part, url, reply.headers, have, total)
         job.sole = url if have == 0 or job.sole == url else ""
         job.show.size(have, total or expected)
@@ -130,10 +156,26 @@ def attempt(job: Job, url: str, way: Way, *, drive: bool) -> None:
         raise Endless
 
 
-def _start_over(job: Job, why: str) -> NoReturn:
-    discard(job.part)
-    job.versions += 1
-    raise Changed(why)
+def _start_over(job: Job, url: str, why: str, same: bool) -> NoReturn:
+    """What came is of no use here: thrown away, or set aside if it is another source's (not the `same`)."""
+    kept = size_of(job.part.beside(".part"))
+    if not same:
+        job.apart.add(url)
+    with disk_errors(job.part.file, job.part):
+        (discard if same else set_aside)(job.part)
+    raise Changed(why if same else f"{why}; {bytes_text(kept)} of the other source are kept")
+
+
+def disjoin(job: Job) -> None:
+    """Sets aside what another source had given before this one went on with it: one of them has a wrong file, and not both."""
+    if job.joined:
+        have, saved = job.joined
+        job.joined = None
+        with disk_errors(job.part.file, job.part):
+            with job.part.beside(".part").open("r+b") as file:
+                file.truncate(have)
+            atomic.replace(job.part.beside(".part.json"), json.dumps(saved, indent=1) + "\n")
+            set_aside(job.part)
 
 
 def _tail(part: Part, have: int) -> bytes:
@@ -143,17 +185,20 @@ def _tail(part: Part, have: int) -> bytes:
         return file.read(OVERLAP)
 
 
-def _continued(job: Job, reply: requests.Response, tail: bytes, have: int) -> bytes:
+def _continued(job: Job, reply: requests.Response, url: str, tail: bytes, have: int, same: bool) -> bytes:
     """The first bytes of the answer behind `tail`, with which it must begin. Changed if it is of another file."""
-    piece = _piece(reply, have)
+    piece = _piece(job, reply, have)
     # So many that a page is known by them.
-    while 0 < len(piece) < max(len(tail), HEAD) and (more := _piece(reply, have)):
+    while 0 < len(piece) < max(len(tail), HEAD) and (more := _piece(job, reply, have)):
         piece += more
+        if job.seconds >= WATCHED:
+            judge_pace(job, url, None)
     if len(piece) < len(tail):
         raise Retry(f"the connection broke after {bytes_text(have)}")
     if not piece.startswith(tail):
-        _start_over(job, "its file is another one than what came before")
-    return piece[len(tail) :] or _piece(reply, have) if tail else piece
+        job.versions += same
+        _start_over(job, url, "its file is another one than what came before", same)
+    return piece[len(tail) :] or _piece(job, reply, have) if tail else piece
 
 
 def check_size(part: Part, total: int | None, expected: int | None) -> None:
@@ -167,7 +212,15 @@ def check_size(part: Part, total: int | None, expected: int | None) -> None:
 
 def begin(part: Part, url: str, headers: Mapping[str, str], have: int, total: int | None) -> None:
     """Cuts `.part` to the `have` bytes that the answer continues, and notes in `.part.json` what it continues."""
-    require_space(part.file.parent, (total or part.facts.get("size") or 0) - have, part)
+    with disk_errors(part.file, part):
+        if not have and came_from(part.beside(".part.json")) not in ("", url):
+            set_aside(part)
+    needed = (total or part.facts.get("size") or 0) - have
+    # What waits for its source is the first to go.
+    if needed * 1.05 > free_bytes(part.file.parent):
+        for _, aside in disk.PARTS:
+            part.beside(aside).unlink(missing_ok=True)
+    require_space(part.file.parent, needed, part)
     validator = headers.get("ETag", "")
     # A weak one does not promise the same bytes.
     if not validator or validator.startswith("W/"):
@@ -184,24 +237,19 @@ def receive(job: Job, reply: requests.Response, url: str, piece: bytes, have: in
     """Appends the answer's bytes to `.part` as they come (more than `goal` are too many); how many are there then.
 
     piece: the first of them. Crawls: it is too slow, and another source may be quicker."""
-    part, clock = job.part, job.clock
-    if job.pace_of != url:
-        job.pace_of, job.seconds, job.bytes = url, 0, 0
-    last = clock.monotonic()
+    part = job.part
     # Unbuffered: a killed process then loses nothing that has come, and a full disk shows at the write and not when it is closed.
     with part.beside(".part").open("ab", buffering=0) as file:
         while piece:
             with disk_errors(part.file, part):
                 disk.write(file, piece)
             have += len(piece)
-            now = clock.monotonic()
-            job.seconds, job.bytes, last = job.seconds + now - last, job.bytes + len(piece), now
             job.show.at(have)
             if goal and have > goal:
                 break
             if job.seconds >= WATCHED:
                 judge_pace(job, url, goal - have if goal else None)
-            piece = _piece(reply, have)
+            piece = _piece(job, reply, have)
     return have
 
 
@@ -220,13 +268,15 @@ def judge_pace(job: Job, url: str, left: int | None) -> None:
         job.show.say(f"`{job.part.label}`: `{host(url)}` sends {bytes_text(speed)}/s, and {job.alone}{rest}")
 
 
-def _piece(reply: requests.Response, have: int) -> bytes:
+def _piece(job: Job, reply: requests.Response, have: int) -> bytes:
     """What comes next; b"" at the end. Retry if the connection breaks."""
     from urllib3.exceptions import HTTPError
 
     # read1 gives what has come, read would wait for a whole megabyte and lose it if the connection breaks.
     try:
-        return bytes(reply.raw.read1(CHUNK, decode_content=False))
+        piece = bytes(reply.raw.read1(CHUNK, decode_content=False))
+        job.count(len(piece))
+        return piece
     except (HTTPError, OSError) as error:
         # That it was incomplete is said already.
         why = "" if "IncompleteRead" in str(error) else f" ({_reason(error)})"
@@ -254,9 +304,13 @@ def resumable(part: Part, url: str, size: int | None) -> tuple[int, Saved]:
     return (have, saved) if usable and have and not (size and have > size) else (0, {})
 
 
-def has_full_hash(part: Part) -> bool:
-    """Whether a hash of the whole file is known, published or pinned."""
-    return any(part.facts.get(kind) for kind in ("sha256", "md5")) or bool(part.lock())
+def far_off(part: Part, size: int | None) -> str:
+    """Why a file of this size cannot be one of which nobody knows hash or size, but roughly how large it is; or ""."""
+    about = part.facts.get("about")
+    known = part.facts.get("size") or part.facts.get("sha256") or part.facts.get("md5") or part.lock()
+    if not (size and about) or known or about / ROUGHLY <= size <= about * ROUGHLY:
+        return ""
+    return f"it has {bytes_text(size)}, and the file is known to have about {bytes_text(about)}"
 
 
 def vouched(part: Part) -> bool:

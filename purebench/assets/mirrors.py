@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from purebench.assets import Entry, Part, bytes_text
 from purebench.assets.bars import Show, time_text
 from purebench.assets.clock import Clock
-from purebench.assets.disk import discard, disk_errors, size_of
-from purebench.assets.download import Job, attempt, has_full_hash, resumable
+from purebench.assets.disk import discard, disk_errors, size_of, take_back, take_own
+from purebench.assets.download import Job, attempt, disjoin, has_full_hash, resumable
 from purebench.assets.sources import Way, automatic, browser, by_hand, host, sources, ways
 from purebench.assets.troubles import (
     Busy,
@@ -90,6 +90,8 @@ def bring(part: Part, accept: Accept, network: Network, clock: Clock, show: Show
     try:
         while pending := [c for c in candidates if not (c.over or (c.doubt and part.beside(".doubted").exists()))]:
             candidate = _next(part, pending, current, clock.monotonic())
+            with disk_errors(part.file, part):
+                take_own(part, candidate.url, candidate.url in job.apart)
             _say_next(job, current, candidate, problem)
             if candidate is not current:
                 show.start(part.label)
@@ -113,6 +115,7 @@ def bring(part: Part, accept: Accept, network: Network, clock: Clock, show: Show
             return
     finally:
         part.beside(".doubted").unlink(missing_ok=True)
+    take_back(part)
     network.silent = not job.answered and bool(candidates)
     raise _failed(part, candidates)
 
@@ -254,10 +257,12 @@ def _accepted(job: Job, candidate: Candidate, accept: Accept) -> str:
             return problem
     except SourceFailed as why:
         problem = str(why)
+    disjoin(job)
     discard(part)
     # What came before may have been wrong, and this source good; from the beginning, it is the source that is wrong.
     if sole or candidate.again:
         problem += "; what came is thrown away"
+        take_back(part)
         candidate.give_up(problem)
         return problem
     candidate.again, candidate.furthest = True, 0

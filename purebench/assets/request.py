@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from datetime import UTC, datetime
+from http.client import HTTPException, IncompleteRead, RemoteDisconnected
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -21,6 +25,7 @@ AGENT = f"purebench/{purebench.__version__}"
 BROWSER = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36"
 SCHEMES = ("http", "https", "socks4", "socks4a", "socks5", "socks5h")
 PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
+BREAKS = (RemoteDisconnected, IncompleteRead)  # of a connection, which say nothing of what it speaks
 CERTIFICATES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 
@@ -61,14 +66,20 @@ def ask(
         # As `auth` and not among the headers: there a password that ~/.netrc has for the host would take its place.
         # After a redirect to another host, `requests` takes it away.
         auth = signed if way.token else None
-        sent = headers(way, have, validator, one)
-        return requests.get(way.url, headers=sent, auth=auth, stream=True, timeout=timeout or TIMEOUT)
+        sent, limits = headers(way, have, validator, one), timeout or TIMEOUT
+        hooks = {"response": _leave_unread}
+        return within(
+            sum(limits),
+            lambda: requests.get(way.url, headers=sent, auth=auth, hooks=hooks, stream=True, timeout=limits),
+        )
     except requests.exceptions.SSLError as error:
         raise _certificate(error) from None
     except requests.exceptions.ProxyError as error:
         raise _proxy(way.url, error) from None
     except requests.TooManyRedirects:
         raise SourceFailed("it leads round in a circle") from None
+    except requests.exceptions.InvalidHeader:
+        raise SourceFailed("its answer has a header that cannot be read") from None
     except ValueError as error:
         if "SOCKS" in str(error):
             raise SourceFailed(f"{proxy(way.url)[0]} is a SOCKS proxy's: `pip install PySocks`") from None
@@ -77,6 +88,11 @@ def ask(
     except requests.Timeout:
         raise Unreached("no answer in time") from None
     except requests.RequestException as error:
+        if any(isinstance(cause, HTTPException) and not isinstance(cause, BREAKS) for cause in _causes(error)):
+            raise SourceFailed("what it answers is no HTTP") from None
+        name, where = proxy(way.url)
+        if "SOCKS" in str(error):
+            raise Unreached(f"no connection through the proxy `{where}` ({name}; {reason(error)})") from None
         raise Unreached(f"no connection ({reason(error)})") from None
     except OSError as error:
         # Not of the network: `requests` looks for the file of certificates before it asks.
@@ -85,6 +101,40 @@ def ask(
             raise Unreached(f"no connection ({reason(error)})") from None
         message = f"{names[0]}: there is no file of certificates at `{os.environ[names[0]]}`"
         raise UserError(message, "mend or unset it", DOWNLOAD) from None
+
+
+def within(seconds: float, call: Callable[[], requests.Response]) -> requests.Response:
+    """The answer, or what was raised; Unreached if the headers take longer than that. The library's own limit is one of every read: a
+    server that sends a byte a second keeps it for ever."""
+    coming: Future[requests.Response] = Future()
+
+    def run() -> None:
+        try:
+            coming.set_result(call())
+        # Else whoever waits would wait in vain: it is raised there.
+        except BaseException as error:
+            coming.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return coming.result(seconds)
+    except TimeoutError:
+        if coming.done():
+            raise
+        coming.add_done_callback(lambda late: None if late.exception() else late.result().close())
+        raise Unreached("no answer in time") from None
+
+
+def _leave_unread(reply: requests.Response, **_: object) -> None:
+    """The library reads what stands below a redirect, however much comes and however slowly."""
+    if reply.is_redirect:
+        reply.raw.close()
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error, and those that it was made of."""
+    inside = [arg for arg in [*error.args, getattr(error, "reason", None)] if isinstance(arg, BaseException)]
+    return [error, *(deeper for one in inside for deeper in _causes(one))]
 
 
 def _certificate(error: Exception) -> SourceFailed | Unreached:
@@ -143,7 +193,10 @@ def _proxy_variable(url: str) -> tuple[str, str]:
     found = select_proxy(url, get_environ_proxies(url)) or ""
     if not found:
         return "", ""
-    names = [n for n in PROXIES if found in (os.environ.get(n), os.environ.get(n.lower()))]
+    # The one in small letters wins, and that of the scheme: what is named is what has to be mended.
+    scheme = urlsplit(url).scheme.upper()
+    order = sorted(PROXIES, key=lambda name: not name.startswith(f"{scheme}_"))
+    names = [n for name in order for n in (name.lower(), name) if os.environ.get(n) == found]
     return names[0] if names else "a proxy variable", found if "://" in found else f"http://{found}"
 
 

@@ -15,14 +15,13 @@ from purebench import assets, atomic
 from purebench.assets import Entry, Part
 from purebench.assets.archives import unpack
 from purebench.assets.bars import Show
-from purebench.assets.disk import discard, disk_errors, size_of
-from purebench.assets.download import vouched
+from purebench.assets.disk import disk_errors, forget, size_of
+from purebench.assets.download import far_off, vouched
 from purebench.assets.ends import at_end
 from purebench.assets.sources import by_hand
 from purebench.assets.troubles import Doubtful, SourceFailed
 from purebench.errors import DOWNLOAD, UserError
 
-ROUGHLY = 2.5  # how far a size may be from an `about`: another source's edition may be half of it (two zips of one folder are)
 TORCH = (b"PK\x03\x04", b"\x80")  # how torch's files and pickles begin
 
 
@@ -55,7 +54,7 @@ def accept(part: Part, temporary: Path, source: str, doubted: bool = False) -> s
         atomic.sync(temporary)
         pin(part, sha256, temporary, source, doubt)
         os.replace(temporary, part.file)
-        discard(part)
+        forget(part)
     if part.result != part.file:
         try:
             unpack(part)
@@ -97,15 +96,6 @@ def verify(part: Part, path: Path, doubted: bool = False) -> tuple[str, str]:
     if wrong or not (part.facts.get("sha256") or part.facts.get("md5")):
         _check_first_use(part, path, sha256)
     return sha256, wrong
-
-
-def far_off(part: Part, size: int | None) -> str:
-    """Why a file of this size cannot be one of which nobody knows hash or size, but roughly how large it is; or ""."""
-    about = part.facts.get("about")
-    known = part.facts.get("size") or part.facts.get("sha256") or part.facts.get("md5") or part.lock()
-    if not (size and about) or known or about / ROUGHLY <= size <= about * ROUGHLY:
-        return ""
-    return f"it has {assets.bytes_text(size)}, and the file is known to have about {assets.bytes_text(about)}"
 
 
 def _wrong_size(part: Part, path: Path) -> str:
