@@ -25,6 +25,7 @@ from purebench import assets, networks
 from purebench.assets import bars, disk, download, readers, sources
 from purebench.assets import fetch as fetching
 from purebench.errors import DOWNLOAD, USAGE, UserError
+from purebench.running import storage
 
 DATA = payload(300_000)
 SHA, MD5 = hashlib.sha256(DATA).hexdigest(), hashlib.md5(DATA).hexdigest()
@@ -705,3 +706,59 @@ def test_what_the_user_brings_again_does_not_change_when_it_first_came(server, w
     time.sleep(1.1)
     assert fetch(given=tmp_path / "mine")[0] == "fetched"
     assert {key: part.lock()[key] for key in before} == before
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("licence = 7", "has `licence` = 7, which is not text"), ("", "has no `licence`"), ('size = "400000"', "`size` = '400000'"),
+        ("size = 3.0", "`size` = 3.0"),
+        ('sources = ["http://a/b"]', "'http://a/b', which is no table"), ('sources = "x"', "no list of tables"),
+        ("sources = [{ http = 3 }]", "`http` is no text"), ('sha256 = "xyz"', "not 64 hexadecimal digits"),
+        ('trust = "third party"', "not one of"),
+        ('file = "../../x"', "`file` = '../../x', which is not a name below the cache"), ('folder = "/etc"', "below the cache"),
+        ('files = [{ md5 = "" }]', "no `file` in one"), ('files = ["a"]', "no list of tables"),
+    ],
+)  # fmt: skip
+def test_an_entry_of_the_users_that_is_wrong_is_one_message(world, tmp_path, line, says):
+    world()
+    facts = {
+        "kind": '"score"',
+        "summary": '""',
+        "licence": '"MIT"',
+        "trust": '"first-use"',
+        "file": '"a"',
+        "sources": "[]",
+    }
+    facts |= dict([line.split(" = ", 1)]) if line else {}
+    if not line:
+        del facts["licence"]
+    (tmp_path / "checkpoints.toml").write_text("[assets.net]\n" + "".join(f"{k} = {v}\n" for k, v in facts.items()))
+    for asked in (
+        lambda: fetching.plan(["net"]),
+        lambda: fetching.fetch(["net"]),
+        lambda: fetching.plan(assets.table()),
+    ):
+        with pytest.raises(UserError, match="`net` in the registry") as stop:
+            asked()
+        assert (says in stop.value.message, stop.value.code, str(tmp_path) in stop.value.hint) == (True, USAGE, True)
+    assert any(says in found.said or "no `licence`" in found.said for found in storage.checkpoints(Path()))
+
+
+def test_an_entry_that_is_no_table_is_one_message(world, tmp_path):
+    world()
+    (tmp_path / "checkpoints.toml").write_text("[assets]\nnet = 3\n")
+    with pytest.raises(UserError, match="`net` in the registry is no table"):
+        fetching.plan(["net"])
+    assert any("is no table" in found.said for found in storage.checkpoints(Path()))
+
+
+def test_a_replaced_file_is_taken_as_the_hint_says(server, world, tmp_path):
+    part = world(server.url("fine"))
+    assert fetch()[0] == "fetched"
+    other = payload(len(DATA), 8)
+    (tmp_path / "mine").write_bytes(other)
+    _, message, _ = fetch(given=tmp_path / "mine")
+    assert f"delete `{part.beside('.lock.json')}` first" in message
+    part.beside(".lock.json").unlink()
+    assert (fetch(given=tmp_path / "mine")[0], part.file.read_bytes() == other) == ("fetched", True)

@@ -603,3 +603,46 @@ def test_a_wrong_mirror_does_not_cost_what_the_good_source_sent(world, kind, tru
         _, errors, _, _ = heard()
     assert (errors, good(part)) == ([], True)
     assert firsts == [0, most]
+
+
+# ------------------------------------------------------------------------------------------------------ true to the letter
+
+
+def test_the_variable_that_wins_is_the_one_that_is_named(server, world, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "")
+    monkeypatch.setenv("no_proxy", "")
+    world(server.url("fine"))
+    assert "`export http_proxy=http://HOST:PORT`" in fetch()[1]
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert request.proxy("http://a.b")[0] == "http_proxy"
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["https://huggingface.co:abc", "https://https://huggingface.co:abc", "http:/127.0.0.1", "https://a.b/?x=1", "https://a.b/#frag"],
+)  # fmt: skip
+def test_a_hint_for_the_hub_is_an_address_that_works(monkeypatch, value):
+    monkeypatch.setenv("HF_ENDPOINT", value)
+    with pytest.raises(UserError) as stop:
+        sources.endpoint()
+    assert (f"`{value}`" in stop.value.message, stop.value.hint) == (
+        True,
+        "write it as `https://huggingface.co`, or unset it",
+    )
+
+
+def test_a_server_without_ranges_is_not_said_to_change_its_file(world):
+    answer = b"HTTP/1.1 416 No\r\nContent-Length: 0\r\n\r\n"
+    with Raw(lambda connection, _: connection.sendall(answer)) as url:
+        world(url, sha256=SHA)
+        _, message, _ = fetch()
+    assert ("HTTP 416" in message, "different files" in message) == (True, False)
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Retry-After": "1" + "0" * 12}, {"Retry-After": "9" * 400}, {"RateLimit": "t;t=" + "9" * 30}]
+)
+def test_whoever_asks_to_wait_for_years_is_not_asked_again_in_two_seconds(headers):
+    assert answers.wait_asked(headers) == answers.NEVER

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from purebench import atomic
+from purebench.assets import entries
 from purebench.errors import DOWNLOAD, UserError, unknown
 
 Entry = dict[str, Any]  # what `checkpoints.toml` says of an asset
@@ -66,7 +67,10 @@ def _parsed(path: Path, changed_ns: int) -> dict[str, dict[str, Any]]:
     """A registry's assets and sets; `changed_ns`: its time stamp, so that a file that was edited meanwhile is read again."""
     found = tomllib.loads(path.read_text(encoding="utf-8"))
     for facts in found["assets"].values():
-        for one in [facts, *facts.get("files", [])]:
+        files = facts.get("files", []) if isinstance(facts, dict) else []
+        for one in [facts, *(files if isinstance(files, list) else [])]:
+            if not isinstance(one, dict):
+                continue  # `entry` says what is wrong
             # Windows' own tools print them in capitals.
             one.update({kind: one[kind].lower() for kind in HASHES if isinstance(one.get(kind), str)})
             inside = one.get("inside")
@@ -76,10 +80,13 @@ def _parsed(path: Path, changed_ns: int) -> dict[str, dict[str, Any]]:
 
 
 def entry(name: str) -> Entry:
-    """The asset's entry in the registry; UserError for a name that is not there."""
+    """The asset's entry in the registry; UserError for a name that is not there, or if it is none."""
     if name not in table():
         raise unknown("asset", name, table(), "purebench fetch --list")
-    return table()[name]
+    found = table()[name]
+    if why := entries.wrong(found):
+        raise UserError(f"`{name}` in the registry {why}", f"mend `{registry_file()}`")
+    return found
 
 
 def ships(name: str) -> bool:

@@ -7,6 +7,7 @@ HF_TOKEN       sent to that address alone, and only if nobody on the way can rea
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit, urlunsplit
@@ -117,10 +118,11 @@ def endpoint() -> str:
     given = os.environ.get("HF_ENDPOINT", "").strip().rstrip("/")
     if not given:
         return HUB
-    if is_url(given):
+    if is_url(given) and not set(given) & set("?#"):
         return given
     close = f"https://{given}"
-    hint = f"`export HF_ENDPOINT={close}`, or unset it" if is_url(close) and "." in given else "mend or unset it"
+    near = is_url(close) and "." in given and not set(given) & set("?#") and not re.match(r"\w+:/", given)
+    hint = f"`export HF_ENDPOINT={close}`, or unset it" if near else f"write it as `{HUB}`, or unset it"
     raise UserError(f"HF_ENDPOINT is no URL: `{shown(given)}`", hint)
 
 
@@ -146,7 +148,12 @@ def token(url: str) -> str:
 
 def shown(url: str) -> str:
     """The URL as it may be printed: without a user's name and password."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return url.rpartition("@")[2]
+    if "@" not in parts.netloc:
+        return url
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
@@ -160,6 +167,7 @@ def is_url(text: str, schemes: tuple[str, ...] = ("http", "https")) -> bool:
     try:
         parts = urlsplit(text)
         # A port that is no number raises when it is asked for.
-        return parts.scheme in schemes and bool(parts.hostname) and parts.port != 0 and not set(text) & set(" \t\n")
+        named = bool(parts.hostname) and not parts.netloc.endswith(":")
+        return parts.scheme in schemes and named and parts.port != 0 and not set(text) & set(" \t\n")
     except ValueError:
         return False

@@ -13,6 +13,10 @@ class OtherWay(SourceFailed):
     """It does not give the file when it is asked like this; asked in another way, it may."""
 
 
+class Unpinned(SourceFailed):
+    """It sends another file than the one that first came and was pinned."""
+
+
 class Doubtful(SourceFailed):
     """It sends a whole file, and not the one of which somebody who is not its publisher printed the hash or the size."""
 
@@ -37,7 +41,8 @@ class Endless(Retry):
     """All of an answer came, and neither its length nor the file's own format says that this is the end."""
 
     def __init__(self) -> None:
-        super().__init__("it does not say how long the file is, and the end of the file is not there", tries=2)
+        text = "it does not say how long the file is, and its end is not to be seen; if `.part` is all of it, `--from` takes that"
+        super().__init__(text, tries=2)
 
 
 class Changed(Retry):

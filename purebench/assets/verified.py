@@ -19,7 +19,7 @@ from purebench.assets.disk import disk_errors, forget, size_of
 from purebench.assets.download import far_off, vouched
 from purebench.assets.ends import at_end
 from purebench.assets.sources import by_hand
-from purebench.assets.troubles import Doubtful, SourceFailed
+from purebench.assets.troubles import Doubtful, SourceFailed, Unpinned
 from purebench.errors import DOWNLOAD, UserError
 
 TORCH = (b"PK\x03\x04", b"\x80")  # how torch's files and pickles begin
@@ -38,7 +38,8 @@ def copy_given(part: Part, given: Path, show: Show) -> None:
                 f"`{given}` is not the `{part.label}` that a third party knows: {doubt}. It is taken, and its sha256 kept"
             )
     except SourceFailed as why:
-        raise UserError(f"`{given}` is not `{part.label}`: {why}", by_hand(part), DOWNLOAD) from None
+        hint = f"delete `{part.beside('.lock.json')}` first" if isinstance(why, Unpinned) else by_hand(part)
+        raise UserError(f"`{given}` is not `{part.label}`: {why}", hint, DOWNLOAD) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -117,7 +118,7 @@ def _check_first_use(part: Part, path: Path, sha256: str) -> None:
     """SourceFailed if a file without a published hash differs from what first came under its name, or cannot be a whole one."""
     lock = part.lock()
     if lock and lock["sha256"] != sha256:
-        raise SourceFailed(
+        raise Unpinned(
             f"its sha256 is {sha256[:12]}.., but {lock['sha256'][:12]}.. was pinned when it first came ({lock.get('when', '?')}, "
             f"{lock.get('source', '?')}); if the publisher has replaced it, delete `{part.beside('.lock.json')}` first"
         )

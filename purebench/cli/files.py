@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from purebench.assets.check import Answer
 
 
+REPORT = "report it with the output of `purebench fetch --check NAME --json`; meanwhile `--from FILE` takes the file from elsewhere"
+
+
 @app.command(epilog=examples("purebench where", "purebench where --json"))
 def where(as_json: AsJson = False) -> None:
     """Where purebench keeps its files."""
@@ -148,7 +151,7 @@ def _check(what: list[str], as_json: bool, quiet: bool) -> None:
         print(json.dumps([dataclasses.asdict(answer) | {"usable": answer.usable} for answer in found], indent=1))
     missing = check.without_source(names, found)
     for label in missing:
-        complain(UserError(f"`{label}`: no source of it has it today", "docs/checkpoints.md says how to report it"))
+        complain(UserError(f"`{label}`: no source of it has it today", REPORT))
     if missing:
         raise typer.Exit(errors.DOWNLOAD)
     if not quiet:

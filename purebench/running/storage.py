@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from purebench import assets, registry
-from purebench.assets import bytes_text, fetch
+from purebench.assets import bytes_text, entries, fetch
 from purebench.assets.disk import free_bytes
 from purebench.assets.troubles import SourceFailed
 from purebench.errors import UserError, unknown
@@ -79,9 +79,10 @@ def checkpoints(_: Path) -> Iterator[Finding]:
     """Every file of the registry that is here. What is not here is no fault: `fetch` brings it when it is wanted."""
     here, size, sound = 0, 0, True
     for name, entry in assets.table().items():
-        if missing := _incomplete(entry):
+        missing = f"has no {missing}" if isinstance(entry, dict) and (missing := _incomplete(entry)) else ""
+        if why := missing or entries.wrong(entry):
             hint = f"mend `{assets.registry_file()}`"
-            yield Finding("checkpoints", "wrong", f"`{name}` in the registry has no {missing}", hint)
+            yield Finding("checkpoints", "wrong", f"`{name}` in the registry {why}", hint)
             sound = False
         elif "same_as" not in entry:
             found = list(_asset(name))
@@ -137,6 +138,8 @@ def _part(part: assets.Part) -> Iterator[Finding]:
 
 def _damaged(part: assets.Part) -> str:
     """Why what is here is not what the registry says; empty if nothing is known against it."""
+    if part.pin_lost():
+        return f"`{part.beside('.lock.json')}`, which says what first came, cannot be read"
     if not part.result.exists():
         return ""
     try:
