@@ -713,6 +713,8 @@ def test_what_the_user_brings_again_does_not_change_when_it_first_came(server, w
     [
         ("licence = 7", "has `licence` = 7, which is not text"), ("", "has no `licence`"), ('size = "400000"', "`size` = '400000'"),
         ("size = 3.0", "`size` = 3.0"),
+        ('sources = [{ htpp = "http://me:s3cret@a/b" }]', "has a source with htpp, and none of http"),
+        ('sources = [{ github = "a/b" }]', "`github` and no `tag`"),
         ('sources = ["http://a/b"]', "'http://a/b', which is no table"), ('sources = "x"', "no list of tables"),
         ("sources = [{ http = 3 }]", "`http` is no text"), ('sha256 = "xyz"', "not 64 hexadecimal digits"),
         ('trust = "third party"', "not one of"),
@@ -762,3 +764,72 @@ def test_a_replaced_file_is_taken_as_the_hint_says(server, world, tmp_path):
     assert f"delete `{part.beside('.lock.json')}` first" in message
     part.beside(".lock.json").unlink()
     assert (fetch(given=tmp_path / "mine")[0], part.file.read_bytes() == other) == ("fetched", True)
+
+
+@pytest.mark.parametrize("trust", ["publisher", "code"])
+def test_a_file_from_before_its_publisher_was_heard_is_held_to_the_hash(server, world, tmp_path, trust):
+    """It was pinned when nobody knew its hash; the registry has learnt it, and it is another file's."""
+    part = world(server.url("fine"))
+    (tmp_path / "mine").write_bytes(payload(len(DATA), 8))
+    assert fetch(given=tmp_path / "mine")[0] == "fetched"
+    first = assets.digest("net")
+    part = world(server.url("fine"), sha256=SHA, trust=trust)
+    assert assets.digest("net") == first == hashlib.sha256(part.file.read_bytes()).hexdigest()
+    assert fetch(offline=True)[0] == "failed"
+    assert (fetch()[0], good(part), assets.digest("net"), part.lock()["trust"]) == ("fetched", True, SHA, trust)
+    assert fetch()[0] == "present"
+
+
+def test_an_archive_from_before_its_publisher_was_heard_is_told(server, world, tmp_path):
+    archive = tmp_path / "stuff.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        info = tarfile.TarInfo("stuff/a")
+        info.size = 1
+        tar.addfile(info, io.BytesIO(b"x"))
+    facts = {"kind": "dataset", "file": "stuff.tar.gz", "unpack": "stuff"}
+    world(server.url("fine"), **facts)
+    assert fetch(given=archive)[0] == "fetched"
+    part = world(server.url("fine"), **facts, sha256=SHA, trust="publisher")
+    state, message, _ = fetch()
+    assert (state, "unpacked from another file" in message, f"move `{part.result}` away" in message) == (
+        "failed",
+        True,
+        True,
+    )
+
+
+def test_a_file_that_nobody_looked_at_is_known_by_its_own_hash(server, world, monkeypatch):
+    part = world(server.url("fine"), sha256=SHA, trust="publisher")
+    assert assets.digest("net") == SHA
+    part.file.parent.mkdir(parents=True)
+    part.file.write_bytes(payload(len(DATA), 9))
+    own = hashlib.sha256(part.file.read_bytes()).hexdigest()
+
+    def read_only(*_):
+        raise OSError(30, "Read-only file system")
+
+    # Several may share a cache that one of them can write.
+    monkeypatch.setattr(assets.atomic, "replace", read_only)
+    assert assets.digest("net") == own
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "it has no table `assets`"), ("assets = [1]", "it has no table `assets`"),
+        ("[assets]\n[sets]\nmine = 3", "`mine` in its `sets` is no list of names"),
+    ],
+)  # fmt: skip
+def test_a_registry_that_is_none_is_one_message(world, tmp_path, text, says):
+    world()
+    (tmp_path / "checkpoints.toml").write_text(text)
+    with pytest.raises(UserError) as stop:
+        fetching.plan(["net"])
+    assert (says in stop.value.message, stop.value.code) == (True, USAGE)
+
+
+def test_what_is_given_is_looked_at_before_the_plan(world, tmp_path):
+    world()
+    for given, says in ((tmp_path / "none", "does not exist"), (Path("http://a/b"), "takes a file, not a URL")):
+        with pytest.raises(UserError, match=says):
+            fetching.check_given(["net"], given)

@@ -25,7 +25,7 @@ from misbehaving import Quick, Server, payload
 from test_fetch import DATA, SHA, fetch, good
 
 from purebench import assets
-from purebench.assets import answers, bars, ends, mirrors, request, sources
+from purebench.assets import answers, bars, check, ends, mirrors, request, sources
 from purebench.assets import fetch as fetching
 from purebench.errors import DOWNLOAD, USAGE, UserError
 from purebench.running import doctor, storage
@@ -373,9 +373,11 @@ def test_a_proxy_that_is_no_url_is_named(server, world, monkeypatch, value):
     monkeypatch.setenv("HTTP_PROXY", value)
     monkeypatch.setenv("NO_PROXY", "")
     world(server.url("fine"), server.url("cut"))
-    state, message, slept = fetch()
-    assert (state, slept, message.count("HTTP_PROXY is no URL of a proxy"), server.gets) == ("failed", [], 1, {})
-    assert "s3cret" not in message
+    for asked in (fetch, lambda: fetching.check_setup(["net"]), lambda: check.questions(["net"])):
+        with pytest.raises(UserError, match="HTTP_PROXY is no URL of a proxy") as stop:
+            asked()
+        assert (stop.value.code, "s3cret" in str(stop.value), server.gets) == (USAGE, False, {})
+    assert fetch(offline=True)[0] == "failed"
 
 
 def test_a_file_of_certificates_that_is_not_there_is_named(world, monkeypatch):
@@ -614,7 +616,9 @@ def test_the_variable_that_wins_is_the_one_that_is_named(server, world, monkeypa
     monkeypatch.setenv("NO_PROXY", "")
     monkeypatch.setenv("no_proxy", "")
     world(server.url("fine"))
-    assert "`export http_proxy=http://HOST:PORT`" in fetch()[1]
+    with pytest.raises(UserError) as stop:
+        fetch()
+    assert "`export http_proxy=http://HOST:PORT`" in stop.value.hint
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     assert request.proxy("http://a.b")[0] == "http_proxy"
 
@@ -637,8 +641,13 @@ def test_a_server_without_ranges_is_not_said_to_change_its_file(world):
     answer = b"HTTP/1.1 416 No\r\nContent-Length: 0\r\n\r\n"
     with Raw(lambda connection, _: connection.sendall(answer)) as url:
         world(url, sha256=SHA)
-        _, message, _ = fetch()
-    assert ("HTTP 416" in message, "different files" in message) == (True, False)
+        _, message, slept = fetch()
+    assert ("HTTP 416" in message, "different files" in message, "other source" in message, slept) == (
+        True,
+        False,
+        False,
+        [],
+    )
 
 
 @pytest.mark.parametrize(
@@ -646,3 +655,24 @@ def test_a_server_without_ranges_is_not_said_to_change_its_file(world):
 )
 def test_whoever_asks_to_wait_for_years_is_not_asked_again_in_two_seconds(headers):
     assert answers.wait_asked(headers) == answers.NEVER
+
+
+def test_what_came_without_a_length_is_taken_as_the_hint_says(world, tmp_path):
+    """Nothing tells that it is all of the file: asking again ends in the same way."""
+    answer = b"HTTP/1.1 200 OK\r\n\r\n" + b"\x93" + DATA
+    with Raw(lambda connection, _: connection.sendall(answer)) as url:
+        part = world(url, kind="dataset", file="file.bin")
+        _, message, _ = fetch()
+        assert "the same command goes on" not in message
+        assert f"`purebench fetch net --from {part.beside('.part')}` takes it" in message
+        assert fetch(given=part.beside(".part"))[0] == "fetched"
+    assert part.file.read_bytes() == b"\x93" + DATA
+
+
+def test_a_download_of_a_replaced_file_is_taken_as_the_hint_says(server, world):
+    part = world(server.url("fine"))
+    part.file.parent.mkdir(parents=True)
+    part.beside(".lock.json").write_text(json.dumps({"sha256": "0" * 64, "size": len(DATA)}))
+    assert f"delete `{part.beside('.lock.json')}`, and the same command takes the new one" in fetch()[1]
+    part.beside(".lock.json").unlink()
+    assert fetch()[0] == "fetched"

@@ -4,6 +4,7 @@ whom it asks; `download`: one answer; `verified`: what is taken), `readers` turn
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -66,6 +67,11 @@ def _registry(part: str) -> dict[str, Any]:
 def _parsed(path: Path, changed_ns: int) -> dict[str, dict[str, Any]]:
     """A registry's assets and sets; `changed_ns`: its time stamp, so that a file that was edited meanwhile is read again."""
     found = tomllib.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found.get("assets"), dict):
+        raise ValueError("it has no table `assets`")
+    for name, members in dict(found.get("sets", {})).items():
+        if not isinstance(members, list) or not all(isinstance(member, str) for member in members):
+            raise ValueError(f"`{name}` in its `sets` is no list of names")
     for facts in found["assets"].values():
         files = facts.get("files", []) if isinstance(facts, dict) else []
         for one in [facts, *(files if isinstance(files, list) else [])]:
@@ -143,12 +149,21 @@ class Part:
         # Of files that were fetched before the time was written down, the size is all that is known.
         return (facts.st_size, facts.st_mtime_ns) != (lock["size"], lock.get("mtime_ns"))
 
+    def outdated(self) -> bool:
+        """Whether what was verified has another sha256 than the one that the registry names (by now), and not a third party."""
+        lock, named = self.lock(), self.facts.get("sha256", "")
+        vouched = self.facts.get("trust") != "third-party" and not self.facts.get("by_hand")
+        return bool(lock and named and vouched and named != lock["sha256"])
+
     def hash(self) -> str:
-        """The sha256 of the file as downloaded: the registry's, else that which `fetch` found, else its own; "" if it is not here."""
+        """The sha256 of the file as downloaded: that which `fetch` found, else its own; of what is not here the registry's, or ""."""
         lock = self.lock()
-        # Somebody wrote into it since: a record must not name what lay there before.
-        if self.changed():
+        # Somebody put it there, or wrote into it since: a record must not name what nobody has looked at.
+        if self.file.is_file() and (not lock or self.changed()):
             return hashed(self.file)
+        # The registry may name another file by now than when this one came.
+        if lock and self.result.exists():
+            return str(lock["sha256"])
         # A third party's may be another file's.
         known = "" if self.facts.get("trust") == "third-party" else self.facts.get("sha256", "")
         return known or lock.get("sha256", "") or hashed(self.file)
@@ -253,8 +268,10 @@ def hashed(path: Path) -> str:
         known = {}
     if key not in known:
         known[key] = sha256(path)
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        atomic.replace(memory, json.dumps(known, indent=1))
+        # A cache that several share may be one that cannot be written: it is then hashed each time.
+        with contextlib.suppress(OSError):
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            atomic.replace(memory, json.dumps(known, indent=1))
     return known[key]
 
 

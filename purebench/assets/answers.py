@@ -49,9 +49,9 @@ def check_status(part: Part, reply: requests.Response, url: str, drive: bool) ->
     if status in (401, 403, 404) and is_hub(url) and host(reply.url) == host(url):
         explain_hub(reply, url)
     if drive and status in (401, 403):
-        raise OtherWay(f"HTTP {status} {reply.reason}")
+        raise OtherWay(f"HTTP {status} {reply.reason}".strip())
     if status not in (200, 206, 416):
-        raise SourceFailed(f"HTTP {status} {reply.reason}")
+        raise SourceFailed(f"HTTP {status} {reply.reason}".strip())
     # A .gz that is served as compressed is sent as it is: that is the file which is wanted.
     compressed = reply.headers.get("Content-Encoding", "identity") != "identity"
     if compressed and status != 416 and not part.file.name.endswith(".gz"):

@@ -66,13 +66,15 @@ class Answer:
 
 
 def questions(names: Iterable[str]) -> list[Question]:
-    """(file, source, address) of every source of the assets, none twice. UserError: an unknown name, or kind of source."""
+    """(file, source, address) of every source of the assets, none twice. UserError: an unknown name, kind of source,
+    or a proxy variable that is no URL."""
     found = {}
     for name in wanted(names):
         for part in parts(name):
             for source in part.facts.get("sources", []):
                 url = (sources.address if sources.automatic(source) else sources.browser)(source, part.file.name)
                 # By file and address: two assets may be one file (`same_as`).
+                request.check_proxy(url)
                 found[part.file, url] = (part, source, url)
     return list(found.values())
 
@@ -192,7 +194,7 @@ def _first_byte(part: Part, way: Way, answer: Answer, source: Entry | None, cloc
 def _page(reply: requests.Response, answer: Answer) -> None:
     """A page for people: only whether it is there."""
     if not reply.ok:
-        raise SourceFailed(f"HTTP {reply.status_code} {reply.reason}")
+        raise SourceFailed(f"HTTP {reply.status_code} {reply.reason}".strip())
     host = sources.host(reply.url)
     # Drive answers like this for a folder that is no longer shared.
     if host.startswith("accounts."):

@@ -114,6 +114,8 @@ def attempt(job: Job, url: str, way: Way, *, drive: bool) -> None:
         if reply.status_code == 416:
             if have and total == have:
                 return
+            if not have:
+                raise SourceFailed("HTTP 416: it says that it has no such range, though all of the file was asked for")
             _start_over(job, url, "HTTP 416: it has no such range", same)
         # 200 is the whole file: Range was not sent, or is ignored, or the file is another one now.
         if reply.status_code == 200:
@@ -163,7 +165,7 @@ def _start_over(job: Job, url: str, why: str, same: bool) -> NoReturn:
         job.apart.add(url)
     with disk_errors(job.part.file, job.part):
         (discard if same else set_aside)(job.part)
-    raise Changed(why if same else f"{why}; {bytes_text(kept)} of the other source are kept")
+    raise Changed(why if same or not kept else f"{why}; {bytes_text(kept)} of the other source are kept")
 
 
 def disjoin(job: Job) -> None:

@@ -46,6 +46,7 @@ KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "same_as": (_text, "the name of an asset"),
     "by_hand": (_text, "text"),
 }
+KINDS = ("http", "gdrive", "gdrive-folder", "hf", "zenodo", "github", "manual")
 NEEDED = ("kind", "licence", "trust", "summary")
 
 
@@ -82,6 +83,10 @@ def _wrong_values(facts: dict[str, Any]) -> str:
         # Not of one that has another type: a URL may hold a password.
         if odd := [key for key, value in source.items() if not isinstance(value, str)]:
             return f"has a source whose `{odd[0]}` is no text"
+        if not set(KINDS) & set(source):
+            return f"has a source with {' and '.join(source) or 'nothing'}, and none of {', '.join(KINDS)}"
+        if "github" in source and "tag" not in source:
+            return "has a source with `github` and no `tag`"
         if source.get("status", "unverified") not in STATUS:
             return f"has a source whose `status` is {source['status']!r}, which is not one of {', '.join(STATUS)}"
     return ""

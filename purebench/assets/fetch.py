@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -23,6 +24,7 @@ from purebench.assets.bars import Show
 from purebench.assets.clock import Clock
 from purebench.assets.disk import disk_errors, free_bytes, require_space, size_of
 from purebench.assets.ends import at_end
+from purebench.assets.request import check_proxy
 from purebench.assets.sources import address as address
 from purebench.assets.sources import automatic, browser, by_hand, sources
 from purebench.assets.troubles import SourceFailed
@@ -99,6 +101,14 @@ def _to_download(pieces: list[Part]) -> list[Part]:
     return [part for part in pieces if not part.whole() and any(map(automatic, sources(part)))]
 
 
+def check_setup(names: Iterable[str]) -> None:
+    """UserError for an address or a proxy that is no URL, of what is to be downloaded: before anything is asked for."""
+    for part in _to_download(_pieces(wanted(names))):
+        for source in filter(automatic, sources(part)):
+            for way in places.ways(source, part.file.name):
+                check_proxy(way.url)
+
+
 def _expected_size(part: Part) -> int:
     """Bytes, as far as the registry knows; 0 where it does not."""
     return part.facts.get("size") or part.facts.get("about") or 0
@@ -128,8 +138,8 @@ def fetch(
         names = [pieces[0].asset]
     elif not offline:
         # The sum over all files: each alone may find the space that the next one needs, and hours would pass before that is known.
+        check_setup(names)
         missing = _to_download(pieces)
-        places.check(missing)
         # Of an unknown size nothing is needed, and what came of it makes no room for the others.
         needed = [max(0, _disk_needed(part) - size_of(part.beside(".part"))) for part in missing]
         require_space(assets.cache_folder(), sum(needed))
@@ -180,10 +190,17 @@ def _fetch_asset(name: str, pieces: list[Part], offline: bool, given: Path | Non
     return any(brought)
 
 
+def check_given(names: Iterable[str], given: Path) -> None:
+    """UserError unless `--from` is one of the files of these assets."""
+    part_given(_pieces(wanted(names)), given)
+
+
 def part_given(pieces: list[Part], given: Path) -> Part:
     """The one file that `--from` brings."""
     if not given.is_file():
         what = "is a folder" if given.is_dir() else "does not exist"
+        if re.match(r"https?:/", str(given)):
+            raise UserError("`--from` takes a file, not a URL", "download it in a browser, and name the file")
         raise UserError(f"`--from {given}` {what}", "it takes the downloaded file, archives as they are")
     # Of several files the name decides; of one it does not matter, since browsers rename what they download.
     if len(pieces) > 1:
@@ -198,7 +215,7 @@ def part_given(pieces: list[Part], given: Path) -> Part:
 def fetch_part(part: Part, *, offline: bool, given: Path | None, bring: Bring, show: Show) -> bool:
     """True if the file was brought (by `bring`, from a source), False if it was there. UserError (exit 3) with every reason."""
     # Without the lock on the file: what was verified once, and lies there as it did, is not looked at again.
-    if not given and part.lock() and part.whole() and not part.changed():
+    if not given and part.lock() and part.whole() and not part.changed() and not part.outdated():
         return False
     if part.pin_lost() and not published(part):
         lock = part.beside(".lock.json")
@@ -238,11 +255,11 @@ def already_there(part: Part, show: Show) -> bool:
     if part.file.is_file():
         try:
             # Size and time are enough for a file that was verified: hashing 2 GB at every `fetch` would take seconds.
-            if not part.lock() or part.changed():
+            if not part.lock() or part.changed() or part.outdated():
                 was = part.lock()
                 # In doubt, since somebody has put it there: what a third party printed of it is told, and stops nothing.
                 sha256, doubt = verify(part, part.file, doubted=True)
-                if was and was["sha256"] != sha256:
+                if was and was["sha256"] != sha256 and not part.outdated():
                     raise SourceFailed("its bytes are others than those that were verified")
                 if doubt:
                     show.warn(
@@ -260,6 +277,13 @@ def already_there(part: Part, show: Show) -> bool:
     # An archive is deleted once it is unpacked: what it unpacked to may be there without it.
     if part.result == part.file or not part.whole():
         return False
+    if part.outdated():
+        raise UserError(
+            f"`{part.result}` was unpacked from another file than the one that the registry names "
+            f"({part.lock()['sha256'][:12]}.., not {part.facts['sha256'][:12]}..)",
+            f"move `{part.result}` away, then `purebench fetch {part.asset}`",
+            DOWNLOAD,
+        )
     if not part.lock():
         check_contents(part, part.result)
     return True

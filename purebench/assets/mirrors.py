@@ -7,6 +7,7 @@ from where it stopped. Without one the sources are asked to the end in the regis
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -21,9 +22,11 @@ from purebench.assets.troubles import (
     Confirmation,
     Crawls,
     Doubtful,
+    Endless,
     OtherWay,
     Retry,
     SourceFailed,
+    Unpinned,
     Unreached,
 )
 from purebench.errors import DOWNLOAD, UserError
@@ -56,6 +59,7 @@ class Candidate:
     doubt: str = ""
     holds: bool = False  # what is in `.doubted`
     over: bool = False
+    last: Exception | None = None  # by which it was given up, where that says what to do
     whys: list[str] = field(default_factory=list)
     pressed: set[str] = field(default_factory=set)
 
@@ -153,7 +157,8 @@ def _say_next(job: Job, last: Candidate | None, candidate: Candidate, problem: s
         if have:
             job.show.say(f"`{part.label}`: going on{on}")
         return
-    when = f" in {time_text(wait)}" if wait > 0 else ""
+    # What is left of a wait that is over rounds to 0 s.
+    when = f" in {time_text(wait)}" if wait >= 0.5 else ""
     tries = f" (try {candidate.unreached + 1} of {len(PAUSES) + 1})" if candidate.unreached else ""
     if last.over:
         problem += "; given up"
@@ -230,6 +235,7 @@ def _retry(job: Job, candidate: Candidate, why: Retry, before: int) -> str:
     if isinstance(why, Busy) and why.wait is None:
         wait = PAUSES[min(candidate.breaks, len(PAUSES)) - 1]
     if candidate.breaks >= why.tries:
+        candidate.last = why
         candidate.give_up(f"{why} (asked {candidate.breaks} times)")
     elif wait > LONGEST:
         candidate.give_up(f"{why}; it asks to wait {time_text(wait)}")
@@ -256,7 +262,7 @@ def _accepted(job: Job, candidate: Candidate, accept: Accept) -> str:
             candidate.give_up(problem)
             return problem
     except SourceFailed as why:
-        problem = str(why)
+        problem, candidate.last = str(why), why
     disjoin(job)
     discard(part)
     # What came before may have been wrong, and this source good; from the beginning, it is the source that is wrong.
@@ -302,4 +308,12 @@ def _failed(part: Part, candidates: list[Candidate]) -> UserError:
     reasons = "".join(lines) or " no source of it can be downloaded from by a program"
     have = size_of(part.beside(".part"))
     kept = f"\n  {bytes_text(have)} of it came and are kept: the same command goes on from there" if have else ""
-    return UserError(f"could not fetch `{part.label}`:{reasons}{kept}", by_hand(part), DOWNLOAD)
+    hint, lock = by_hand(part), part.beside(".lock.json")
+    # To ask on there would end in the same way.
+    if have and any(isinstance(c.last, Endless) for c in candidates):
+        taken = f"`purebench fetch {part.asset} --from {shlex.quote(str(part.beside('.part')))}` takes it"
+        kept = f"\n  {bytes_text(have)} of it came and are kept: if they are all of it, {taken}"
+    # A browser would bring the same file, which would be refused again.
+    if any(isinstance(c.last, Unpinned) for c in candidates):
+        hint = f"if the publisher has replaced it, delete `{lock}`, and the same command takes the new one; else {hint}"
+    return UserError(f"could not fetch `{part.label}`:{reasons}{kept}", hint, DOWNLOAD)

@@ -177,7 +177,7 @@ def check_proxy(url: str) -> None:
     name, found = _proxy_variable(url)
     if found and not is_url(found, SCHEMES):
         # Without the value, which may hold a password.
-        raise UserError(f"{name} is no URL of a proxy", f"`export {name}=http://HOST:PORT`, or unset it", DOWNLOAD)
+        raise UserError(f"{name} is no URL of a proxy", f"`export {name}=http://HOST:PORT`, or unset it")
 
 
 def proxy(url: str) -> tuple[str, str]:

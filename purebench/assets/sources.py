@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit, urlunsplit
 
@@ -43,13 +42,6 @@ def sources(part: Part) -> list[Entry]:
 def automatic(source: Entry) -> bool:
     """Whether a program can download from it; the others are for a person in a browser."""
     return not {"gdrive-folder", "manual"} & set(source)
-
-
-def check(parts: Iterable[Part]) -> None:
-    """UserError for an address, or a variable that changes one, which is none: before anything is asked for."""
-    for part in parts:
-        for source in filter(automatic, sources(part)):
-            ways(source, part.file.name)
 
 
 def ways(source: Entry, file: str) -> list[Way]:

@@ -41,8 +41,7 @@ class Endless(Retry):
     """All of an answer came, and neither its length nor the file's own format says that this is the end."""
 
     def __init__(self) -> None:
-        text = "it does not say how long the file is, and its end is not to be seen; if `.part` is all of it, `--from` takes that"
-        super().__init__(text, tries=2)
+        super().__init__("it does not say how long the file is, and its end is not to be seen", tries=2)
 
 
 class Changed(Retry):

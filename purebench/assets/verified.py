@@ -110,7 +110,7 @@ def _wrong_hash(part: Part, path: Path, sha256: str) -> str:
         got = assets.md5(path) if expected and kind == "md5" else sha256
         # A prefix of eight digits is what torchvision's and timm's file names publish.
         if expected and not (got.startswith(expected) if kind == "sha256-prefix" else got == expected):
-            return f"its {kind} is {got[:12]}.., not {expected[:12]}.. (trust: {part.facts['trust']})"
+            return f"its {kind.removesuffix('-prefix')} is {got[:12]}.., not {expected[:12]}.. (trust: {part.facts['trust']})"
     return ""
 
 

@@ -108,6 +108,10 @@ def fetch(
         listing = "\n".join([columns(plan), "", *[f"{name}: {' '.join(names)}" for name, names in sets.items()]])
         print_data({"sets": sets, "assets": plan}, as_json, lambda _: listing)
         return
+    if given:
+        fetching.check_given(what or [], given)
+    elif not (offline or dry_run):
+        fetching.check_setup(what or [])
     if dry_run:
         print_data(plan, as_json)
     elif not quiet:
