@@ -25,7 +25,7 @@ from misbehaving import Quick, Server, payload
 from test_fetch import DATA, SHA, fetch, good
 
 from purebench import assets
-from purebench.assets import answers, bars, check, ends, mirrors, request, sources
+from purebench.assets import answers, bars, check, download, ends, mirrors, request, sources
 from purebench.assets import fetch as fetching
 from purebench.errors import DOWNLOAD, USAGE, UserError
 from purebench.running import doctor, storage
@@ -676,3 +676,20 @@ def test_a_download_of_a_replaced_file_is_taken_as_the_hint_says(server, world):
     assert f"delete `{part.beside('.lock.json')}`, and the same command takes the new one" in fetch()[1]
     part.beside(".lock.json").unlink()
     assert fetch()[0] == "fetched"
+
+
+@pytest.mark.parametrize("head", [b"5;x=", b"%x\r\n%s\r\n0\r\nX-Slow: " % (len(DATA), DATA)], ids=["chunk", "trailer"])
+@pytest.mark.parametrize("kind", ["application/zip", "text/html"])
+def test_what_frames_a_body_and_never_ends_is_left(server, world, monkeypatch, head, kind):
+    """Each byte of it keeps the library's own limit, and none is one of the file's."""
+    monkeypatch.setattr(answers, "PAGE_TIME", 0.3)
+    monkeypatch.setattr(check, "TIMEOUT", (0.1, 0.2))
+    monkeypatch.setattr(download, "LOOK", 0.1)
+    monkeypatch.setattr(download, "STUCK", 30)
+    answer = b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\nTransfer-Encoding: chunked\r\n\r\n%s" % (kind.encode(), head)
+    with _drip(answer, b"", 0.05) as url:
+        part = world(url, server.url("fine"), sha256=SHA)
+        clock = Quick(100)
+        _, errors = fetching.fetch(["net"], clock=clock, show=bars.Quiet())
+        assert (errors, good(part)) == ([], True)
+        assert len(list(check.answers(check.questions(["net"]), clock))) == 2

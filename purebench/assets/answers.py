@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urlencode, urljoin, urlsplit
 
 from purebench.assets import HTML, Part
-from purebench.assets.request import through_proxy
+from purebench.assets.request import limited, through_proxy
 from purebench.assets.sources import host, is_hub
 from purebench.assets.troubles import Busy, Confirmation, OtherWay, SourceFailed
 
@@ -114,7 +114,7 @@ def explain_page(reply: requests.Response, url: str, drive: bool, begun: bytes =
 
     # A page is for people and a megabyte of it is enough, whatever the server still sends and however slowly.
     until = time.monotonic() + PAGE_TIME
-    with contextlib.suppress(HTTPError, OSError):
+    with contextlib.suppress(HTTPError, OSError), limited(reply, PAGE_TIME):
         while len(begun) < PAGE and time.monotonic() < until and (piece := reply.raw.read1(PAGE, decode_content=True)):
             begun += piece
     text = begun.decode("utf-8", "replace")

@@ -207,7 +207,8 @@ def _read_one(reply: requests.Response) -> bytes:
     from urllib3.exceptions import HTTPError
 
     try:
-        return bytes(reply.raw.read(1, decode_content=False))
+        with request.limited(reply, sum(TIMEOUT)):
+            return bytes(reply.raw.read(1, decode_content=False))
     except (HTTPError, OSError) as error:
         raise Unreached(f"the connection broke before the first byte ({request.reason(error)})") from None
 

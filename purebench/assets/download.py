@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn, TypedDict
 
@@ -20,7 +22,7 @@ from purebench.assets.bars import Show, time_text
 from purebench.assets.clock import Clock
 from purebench.assets.disk import came_from, discard, disk_errors, free_bytes, require_space, set_aside, size_of
 from purebench.assets.ends import at_end
-from purebench.assets.request import ask
+from purebench.assets.request import ask, cut
 from purebench.assets.request import reason as _reason
 from purebench.assets.sources import Way, host
 from purebench.assets.troubles import Changed, Crawls, Doubtful, Endless, OtherWay, Retry, SourceFailed
@@ -36,6 +38,7 @@ PATIENCE = (
 )
 ROUGHLY = 2.5  # how far a size may be from an `about`: another source's edition may be half of it (two zips of one folder are)
 HEAD = 64  # bytes by which a page is known
+STUCK, LOOK = 120, 1  # seconds that one read may take, and between two looks at it
 SLOW, WATCHED = 200_000, 60  # bytes per second below which a server crawls, and the seconds over which that is measured
 
 
@@ -105,10 +108,9 @@ def attempt(job: Job, url: str, way: Way, *, drive: bool) -> None:
     validator = saved.get("validator", "") if same else ""
     # Of two sources, or of one without marks, a hash of the whole would tell at the very end whether it was one file.
     tail = b"" if validator or have <= OVERLAP else _tail(part, have)
-    with ask(way, have - len(tail), validator) as reply:
+    with ask(way, have - len(tail), validator) as reply, _watched(job, reply, url):
         job.answered = True
         check_status(part, reply, way.url, drive)
-        job.watch(url)
         another, piece = False, b""
         first, total = _range(reply.headers.get("Content-Range", ""))
         if reply.status_code == 416:
@@ -156,6 +158,25 @@ def attempt(job: Job, url: str, way: Way, *, drive: bool) -> None:
             raise Retry(f"the connection broke after {bytes_text(have)}")
     elif not _ended(part, reply):
         raise Endless
+
+
+@contextlib.contextmanager
+def _watched(job: Job, reply: requests.Response, url: str) -> Iterator[None]:
+    """Breaks the answer off if one read of it does not come back: the library's limit is one between two bytes, and what frames the
+    parts of a body may be many."""
+    job.watch(url)
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(LOOK):
+            if job.clock.monotonic() - job.last > STUCK:
+                return cut(reply)
+
+    threading.Thread(target=look, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def _start_over(job: Job, url: str, why: str, same: bool) -> NoReturn:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from datetime import UTC, datetime
 from http.client import HTTPException, IncompleteRead, RemoteDisconnected
@@ -123,6 +124,25 @@ def within(seconds: float, call: Callable[[], requests.Response]) -> requests.Re
             raise
         coming.add_done_callback(lambda late: None if late.exception() else late.result().close())
         raise Unreached("no answer in time") from None
+
+
+@contextlib.contextmanager
+def limited(reply: requests.Response, seconds: float) -> Iterator[None]:
+    """After so many seconds what is read of the answer ends as if the connection had broken, in the middle of a read too."""
+    timer = threading.Timer(seconds, cut, [reply])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def cut(reply: requests.Response) -> None:
+    """Ends what another thread reads of the answer."""
+    # Closed, or handed back to the pool meanwhile: then there is nothing to end.
+    with contextlib.suppress(ValueError, RuntimeError, OSError):
+        reply.raw.shutdown()
 
 
 def _leave_unread(reply: requests.Response, **_: object) -> None:
