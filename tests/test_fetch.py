@@ -766,14 +766,14 @@ def test_a_replaced_file_is_taken_as_the_hint_says(server, world, tmp_path):
     assert (fetch(given=tmp_path / "mine")[0], part.file.read_bytes() == other) == ("fetched", True)
 
 
-@pytest.mark.parametrize("trust", ["publisher", "code"])
-def test_a_file_from_before_its_publisher_was_heard_is_held_to_the_hash(server, world, tmp_path, trust):
+@pytest.mark.parametrize(("trust", "facts"), [("publisher", {"sha256": SHA}), ("code", {"sha256_prefix": SHA[:8]})])
+def test_a_file_from_before_its_publisher_was_heard_is_held_to_the_hash(server, world, tmp_path, trust, facts):
     """It was pinned when nobody knew its hash; the registry has learnt it, and it is another file's."""
     part = world(server.url("fine"))
     (tmp_path / "mine").write_bytes(payload(len(DATA), 8))
     assert fetch(given=tmp_path / "mine")[0] == "fetched"
     first = assets.digest("net")
-    part = world(server.url("fine"), sha256=SHA, trust=trust)
+    part = world(server.url("fine"), **facts, trust=trust)
     assert assets.digest("net") == first == hashlib.sha256(part.file.read_bytes()).hexdigest()
     assert fetch(offline=True)[0] == "failed"
     assert (fetch()[0], good(part), assets.digest("net"), part.lock()["trust"]) == ("fetched", True, SHA, trust)
@@ -833,3 +833,16 @@ def test_what_is_given_is_looked_at_before_the_plan(world, tmp_path):
     for given, says in ((tmp_path / "none", "does not exist"), (Path("http://a/b"), "takes a file, not a URL")):
         with pytest.raises(UserError, match=says):
             fetching.check_given(["net"], given)
+
+
+def test_a_shared_cache_that_was_copied_without_its_times_need_not_be_written(server, world, monkeypatch):
+    part = world(server.url("fine"), sha256=SHA, trust="publisher")
+    assert fetch()[0] == "fetched"
+    os.utime(part.file)
+
+    def read_only(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(fetching, "locked", read_only)
+    monkeypatch.setattr(assets.atomic, "replace", read_only)
+    assert fetch()[0] == "present"

@@ -215,7 +215,12 @@ def part_given(pieces: list[Part], given: Path) -> Part:
 def fetch_part(part: Part, *, offline: bool, given: Path | None, bring: Bring, show: Show) -> bool:
     """True if the file was brought (by `bring`, from a source), False if it was there. UserError (exit 3) with every reason."""
     # Without the lock on the file: what was verified once, and lies there as it did, is not looked at again.
-    if not given and part.lock() and part.whole() and not part.changed() and not part.outdated():
+    if not given and part.sound():
+        if part.changed():
+            was = part.lock()
+            # Where it cannot be written down, it is hashed again the next time.
+            with contextlib.suppress(UserError):
+                pin(part, was["sha256"], part.file, was.get("source", ""), was.get("doubt", ""))
         return False
     if part.pin_lost() and not published(part):
         lock = part.beside(".lock.json")
@@ -280,7 +285,7 @@ def already_there(part: Part, show: Show) -> bool:
     if part.outdated():
         raise UserError(
             f"`{part.result}` was unpacked from another file than the one that the registry names "
-            f"({part.lock()['sha256'][:12]}.., not {part.facts['sha256'][:12]}..)",
+            f"({part.lock()['sha256'][:12]}.., not {(part.facts.get('sha256') or part.facts['sha256-prefix'])[:12]}..)",
             f"move `{part.result}` away, then `purebench fetch {part.asset}`",
             DOWNLOAD,
         )

@@ -117,7 +117,8 @@ def _wrong_hash(part: Part, path: Path, sha256: str) -> str:
 def _check_first_use(part: Part, path: Path, sha256: str) -> None:
     """SourceFailed if a file without a published hash differs from what first came under its name, or cannot be a whole one."""
     lock = part.lock()
-    if lock and lock["sha256"] != sha256:
+    # What its publisher has said since outranks what came first.
+    if lock and lock["sha256"] != sha256 and not part.outdated():
         raise Unpinned(
             f"its sha256 is {sha256[:12]}.., but {lock['sha256'][:12]}.. was pinned when it first came ({lock.get('when', '?')}, "
             f"{lock.get('source', '?')}); if the publisher has replaced it, delete `{part.beside('.lock.json')}` first"
