@@ -1,6 +1,6 @@
 """Downloads from a server that misbehaves: the outcome, what was sent more than once, and what lies under the file's name.
 
-    python benchmarks/fetch.py              # 64 MiB, about half a minute
+    python benchmarks/fetch.py              # 64 MiB, about two minutes: without a network it waits for one
     python benchmarks/fetch.py --mib 200
 
 Every case is a real `purebench fetch` in a process of its own, with a cache and a registry of its own. `sent` counts what the server
@@ -27,7 +27,8 @@ from misbehaving import Server, payload
 COMMAND = [sys.executable, "-c", "from purebench.cli import main; main()", "fetch", "net", "--json"]
 DRIVE = [
     "-c",
-    "import sys; from purebench.assets import fetch; fetch.DRIVE = sys.argv.pop(1); from purebench.cli import main; main()",
+    "import sys; from purebench.assets import sources; sources.DRIVE = sources.DRIVE_BEFORE = sys.argv.pop(1); "
+    "from purebench.cli import main; main()",
 ]
 CASES = {  # name -> (sources, whether a hash is known, whether it can succeed)
     "well behaved": (["fine"], True, True),

@@ -295,12 +295,15 @@ def test_proxies_and_certificates(healthy, monkeypatch, tmp_path):
     assert [f.state for f in doctor._network(Path())] == ["ok"]
     monkeypatch.setenv("https_proxy", "http://user:secret@proxy.example:3128")
     [found] = doctor._network(Path())
-    assert "HTTPS_PROXY http://proxy.example:3128" in found.said
+    assert "https_proxy http://proxy.example:3128" in found.said
     assert "secret" not in found.said
     monkeypatch.setenv("http_proxy", "http://user:secret@proxy.example:99999")
     [text] = said(doctor._network(Path()))
-    assert text.startswith("HTTP_PROXY is no address")
+    assert text.startswith("http_proxy is no address")
     assert "secret" not in text
+    for value in ("http://", "foo bar"):
+        monkeypatch.setenv("http_proxy", value)
+        assert said(doctor._network(Path())) == ["http_proxy is no URL of a proxy"]
     monkeypatch.delenv("http_proxy")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
     monkeypatch.setenv("ALL_PROXY", "socks5://localhost:1")

@@ -1,9 +1,10 @@
-"""What is known of every checkpoint and dataset, and where its files lie: `checkpoints.toml` and the cache. `fetch`
-fills it, `readers` turn files into weights and execute nothing. It may import `networks`, `atomic` and `errors`. Begin reading
-at `entry` and `fetch.fetch`."""
+"""What is known of every checkpoint and dataset, and where its files lie: `checkpoints.toml` and the cache. `fetch` fills it (`mirrors`:
+whom it asks; `download`: one answer; `verified`: what is taken), `readers` turn files into weights and execute nothing. It may import
+`networks`, `atomic` and `errors`. Begin reading at `entry` and `fetch.fetch`."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from purebench import atomic
+from purebench.assets import entries
 from purebench.errors import DOWNLOAD, UserError, unknown
 
 Entry = dict[str, Any]  # what `checkpoints.toml` says of an asset
@@ -55,7 +57,7 @@ def _registry(part: str) -> dict[str, Any]:
     for path in dict.fromkeys([_own_registry(), registry_file()]):
         try:
             found |= _parsed(path, path.stat().st_mtime_ns)[part]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             hint = "see PUREBENCH_CHECKPOINTS"
             raise UserError(f"cannot read the checkpoint registry `{path}`: {error}", hint) from None
     return found
@@ -65,14 +67,32 @@ def _registry(part: str) -> dict[str, Any]:
 def _parsed(path: Path, changed_ns: int) -> dict[str, dict[str, Any]]:
     """A registry's assets and sets; `changed_ns`: its time stamp, so that a file that was edited meanwhile is read again."""
     found = tomllib.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found.get("assets"), dict):
+        raise ValueError("it has no table `assets`")
+    for name, members in dict(found.get("sets", {})).items():
+        if not isinstance(members, list) or not all(isinstance(member, str) for member in members):
+            raise ValueError(f"`{name}` in its `sets` is no list of names")
+    for facts in found["assets"].values():
+        files = facts.get("files", []) if isinstance(facts, dict) else []
+        for one in [facts, *(files if isinstance(files, list) else [])]:
+            if not isinstance(one, dict):
+                continue  # `entry` says what is wrong
+            # Windows' own tools print them in capitals.
+            one.update({kind: one[kind].lower() for kind in HASHES if isinstance(one.get(kind), str)})
+            inside = one.get("inside")
+            if isinstance(inside, dict):
+                inside.update({name: str(md5).lower() for name, md5 in inside.items()})
     return {"assets": dict(found["assets"]), "sets": dict(found.get("sets", {}))}
 
 
 def entry(name: str) -> Entry:
-    """The asset's entry in the registry; UserError for a name that is not there."""
+    """The asset's entry in the registry; UserError for a name that is not there, or if it is none."""
     if name not in table():
         raise unknown("asset", name, table(), "purebench fetch --list")
-    return table()[name]
+    found = table()[name]
+    if why := entries.wrong(found):
+        raise UserError(f"`{name}` in the registry {why}", f"mend `{registry_file()}`")
+    return found
 
 
 def ships(name: str) -> bool:
@@ -107,24 +127,64 @@ class Part:
         return self.file.with_name(self.file.name + ending)
 
     def lock(self) -> dict[str, Any]:
-        """What `fetch` wrote when it verified the file: sha256, size, source, when, trust; empty if it did not."""
-        # A damaged one counts as none: the file is then verified again, which is safe.
+        """What `fetch` wrote when it verified the file: sha256, size, mtime_ns, source, when, trust, `doubt` where it is not the file
+        that a third party knows; empty if it did not, or if that is damaged (`pin_lost`)."""
         try:
             found = json.loads(self.beside(".lock.json").read_text(encoding="utf-8"))
-            return found if isinstance(found["sha256"], str) and isinstance(found["size"], int) else {}
+            sound = re.fullmatch("[0-9a-f]{64}", found["sha256"]) and type(found["size"]) is int
+            return found if sound else {}
         except (OSError, ValueError, KeyError, TypeError):
             return {}
 
+    def pin_lost(self) -> bool:
+        """Whether there is a lock file that cannot be read: what first came is then no longer known."""
+        return self.beside(".lock.json").exists() and not self.lock()
+
+    def changed(self) -> bool:
+        """Whether the file has another size or time than when it was verified: its bytes may be others."""
+        lock = self.lock()
+        if not lock or not self.file.is_file():
+            return False
+        facts = self.file.stat()
+        # Of files that were fetched before the time was written down, the size is all that is known.
+        return (facts.st_size, facts.st_mtime_ns) != (lock["size"], lock.get("mtime_ns"))
+
+    def sound(self) -> bool:
+        """Whether what was verified lies there as it did."""
+        lock = self.lock()
+        if not lock or not self.whole() or self.outdated():
+            return False
+        # Copied without its time, it is still the same file; nothing need be written to know that.
+        return not self.changed() or hashed(self.file) == lock["sha256"]
+
+    def outdated(self) -> bool:
+        """Whether what was verified has another sha256 than the one that the registry names (by now), and not a third party."""
+        lock, named = self.lock(), self.facts.get("sha256", "")
+        prefix = self.facts.get("sha256-prefix", "")
+        vouched = self.facts.get("trust") != "third-party" and not self.facts.get("by_hand")
+        other = lock and ((named and named != lock["sha256"]) or not lock["sha256"].startswith(prefix))
+        return bool(other and vouched)
+
     def hash(self) -> str:
-        """The sha256 of the file as downloaded: the registry's, else that which `fetch` found, else its own; "" if it is not here."""
-        return self.facts.get("sha256") or self.lock().get("sha256", "") or hashed(self.file)
+        """The sha256 of the file as downloaded: that which `fetch` found, else its own; of what is not here the registry's, or ""."""
+        lock = self.lock()
+        # Somebody put it there, or wrote into it since: a record must not name what nobody has looked at.
+        if self.file.is_file() and (not lock or self.changed()):
+            return hashed(self.file)
+        # The registry may name another file by now than when this one came.
+        if lock and self.result.exists():
+            return str(lock["sha256"])
+        # A third party's may be another file's.
+        known = "" if self.facts.get("trust") == "third-party" else self.facts.get("sha256", "")
+        return known or lock.get("sha256", "") or hashed(self.file)
 
     def whole(self) -> bool:
         """Whether what is used is there and looks right: size and first bytes; hashes were `fetch`'s business."""
         # The size that is known is the archive's, which is gone once it is unpacked.
         if self.result != self.file or self.result.is_dir():
             return self.result.is_file() or (self.result.is_dir() and any(self.result.iterdir()))
-        size = self.facts.get("size") or self.lock().get("size")
+        lock = self.lock()
+        size = (None if lock.get("doubt") else self.facts.get("size")) or lock.get("size")
         return self.file.is_file() and size in (None, self.file.stat().st_size) and not wrong_bytes(self.file)
 
 
@@ -218,8 +278,10 @@ def hashed(path: Path) -> str:
         known = {}
     if key not in known:
         known[key] = sha256(path)
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        atomic.replace(memory, json.dumps(known, indent=1))
+        # A cache that several share may be one that cannot be written: it is then hashed each time.
+        with contextlib.suppress(OSError):
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            atomic.replace(memory, json.dumps(known, indent=1))
     return known[key]
 
 

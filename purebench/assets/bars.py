@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-import time
 from typing import TYPE_CHECKING
 
 from purebench.assets import bytes_text
+from purebench.assets.clock import Clock
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -14,8 +14,22 @@ if TYPE_CHECKING:
 LINE_EVERY, FIRST_LINE = 60, 10  # seconds between two lines, and until the first: short downloads need none
 
 
+def time_text(seconds: float) -> str:
+    """95 -> `2 minutes`"""
+    if seconds < 89.5:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
 class Show:
-    """Progress on stderr: one line after ten seconds, then one a minute."""
+    """Progress on stderr: one line after ten seconds, then one a minute, with the time left at the speed since the last."""
+
+    def __init__(self, clock: Clock | None = None):
+        self.clock = clock or Clock()
+
+    def warn(self, line: str) -> None:
+        """Shows what must be seen, whatever else is not."""
+        print(f"purebench: warning: {line}", file=sys.stderr, flush=True)
 
     def say(self, line: str) -> None:
         """Shows a line of text."""
@@ -24,19 +38,26 @@ class Show:
     def start(self, label: str) -> None:
         """A download of this name begins."""
         self.label, self.total = label, 0
-        # As if the last line were so long ago that the first comes after ten seconds.
-        self.last_line = time.monotonic() - LINE_EVERY + FIRST_LINE
+        self.next_line = self.clock.monotonic() + FIRST_LINE
+        self.since, self.then = self.clock.monotonic(), 0
 
     def size(self, have: int, total: int | None) -> None:
         """An answer begins: `have` bytes are there already, of `total` if that is known."""
         self.total = total or 0
-        self.at(have)
+        self.since, self.then = self.clock.monotonic(), have
+        # Of its speed nothing is known yet.
+        self.next_line = max(self.next_line, self.since + FIRST_LINE)
 
     def at(self, have: int) -> None:
         """`have` bytes are there."""
-        if time.monotonic() - self.last_line >= LINE_EVERY:
-            self.last_line = time.monotonic()
-            self.say(f"`{self.label}`: {bytes_text(have)}{f' of {bytes_text(self.total)}' if self.total else ''}")
+        now = self.clock.monotonic()
+        if now < self.next_line:
+            return
+        speed = (have - self.then) / (now - self.since) if now > self.since else 0
+        self.next_line, self.since, self.then = now + LINE_EVERY, now, have
+        of = f" of {bytes_text(self.total)}" if self.total else ""
+        left = f", about {time_text((self.total - have) / speed)} left" if self.total > have and speed > 0 else ""
+        self.say(f"`{self.label}`: {bytes_text(have)}{of}, {bytes_text(max(speed, 0))}/s{left}")
 
     def stop(self) -> None:
         """The download is over, in whatever way."""
@@ -54,10 +75,13 @@ class Bars(Show):
 
     bar: Progress | None = None
 
+    def warn(self, line: str) -> None:
+        self.say(f"warning: {line}")
+
     def say(self, line: str) -> None:
         # Past the bar's console, a line would be written into the middle of the bar. Without markup: `[..]` in a URL is none.
         if self.bar:
-            self.bar.console.print(f"purebench: {line}", markup=False, highlight=False)
+            self.bar.console.print(f"purebench: {line}", markup=False, highlight=False, soft_wrap=True)
         else:
             super().say(line)
 

@@ -1,202 +1,323 @@
-"""One URL into one `.part` file: ranges, retries, pages that pretend to be files, and disks that fill up. Used by `fetch.py`."""
+"""One request's answer into a `.part` file: byte ranges, breaks, pages that pretend to be files, and servers that crawl.
+
+<file>.part         what has come so far
+<file>.part.json    from which URL, the server's mark of that version, and the size if it said one
+"""
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import gzip
-import html
 import json
 import re
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn, TypedDict
-from urllib.parse import urlencode, urljoin
 
-from purebench import assets, atomic
-from purebench.assets import Part, bytes_text
-from purebench.assets.bars import Show
-from purebench.errors import DOWNLOAD, UserError
+from purebench import atomic
+from purebench.assets import Part, bytes_text, disk
+from purebench.assets.answers import check_status as check_status
+from purebench.assets.answers import explain_page, has_full_hash, is_page
+from purebench.assets.bars import Show, time_text
+from purebench.assets.clock import Clock
+from purebench.assets.disk import came_from, discard, disk_errors, free_bytes, require_space, set_aside, size_of
+from purebench.assets.ends import at_end
+from purebench.assets.request import ask, cut
+from purebench.assets.request import reason as _reason
+from purebench.assets.sources import Way, host
+from purebench.assets.troubles import Changed, Crawls, Doubtful, Endless, OtherWay, Retry, SourceFailed
+from purebench.assets.troubles import Confirmation as Confirmation
 
 if TYPE_CHECKING:
-    import io
-
     import requests
 
 CHUNK = 1 << 20  # bytes
-TRIES = 5  # in a row without progress
-MAX_WAIT = 120  # seconds that a server may ask for
-TIMEOUT = (10, 60)  # seconds to connect, and between two reads
-BUSY = {408, 425, 429, 500, 502, 503, 504}
-
-
-class SourceFailed(Exception):
-    """This source cannot give the file: why."""
-
-
-class Retry(Exception):
-    """It may if asked again: why, after how many seconds (None: the usual back-off), how often at most."""
-
-    def __init__(self, why: str, wait: float | None = None, tries: int = TRIES):
-        super().__init__(why)
-        self.wait, self.tries = wait, tries
-
-
-class Confirmation(Exception):
-    """Drive asks to press a button; the text is the URL that it leads to."""
+OVERLAP = 1 << 14  # bytes that are sent again where no mark says that what follows is of the same file
+PATIENCE = (
+    600  # seconds that a source which crawls may still need, before what it sent is given up for one without ranges
+)
+ROUGHLY = 2.5  # how far a size may be from an `about`: another source's edition may be half of it (two zips of one folder are)
+HEAD = 64  # bytes by which a page is known
+STUCK, LOOK = 120, 1  # seconds that one read may take, and between two looks at it
+SLOW, WATCHED = 200_000, 60  # bytes per second below which a server crawls, and the seconds over which that is measured
 
 
 class Saved(TypedDict, total=False):
-    """`.part.json`: which URL the bytes in `.part` came from, the server's mark of that version, and the file's size if known."""
+    """`.part.json`."""
 
     url: str
     validator: str
     size: int | None
 
 
-def download(part: Part, url: str, *, drive: bool, sleep: Callable[[float], None], show: Show) -> None:
-    """All bytes of the URL in `.part`, asking again after what may pass. SourceFailed if it does not pass."""
-    current_url, confirmed = url, False
-    failures, furthest = 0, resumable(part, url)[0]
-    while True:
-        try:
-            attempt(part, url, current_url, drive and not confirmed, show)
-            return
-        except Confirmation as page:
-            # Once: a page that follows its own button would lead round in a circle.
-            current_url, confirmed = str(page), True
-        except Retry as problem:
-            have = size_of(part.beside(".part"))
-            # Counted in a row without progress: a connection that keeps breaking may still bring it all.
-            failures = 1 if have > furthest + CHUNK else failures + 1
-            furthest = max(furthest, have)
-            if failures >= problem.tries:
-                raise SourceFailed(f"{problem} (asked {failures} times)") from None
-            # What the server asks for (Retry-After) counts; else 1, 2, 4, .. seconds.
-            wait = 2.0 ** (failures - 1) if problem.wait is None else problem.wait
-            if wait > MAX_WAIT:
-                raise SourceFailed(f"{problem}; it asks to wait {wait:.0f} seconds") from None
-            show.say(f"`{part.label}`: {problem}; asking again in {wait:.3g} s")
-            sleep(wait)
+@dataclass
+class Job:
+    """A file on its way.
+
+    sole: the URL from which all of `.part` came, in this process; "" if that is not so. may_leave: whether a source that crawls is left;
+    alone: why it is not. quickest: bytes per second of the quickest that was left. doubting: the registry's size is not asked of
+    the file. answered: whether any server answered. versions: how often one had another file than before. seconds, bytes: how fast the URL
+    `pace_of` has been since it was last judged, up to the clock's time `last`. joined: how much another source had given when this one
+    went on with it, and what was noted of it. apart: URLs whose file is another one than what came before. told: URLs said to crawl."""
+
+    part: Part
+    show: Show
+    clock: Clock
+    sole: str = ""
+    may_leave: bool = False
+    alone: str = ""
+    quickest: float = 0
+    doubting: bool = False
+    answered: bool = False
+    versions: int = 0
+    pace_of: str = ""
+    seconds: float = 0
+    bytes: int = 0
+    last: float = 0
+    joined: tuple[int, Saved] | None = None
+    apart: set[str] = field(default_factory=set)
+    told: set[str] = field(default_factory=set)
+
+    def size(self) -> int | None:
+        """Bytes that the file must have, as far as the registry knows."""
+        return None if self.doubting else self.part.facts.get("size")
+
+    def watch(self, url: str) -> None:
+        """From now on the pace is this source's."""
+        if self.pace_of != url:
+            self.pace_of, self.seconds, self.bytes = url, 0, 0
+        self.last = self.clock.monotonic()
+
+    def count(self, size: int) -> None:
+        """As many bytes have come since."""
+        now = self.clock.monotonic()
+        self.seconds, self.bytes, self.last = self.seconds + now - self.last, self.bytes + size, now
 
 
-def attempt(part: Part, url: str, current_url: str, drive: bool, show: Show) -> None:
-    """One request, from where `.part` ends. `url`: the source, as remembered; `current_url`: what is asked now."""
-    have, saved = resumable(part, url)
-    expected: int | None = part.facts.get("size")
+def attempt(job: Job, url: str, way: Way, *, drive: bool) -> None:
+    """One request, from where `.part` ends; returns when all of the file is there. `url`: the source, as remembered.
+
+    Raises any of `troubles`, and UserError for a disk that is full."""
+    part, expected = job.part, job.size()
+    have, saved = resumable(part, url, expected)
     # A process died between the last byte and its verification: a request for what follows would be answered by 416.
     if have and have == (expected or saved.get("size")):
         return
     # A mark means something to the server that made it: to another one it would always be another version.
-    validator = saved.get("validator", "") if saved.get("url") == url else ""
-    with request(current_url, have, validator) as reply:
-        check_status(part, reply, current_url, drive)
+    same = saved.get("url") == url
+    validator = saved.get("validator", "") if same else ""
+    # Of two sources, or of one without marks, a hash of the whole would tell at the very end whether it was one file.
+    tail = b"" if validator or have <= OVERLAP else _tail(part, have)
+    with ask(way, have - len(tail), validator) as reply, _watched(job, reply, url):
+        job.answered = True
+        check_status(part, reply, way.url, drive)
+        another, piece = False, b""
         first, total = _range(reply.headers.get("Content-Range", ""))
         if reply.status_code == 416:
             if have and total == have:
                 return
-            discard(part)
-            raise Retry("HTTP 416: it has no such range")
+            if not have:
+                raise SourceFailed("HTTP 416: it says that it has no such range, though all of the file was asked for")
+            _start_over(job, url, "HTTP 416: it has no such range", same)
         # 200 is the whole file: Range was not sent, or is ignored, or the file is another one now.
         if reply.status_code == 200:
+            # It is called one, and the hash of what is wanted is known: its first bytes tell.
+            if "text/html" in reply.headers.get("Content-Type", "").lower():
+                piece = _continued(job, reply, url, b"", 0, same)
+                if is_page(piece) or not piece:
+                    explain_page(reply, url, drive, piece)
             length = reply.headers.get("Content-Length", "")
-            have, total = 0, int(length) if length.isdigit() else None
+            total = int(length) if length.isdigit() else None
+            another = have > 0 and same and _is_another(saved, validator, reply.headers, total)
+            # What came would be lost: not if the one that was left needs only minutes more.
+            if have and not same and ((total or expected or have) - have) < job.quickest * PATIENCE:
+                raise Crawls("it sends nothing but all of the file", 0)
+            have, tail = 0, b""
         # A part that does not continue ours would make a file of the right size and with a hole or a seam in it.
-        elif first != have or _is_another(saved, validator, reply.headers, total):
-            discard(part)
-            raise Retry("it sends another part than asked for, or of another file")
-        if expected and total and total != expected:
-            raise SourceFailed(f"it says that the file has {total:,} bytes, not {expected:,}")
+        elif first != have - len(tail) or _is_another(saved, validator, reply.headers, total):
+            _start_over(job, url, "it sends another part than asked for, or of another file", same)
+        if far := far_off(part, total):
+            raise SourceFailed(far)
+        check_size(part, total, expected)
+        # Before what came is given up for it: in the place of the file, a network's login page may come at any time.
+        piece = piece or _continued(job, reply, url, tail, have, same)
+        if have == 0 and is_page(piece):
+            raise (OtherWay if drive else SourceFailed)("it sends an HTML page instead of the file")
+        if another:
+            job.versions += 1
+            job.show.say(f"`{part.label}`: `{host(url)}` has another file now: from the beginning")
+        if have and not same:
+            job.joined = have, saved
         begin(part, url, reply.headers, have, total)
-        show.size(have, total or expected)
-        have = receive(part, reply, have, expected, show)
-        # The end of a stream and a broken connection look alike: only the size tells them apart.
-        if total and have < total:
+        job.sole = url if have == 0 or job.sole == url else ""
+        job.show.size(have, total or expected)
+        have = receive(job, reply, url, piece, have, total or expected)
+    # The end of a stream and a broken connection look alike: the size tells them apart.
+    if total or expected:
+        if have < (total or expected or 0):
             raise Retry(f"the connection broke after {bytes_text(have)}")
+    elif not _ended(part, reply):
+        raise Endless
 
 
-def request(url: str, have: int, validator: str) -> requests.Response:
-    """The server's answer to a request for the bytes from `have` on: of the version `validator` if there is such a mark."""
-    import requests
+@contextlib.contextmanager
+def _watched(job: Job, reply: requests.Response, url: str) -> Iterator[None]:
+    """Breaks the answer off if one read of it does not come back: the library's limit is one between two bytes, and what frames the
+    parts of a body may be many."""
+    job.watch(url)
+    over = threading.Event()
 
-    # Uncompressed: of a file compressed on the way, neither the size nor a byte range is that of the file.
-    headers = {"Accept-Encoding": "identity", "User-Agent": "purebench"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
-        # If the file has changed meanwhile, the server then sends all of it and not a part.
-        if validator:
-            headers["If-Range"] = validator
+    def look() -> None:
+        while not over.wait(LOOK):
+            if job.clock.monotonic() - job.last > STUCK:
+                return cut(reply)
+
+    threading.Thread(target=look, daemon=True).start()
     try:
-        return requests.get(url, headers=headers, stream=True, timeout=TIMEOUT)
-    # Before RequestException, of which these are: asking again changes none of them.
-    except (requests.exceptions.SSLError, requests.TooManyRedirects, ValueError) as error:
-        raise SourceFailed(f"{type(error).__name__}: {error}") from None
-    except requests.Timeout:
-        raise Retry("no answer in time", tries=2) from None
-    except requests.RequestException as error:
-        raise Retry(f"no connection ({_reason(error)})", tries=2) from None
+        yield
+    finally:
+        over.set()
 
 
-def check_status(part: Part, reply: requests.Response, url: str, drive: bool) -> None:
-    """Lets through what may be the file, a part of it, or 416. Confirmation, Retry or SourceFailed for all else."""
-    headers, status = reply.headers, reply.status_code
-    # Pages come with status 200 in the place of the file, and from Drive with an error's status too, where they say more than it.
-    is_page = "text/html" in headers.get("Content-Type", "").lower()
-    if is_page and (status < 400 or drive) and status not in BUSY:
-        explain_page(reply, url, drive)
-    if status in BUSY:
-        raise Retry(f"HTTP {status}", _retry_after(headers.get("Retry-After", "")))
-    if status not in (200, 206, 416):
-        raise SourceFailed(f"HTTP {status} {reply.reason}")
-    # A .gz that is served as compressed is sent as it is: that is the file which is wanted.
-    compressed = headers.get("Content-Encoding", "identity") != "identity"
-    if compressed and status != 416 and not part.file.name.endswith(".gz"):
-        raise SourceFailed("it sends the file compressed though asked not to")
+def _start_over(job: Job, url: str, why: str, same: bool) -> NoReturn:
+    """What came is of no use here: thrown away, or set aside if it is another source's (not the `same`)."""
+    kept = size_of(job.part.beside(".part"))
+    if not same:
+        job.apart.add(url)
+    with disk_errors(job.part.file, job.part):
+        (discard if same else set_aside)(job.part)
+    raise Changed(why if same or not kept else f"{why}; {bytes_text(kept)} of the other source are kept")
+
+
+def disjoin(job: Job) -> None:
+    """Sets aside what another source had given before this one went on with it: one of them has a wrong file, and not both."""
+    if job.joined:
+        have, saved = job.joined
+        job.joined = None
+        with disk_errors(job.part.file, job.part):
+            with job.part.beside(".part").open("r+b") as file:
+                file.truncate(have)
+            atomic.replace(job.part.beside(".part.json"), json.dumps(saved, indent=1) + "\n")
+            set_aside(job.part)
+
+
+def _tail(part: Part, have: int) -> bytes:
+    """The last bytes of what came."""
+    with part.beside(".part").open("rb") as file:
+        file.seek(have - OVERLAP)
+        return file.read(OVERLAP)
+
+
+def _continued(job: Job, reply: requests.Response, url: str, tail: bytes, have: int, same: bool) -> bytes:
+    """The first bytes of the answer behind `tail`, with which it must begin. Changed if it is of another file."""
+    piece = _piece(job, reply, have)
+    # So many that a page is known by them.
+    while 0 < len(piece) < max(len(tail), HEAD) and (more := _piece(job, reply, have)):
+        piece += more
+        if job.seconds >= WATCHED:
+            judge_pace(job, url, None)
+    if len(piece) < len(tail):
+        raise Retry(f"the connection broke after {bytes_text(have)}")
+    if not piece.startswith(tail):
+        job.versions += same
+        _start_over(job, url, "its file is another one than what came before", same)
+    return piece[len(tail) :] or _piece(job, reply, have) if tail else piece
+
+
+def check_size(part: Part, total: int | None, expected: int | None) -> None:
+    """SourceFailed (or Doubtful) if the server says that the file has no bytes, or not as many as the registry knows."""
+    if total == 0:
+        raise SourceFailed("it is empty: it has 0 bytes")
+    if expected and total and total != expected:
+        text = f"it says that the file has {total:,} bytes, not {expected:,}"
+        raise SourceFailed(text) if vouched(part) else Doubtful(text)
 
 
 def begin(part: Part, url: str, headers: Mapping[str, str], have: int, total: int | None) -> None:
     """Cuts `.part` to the `have` bytes that the answer continues, and notes in `.part.json` what it continues."""
-    require_space(part.file.parent, (total or part.facts.get("size") or 0) - have, part)
+    with disk_errors(part.file, part):
+        if not have and came_from(part.beside(".part.json")) not in ("", url):
+            set_aside(part)
+    needed = (total or part.facts.get("size") or 0) - have
+    # What waits for its source is the first to go.
+    if needed * 1.05 > free_bytes(part.file.parent):
+        for _, aside in disk.PARTS:
+            part.beside(aside).unlink(missing_ok=True)
+    require_space(part.file.parent, needed, part)
     validator = headers.get("ETag", "")
     # A weak one does not promise the same bytes.
     if not validator or validator.startswith("W/"):
         validator = headers.get("Last-Modified", "")
     saved: Saved = {"url": url, "validator": validator, "size": total}
-    with disk_errors(part.file):
+    with disk_errors(part.file, part):
         # Cut before the note is written: the other way round, a kill in between would leave old bytes under a new note.
         with part.beside(".part").open("r+b" if have else "wb") as file:
             file.truncate(have)
         atomic.replace(part.beside(".part.json"), json.dumps(saved, indent=1) + "\n")
 
 
-def receive(part: Part, reply: requests.Response, have: int, expected: int | None, show: Show) -> int:
-    """Appends the answer's bytes to `.part` as they come (more than `expected` are too many); how many are there then."""
-    from urllib3.exceptions import HTTPError
+def receive(job: Job, reply: requests.Response, url: str, piece: bytes, have: int, goal: int | None) -> int:
+    """Appends the answer's bytes to `.part` as they come (more than `goal` are too many); how many are there then.
 
+    piece: the first of them. Crawls: it is too slow, and another source may be quicker."""
+    part = job.part
     # Unbuffered: a killed process then loses nothing that has come, and a full disk shows at the write and not when it is closed.
     with part.beside(".part").open("ab", buffering=0) as file:
-        while not (expected and have > expected):
-            # read1 gives what has come, read would wait for a whole megabyte and lose it if the connection breaks.
-            try:
-                piece = reply.raw.read1(CHUNK, decode_content=False)
-            except (HTTPError, OSError) as error:
-                raise Retry(f"the connection broke after {bytes_text(have)} ({_reason(error)})") from None
-            if not piece:
-                break
-            # Some servers call their pages a file: the bytes do not.
-            if have == 0 and assets.wrong_head(piece):
-                raise SourceFailed("it sends an HTML page instead of the file")
-            with disk_errors(part.file):
-                _write(file, piece)
+        while piece:
+            with disk_errors(part.file, part):
+                disk.write(file, piece)
             have += len(piece)
-            show.at(have)
+            job.show.at(have)
+            if goal and have > goal:
+                break
+            if job.seconds >= WATCHED:
+                judge_pace(job, url, goal - have if goal else None)
+            piece = _piece(job, reply, have)
     return have
 
 
-def resumable(part: Part, url: str) -> tuple[int, Saved]:
+def judge_pace(job: Job, url: str, left: int | None) -> None:
+    """Crawls if the server sends too slowly and may be left; if it may not, that is said once, with the time left."""
+    speed = job.bytes / job.seconds
+    job.seconds, job.bytes = 0, 0
+    # What comes within a minute is not worth another server's handshake.
+    if speed >= SLOW or (left is not None and left < speed * WATCHED):
+        return
+    if job.may_leave:
+        raise Crawls(f"it sends {bytes_text(speed)}/s", speed)
+    if url not in job.told:
+        job.told.add(url)
+        rest = f": about {time_text(left / speed)} left" if left and speed else ""
+        job.show.say(f"`{job.part.label}`: `{host(url)}` sends {bytes_text(speed)}/s, and {job.alone}{rest}")
+
+
+def _piece(job: Job, reply: requests.Response, have: int) -> bytes:
+    """What comes next; b"" at the end. Retry if the connection breaks."""
+    from urllib3.exceptions import HTTPError
+
+    # read1 gives what has come, read would wait for a whole megabyte and lose it if the connection breaks.
+    try:
+        piece = bytes(reply.raw.read1(CHUNK, decode_content=False))
+        job.count(len(piece))
+        return piece
+    except (HTTPError, OSError) as error:
+        # That it was incomplete is said already.
+        why = "" if "IncompleteRead" in str(error) else f" ({_reason(error)})"
+        raise Retry(f"the connection broke after {bytes_text(have)}{why}") from None
+
+
+def _ended(part: Part, reply: requests.Response) -> bool:
+    """Whether a body without a length came to its end: by the file's format, and where that says nothing by the last chunk."""
+    end = at_end(part.beside(".part"))
+    if end is None:
+        # A hash finds out.
+        return "chunked" in reply.headers.get("Transfer-Encoding", "").lower() or has_full_hash(part)
+    return end
+
+
+def resumable(part: Part, url: str, size: int | None) -> tuple[int, Saved]:
     """(bytes already there that may be kept, what `.part.json` says of them); across URLs only if a full hash is known."""
-    have, size = size_of(part.beside(".part")), part.facts.get("size")
+    have = size_of(part.beside(".part"))
     # Two mirrors may hold different versions: only a hash of the whole tells whether what they gave belongs together.
     try:
         saved = json.loads(part.beside(".part.json").read_text(encoding="utf-8"))
@@ -206,31 +327,19 @@ def resumable(part: Part, url: str) -> tuple[int, Saved]:
     return (have, saved) if usable and have and not (size and have > size) else (0, {})
 
 
-def has_full_hash(part: Part) -> bool:
-    """Whether a hash of the whole file is known, published or pinned."""
-    return any(part.facts.get(kind) for kind in ("sha256", "md5")) or bool(part.lock())
+def far_off(part: Part, size: int | None) -> str:
+    """Why a file of this size cannot be one of which nobody knows hash or size, but roughly how large it is; or ""."""
+    about = part.facts.get("about")
+    known = part.facts.get("size") or part.facts.get("sha256") or part.facts.get("md5") or part.lock()
+    if not (size and about) or known or about / ROUGHLY <= size <= about * ROUGHLY:
+        return ""
+    return f"it has {bytes_text(size)}, and the file is known to have about {bytes_text(about)}"
 
 
-def explain_page(reply: requests.Response, url: str, drive: bool) -> NoReturn:
-    """An HTML page came: Drive's `scan warning` (Confirmation), its quota page, or another (SourceFailed)."""
-    from urllib3.exceptions import HTTPError
-
-    # A page is for people and a megabyte of it is enough, whatever the server still sends.
-    try:
-        text = reply.raw.read(CHUNK, decode_content=True).decode("utf-8", "replace")
-    except (HTTPError, OSError):
-        text = ""
-    form = re.search(r"<form\b[^>]*\bid=[\"']download-form[\"'][^>]*>", text)
-    if drive and form:
-        tags = re.findall(r"<input\b[^>]*>", text[form.end() :].partition("</form")[0])
-        fields = {name: _attribute(tag, "value") for tag in tags if (name := _attribute(tag, "name"))}
-        target = urljoin(url, _attribute(form[0], "action"))
-        raise Confirmation(f"{target}{'&' if '?' in target else '?'}{urlencode(fields)}" if fields else target)
-    if re.search(r"quota exceeded|too many users have viewed or downloaded", text, re.IGNORECASE):
-        raise SourceFailed("its download quota is used up for now; a browser that is logged in may still get the file")
-    title = re.search(r"<title>\s*([^<]{1,80}?)\s*</title>", text, re.IGNORECASE)
-    name = f" (`{html.unescape(title[1])}`)" if title else ""
-    raise SourceFailed(f"it sends an HTML page{name} instead of the file")
+def vouched(part: Part) -> bool:
+    """Whether the registry's hash and size are of the publisher, or of many: another file is then a wrong one."""
+    # What one third party printed may be of another edition of the file.
+    return bool(part.facts.get("trust") != "third-party")
 
 
 def _range(text: str) -> tuple[int | None, int | None]:
@@ -249,85 +358,3 @@ def _is_another(saved: Saved, validator: str, headers: Mapping[str, str], total:
     # Some servers ignore If-Range, and send a part of the new version: its mark is another one then.
     marks = headers.get("ETag"), headers.get("Last-Modified")
     return bool(validator and marks[0] and validator not in marks)
-
-
-def _retry_after(text: str) -> float | None:
-    """Seconds, from seconds or an HTTP date; None for what is neither."""
-    from urllib3 import Retry as Header
-    from urllib3.exceptions import InvalidHeader
-
-    try:
-        return Header().parse_retry_after(text)
-    except (InvalidHeader, ValueError, OverflowError):
-        return None
-
-
-def _attribute(tag: str, name: str) -> str:
-    """The value of an attribute in an HTML tag; "" if it has none."""
-    found = re.search(rf"\b{name}=[\"']([^\"']*)", tag)
-    return html.unescape(found[1]) if found else ""
-
-
-def _reason(error: BaseException) -> str:
-    """The innermost cause in a few words: `Connection refused`."""
-    found = re.findall(r"\[Errno -?\d+\] ([^'\")]+)|(Read timed out|IncompleteRead)", str(error))
-    return next((a or b for a, b in found[::-1]), "") or type(error).__name__
-
-
-# ------------------------------------------------------------------------------------------------------------------ the disk
-
-
-def discard(part: Part) -> None:
-    """Forgets what has come so far."""
-    part.beside(".part").unlink(missing_ok=True)
-    part.beside(".part.json").unlink(missing_ok=True)
-
-
-def require_space(folder: Path, needed: int, part: Part | None = None) -> None:
-    """UserError (exit 3) unless the disk has the bytes and 5 % more."""
-    # A disk that is filled to its last byte stops whatever else writes on it.
-    if needed * 1.05 > free_bytes(folder):
-        why = f"{bytes_text(needed * 1.05)} are needed below `{folder}`, {bytes_text(free_bytes(folder))} are free"
-        raise no_space(why, part)
-
-
-def free_bytes(folder: Path) -> int:
-    """Bytes free where the folder is or will be."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
-
-
-def no_space(why: str, part: Part | None) -> UserError:
-    """The error of a disk without space; what has come of `part` is named as kept."""
-    kept = f"; what came of `{part.label}` is kept" if part and size_of(part.beside(".part")) else ""
-    return UserError(
-        f"no space: {why}{kept}", "free some, or set PUREBENCH_CACHE to a folder on a larger disk", DOWNLOAD
-    )
-
-
-@contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """A full or read-only disk is a UserError; `.part` is kept."""
-    try:
-        yield
-    except OSError as error:
-        # An OSError too, but of the file that is read.
-        if isinstance(error, gzip.BadGzipFile):
-            raise
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise no_space(f"`{path.parent}` is full; what came is kept", None) from None
-        raise UserError(
-            f"cannot write to `{path.parent}`: {error.strerror or error}", "mend it, or set PUREBENCH_CACHE", DOWNLOAD
-        ) from None
-
-
-def size_of(path: Path) -> int:
-    """Bytes of a file; 0 if there is none."""
-    return path.stat().st_size if path.is_file() else 0
-
-
-def _write(file: io.FileIO, piece: bytes) -> None:
-    """All of the piece: an unbuffered write may take less than it is given."""
-    while piece:
-        piece = piece[file.write(piece) :]

@@ -10,38 +10,30 @@ Nothing has the file's own name, or its folder's if it is an archive, before it 
 from __future__ import annotations
 
 import contextlib
-import gzip
-import json
 import os
-import shutil
-import tarfile
-import time
-import zipfile
-import zlib
+import re
 from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from purebench import assets, atomic
-from purebench.assets import Entry, Part, bytes_text
+from purebench import assets
+from purebench.assets import Part, archives, bytes_text, mirrors
+from purebench.assets import sources as places
+from purebench.assets.archives import check_contents as check_contents
 from purebench.assets.bars import Show
-from purebench.assets.download import (
-    CHUNK,
-    SourceFailed,
-    discard,
-    disk_errors,
-    download,
-    free_bytes,
-    require_space,
-    resumable,
-    size_of,
-)
+from purebench.assets.clock import Clock
+from purebench.assets.disk import disk_errors, free_bytes, require_space, size_of
+from purebench.assets.ends import at_end
+from purebench.assets.request import check_proxy
+from purebench.assets.sources import address as address
+from purebench.assets.sources import automatic, browser, by_hand, sources
+from purebench.assets.troubles import SourceFailed
+from purebench.assets.verified import accept, copy_given, pin, published, verify
+from purebench.assets.verified import check_head as check_head
 from purebench.errors import DOWNLOAD, UserError, unknown
 
-# `confirm=t` passes over the page that says that a file is too large to be scanned; where Drive shows it still, `download` answers it.
-DRIVE = "https://drive.usercontent.google.com/download?id={}&export=download&confirm=t"
-TORCH = (b"PK\x03\x04", b"\x80")  # how torch's files and pickles begin
+Bring = Callable[[Part], None]
+LOCK_LOOK = 1  # seconds between two looks at a file that another process brings
 
 
 # ------------------------------------------------------------------------------------------------ what, and from where
@@ -109,57 +101,17 @@ def _to_download(pieces: list[Part]) -> list[Part]:
     return [part for part in pieces if not part.whole() and any(map(automatic, sources(part)))]
 
 
+def check_setup(names: Iterable[str]) -> None:
+    """UserError for an address or a proxy that is no URL, of what is to be downloaded: before anything is asked for."""
+    for part in _to_download(_pieces(wanted(names))):
+        for source in filter(automatic, sources(part)):
+            for way in places.ways(source, part.file.name):
+                check_proxy(way.url)
+
+
 def _expected_size(part: Part) -> int:
     """Bytes, as far as the registry knows; 0 where it does not."""
     return part.facts.get("size") or part.facts.get("about") or 0
-
-
-def sources(part: Part) -> list[dict[str, str]]:
-    """Where it may come from, in order, without what is known to be dead or another file."""
-    return [s for s in part.facts.get("sources", []) if s.get("status") not in ("dead", "other")]
-
-
-def automatic(source: dict[str, str]) -> bool:
-    """Whether a program can download from it; the others are for a person in a browser."""
-    return not {"gdrive-folder", "manual"} & set(source)
-
-
-def address(source: dict[str, str], file: str) -> str:
-    """The URL that a source's file is downloaded from."""
-    match source:
-        case {"http": url}:
-            return url + file if url.endswith("/") else url
-        case {"gdrive": key}:
-            return DRIVE.format(key)
-        case {"hf": repo}:
-            return f"https://huggingface.co/{repo}/resolve/{source.get('revision', 'main')}/{source.get('file', file)}"
-        case {"zenodo": record}:
-            return f"https://zenodo.org/records/{record}/files/{source.get('file', file)}?download=1"
-        case {"github": repo, "tag": tag}:
-            return f"https://github.com/{repo}/releases/download/{tag}/{source.get('file', file)}"
-    raise UserError(f"no known kind of source: {source}", f"mend `{assets.registry_file()}`")
-
-
-def browser(source: dict[str, str], file: str) -> str:
-    """The URL for a person's browser."""
-    match source:
-        case {"gdrive": key}:
-            # Where a quota is used up for programs, a browser that is logged in may still get the file.
-            return f"https://drive.google.com/file/d/{key}/view"
-        case {"gdrive-folder": key}:
-            return f"https://drive.google.com/drive/folders/{key}"
-        case {"manual": url}:
-            return url
-    return address(source, file)
-
-
-def by_hand(part: Part) -> str:
-    """What a person can do: where to click and where to put it."""
-    urls = [browser(source, part.file.name) for source in sources(part)]
-    where = f"open {' or '.join(urls)} in a browser" if urls else "find the file"
-    if "by_hand" in part.facts:
-        return f"{where}, {part.facts['by_hand']}, below `{part.file}` or wherever {assets.variable(part.asset)} says"
-    return f"{where}, then `purebench fetch {part.asset} --from FILE`; it goes to `{part.file}`"
 
 
 # ----------------------------------------------------------------------------------------------------------- the whole
@@ -170,13 +122,15 @@ def fetch(
     *,
     offline: bool = False,
     given: Path | None = None,
-    sleep: Callable[[float], None] = time.sleep,
     show: Show | None = None,
+    clock: Clock | None = None,
 ) -> tuple[list[dict[str, str]], list[UserError]]:
     """Brings the assets: a row (asset, state, size, sha256, path) each, and what went wrong; one failure does not stop the others.
 
-    offline: opens no connection. given: a file to take instead of downloading. UserError: unknown names; no space at all."""
-    show, rows, errors = show or Show(), [], []
+    offline: opens no connection. given: a file to take instead of downloading. clock: what it waits by. UserError: unknown names,
+    an address that is none (HF_ENDPOINT), no space at all."""
+    clock, rows, errors = clock or Clock(), [], []
+    show, network = show or Show(clock), mirrors.Network()
     names = wanted(names)
     pieces = _pieces(names)
     if given:
@@ -184,12 +138,25 @@ def fetch(
         names = [pieces[0].asset]
     elif not offline:
         # The sum over all files: each alone may find the space that the next one needs, and hours would pass before that is known.
+        check_setup(names)
         missing = _to_download(pieces)
-        require_space(assets.cache_folder(), sum(_disk_needed(p) - size_of(p.beside(".part")) for p in missing))
+        # Of an unknown size nothing is needed, and what came of it makes no room for the others.
+        needed = [max(0, _disk_needed(part) - size_of(part.beside(".part"))) for part in missing]
+        require_space(assets.cache_folder(), sum(needed))
+
+    def bring(part: Part) -> None:
+        def accepted(source: str, doubted: bool) -> str:
+            # Nobody vouches for it, neither by a hash nor by having brought it: at least it has to be whole.
+            if doubted and at_end(part.beside(".part")) is not True:
+                raise SourceFailed("it is not the file that a third party knows, and cannot be seen to be whole")
+            return accept(part, part.beside(".part"), places.shown(source), doubted)
+
+        mirrors.bring(part, accepted, network, clock, show)
+
     for name in names:
         own = [part for part in pieces if part.asset == assets.entry(name).get("same_as", name)]
         try:
-            state = "fetched" if _fetch_asset(name, own, offline, given, sleep, show) else "present"
+            state = "fetched" if _fetch_asset(name, own, offline, given, bring, show) else "present"
         except UserError as error:
             errors.append(error)
             state = "failed"
@@ -199,14 +166,19 @@ def fetch(
         where = assets.path(name) if state != "failed" else None
         size = bytes_text(where.stat().st_size) if where and where.is_file() else ""
         rows.append(
-            {"asset": name, "state": state, "size": size, "sha256": assets.digest(name), "path": str(where or "")}
+            {
+                "asset": name,
+                "state": state,
+                "size": size,
+                # Of what is not here there is none to tell.
+                "sha256": assets.digest(name) if where else "",
+                "path": str(where or ""),
+            }
         )
     return rows, errors
 
 
-def _fetch_asset(
-    name: str, pieces: list[Part], offline: bool, given: Path | None, sleep: Callable[[float], None], show: Show
-) -> bool:
+def _fetch_asset(name: str, pieces: list[Part], offline: bool, given: Path | None, bring: Bring, show: Show) -> bool:
     """Whether any file of the asset was brought. UserError if one cannot be, or if nobody can get the asset."""
     if assets.ships(name) or assets.override(name):
         assets.need(name)
@@ -214,14 +186,21 @@ def _fetch_asset(
     if not assets.parts(name):
         raise assets.unreleased(name)
     # All of them before any is looked at: `any` over a generator would end with the first file that was brought.
-    brought = [fetch_part(part, offline=offline, given=given, sleep=sleep, show=show) for part in pieces]
+    brought = [fetch_part(part, offline=offline, given=given, bring=bring, show=show) for part in pieces]
     return any(brought)
+
+
+def check_given(names: Iterable[str], given: Path) -> None:
+    """UserError unless `--from` is one of the files of these assets."""
+    part_given(_pieces(wanted(names)), given)
 
 
 def part_given(pieces: list[Part], given: Path) -> Part:
     """The one file that `--from` brings."""
     if not given.is_file():
         what = "is a folder" if given.is_dir() else "does not exist"
+        if re.match(r"https?:/", str(given)):
+            raise UserError("`--from` takes a file, not a URL", "download it in a browser, and name the file")
         raise UserError(f"`--from {given}` {what}", "it takes the downloaded file, archives as they are")
     # Of several files the name decides; of one it does not matter, since browsers rename what they download.
     if len(pieces) > 1:
@@ -233,11 +212,23 @@ def part_given(pieces: list[Part], given: Path) -> Part:
     return pieces[0]
 
 
-def fetch_part(part: Part, *, offline: bool, given: Path | None, sleep: Callable[[float], None], show: Show) -> bool:
-    """True if the file was brought, False if it was there. UserError (exit 3) with every source and why it failed."""
-    # Without the lock on the file: what was verified once is not looked at again.
-    if not given and part.lock() and part.whole():
+def fetch_part(part: Part, *, offline: bool, given: Path | None, bring: Bring, show: Show) -> bool:
+    """True if the file was brought (by `bring`, from a source), False if it was there. UserError (exit 3) with every reason."""
+    # Without the lock on the file: what was verified once, and lies there as it did, is not looked at again.
+    if not given and part.sound():
+        if part.changed():
+            was = part.lock()
+            # Where it cannot be written down, it is hashed again the next time.
+            with contextlib.suppress(UserError):
+                pin(part, was["sha256"], part.file, was.get("source", ""), was.get("doubt", ""))
         return False
+    if part.pin_lost() and not published(part):
+        lock = part.beside(".lock.json")
+        raise UserError(
+            f"the pin of `{part.label}` is damaged: `{lock}` does not say any more which file first came, and nobody else knows",
+            "restore it from a copy; or delete it, and what comes next is pinned",
+            DOWNLOAD,
+        )
     absent = UserError(
         f"`{part.label}` is not in the cache, and `--offline` opens no connection", by_hand(part), DOWNLOAD
     )
@@ -252,44 +243,36 @@ def fetch_part(part: Part, *, offline: bool, given: Path | None, sleep: Callable
         part.file.parent.mkdir(parents=True, exist_ok=True)
     with locked(part, show):
         if given and (part.result == part.file or not part.whole()):
-            copy_given(part, given)
+            require_space(part.file.parent, _disk_needed(part, given.stat().st_size), part)
+            copy_given(part, given, show)
             return True
         # Asked again under the lock: the process that held it may have brought the file meanwhile.
         if already_there(part, show):
             return False
         if offline:
             raise absent
-        _from_a_source(part, sleep, show)
+        bring(part)
         return True
-
-
-def _from_a_source(part: Part, sleep: Callable[[float], None], show: Show) -> None:
-    """The file from the first source that has it. UserError (exit 3) with every source and why it failed."""
-    failures = []
-    for source in filter(automatic, sources(part)):
-        url = address(source, part.file.name)
-        try:
-            return download_verified(part, url, drive="gdrive" in source, sleep=sleep, show=show)
-        except SourceFailed as why:
-            failures.append(f"\n  {browser(source, part.file.name)}: {why}")
-            show.say(f"`{part.label}`: {urlsplit(url).hostname}: {why}")
-        except KeyboardInterrupt:
-            kept = size_of(part.beside(".part"))
-            show.say(f"kept {bytes_text(kept)} of `{part.label}`; the same command goes on from there")
-            raise
-    reasons = "".join(failures) or " no source of it can be downloaded from by a program"
-    raise UserError(f"could not fetch `{part.label}`:{reasons}", by_hand(part), DOWNLOAD)
 
 
 def already_there(part: Part, show: Show) -> bool:
     """Whether the file is there and good. One without a lock file is verified here; a bad one is renamed to `.bad`."""
     if part.file.is_file():
         try:
-            # The size is enough for a file that was verified: hashing 2 GB at every `fetch` would take seconds.
-            if not (part.lock() and size_of(part.file) == part.lock()["size"]):
-                pin(part, verify(part, part.file), part.file, "found in the cache")
+            # Size and time are enough for a file that was verified: hashing 2 GB at every `fetch` would take seconds.
+            if not part.lock() or part.changed() or part.outdated():
+                was = part.lock()
+                # In doubt, since somebody has put it there: what a third party printed of it is told, and stops nothing.
+                sha256, doubt = verify(part, part.file, doubted=True)
+                if was and was["sha256"] != sha256 and not part.outdated():
+                    raise SourceFailed("its bytes are others than those that were verified")
+                if doubt:
+                    show.warn(
+                        f"`{part.file}` is not the `{part.label}` that a third party knows: {doubt}. It is taken as it is"
+                    )
+                pin(part, sha256, part.file, "found in the cache", doubt)
             if part.result != part.file and not part.whole():
-                unpack(part)
+                archives.unpack(part)
             return True
         except SourceFailed as why:
             # Renamed and not deleted: a user may have put it there, and it took hours to get.
@@ -299,6 +282,13 @@ def already_there(part: Part, show: Show) -> bool:
     # An archive is deleted once it is unpacked: what it unpacked to may be there without it.
     if part.result == part.file or not part.whole():
         return False
+    if part.outdated():
+        raise UserError(
+            f"`{part.result}` was unpacked from another file than the one that the registry names "
+            f"({part.lock()['sha256'][:12]}.., not {(part.facts.get('sha256') or part.facts['sha256-prefix'])[:12]}..)",
+            f"move `{part.result}` away, then `purebench fetch {part.asset}`",
+            DOWNLOAD,
+        )
     if not part.lock():
         check_contents(part, part.result)
     return True
@@ -313,165 +303,21 @@ def locked(part: Part, show: Show) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        show.say(f"another process works on `{part.label}`: waiting for it")
-        lock.acquire()
+        have, done = size_of(part.beside(".part")), False
+        came = f" ({bytes_text(have)} came so far)" if have else ""
+        show.say(f"another process works on `{part.label}`{came}: waiting for it")
+        show.start(part.label)
+        show.size(have, part.facts.get("size"))
+        while not done:
+            with contextlib.suppress(filelock.Timeout):
+                lock.acquire(timeout=LOCK_LOOK)
+                done = True
+            show.at(size_of(part.beside(".part")))
+        show.stop()
     try:
         yield
     finally:
         lock.release()
-
-
-def download_verified(part: Part, url: str, *, drive: bool, sleep: Callable[[float], None], show: Show) -> None:
-    """The file from one URL, verified and in its place. SourceFailed if that cannot be; a wrong file is gone then."""
-    show.start(part.label)
-    while True:
-        resumed = resumable(part, url)[0] > 0
-        download(part, url, drive=drive, sleep=sleep, show=show)
-        try:
-            return accept(part, part.beside(".part"), url)
-        except SourceFailed as why:
-            discard(part)
-            # What came before may have been wrong, and this source good; from the beginning, it is the source that is wrong.
-            if not resumed:
-                raise
-            show.say(f"`{part.label}`: {why}; once more from the beginning")
-
-
-# ------------------------------------------------------------------------------------------------------------ the file
-
-
-def copy_given(part: Part, given: Path) -> None:
-    """`--from FILE`: a copy of it, verified, in its place; UserError if it is another file."""
-    # A name of its own: `.part` may hold what a download has brought so far.
-    temporary = part.beside(".from")
-    require_space(part.file.parent, _disk_needed(part, given.stat().st_size), part)
-    try:
-        with disk_errors(part.file):
-            shutil.copyfile(given, temporary)
-        accept(part, temporary, str(given.absolute()))
-    except SourceFailed as why:
-        raise UserError(f"`{given}` is not `{part.label}`: {why}", by_hand(part), DOWNLOAD) from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def accept(part: Part, temporary: Path, source: str) -> None:
-    """Verifies the file, pins its hash, renames it to its name, unpacks it. SourceFailed if it is a wrong one."""
-    found = verify(part, temporary)
-    with disk_errors(part.file):
-        # On disk before it has its name: a loss of power must not leave the name on an empty file.
-        atomic.sync(temporary)
-        pin(part, found, temporary, source)
-        os.replace(temporary, part.file)
-        discard(part)
-    if part.result != part.file:
-        unpack(part)
-
-
-def verify(part: Part, path: Path) -> str:
-    """The sha256 of a file that has the size, the hashes and the first bytes that it must have; SourceFailed if it has not."""
-    facts = part.facts
-    # First what costs nothing and says most: a web page has a wrong hash too, but the hash does not say that it is a page.
-    if why := assets.wrong_bytes(path):
-        raise SourceFailed(why)
-    if facts.get("size") and size_of(path) != facts["size"]:
-        raise SourceFailed(f"it has {size_of(path):,} bytes, not {facts['size']:,}")
-    sha256 = assets.sha256(path)
-    for kind in assets.HASHES:
-        expected = facts.get(kind, "")
-        got = assets.md5(path) if expected and kind == "md5" else sha256
-        # A prefix of eight digits is what torchvision's and timm's file names publish.
-        if expected and not (got.startswith(expected) if kind == "sha256-prefix" else got == expected):
-            raise SourceFailed(f"its {kind} is {got[:12]}.., not {expected[:12]}.. (trust: {facts['trust']})")
-    # A prefix alone is too short to be trusted: such a file is held to its pin as well.
-    if not facts.get("sha256") and not facts.get("md5"):
-        _check_first_use(part, path, sha256)
-    return sha256
-
-
-def _check_first_use(part: Part, path: Path, sha256: str) -> None:
-    """SourceFailed if a file without a published hash differs from what first came under its name, or is no file of torch's."""
-    lock = part.lock()
-    if lock and lock["sha256"] != sha256:
-        raise SourceFailed(
-            f"its sha256 is {sha256[:12]}.., but {lock['sha256'][:12]}.. was pinned when it first came ({lock.get('when', '?')}, "
-            f"{lock.get('source', '?')}); if the publisher has replaced it, delete `{part.beside('.lock.json')}`"
-        )
-    check_head(part, path)
-
-
-def check_head(part: Part, path: Path) -> None:
-    """Raises SourceFailed for a network's file that does not begin as one of torch's."""
-    network = part.facts.get("kind") in ("score", "classifier") and part.result == part.file
-    if network and part.facts.get("format") != "safetensors" and not _head(path).startswith(TORCH):
-        raise SourceFailed("it is no file of torch's: neither a zip nor a pickle")
-
-
-def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(4)
-
-
-def pin(part: Part, sha256: str, path: Path, source: str) -> None:
-    """Writes `.lock.json`, before the file has its name: a kill in between leaves a pin and no file."""
-    published = any(part.facts.get(kind) for kind in assets.HASHES)
-    facts: Entry = {
-        "sha256": sha256,
-        "size": size_of(path),
-        "source": source,
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "trust": part.facts["trust"] if published else "first-use",
-    }
-    with disk_errors(part.file):
-        atomic.replace(part.beside(".lock.json"), json.dumps(facts, indent=1) + "\n")
-
-
-def unpack(part: Part) -> None:
-    """The archive's contents under their name in one rename; then the archive goes. UserError if it cannot be unpacked."""
-    work = part.beside(".unpacking")
-    # What a killed process left is half an archive.
-    shutil.rmtree(work, ignore_errors=True)
-    try:
-        with disk_errors(part.file):
-            work.mkdir()
-            _extract(part, work)
-            name = part.result.name
-            # Some archives hold the folder, some hold it one level down, and some are its contents.
-            found = next((p for p in (work / name, *sorted(work.glob(f"*/{name}"))) if p.exists()), work)
-            check_contents(part, found)
-            os.replace(found, part.result)
-        part.file.unlink()
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        part.file.unlink()
-        raise UserError(f"`{part.label}` cannot be unpacked: {error}", by_hand(part), DOWNLOAD) from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _extract(part: Part, folder: Path) -> None:
-    """Into the folder: a tar (compressed or not), a zip, or one gzipped file, by what it is and not by what it is called."""
-    if tarfile.is_tarfile(part.file):
-        with tarfile.open(part.file) as tar:
-            # Nothing outside the folder, no devices, no links that leave it: archives come from the network.
-            tar.extractall(folder, filter="data")
-    elif zipfile.is_zipfile(part.file):
-        with zipfile.ZipFile(part.file) as archive:
-            archive.extractall(folder)
-    else:
-        with gzip.open(part.file) as packed, (folder / part.result.name).open("wb") as file:
-            shutil.copyfileobj(packed, file, CHUNK)
-
-
-def check_contents(part: Part, folder: Path) -> None:
-    """UserError unless the files that the registry knows inside an archive are there, byte for byte."""
-    for name, expected in part.facts.get("inside", {}).items():
-        file = folder / name
-        if not file.is_file() or assets.md5(file) != expected:
-            raise UserError(
-                f"`{part.result}` is not `{part.label}`: `{name}` in it is missing or another file",
-                f"move `{part.result}` away, then `purebench fetch {part.asset}`",
-                DOWNLOAD,
-            )
 
 
 def _disk_needed(part: Part, size: int = 0) -> int:

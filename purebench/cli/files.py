@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Argument, Option
@@ -17,6 +17,12 @@ from purebench.cli.options import (
 from purebench.cli.terminal import app, columns, complain, examples, print_data, say
 from purebench.errors import UserError
 from purebench.spec import place
+
+if TYPE_CHECKING:
+    from purebench.assets.check import Answer
+
+
+REPORT = "report it with the output of `purebench fetch --check NAME --json`; meanwhile `--from FILE` takes the file from elsewhere"
 
 
 @app.command(epilog=examples("purebench where", "purebench where --json"))
@@ -63,6 +69,7 @@ def doctor(
         "purebench fetch coup --dry-run",
         "purebench fetch robustbench/cifar10/Linf/Carmon2019Unlabeled edm-cifar10-uncond-vp",
         "purebench fetch data-cifar10 --from Downloads/cifar-10-python.tar.gz",
+        "purebench fetch --check cifar10",
         "purebench fetch --list",
     )
 )
@@ -76,6 +83,7 @@ def fetch(
         Path | None, Option("--from", metavar="FILE", help="take this file instead of downloading it", parser=place)
     ] = None,
     dry_run: Annotated[bool, Option("--dry-run", help="print the plan, and stop")] = False,
+    check: Annotated[bool, Option("--check", help="ask every source for one byte, say what came, and stop")] = False,
     as_json: AsJson = False,
     quiet: Annotated[bool, Option("--quiet", help="no plan, no progress")] = False,
 ) -> None:
@@ -84,6 +92,13 @@ def fetch(
     from purebench.assets import bars
     from purebench.assets import fetch as fetching
 
+    if check:
+        for option, given_too in {"--list": list_, "--offline": offline, "--from": given, "--dry-run": dry_run}.items():
+            if given_too:
+                raise UserError(
+                    f"`--check` asks servers and fetches nothing: `{option}` has no part in it", "give one of them"
+                )
+        return _check(what or [], as_json, quiet)
     if not what and not list_:
         raise UserError("nothing to fetch", "name assets, datasets or papers; `purebench fetch --list` lists them")
     # Made first, since it names a typing error before anything is downloaded.
@@ -93,6 +108,10 @@ def fetch(
         listing = "\n".join([columns(plan), "", *[f"{name}: {' '.join(names)}" for name, names in sets.items()]])
         print_data({"sets": sets, "assets": plan}, as_json, lambda _: listing)
         return
+    if given:
+        fetching.check_given(what or [], given)
+    elif not (offline or dry_run):
+        fetching.check_setup(what or [])
     if dry_run:
         print_data(plan, as_json)
     elif not quiet:
@@ -113,6 +132,46 @@ def fetch(
         raise typer.Exit(errors.DOWNLOAD)
     if not quiet:
         say("next: purebench run")
+
+
+def _check(what: list[str], as_json: bool, quiet: bool) -> None:
+    """`fetch --check`: one line per source on stdout, with what the registry does not know of it below; exit code 3 for a file that
+    no source has."""
+    from purebench import assets
+    from purebench.assets import check
+
+    names = what or list(assets.table())
+    asked = check.questions(names)
+    if not quiet:
+        say(f"asking {len(asked)} sources for one byte each; nothing is downloaded")
+    width = max((len(part.label) for part, _, _ in asked), default=0)
+    found = []
+    for answer in check.answers(asked):
+        found.append(answer)
+        if not as_json:
+            # At once: a server that does not answer takes its time.
+            print(_answer(answer, width), flush=True)
+    if as_json:
+        print(json.dumps([dataclasses.asdict(answer) | {"usable": answer.usable} for answer in found], indent=1))
+    missing = check.without_source(names, found)
+    for label in missing:
+        complain(UserError(f"`{label}`: no source of it has it today", REPORT))
+    if missing:
+        raise typer.Exit(errors.DOWNLOAD)
+    if not quiet:
+        say(f"{sum(answer.usable for answer in found)} of {len(found)} sources have it")
+
+
+def _answer(answer: Answer, width: int) -> str:
+    """`answers    0.12 s  170 MB    data-cifar10  https://..  "etag"`, and a line per note."""
+    from purebench.assets import bytes_text
+
+    seconds = "" if answer.seconds is None else f"{answer.seconds:.2f} s"
+    size = "" if answer.size is None else bytes_text(answer.size)
+    line = f"{answer.state:<8} {seconds:>8}  {size:<8} {answer.asset:<{width}}  {answer.url}"
+    if answer.validator:
+        line += f"  {answer.validator}"
+    return "\n".join([line, *(f"{'':<28}{note}" for note in answer.notes)])
 
 
 @app.command(

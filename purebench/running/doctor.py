@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from purebench import assets, registry
-from purebench.assets import bytes_text
+from purebench.assets import bytes_text, request, sources
 from purebench.errors import UserError, unknown
 from purebench.running import probe
 from purebench.running.finding import Finding, in_a_line
@@ -268,8 +268,10 @@ def _unreadable(kind: str, name: str) -> str:
 def _network(_: Path) -> Iterator[Finding]:
     said, wrong = [], False
     for name in PROXIES:
-        if not (proxy := os.environ.get(name) or os.environ.get(name.lower())):
+        # The one in small letters wins.
+        if not (proxy := os.environ.get(name.lower()) or os.environ.get(name)):
             continue
+        name = name if proxy == os.environ.get(name) else name.lower()
         try:
             parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
             # Without what stands before the @: what is printed here is pasted into reports.
@@ -277,6 +279,13 @@ def _network(_: Path) -> Iterator[Finding]:
         except ValueError as error:
             wrong = True
             yield Finding("network", "wrong", f"{name} is no address: {error}", "mend or unset it")
+            continue
+        if not request.is_url(proxy if "://" in proxy else f"http://{proxy}", request.SCHEMES):
+            wrong = True
+            said.pop()
+            yield Finding(
+                "network", "wrong", f"{name} is no URL of a proxy", f"`export {name}=http://HOST:PORT`, or unset it"
+            )
             continue
         if parts.scheme.startswith("socks") and not _version("PySocks"):
             wrong = True
@@ -289,6 +298,14 @@ def _network(_: Path) -> Iterator[Finding]:
                 yield Finding(
                     "network", "wrong", f"{said[-1]}: there is no such file, and no download", "mend or unset it"
                 )
+    try:
+        if (hub := sources.endpoint()) != sources.HUB:
+            said.append(f"HF_ENDPOINT {sources.shown(hub)}")
+        # Looked at for what it cannot be, and not shown.
+        said += ["HF_TOKEN is set"] * bool(sources.token(hub))
+    except UserError as error:
+        wrong = True
+        yield Finding("network", "wrong", error.message, error.hint)
     if not wrong:
         said = said or ["no proxy, the usual certificates"]
         yield Finding("network", "ok", f"{', '.join(said)}; no connection was tried")

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from purebench import assets, registry
-from purebench.assets import bytes_text, fetch
-from purebench.assets.download import SourceFailed, free_bytes
+from purebench.assets import bytes_text, entries, fetch
+from purebench.assets.disk import free_bytes
+from purebench.assets.troubles import SourceFailed
 from purebench.errors import UserError, unknown
 from purebench.running.finding import Finding
 
@@ -78,9 +79,10 @@ def checkpoints(_: Path) -> Iterator[Finding]:
     """Every file of the registry that is here. What is not here is no fault: `fetch` brings it when it is wanted."""
     here, size, sound = 0, 0, True
     for name, entry in assets.table().items():
-        if missing := _incomplete(entry):
+        missing = f"has no {missing}" if isinstance(entry, dict) and (missing := _incomplete(entry)) else ""
+        if why := missing or entries.wrong(entry):
             hint = f"mend `{assets.registry_file()}`"
-            yield Finding("checkpoints", "wrong", f"`{name}` in the registry has no {missing}", hint)
+            yield Finding("checkpoints", "wrong", f"`{name}` in the registry {why}", hint)
             sound = False
         elif "same_as" not in entry:
             found = list(_asset(name))
@@ -136,6 +138,8 @@ def _part(part: assets.Part) -> Iterator[Finding]:
 
 def _damaged(part: assets.Part) -> str:
     """Why what is here is not what the registry says; empty if nothing is known against it."""
+    if part.pin_lost():
+        return f"`{part.beside('.lock.json')}`, which says what first came, cannot be read"
     if not part.result.exists():
         return ""
     try:
@@ -145,11 +149,12 @@ def _damaged(part: assets.Part) -> str:
                 fetch.check_contents(part, part.result)
             return "" if part.whole() else "it is empty"
         if part.file.stat().st_size <= SMALL:
-            fetch.verify(part, part.file)
+            fetch.verify(part, part.file, doubted=True)
         else:
             fetch.check_head(part, part.file)
         published, pinned = part.facts.get("sha256"), part.lock().get("sha256")
-        if published and pinned and published != pinned:
+        # What `fetch` took in doubt is another file than the registry's, and known to be.
+        if published and pinned and published != pinned and not part.lock().get("doubt"):
             return f"`fetch` found the sha256 {pinned[:12]}.., and the registry has {published[:12]}.."
         return "" if part.whole() else assets.wrong_bytes(part.file) or f"it has {part.file.stat().st_size:,} bytes"
     except SourceFailed as why:
