@@ -690,6 +690,22 @@ def test_what_frames_a_body_and_never_ends_is_left(server, world, monkeypatch, h
     with _drip(answer, b"", 0.05) as url:
         part = world(url, server.url("fine"), sha256=SHA)
         clock = Quick(100)
-        _, errors = fetching.fetch(["net"], clock=clock, show=bars.Quiet())
+        show = SERVERS.Heard(clock)
+        _, errors = fetching.fetch(["net"], clock=clock, show=show)
         assert (errors, good(part)) == ([], True)
+        if head == b"5;x=" and kind != "text/html":
+            assert any("nothing of the file came for 30 s" in line for line in show.lines)
         assert len(list(check.answers(check.questions(["net"]), clock))) == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "called"),
+    [(b"<Error><Code>SlowDown</Code></Error>", "an XML text"), (b"<html><title>Log in</title></html>", "an HTML page")],
+)
+def test_why_a_store_refuses_is_no_page(world, body, called):
+    body = b'<?xml version="1.0"?>' + body
+    with Raw(
+        lambda connection, _: connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+    ) as url:
+        world(url)
+        assert f"it sends {called} instead of the file" in fetch()[1]

@@ -158,6 +158,12 @@ def is_page(piece: bytes) -> bool:
     return bool(HTML.match(piece))
 
 
+def called(piece: bytes) -> str:
+    """What a page is that begins like this: stores such as S3 say in XML why they refuse."""
+    is_xml = b"<?xml" in piece[:16] and b"<html" not in piece.lower()
+    return "an XML text" if is_xml else "an HTML page"
+
+
 def _title(text: str) -> str:
     title = re.search(r"<title>\s*([^<]{1,80}?)\s*</title>", text, re.IGNORECASE)
     return f" (`{html.unescape(title[1])}`)" if title else ""

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, NoReturn, TypedDict
 
 from purebench import atomic
 from purebench.assets import Part, bytes_text, disk
+from purebench.assets.answers import called, explain_page, has_full_hash, is_page
 from purebench.assets.answers import check_status as check_status
-from purebench.assets.answers import explain_page, has_full_hash, is_page
 from purebench.assets.bars import Show, time_text
 from purebench.assets.clock import Clock
 from purebench.assets.disk import came_from, discard, disk_errors, free_bytes, require_space, set_aside, size_of
@@ -142,7 +142,7 @@ def attempt(job: Job, url: str, way: Way, *, drive: bool) -> None:
         # Before what came is given up for it: in the place of the file, a network's login page may come at any time.
         piece = piece or _continued(job, reply, url, tail, have, same)
         if have == 0 and is_page(piece):
-            raise (OtherWay if drive else SourceFailed)("it sends an HTML page instead of the file")
+            raise (OtherWay if drive else SourceFailed)(f"it sends {called(piece)} instead of the file")
         if another:
             job.versions += 1
             job.show.say(f"`{part.label}`: `{host(url)}` has another file now: from the beginning")
@@ -165,16 +165,22 @@ def _watched(job: Job, reply: requests.Response, url: str) -> Iterator[None]:
     """Breaks the answer off if one read of it does not come back: the library's limit is one between two bytes, and what frames the
     parts of a body may be many."""
     job.watch(url)
-    over = threading.Event()
+    over, stuck = threading.Event(), threading.Event()
 
     def look() -> None:
         while not over.wait(LOOK):
             if job.clock.monotonic() - job.last > STUCK:
+                stuck.set()
                 return cut(reply)
 
     threading.Thread(target=look, daemon=True).start()
     try:
         yield
+    except Retry as why:
+        # It was not the server that broke it.
+        if stuck.is_set() and type(why) is Retry:
+            raise Retry(f"nothing of the file came for {time_text(STUCK)}") from None
+        raise
     finally:
         over.set()
 
