@@ -249,7 +249,8 @@ def test_no_network_is_one_message_that_names_every_source(world):
 def test_a_page_is_known_by_its_beginning_wherever_it_is_met(server, world, tmp_path, head):
     server.data = head + DATA
     part = world(server.url("fine"))
-    assert "it sends an HTML page" in fetch()[1]
+    called = "an XML text" if b"xml" in head else "an HTML page"
+    assert f"it sends {called} instead of the file" in fetch()[1]
     assert not part.file.exists()
     (tmp_path / "page").write_bytes(server.data)
     assert assets.wrong_bytes(tmp_path / "page") == "it begins with an HTML page"
