@@ -292,6 +292,17 @@ def _literal(tree: ast.Module, place: str, word: str) -> dict[str, Any]:
     return found
 
 
+def added(kind: str, name: str) -> list[str]:
+    """Parameters that came to a component after there were records of it. Raises UserError where INFO's `added` names none of its own."""
+    found = info(kind, name).get("added", [])
+    own = parameters(kind, name).keys() - COMMON.get(kind, {}).keys()
+    if strange := [key for key in found if key not in own]:
+        raise UserError(
+            f"the INFO of `{name}` has `added = {strange}`, which are no parameters of its own", "leave them out"
+        )
+    return found
+
+
 def choices(kind: str, name: str) -> dict[str, list[str]]:
     """parameter -> the words that it may be; a parameter that is not named here takes any word, or none. Raises UserError for choices of
     what is no parameter, or no word."""

@@ -296,62 +296,138 @@ class Draws(Protocol):
     def uniform(self, k: int, like: Tensor, draw: int = 0) -> Tensor: ...
 
 
-NORMS = ("Linf", "L2")
+NORMS = ("Linf", "L2", "L1")
+# Kinds of threat: balls of a norm; a flow of bounded components (Xiao et al. 2018); and none but [0,1].
+STADV, BOX = "StAdv", "box"
+KINDS = (*NORMS, STADV, BOX)
+USUAL = ("Linf", "L2")  # of an attack that does not say which it keeps to
 
 
 @dataclass(frozen=True)
 class ThreatModel:
-    """What an attacker may do to x (B,C,H,W) in [0,1]: stay in a ball of radius eps around it, and in [0,1]."""
+    """What an attacker may do to x (B,C,H,W) in [0,1]. In a ball: stay within eps of it, and in [0,1]. `StAdv`: move its pixels by a
+    flow whose components, in the coordinates of `grid_sample`, where an image reaches from -1 to 1, are at most eps. `box`: anything
+    in [0,1], and eps says nothing (it is 1)."""
 
-    norm: str  # Linf | L2, or - for no perturbation at all
+    norm: str  # one of KINDS, or - for no perturbation at all
     eps: float
 
     def __post_init__(self) -> None:
         # `threat` reads text with more care; here it is Python code that may say `linf`, which would run as L2.
-        if self.norm not in (*NORMS, "-"):
-            raise UserError(f"unknown norm `{self.norm}` of a threat model", f"one of {', '.join(NORMS)}")
-        if not (math.isfinite(self.eps) and self.eps >= 0) or (self.norm == "Linf" and self.eps > 1):
-            more = f"; did you mean {show(self.eps)}/255?" if 2 <= self.eps <= 255 else ""
+        if self.norm not in (*KINDS, "-"):
+            raise UserError(f"unknown norm `{self.norm}` of a threat model", f"one of {', '.join(KINDS)}")
+        if not (math.isfinite(self.eps) and self.eps >= 0) or (self.norm in LARGEST and self.eps > LARGEST[self.norm]):
+            more = f"; did you mean {show(self.eps)}/255?" if self.norm == "Linf" and 2 <= self.eps <= 255 else ""
             raise UserError(f"the radius {self.eps} of a threat model is out of range", f"images are in [0,1]{more}")
 
     def __str__(self) -> str:
-        return "-" if self.norm == "-" else f"{self.norm}:{show(float(self.eps))}"
+        return self.norm if self.norm in ("-", BOX) else f"{self.norm}:{show(float(self.eps))}"
+
+    @property
+    def is_ball(self) -> bool:
+        """Whether it bounds a norm of the perturbation."""
+        return self.norm in NORMS
 
     def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """(B,) distance in this norm."""
-        return norms(x_adv, x)["Linf" if self.norm == "-" else self.norm]
+        """(B,) distance in this norm; of what is no ball in Linf."""
+        return norms(x_adv, x)[self.norm if self.is_ball else "Linf"]
 
     def holds(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """(B,) bool: finite, in [0,1] and within eps up to rounding (1e-6 relative, 2e-7 absolute)."""
+        """(B,) bool: finite, in [0,1] and within eps up to rounding (1e-6 relative, 2e-7 absolute). Of a flow the images do not tell:
+        `flows.holds` knows whether they are those of one."""
         # An attack's own x + eps is rounded in float32, whose last digit near 1 is 6e-8.
         delta = (x_adv - x).flatten(1)
         inside = ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(1) & delta.isfinite().all(1)
+        if self.norm in (STADV, BOX):
+            return inside
         return inside & (self.distance(x_adv, x) <= self.eps * (1 + 1e-6) + 2e-7)
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """The nearest point of the Linf ball, or the radial projection onto the L2 ball; then clipped to [0,1]."""
+        """The nearest point of the Linf ball, the radial projection onto the L2 ball, then clipped to [0,1]; the nearest point of the L1
+        ball that is in [0,1] (Croce and Hein 2021, Prop. 2.3). Of a box the clip alone. Raises UserError for a flow, which images have
+        no projection onto."""
         if self.norm == "Linf":
             return x_adv.clamp(x - self.eps, x + self.eps).clamp(0, 1)
+        if self.norm == "L1":
+            return _nearest_l1(x_adv, x, self.eps)
+        if self.norm == BOX:
+            return x_adv.clamp(0, 1)
+        self._need_ball("projection")
         # The clip cannot leave the ball: x is in [0,1], so whatever it moves, it moves towards x.
         delta = x_adv - x
         return (x + delta * (self.eps / _rows(delta.flatten(1).norm(dim=1), x).clamp(min=self.eps))).clamp(0, 1)
 
     def ascend(self, grad: Tensor) -> Tensor:
-        """The steepest ascent direction of unit size: sign, or grad / ||grad||_2, however small; exact zeros stay zero."""
+        """The steepest ascent direction of unit size: sign, or grad / ||grad||_2, however small; exact zeros stay zero. Under L1 that
+        would be one value: of the L1_SHARE largest entries the signs, all of one size (SLIDE, Tramer and Boneh 2019, Sec. 4.1)."""
         if self.norm == "Linf":
             return grad.sign()
+        if self.norm == "L1":
+            return _sparse(grad)
+        self._need_ball("steepest direction")
         grad = representable(grad)
         return grad / _rows(grad.flatten(1).norm(dim=1), grad).clamp(min=1e-12)
 
     def random(self, noise: Draws, x: Tensor) -> Tensor:
-        """A random point of the ball around x, clipped to [0,1]: uniform in the cube, or uniform in the L2 ball."""
+        """A random point of the ball around x, clipped to [0,1], uniform in it; of a box uniform."""
         if self.norm == "Linf":
             return (x + self.eps * (2 * noise.uniform(0, x) - 1)).clamp(0, 1)
+        if self.norm == BOX:
+            return noise.uniform(0, x)
+        self._need_ball("random point")
+        if self.norm == "L1":
+            # Exponential sizes and one more of no pixel, by their sum: uniform in the simplex (Devroye 1986, XI.4).
+            sizes = -(1 - noise.uniform(0, x)).log()
+            rest = -(1 - noise.uniform(0, x.flatten(1)[:, :1], draw=1)).log()
+            sign = (noise.uniform(0, x, draw=2) < 0.5).to(x.dtype) * 2 - 1
+            return (x + self.eps * sign * sizes / _rows(sizes.flatten(1).sum(1) + rest.flatten(), x)).clamp(0, 1)
         direction = noise.normal(0, x)
         # The root, since the volume within a radius r grows as r to the number of pixels.
         radius = noise.uniform(0, x.flatten(1)[:, :1], draw=1) ** (1 / x[0].numel())
         return (x + self.eps * _rows(radius.flatten(), x) * self.ascend(direction)).clamp(0, 1)
 
+    def _need_ball(self, what: str) -> None:
+        if not self.is_ball:
+            raise UserError(f"the threat model `{self}` is no ball: it has no {what}", "its attack moves images itself")
+
+
+L1_SHARE = 0.05  # of an image's values, that a step under L1 moves
+
+
+def _sparse(grad: Tensor) -> Tensor:
+    """The signs of the largest L1_SHARE of an image's entries over their number; exact zeros stay zero."""
+    flat = grad.flatten(1)
+    count = max(1, round(L1_SHARE * flat.shape[1]))
+    chosen = flat.abs().topk(count, dim=1).indices
+    signs = flat.new_zeros(flat.shape).scatter(1, chosen, flat.gather(1, chosen).sign())
+    moved = signs.abs().sum(1, keepdim=True).clamp(min=1)
+    return (signs / moved).view_as(grad)
+
+
+def _nearest_l1(z: Tensor, x: Tensor, eps: float) -> Tensor:
+    """The nearest point to z (B,..) in [0,1] whose L1 distance from x is at most eps."""
+    # Of each value the sign of its move is known, and how far [0,1] lets it go: |move| = min(room, max(0, |wish| - t)), one t per image.
+    wish = (z - x).flatten(1)
+    base = x.flatten(1)
+    room = (wish > 0).to(wish.dtype) * (1 - base) + (wish < 0).to(wish.dtype) * base
+    size = wish.abs()
+
+    def moved(t: Tensor) -> Tensor:
+        return (size - t).clamp(min=0).minimum(room)
+
+    zero = size.new_zeros(len(size), 1)
+    low, high = zero, size.amax(1, keepdim=True)
+    within = moved(low).sum(1, keepdim=True) <= eps
+    # The sum falls with t, so t is found by halving: 60 halvings are beyond float32, and the end that is taken keeps to the ball.
+    for _ in range(60):
+        middle = (low + high) / 2
+        over = moved(middle).sum(1, keepdim=True) > eps
+        low, high = middle.where(over, low), high.where(over, middle)
+    t = high.where(~within, zero)
+    return (base + wish.sign() * moved(t)).view_as(z).clamp(0, 1)
+
+
+LARGEST = {"Linf": 1.0, STADV: 2.0}  # radii beyond which nothing more is allowed
 
 NONE = ThreatModel("-", 0.0)  # of attacks that change nothing: one cell for all threat models
 
@@ -370,9 +446,9 @@ def representable(v: Tensor) -> Tensor:
 
 
 def norms(x_adv: Tensor, x: Tensor) -> dict[str, Tensor]:
-    """(B,) Linf and L2 norms of x_adv - x."""
+    """(B,) Linf, L2 and L1 norms of x_adv - x."""
     delta = (x_adv - x).flatten(1)
-    return {"Linf": delta.abs().amax(1), "L2": delta.norm(dim=1)}
+    return {"Linf": delta.abs().amax(1), "L2": delta.norm(dim=1), "L1": delta.abs().sum(1)}
 
 
 def _rows(values: Tensor, like: Tensor) -> Tensor:
@@ -381,20 +457,29 @@ def _rows(values: Tensor, like: Tensor) -> Tensor:
 
 
 def threat(text: str) -> ThreatModel:
-    """Reads `Linf:8/255` or `L2:0.5`. Raises UserError for anything that is no radius in (0, 1] (Linf) or > 0 (L2)."""
-    norm, _, radius = text.strip().partition(":")
-    hint = "write `Linf:8/255`, `Linf:0.2` or `L2:0.5`"
-    norm = {n.lower(): n for n in NORMS}.get(norm.lower(), norm)
-    if norm not in NORMS:
+    """Reads `Linf:8/255`, `L2:0.5`, `L1:12`, `StAdv:0.05` or `box`. Raises UserError for anything that is no radius in (0, 1] (Linf),
+    in (0, 2] (StAdv) or > 0 (L2, L1)."""
+    norm, colon, radius = text.strip().partition(":")
+    hint = "write `Linf:8/255`, `Linf:0.2`, `L2:0.5`, `L1:12`, `StAdv:0.05` or `box`"
+    norm = {n.lower(): n for n in KINDS}.get(norm.lower(), norm)
+    if norm not in KINDS:
         raise UserError(f"unknown threat model `{text}`", hint)
+    if norm == BOX:
+        if colon:
+            raise UserError(f"`{text}`: a box has no radius", "write `box`: all images in [0,1]")
+        return ThreatModel(BOX, 1.0)
     eps = scalar(radius) if radius else None
     if isinstance(eps, bool) or not isinstance(eps, int | float) or not math.isfinite(eps):
         raise UserError(f"cannot read the radius of `{text}`", hint)
     if eps == 0:
         raise UserError(f"`{text}` allows no perturbation", "for the control without one, use `-a null`")
     # An L2 ball may well be wider than 1: its pixels add up.
-    if eps < 0 or (norm == "Linf" and eps > 1):
-        more = f"; did you mean `Linf:{show(eps)}/255`?" if eps >= 2 else ""
+    if eps < 0 or eps > LARGEST.get(norm, math.inf):
+        more = f"; did you mean `Linf:{show(eps)}/255`?" if norm == "Linf" and eps >= 2 else ""
+        if norm == STADV:
+            raise UserError(
+                f"the radius of `{text}` is out of range: an image is 2 wide", f"{hint}; the papers' is 0.05"
+            )
         raise UserError(f"the radius of `{text}` is out of range: images are in [0, 1]", hint + more)
     return ThreatModel(norm, float(eps))
 
@@ -408,7 +493,8 @@ class Resolved:
     not at their defaults. `version`: of its numbers; 0 for what has none. `digest`: content hash of weights or data, and of the code
     of a foreign component, empty where there is none. `where`: files of the user's, and so no part of what it is; `info`: its INFO.
     `target`: by which the registry finds a component of a user's file, empty where its name does; of a gradient, itself with such names.
-    `code`: the hash of a foreign component's source alone.
+    `code`: the hash of a foreign component's source alone. `unsaid`: parameters that came to a component later (`added` of its INFO) and
+    are at their defaults: no part of a cell, so that those of before keep their ids.
     """
 
     kind: str
@@ -421,6 +507,7 @@ class Resolved:
     info: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)
     target: str = field(default="", compare=False)
     code: str = field(default="", compare=False)
+    unsaid: tuple[str, ...] = field(default=(), compare=False)
 
     def __str__(self) -> str:
         return str(self.part)
@@ -447,7 +534,7 @@ class Resolved:
         if self.kind == "gradient":
             return {"version": self.version}
         # Of the others, the values that the name leaves out may be a dataset's, which may change with its TOML.
-        values = {**self.values, **self.options}
+        values = {k: v for k, v in {**self.values, **self.options}.items() if k not in self.unsaid}
         # Of ours the version says which code it is, and ids stay what they are.
         code = {"hash": self.digest} if self.digest else {}
         return {"version": self.version, **code, "values": {k: recorded(k, v) for k, v in sorted(values.items())}}

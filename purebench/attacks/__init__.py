@@ -18,14 +18,15 @@ from purebench.spec import ThreatModel
 
 @dataclass(frozen=True)
 class Attacked:
-    """`x_adv` like x; `verdict` (B,) bool: the attack's own claim that the image withstood it, where it makes one;
-    `log`: per-image lists that go into the records (`nfe`: (forward, backward) where images cost differently; `stopped`: the iterate
-    at which a gradient that was not finite ended the attack on an image, None elsewhere). An x_adv that is not finite is a failure of
-    the attack: that image is missing from the cell."""
+    """`x_adv` like x; `verdict` (B,) bool: the attack's own claim that the image withstood it, where it makes one; `log`: per-image
+    lists that go into the records (`nfe`: (forward, backward) where images cost differently; `stopped`: the iterate at which a gradient
+    that was not finite ended the attack on an image, None elsewhere); `flow` (B,2,H,W): under `StAdv`, what moved x to x_adv, which the
+    harness renders again (`engine.flows`). An x_adv that is not finite is a failure of the attack: that image is missing from the cell."""
 
     x_adv: Tensor
     verdict: Tensor | None = None
     log: dict[str, Any] = field(default_factory=dict)
+    flow: Tensor | None = None
 
 
 class Running:

@@ -16,6 +16,7 @@ INFO = {
         "summary": "images from a file or from another run's cell, made by any attack: given:path=FILE",
         "images": "path",
         "gradients": [],
+        "threats": ["Linf", "L2", "L1"],
         "gradient_calls": "0",
         "version": 1,
     }

@@ -19,6 +19,7 @@ INFO = {
     },
     "noise": {
         "summary": "one random point of the ball (uniform), no gradient",
+        "threats": ["Linf", "L2", "L1", "box"],
         "gradients": [],
         "gradient_calls": "0",
         "version": 1,

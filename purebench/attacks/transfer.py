@@ -15,6 +15,7 @@ INFO = {
     "transfer": {
         "summary": "the images that an attack made on another defense: transfer:from=(DEFENSE),attack=(ATTACK)",
         "gradients": [],
+        "threats": ["Linf", "L2", "L1", "box"],
         "gradient_calls": "0",
         "version": 1,
     }

@@ -14,13 +14,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from purebench import assets, datasets, registry
+from purebench import assets, datasets, registry, spec
 from purebench.engine import gradients
 from purebench.errors import UserError, unknown
 from purebench.plan import aliases, given, layouts, limits, places
 from purebench.plan import resolved as components
 from purebench.plan.resolved import Component
-from purebench.spec import NONE, Cell, Part, Resolved, ThreatModel, Value, parse, parts, place, rotation, show, threat
+from purebench.spec import (
+    NONE,
+    Cell,
+    Part,
+    Resolved,
+    ThreatModel,
+    Value,
+    parse,
+    parts,
+    place,
+    rotation,
+    show,
+    threat,
+)
 
 NOISE_VERSION = 1  # of noise.py: raised when a draw changes
 NO_GRADIENT = Part("-")
@@ -269,13 +282,17 @@ def _jobs(
             notes.append(warning)
     defenses = [parse(text, "defense") for text in pick(request.defenses, "defenses")]
     attacks = [parse(text, "attack") for text in pick(request.attacks, "attacks")]
-    if request.sanity:
-        attacks = list(dict.fromkeys([Part("null"), Part("noise"), *attacks]))
+    controls = [Part("null"), Part("noise")] if request.sanity else []
+    added = [control for control in controls if control not in attacks]
+    attacks = list(dict.fromkeys([*controls, *attacks]))
     grads = [parse(text, "gradient") for text in (request.grads or grid.get("grads") or ["exact"])]
     seeds = request.seeds or grid.get("seeds") or [0]
     score_given = request.score is not None or "score" in grid
     maker = _Maker(dataset, subset, classifier, score, score_given, images, defaults, notes)
     for limit, seed, defense, attack in itertools.product(threats, seeds, defenses, attacks):
+        # A control that nobody asked for is no reason to refuse a threat model.
+        if attack in added and not limits.knows(attack.name, limit):
+            continue
         for gradient in maker.gradients(attack, grads):
             made = maker.cell(defense, gradient, attack, limit, seed)
             for one in (made.source, made) if made.source else (made,):
@@ -346,6 +363,7 @@ class _Maker:
             own,
             options,
             info=registry.info(kind, part.name),
+            unsaid=tuple(k for k in registry.added(kind, part.name) if own[k] == registry.as_type(known[k], known[k])),
         )
         return components.foreign(found, part.name, self.dataset.shape), origin
 
@@ -372,8 +390,12 @@ class _Maker:
         differentiated = self.gradient(defended.defense, gradient)
         attacking, origin = self.resolve("attack", attack)
         attacking = self.given(attacking)
-        self.check_limits(attacking, limit)
         source = self.source(attack, limit, seed, defended.own)
+        # Images that were made without a ball are in none of a defense that they are carried to.
+        limit = limits.threat_of(
+            attacking, source.cell.threat if source and source.cell.threat.norm == spec.BOX else limit
+        )
+        self.check_limits(attacking, limit)
         if source:
             theirs = self.models[source.cell.id]
             same_models = [m.text for m in theirs] == [m.text for m in defended.models]

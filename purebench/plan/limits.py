@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from purebench import registry
 from purebench.errors import UserError
-from purebench.spec import Resolved, ThreatModel, Value, show
+from purebench.spec import BOX, USUAL, Resolved, ThreatModel, Value, show
 
 SUSPECT = 8.0  # an L2 radius: no paper's is half as large
 
@@ -36,9 +36,43 @@ def check(attack: Resolved, threat: ThreatModel, shape: Sequence[int], classes: 
             raise UserError(f"`{attack}` cannot attack images of {size} under {threat}: {why}", instead)
 
 
+def threat_of(attack: Resolved, asked: ThreatModel) -> ThreatModel:
+    """The threat model that an attack has where `asked` was asked for: of one that keeps to no ball the box, whatever was asked. Raises
+    UserError for one of a kind that INFO's `threats` does not name."""
+    if not attack.info.get("threat", True):
+        return asked
+    kinds = _kinds(attack.key)
+    if kinds == [BOX]:
+        return ThreatModel(BOX, 1.0)
+    if not knows(attack.key, asked):
+        raise UserError(
+            f"`{attack}` knows no threat model `{asked}`: it keeps to {' or '.join(kinds)}",
+            f"`-t {EXAMPLES[kinds[0]]}`, or another attack: `purebench list attacks`",
+        )
+    return asked
+
+
+def knows(attack: str, threat: ThreatModel) -> bool:
+    """Whether an attack, by the registry's name, keeps to threat models of this kind, or to none."""
+    return not registry.info("attack", attack).get("threat", True) or threat.norm in _kinds(attack)
+
+
+def _kinds(attack: str) -> list[str]:
+    return list(registry.info("attack", attack).get("threats", USUAL))
+
+
+EXAMPLES = {"Linf": "Linf:8/255", "L2": "L2:0.5", "L1": "L1:12", "StAdv": "StAdv:0.05", BOX: BOX}
+
+
 def check_radius(threat: ThreatModel, shape: Sequence[int], dataset: str) -> str:
     """A warning of an L2 radius that was probably meant in 255ths, or nothing. Raises UserError for one beyond the distance of a black
     image and a white one of shape [C,H,W]; of Linf `spec.threat` knows it."""
+    if threat.norm == "L1" and threat.eps > math.prod(shape):
+        raise UserError(
+            f"no two images of {dataset} are as far apart as `{threat}`: at {'x'.join(map(str, shape))} values in [0,1] at most "
+            f"{math.prod(shape)}",
+            "write `L1:12`",
+        )
     if threat.norm != "L2":
         return ""
     largest, meant = math.sqrt(math.prod(shape)), f"`L2:{show(threat.eps)}/255`"

@@ -21,7 +21,7 @@ from purebench import datasets, purifiers, registry
 from purebench.attacks import Attacked
 from purebench.classifiers.foreign import Foreign, as_classifier
 from purebench.datasets.images import Images
-from purebench.engine import held
+from purebench.engine import flows, held
 from purebench.engine.chain import Purifier
 from purebench.engine.defense import Defense, predicted
 from purebench.engine.draws import Draws
@@ -37,7 +37,7 @@ from purebench.records.store import Record
 from purebench.running.proof import ROWS, Proof, prove, prove_classifier
 from purebench.running.tasks import Done, Task
 from purebench.scores.views import Score
-from purebench.spec import Cell, Part, Resolved, norms
+from purebench.spec import STADV, Cell, Part, Resolved, norms
 
 
 class Broken(RuntimeError):
@@ -230,7 +230,8 @@ def execute(
 # What no attack may write: keys of a line, and columns that `purebench.load` makes of them and of the cell. `nfe`, `stopped`, `not_finite`
 # and words of its own it may.
 RESERVED = {
-    "position", "index", "label", "undefended", "clean", "adversarial", "verdict", "linf", "l2", "batch", "gradients", "notes", "failed",
+    "position", "index", "label", "undefended", "clean", "adversarial", "verdict", "verdict_is", "linf", "l2", "l1", "flow", "batch",
+    "gradients", "notes", "failed",
     "cell", "dataset", "subset", "classifier", "score", "defense", "attack", "threat", "grad", "seed", "clean_evals", "evals",
     "clean_right", "right", "nfe_forward", "nfe_backward", "gradients_iterates", "gradients_zero", "gradients_not_finite",
     "gradients_right", "gradients_blind", "not_finite_clean", "not_finite_adversarial", "not_finite_attack", "lost", "crc", "adv_crc",
@@ -243,8 +244,9 @@ class _Attacked:
 
     rows: list[bytes]
     verdict: list[bool | None]
-    linf: list[float]
-    l2: list[float]
+    distances: dict[
+        str, list[float]
+    ]  # `linf`, `l2`, and what else the threat model bounds: `l1`, or the largest component of a `flow`
     lost: list[str | None]  # why the attack made no image
     gradients: list[dict[str, int] | None]
     stopped: list[int | None]
@@ -268,27 +270,40 @@ def _attack(task: Task, defense: Defense, x: Tensor, y: Tensor, index: Tensor) -
     """What the cell's attack makes of x (B,C,H,W) with labels y; index: the images' ids. Where it made nothing, the clean image is stored
     and never judged. Raises Broken for an attack that breaks the rules: one that goes outside the threat model has no number."""
     cell, ids = task.cell, index.tolist()
-    x_adv, verdict, log, drawn = _attack_itself(task, defense, x, y, index)
+    made, log, drawn = _attack_itself(task, defense, x, y, index)
+    x_adv, verdict = made.x_adv.detach().to(x), made.verdict
     finite = x_adv.isfinite().flatten(1).all(1)
     # Before the threat model is checked: a NaN is inside no ball, and would condemn the images beside it.
     x_adv = torch.where(finite.view(-1, *[1] * (x.dim() - 1)), x_adv, x)
+    distances = norms(x_adv, x)
+    kept = {norm.lower(): distances[norm].tolist() for norm in ("Linf", "L2")}
     broken = ~cell.threat.holds(x_adv, x)
+    if cell.threat.norm == "L1":
+        kept["l1"] = distances["L1"].tolist()
+    if cell.threat.norm == STADV:
+        # A flow is rendered again here: of images alone nobody could say what moved them.
+        flow = _flow(str(cell.attack), made.flow, x)
+        flow = torch.where(finite.view(-1, 1, 1, 1), flow, 0)
+        broken |= ~flows.holds(x_adv, x, flow, cell.threat.eps)
+        kept["flow"] = flows.largest(flow).tolist()
     if broken.any():
         place = task.positions[int(broken.nonzero()[0])]
         raise Broken(
             f"{int(broken.sum())} images of `{cell.attack}` are outside {cell.threat} or [0,1], first position {place}; "
-            "an attack ends with `threat.project(x_adv, x)`"
+            + (
+                "its images are `flows.render(x, flow)` of a flow within the bound"
+                if cell.threat.norm == STADV
+                else "an attack ends with `threat.project(x_adv, x)`"
+            )
         )
     why = records.NO_SOURCE if cell.source else f"{records.LOST}it returned values that are not finite"
-    distance = norms(x_adv, x)
     spent = defense.spent.close()
     # An attack that does not count for itself treats all images of the batch alike.
     share = (spent[0] // len(x), spent[1] // len(x))
     return _Attacked(
         rows=_freeze(x_adv),
         verdict=[None] * len(x) if verdict is None else verdict.bool().tolist(),
-        linf=distance["Linf"].tolist(),
-        l2=distance["L2"].tolist(),
+        distances=kept,
         lost=[None if ok else why for ok in finite.tolist()],
         gradients=defense.observed.close(ids),
         stopped=log.pop("stopped", [None] * len(x)),
@@ -302,9 +317,9 @@ def _attack(task: Task, defense: Defense, x: Tensor, y: Tensor, index: Tensor) -
 
 def _attack_itself(
     task: Task, defense: Defense, x: Tensor, y: Tensor, index: Tensor
-) -> tuple[Tensor, Tensor | None, dict[str, list[Any]], set[str]]:
-    """What the attack returns, images, verdict and log; and what it drew for the batch and not for an image. Raises Broken where it altered
-    a network, or logs what is not its to say."""
+) -> tuple[Attacked, dict[str, list[Any]], set[str]]:
+    """What the attack returns; its log as lists; and what it drew for the batch and not for an image. Raises Broken where it altered a
+    network, or logs what is not its to say."""
     cell = task.cell
 
     def stored(_ids: Tensor) -> Tensor:
@@ -334,7 +349,18 @@ def _attack_itself(
         forget()
         raise Broken(f"`{cell.attack}` changed a network: its weights, its hooks or its mode")
     log = _logged(str(cell.attack), attacked.log, len(x))
-    return attacked.x_adv.detach().to(x), attacked.verdict, log, draws.batch if draws else set()
+    return attacked, log, draws.batch if draws else set()
+
+
+def _flow(attack: str, flow: Tensor | None, x: Tensor) -> Tensor:
+    """The flow that an attack says it moved x by, (B,2,H,W). Raises Broken where it gave none."""
+    shape = (len(x), 2, *x.shape[2:])
+    if not isinstance(flow, Tensor) or flow.shape != shape:
+        got = f"of {tuple(flow.shape)}" if isinstance(flow, Tensor) else "none"
+        raise Broken(
+            f"`{attack}` moves images and gave no flow of {shape} to check ({got}): `Attacked(x_adv, flow=flow)`"
+        )
+    return flow.detach().to(x)
 
 
 def _check_attacked(attack: str, attacked: Any, x: Tensor) -> None:
@@ -528,10 +554,15 @@ def _record(task: Task, attacked: _Attacked, judged: _Judged, i: int, index: int
             "clean": judged.clean[i],
             "adversarial": [] if attacked.lost[i] else judged.adversarial[i],
             "verdict": attacked.verdict[i],
-            "linf": attacked.linf[i],
-            "l2": attacked.l2[i],
+            **{kind: values[i] for kind, values in attacked.distances.items()},
             "nfe": attacked.nfe[i],
         }
+        # `aa`, the oldest, goes without saying.
+        | (
+            {"verdict_is": own}
+            if (own := task.cell.attack.info.get("verdict", "aa")) != "aa" and attacked.verdict[i] is not None
+            else {}
+        )
         | ({"batch": list(task.batch)} if task.batch else {})
         | {word: values[i] for word, values in attacked.words.items()}
         # Not by truth: an attack that `stopped` at iterate 0 has something to say.
