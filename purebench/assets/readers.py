@@ -164,7 +164,11 @@ def read(path: Path) -> object:
     try:
         # Mapped: what is not used, such as an optimizer's state, is then never read.
         with torch.serialization.safe_globals(SAFE):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+            if path.suffix != ".safetensors":
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+            # Of a file by this name torch does not ask what it is.
+            with path.open("rb") as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # on damaged files torch raises whatever it happens upon
         raise Broken(f"torch cannot read it: {str(error).strip().partition(chr(10))[0][:200]}") from None
 
