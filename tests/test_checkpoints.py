@@ -451,6 +451,8 @@ def test_a_normalisation_beside_the_weights_that_is_not_certain_is_refused(tmp_p
     with pytest.raises(UserError, match=told) as error:
         resolved.find("classifier", f"file:path={tmp_path / 'f.pt'},network={network}")
     assert "mean=" in error.value.hint
+    if told == "as tensors":
+        assert "`torch.load(FILE)['normalize']['mean'].flatten().tolist()`" in error.value.hint
     given = resolved.find("classifier", f"file:path={tmp_path / 'f.pt'},network={network},mean=[0.1],std=[0.5]")
     assert given.values["mean"] == (0.1,)
 

@@ -55,10 +55,11 @@ def said(found: Sequence[Normaliser], file: str, certain: bool) -> tuple[Values,
             f"`{file}` says several normalisations beside its weights: {others}", f"say it: mean=..,std=.., {plain}"
         )
     if not found[0].values:
-        way = ",".join(f"{key}=.." for key in ("mean", "std"))
+        keys = ["".join(f"['{key}']" for key in place.split(".")) for place in found[0].places]
+        read = ", ".join(f"`torch.load(FILE){key}.flatten().tolist()`" for key in keys)
         raise UserError(
             f"{named}, as tensors, which a plan does not read",
-            f"say it: {way} with their numbers (`torch.load(FILE)` has them), {plain}",
+            f"say it: mean=[..],std=[..] with the numbers of {read}, {plain}",
         )
     mean, std = found[0].values
     try:
