@@ -106,7 +106,7 @@ def disk_errors(path: Path, part: Part | None = None) -> Iterator[None]:
             raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise no_space(f"`{path.parent}` is full", part) from None
-        where = error.filename if isinstance(error.filename, str) else path.parent
+        where = error.filename2 or error.filename or path.parent
         raise UserError(
             f"cannot read or write `{where}`: {error.strerror}", "mend it, or set PUREBENCH_CACHE", DOWNLOAD
         ) from None

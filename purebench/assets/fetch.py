@@ -104,7 +104,8 @@ def _pieces(names: list[str]) -> list[Part]:
 
 def _to_download(pieces: list[Part]) -> list[Part]:
     """Those that are not there and that a program can bring."""
-    return [part for part in pieces if not part.whole() and any(map(automatic, sources(part)))]
+    with disk_errors(assets.cache_folder() / "file"):
+        return [part for part in pieces if not part.whole() and any(map(automatic, sources(part)))]
 
 
 def check_setup(names: Iterable[str]) -> None:
@@ -145,8 +146,7 @@ def fetch(
     elif not offline:
         # The sum over all files: each alone may find the space that the next one needs, and hours would pass before that is known.
         check_setup(names)
-        with disk_errors(assets.cache_folder() / "file"):
-            missing = _to_download(pieces)
+        missing = _to_download(pieces)
         # Of an unknown size nothing is needed, and what came of it makes no room for the others.
         needed = [max(0, _disk_needed(part) - size_of(part.beside(".part"))) for part in missing]
         require_space(assets.cache_folder(), sum(needed))
