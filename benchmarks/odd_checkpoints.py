@@ -307,6 +307,10 @@ LAYOUTS: dict[str, tuple[str, Callable[[nn.Module, nn.Module], Any]]] = {  # lay
     ),
     "safetensors": ("one", lambda raw, ema: raw.state_dict()),
     "safetensors, both": ("both", lambda raw, ema: under("model.", raw.state_dict()) | under("ema_model.", ema.state_dict())),
+    "{g, d, g_ema}": (
+        "refused", lambda raw, ema: {"g": raw.state_dict(), "d": {"w": torch.ones(3, 3)}, "g_ema": ema.state_dict()},
+    ),
+    "safetensors by another name": ("one", lambda raw, ema: raw.state_dict()),
 }
 # fmt: on
 
@@ -316,7 +320,7 @@ def write(family: str, layout: str, folder: Path) -> tuple[Path, State, State]:
     raw, ema = two(family)
     made = LAYOUTS[layout][1](raw, ema)
     if layout.startswith("safetensors"):
-        path = folder / "f.safetensors"
+        path = folder / ("f.pt" if layout.endswith("another name") else "f.safetensors")
         save_file({key: value.contiguous().clone() for key, value in made.items()}, path)
     else:
         path = folder / "f.pt"

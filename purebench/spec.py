@@ -44,7 +44,7 @@ class Part:
 
     def __str__(self) -> str:
         file, colon, attribute = self.name.rpartition(":") if ".py:" in self.name else ("", "", self.name)
-        name = _quoted(file) + colon + attribute
+        name = quoted(file) + colon + attribute
         # An empty word is written as one, or it could not be read again.
         values = ",".join(f"{k}={show(v) or chr(39) * 2}" for k, v in self.parameters)
         return f"{name}:{values}" if values else name
@@ -89,7 +89,7 @@ def show(value: Value) -> str:
         if 0 < over < 255 and over / 255 == value and len(repr(value)) > 5:
             return f"{over}/255"
         return str(int(value)) if abs(value) < 1e15 and value == int(value) else repr(value)
-    return _quoted(value) if isinstance(value, str) else str(value)
+    return quoted(value) if isinstance(value, str) else str(value)
 
 
 _UNSHOWN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -105,7 +105,7 @@ _NEXT = re.compile(r",\s*[A-Za-z_][A-Za-z0-9_]*=")
 QUOTED = re.compile(r"'((?:[^']|'')*)'|\"((?:[^\"]|\"\")*)\"")
 
 
-def _quoted(word: str) -> str:
+def quoted(word: str) -> str:
     """The word as a reader takes it: in quotes where it has a character that means something else, or none at all."""
     # Of nothing nothing: it is shown as a default, and never written into a part.
     if not word or _WORD.fullmatch(word) or _FILE.fullmatch(word):
@@ -143,7 +143,7 @@ class _Reader:
         self.at = found.end()
         return found.group()
 
-    def quoted(self) -> str | None:
+    def in_quotes(self) -> str | None:
         """A word in quotes; None where there is none."""
         if not self.text.startswith(("'", '"'), self.at):
             return None
@@ -159,7 +159,7 @@ class _Reader:
         file = _FILE.match(self.text, self.at)
         if file:
             self.at = file.end()
-        name = file.group() if file else (self.quoted() or self.word("expected a name"))
+        name = file.group() if file else (self.in_quotes() or self.word("expected a name"))
         # Of a file what it defines. Where it does not say so, whoever knows the file tells what there is.
         defined = _DEFINED.match(self.text, self.at) if name.endswith(".py") else None
         if defined:
@@ -189,7 +189,7 @@ class _Reader:
 
     def written(self) -> str:
         """A text as it stands, or in quotes."""
-        word = self.quoted()
+        word = self.in_quotes()
         if word is not None:
             if self.text[self.at : self.at + 1] not in ("", ",", ")"):
                 raise self.fail(
@@ -229,7 +229,7 @@ class _Reader:
                 if not self.take(",") and not self.text.startswith("]", self.at):
                     raise self.fail("expected `,` or `]`")
             return tuple(values)
-        word = self.quoted()
+        word = self.in_quotes()
         if word is not None:
             return word
         # In a list of components a file stands as it is; elsewhere `:` cannot follow a word.

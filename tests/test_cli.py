@@ -3,7 +3,6 @@
 import fcntl
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -89,19 +88,7 @@ def test_every_help_has_examples(monkeypatch, capsys, command):
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["list"], ["show", "coup"], ["show", "robustbench"], ["where"]])
-def test_what_only_names_things_costs_no_time_and_no_torch(arguments, monkeypatch):
-    # Compiled once, as wherever it is installed: else it is the compiler that is measured.
-    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
-
-    def cpu(run):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert run().returncode == 0
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-    # On a slow or busy machine in comparison: what torch costs is thirty times as much.
-    bare = cpu(lambda: subprocess.run([sys.executable, "-c", "import typer"]))
-    assert any(cpu(lambda: purebench_(*arguments)) < max(0.5, 5 * bare) for _ in range(3))
+def test_what_only_names_things_imports_nothing_that_takes_time(arguments):
     code = (
         "import sys\nfrom purebench.cli import app\ntry: app()\nexcept SystemExit: pass\n"
         "print([m for m in ('torch', 'pandas', 'numpy', 'rich') if m in sys.modules])"

@@ -1,6 +1,7 @@
 """The registry, and downloads from a server that misbehaves: whatever happens, no bad file ever has the good file's name."""
 
 import errno
+import gzip
 import hashlib
 import io
 import json
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import warnings
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -22,7 +24,7 @@ import pytest
 from misbehaving import Quick, Server, payload
 
 from purebench import assets, networks
-from purebench.assets import bars, disk, download, readers, sources
+from purebench.assets import archives, bars, disk, download, readers, sources, verified
 from purebench.assets import fetch as fetching
 from purebench.errors import DOWNLOAD, USAGE, UserError
 from purebench.running import storage
@@ -108,8 +110,8 @@ def test_a_cut_connection_is_resumed_and_no_byte_is_sent_twice(server, world, ki
     assert fetch()[0] == "fetched"
     assert good(part)
     assert server.gets[kind] == 3
-    # Without a mark of the version the last bytes are compared: they could be another file's.
-    assert server.sent[kind] == len(DATA) + (2 * download.OVERLAP if kind == "weak" else 0)
+    # Without a mark of the version, or a hash that finds out whether it was true, the last bytes are compared.
+    assert server.sent[kind] == len(DATA) + (2 * download.OVERLAP if kind == "weak" or not hashes else 0)
 
 
 @pytest.mark.parametrize(("kind", "waits"), [("busy", [3, 3]), ("busy-date", [7, 7])])
@@ -847,3 +849,260 @@ def test_a_shared_cache_that_was_copied_without_its_times_need_not_be_written(se
     monkeypatch.setattr(fetching, "locked", read_only)
     monkeypatch.setattr(assets.atomic, "replace", read_only)
     assert fetch()[0] == "present"
+
+
+# ------------------------------------------------------------------------------------------------------------- archives
+
+
+def _tar(*items, mode="w"):
+    """(name, bytes, or what it links to as a text)."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode=mode) as tar:
+        for name, content in items:
+            info = tarfile.TarInfo(name)
+            if isinstance(content, str):
+                info.type, info.linkname = tarfile.SYMTYPE, content
+                tar.addfile(info)
+            else:
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return out.getvalue()
+
+
+def _flipped(data, place=None):
+    """With one byte of the archive another one: all else of it can be read."""
+    place = place or len(data) // 2
+    return data[:place] + bytes([data[place] ^ 255]) + data[place + 1 :]
+
+
+def _zipped(*items, method=zipfile.ZIP_STORED, **changed):
+    """changed: offsets in an entry's header, both where it stands and in the table of contents, and what stands there."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", method) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, content in items:
+            archive.writestr(name, content)
+    data = bytearray(out.getvalue())
+    table = data.rindex(b"PK\x01\x02")
+    for field, value in changed.items():
+        for place in (6, table + 8) if field == "flags" else (8, table + 10):
+            data[place] |= value
+    return bytes(data)
+
+
+ONE, TWO = ("stuff/one", DATA[:51_200]), ("stuff/two", DATA[51_200:102_400])
+DAMAGED = {
+    "tar.gz: a byte is another": _flipped(_tar(ONE, TWO, mode="w:gz")), "tar.xz: a byte is another": _flipped(_tar(ONE, TWO, mode="w:xz")),
+    "tar.bz2: a byte is another": _flipped(_tar(ONE, TWO, mode="w:bz2")), "tar: cut between two files": _tar(ONE, TWO)[: 512 + 51_200],
+    "tar: a header is damaged": _flipped(_tar(ONE, TWO), 512 + 51_200 + 3), "gz of gz": gzip.compress(gzip.compress(DATA)),
+    "gz of tar.gz": gzip.compress(_tar(ONE, mode="w:gz")), "zip: one name twice": _zipped(("stuff/a", b"1"), ("/stuff/a", b"2")),
+    "tar: one name twice": _tar(("stuff/a", b"1"), ("./stuff/a", b"2")), "zip: encrypted": _zipped(("stuff/a", DATA), flags=1),
+    "zip: of a kind that is not known": _zipped(("stuff/a", DATA), method=8, kind=9),
+    "zip: lzma, damaged": _flipped(_zipped(("stuff/a", DATA), method=zipfile.ZIP_LZMA), 5000),
+    "tar: a name of 300": _tar(("stuff/" + "n" * 300, b"x")), "tar: file and folder": _tar(("stuff/a", b"x"), ("stuff/a/b", b"y")),
+    "tar: links that leave it": _tar(("stuff/a", "../../../etc/passwd"), ONE), "no archive": b"PK and no more",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("made", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_archive_is_one_message_and_pins_nothing(server, world, made):
+    server.data = made
+    part = world(server.url("fine"), kind="dataset", file="a.bin", unpack="stuff")
+    state, message, _ = fetch()
+    assert (state, part.lock(), part.result.exists(), part.file.exists()) == ("failed", {}, False, False)
+    assert "PUREBENCH_CACHE" not in message
+    server.data = _tar(ONE)
+    assert (fetch()[0], (part.result / "one").read_bytes()) == ("fetched", ONE[1])
+
+
+def test_what_was_published_and_cannot_be_unpacked_is_kept_and_not_asked_for_again(server, world):
+    server.data = _zipped(("stuff/a", DATA), flags=1)
+    known = hashlib.sha256(server.data).hexdigest()
+    part = world(server.url("fine"), kind="dataset", file="a.zip", unpack="stuff", sha256=known, trust="publisher")
+    for _ in range(2):
+        state, message, _ = fetch()
+        assert (state, "cannot be unpacked" in message, str(part.file) in message) == ("failed", True, True)
+    assert (server.gets["fine"], part.file.read_bytes() == server.data) == (1, True)
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_an_archive_is_pinned_by_what_it_holds_and_not_before(server, world, monkeypatch, pinned):
+    """The process dies while it unpacks a cut archive; `pinned`: one of an earlier version, which pinned before that."""
+    server.data = gzip.compress(DATA)[:-1000]
+    part = world(server.url("fine"), kind="dataset", file="a.gz", unpack="a")
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(archives, "_extract", die)
+        with pytest.raises(KeyboardInterrupt):
+            fetch()
+    assert (part.lock(), part.file.exists()) == ({}, True)
+    if pinned:
+        verified.pin(part, hashlib.sha256(server.data).hexdigest(), part.file, "earlier")
+    server.data = gzip.compress(DATA)
+    assert (fetch()[0], part.result.read_bytes() == DATA) == ("fetched", True)
+    assert part.lock()["sha256"] == hashlib.sha256(server.data).hexdigest()
+    assert fetch()[0] == "present"
+
+
+LINK = zipfile.ZipInfo("stuff/two")
+LINK.external_attr = 0o120777 << 16
+LINKED = {
+    "the folder is a link": _tar(("real/two", DATA), ("stuff", "real")),
+    "to a file beside it": _tar(("p/blobs/a", DATA), ("p/stuff/two", "../blobs/a")),
+    "to a folder beside it": _tar(("p/blobs/two", DATA), ("p/stuff/x", b"1"), ("p/stuff/more", "../blobs")),
+    "inside": _tar(ONE, ("stuff/a/b", DATA), ("stuff/two", "a/b")), "in a zip": _zipped(("blobs/a", DATA), (LINK, "../blobs/a")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("made", LINKED.values(), ids=LINKED)
+def test_what_links_in_an_archive_lead_to_is_kept(server, world, made):
+    server.data = made
+    part = world(server.url("fine"), kind="dataset", file="a.tar", unpack="stuff")
+    assert fetch()[0] == "fetched"
+    found = part.result / ("more/two" if (part.result / "more").exists() else "two")
+    assert found.read_bytes() == DATA
+    assert (part.result.is_symlink(), fetch()[0], part.file.exists()) == (False, "present", False)
+
+
+def test_a_compressed_file_that_begins_with_zeros_is_no_empty_archive(server, world):
+    server.data = gzip.compress(bytes(4000) + b"tail")
+    known = hashlib.sha256(server.data).hexdigest()
+    for facts in ({}, {"sha256": known, "trust": "publisher"}):
+        part = world(server.url("fine"), kind="dataset", file="z.gz", unpack="z", **facts)
+        assert (fetch()[0], part.result.read_bytes()[-4:]) == ("fetched", b"tail")
+        shutil.rmtree(part.file.parent)
+
+
+@pytest.mark.parametrize("left", [".DS_Store", "Thumbs.db", "a/.hidden", "empty"])
+def test_a_folder_put_there_by_hand_holds_something(server, world, left):
+    server.data = _tar(ONE)
+    known = hashlib.sha256(server.data).hexdigest()
+    part = world(server.url("missing"), kind="dataset", file="a.tar", unpack="stuff", sha256=known, trust="publisher")
+    place = part.result / left
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"" if left == "empty" else b"Bud1")
+    assert (assets.present("net"), fetch(offline=True)[0]) == (False, "failed")
+    (part.result / "one").write_bytes(b"1")
+    # It is there, and what the archive's hash says is of another one's making.
+    assert (fetch(offline=True)[0], assets.digest("net")) == ("present", "")
+
+
+def test_a_folder_is_no_file(server, world):
+    part = world(server.url("fine"), sha256=SHA)
+    part.file.mkdir(parents=True)
+    (part.file / "x").write_text("x")
+    assert (assets.present("net"), fetch()[0], (part.file / "x").exists()) == (False, "failed", True)
+
+
+# ---------------------------------------------------------------------------------------------- the registry and the cache
+
+
+def test_a_name_is_quoted_in_its_address(server, world):
+    world(server.root + "/dir/", file="model #1?x%20.bin", kind="dataset")
+    fetch()
+    assert server.asked[0][1] == "/dir/model%20%231%3Fx%2520.bin"
+    for source in ({"hf": "a/b"}, {"zenodo": "1"}, {"github": "a/b", "tag": "v1"}):
+        assert "/f%231.pt" in sources.address(source, "f#1.pt")
+
+
+ENTRY = '[assets.{}]\nkind = "dataset"\nlicence = ""\ntrust = "ours"\nsummary = ""\n{}\n'
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        (('file = "x"', 'file = "x"'), "have one place, `data/x`"), (('file = "x"\nunpack = "y"', 'file = "y"'), "one place, `data/y`"),
+        (('files = [{ file = "x" }]', 'file = "x"'), "one place"), (('same_as = "b"', 'same_as = "a"'), "in a circle: a -> b -> a"),
+        (('file = "x"\nfolder = "p"', 'file = "x"\nfolder = "./p"'), "one place"),
+        ((f'file = "x"\nsha256 = "{SHA}"', f'file = "x"\nsha256 = "{SHA}"'), ""), (('file = "x"', 'same_as = "a"'), ""),
+        (('file = "x"', 'file = "x"\nfolder = "p"'), ""),
+    ],
+)  # fmt: skip
+def test_two_files_of_one_place_are_refused_when_the_registry_is_read(world, tmp_path, lines, says):
+    world()
+    (tmp_path / "checkpoints.toml").write_text(
+        "".join(ENTRY.format(n, line) for n, line in zip("ab", lines, strict=True))
+    )
+    if not says:
+        assert len(fetching.plan(["a", "b"])) == 2
+        return
+    with pytest.raises(UserError) as stop:
+        fetching.plan(["a"])
+    assert (says in stop.value.message, stop.value.code) == (True, USAGE)
+
+
+def test_a_registry_that_is_a_pipe_is_not_waited_for(world, tmp_path):
+    world()
+    (tmp_path / "checkpoints.toml").unlink()
+    os.mkfifo(tmp_path / "checkpoints.toml")
+    with pytest.raises(UserError, match="it is no file"):
+        assets.table()
+
+
+@pytest.mark.parametrize("text", ["null", "[]", "3", "{", '{"KEY": 5}', '{"KEY": "short"}'])
+def test_a_memory_of_hashes_that_is_none_is_made_again(world, tmp_path, text):
+    part = world()
+    part.file.parent.mkdir(parents=True)
+    part.file.write_bytes(DATA)
+    facts, memory = part.file.stat(), tmp_path / "cache" / "hashes.json"
+    memory.write_text(text.replace("KEY", f"{part.file.resolve()} {facts.st_size} {facts.st_mtime_ns}"))
+    assert assets.digest("net") == SHA
+    assert SHA in json.loads(memory.read_text()).values()
+
+
+def test_a_file_of_several_that_cannot_be_had_keeps_nobody_from_the_others(server, world, tmp_path):
+    rows = "[" + ", ".join(f'{{ file = "{name}" }}' for name in ("a.pt", "b.pt", "c.pt")) + "]"
+    world({"http": server.root + "/fine/"})
+    registry = tmp_path / "checkpoints.toml"
+    registry.write_text(registry.read_text().replace('file = "file.pt"', f"files = {rows}"))
+    first, second, third = assets.parts("net")
+    first.file.mkdir(parents=True)  # in its way
+    state, message, _ = fetch()
+    assert (state, second.whole(), third.whole(), "b.pt" in message) == ("failed", True, True, False)
+    shutil.rmtree(first.file.parent)
+    # What a hint of an endless download names, and what is still missing.
+    (tmp_path / "a.pt.part").write_bytes(DATA)
+    show = bars.Quiet()
+    warned = []
+    show.warn = warned.append
+    assert fetching.fetch(["net"], given=tmp_path / "a.pt.part", show=show)[1] == []
+    assert (first.whole(), "`b.pt`, `c.pt`" in warned[0]) == (True, True)
+    (tmp_path / "a (1).pt").write_bytes(DATA)
+    with pytest.raises(UserError) as stop:
+        fetch(given=tmp_path / "a (1).pt")
+    assert "`a.pt` or `b.pt` or `c.pt`" in stop.value.hint
+    assert "--from PATH/b.pt" in sources.by_hand(second)
+
+
+def test_another_archive_than_the_one_that_is_unpacked_is_not_said_to_be_there(server, world, tmp_path):
+    server.data = _tar(ONE)
+    part = world(server.url("fine"), kind="dataset", file="a.tar", unpack="stuff")
+    assert fetch()[0] == "fetched"
+    for made, state in ((_tar(TWO), "failed"), (b"a picture", "failed"), (server.data, "present")):
+        (tmp_path / "mine").write_bytes(made)
+        got, message, _ = fetch(given=tmp_path / "mine")
+        assert (got, f"move `{part.result}` away" in message) == (state, state == "failed")
+
+
+def test_whose_fault_it_is_that_a_file_cannot_be_read_or_written(server, world, tmp_path, monkeypatch):
+    part = world(server.url("fine"))
+    state, message, _ = fetch(given=Path("/proc/self/mem"))
+    assert (state, "cannot read `/proc/self/mem`" in message, "PUREBENCH_CACHE" in message) == ("failed", True, False)
+
+    def refused(_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(part.file))
+
+    monkeypatch.setattr(assets.Part, "whole", refused)
+    for asked in (lambda: fetching.plan(["net"]), fetch):
+        with pytest.raises(UserError, match="Permission denied") as stop:
+            asked()
+        assert (stop.value.code, str(part.file) in stop.value.message, "PUREBENCH_CACHE" in stop.value.hint) == (
+            DOWNLOAD,
+            True,
+            True,
+        )
+    _, errors = fetching.fetch(["net"], offline=True, show=bars.Quiet())
+    assert "Permission denied" in errors[0].message

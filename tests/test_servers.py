@@ -553,6 +553,17 @@ def test_a_file_that_is_called_a_page_is_looked_at_where_its_hash_is_known(world
 # ----------------------------------------------------------------------------------------------- a wrong mirror costs nothing
 
 
+class Asks(Raw):
+    """Its `answer` is given the first byte that is asked for too, and the whole question."""
+
+    def one(self, connection, turn):
+        with connection, contextlib.suppress(OSError):
+            text = connection.recv(1 << 16).decode()
+            found = re.search(r"Range: bytes=(\d+)-", text)
+            self.said = text
+            self.answer(connection, turn, int(found[1]) if found else 0)
+
+
 def _range(connection, data, first, stop=None):
     connection.sendall(
         b'HTTP/1.1 206 Partial\r\nETag: "1"\r\nContent-Length: %d\r\nContent-Range: bytes %d-%d/%d\r\n\r\n'
@@ -567,13 +578,6 @@ def test_a_wrong_mirror_does_not_cost_what_the_good_source_sent(world, kind, tru
     """The good source is away for a while after 3/4 of the file; the mirror has another file."""
     most = len(DATA) * 3 // 4
     firsts = []
-
-    class Asks(Raw):
-        def one(self, connection, turn):
-            with connection, contextlib.suppress(OSError):
-                text = connection.recv(1 << 16).decode()
-                found = re.search(r"Range: bytes=(\d+)-", text)
-                self.answer(connection, turn, int(found[1]) if found else 0)
 
     def right(connection, turn, first):
         if turn == 1:
@@ -709,3 +713,222 @@ def test_why_a_store_refuses_is_no_page(world, body, called):
     ) as url:
         world(url)
         assert f"it sends {called} instead of the file" in fetch()[1]
+
+
+# ------------------------------------------------------------------------------------------------ what a part is held to
+
+
+def _answer(status, headers, body=b""):
+    lines = "".join(f"{key}: {value}\r\n" for key, value in headers.items())
+    return f"HTTP/1.1 {status}\r\n{lines}\r\n".encode("latin-1") + body
+
+
+OLD, HALF = payload(len(DATA), 4), len(DATA) // 2
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ({"Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT"}, {"Last-Modified": "Tue, 02 Jan 2024 00:00:00 GMT"}),
+        ({"ETag": 'W/"a"', "Last-Modified": "Mon, 01 Jan 2024"}, {"ETag": 'W/"b"', "Last-Modified": "Mon, 01 Jan 2024"}),
+        ({"ETag": 'W/"a"'}, {"ETag": 'W/"a"'}), ({}, {}), ({"ETag": '"a"'}, {"ETag": '"a"'}), ({"ETag": '"a"'}, {"ETag": '"b"'}),
+    ],
+    ids=["date", "weak", "weak, the same", "none", "strong, the same", "strong"],
+)  # fmt: skip
+def test_a_replaced_file_is_not_glued_on_whatever_its_marks_say(world, first, then):
+    """After a break the file is another one of the same size, If-Range is ignored, and no hash is known."""
+
+    def answer(connection, _, begin):
+        if begin:
+            about = {"Content-Range": f"bytes {begin}-{len(DATA) - 1}/{len(DATA)}", "Content-Length": len(DATA) - begin}
+            connection.sendall(_answer("206 P", about | then, DATA[begin:]))
+        else:
+            connection.sendall(_answer("200 OK", {"Content-Length": len(DATA)} | first, OLD[:HALF]))
+
+    with Asks(answer) as url:
+        part = world(url)
+        assert (fetch()[0], part.file.exists(), part.lock()) == ("failed", False, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("bytes 5-9/10", (5, 9, 10)), ("bytes 5-9/*", (5, 9, None)), ("bytes */10", (None, None, 10)), ("Bytes 0-0/1", (0, 0, 1)),
+        *[(text, (None, None, None)) for text in ("bytes 9-5/10", "bytes 5-10/10", "bytes -5/10", "items 5-9/10", "bytes \xb2-9/10", "")],
+        ("bytes 0-1/" + "1" * 5000, (0, 1, None)), ("bytes 0-" + "1" * 5000 + "/*", (None, None, None)),
+    ],
+)  # fmt: skip
+def test_what_a_content_range_says(text, found):
+    assert download._range(text) == found
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_part_is_held_to_the_size_that_was_said_first(world, ends):
+    """`bytes 150000-299999/*`, in chunks that end cleanly 50 kB too early, or at the size that the first answer said. Its own
+    format says nothing of its end."""
+    data = bytes(9) + DATA
+
+    def answer(connection, _, begin):
+        if not begin:
+            connection.sendall(_answer("200 OK", {"Content-Length": len(data), "ETag": '"a"'}, data[:HALF]))
+            return
+        body = data[begin : None if ends else 250_000]
+        about = {"Content-Range": f"bytes {begin}-{len(data) - 1}/*", "Transfer-Encoding": "chunked", "ETag": '"a"'}
+        connection.sendall(_answer("206 P", about, b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)))
+
+    with Asks(answer) as url:
+        part = world(url, kind="dataset")
+        state = fetch()[0]
+        whole = part.file.exists() and part.file.read_bytes() == data
+        assert (state, whole, part.file.exists(), bool(part.lock())) == (
+            ("fetched" if ends else "failed"),
+            ends,
+            ends,
+            ends,
+        )
+
+
+def test_a_server_that_gives_a_part_at_a_time_gives_the_whole(world):
+    def answer(connection, _, begin):
+        end = min(begin + 80_000, len(DATA))
+        about = {"Content-Range": f"bytes {begin}-{end - 1}/{len(DATA)}", "Transfer-Encoding": "chunked", "ETag": '"a"'}
+        # More than it says is no part of it.
+        body = DATA[begin:end] + b"junk"
+        connection.sendall(_answer("206 P", about, b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)))
+
+    with Asks(answer) as url:
+        part = world(url)
+        _, errors, said, _ = heard()
+        assert (errors, good(part), "no more than 80 kB of it at once" in said) == ([], True, True)
+
+
+@pytest.mark.parametrize("key", ["ETag", "Last-Modified"])
+def test_machines_with_marks_of_their_own_behind_one_address_give_one_file(world, key):
+    """Each breaks off after 4/5 of it; the hash is known."""
+    sent = []
+
+    def answer(connection, turn, begin):
+        mark, text = f'"node {turn % 2}"', asks.said
+        if begin and ("If-Range" not in text or mark in text):
+            about = {"Content-Range": f"bytes {begin}-{len(DATA) - 1}/{len(DATA)}", "Content-Length": len(DATA) - begin}
+            connection.sendall(_answer("206 P", about | {key: mark}, DATA[begin:]))
+        else:
+            connection.sendall(_answer("200 OK", {"Content-Length": len(DATA), key: mark}, DATA[:240_000]))
+        sent.append(begin)
+
+    asks = Asks(answer)
+    with asks as url:
+        part = world(url, sha256=SHA, trust="publisher")
+        assert (fetch()[0], good(part), len(sent)) == ("fetched", True, 3)
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        {"validator": 5, "size": len(DATA)},
+        {"validator": None, "size": "9"},
+        {"validator": ["a"], "size": 2.0},
+        {"url": 5},
+    ],
+)
+def test_what_another_version_noted_of_a_part_is_no_obstacle(server, world, note):
+    part = world(server.url("fine"))
+    part.file.parent.mkdir(parents=True)
+    part.beside(".part").write_bytes(DATA[:HALF])
+    part.beside(".part.json").write_text(json.dumps({"url": server.url("fine")} | note))
+    assert (fetch()[0], good(part)) == ("fetched", True)
+
+
+def test_a_body_far_beyond_what_is_known_of_the_file_is_cut(world):
+    sent = []
+
+    def answer(connection, _):
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        for _ in range(4000):
+            connection.sendall(bytes(1 << 16))
+            sent.append(1)
+
+    with Raw(answer) as url:
+        for facts in ({}, {"sha256": SHA}):
+            part = world(url, about=len(DATA), **facts)
+            state, message, _ = fetch()
+            assert (state, "without an end" in message, part.beside(".part").exists()) == ("failed", True, False)
+    assert len(sent) < 4000
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Content-Length": "\xb2"}, {"Content-Length": "1" * 5000}, {"Content-Length": " "}]
+)
+def test_a_length_that_is_no_number_is_none(world, headers):
+    with Raw(lambda connection, _: connection.sendall(_answer("200 OK", headers, DATA))) as url:
+        part = world(url, sha256=SHA)
+        assert (fetch()[0], good(part)) == ("fetched", True)
+        assert [answer.size for answer in check.answers(check.questions(["net"]), Quick())] == [None]
+
+
+def test_a_source_that_says_it_has_more_than_the_disk_does_not_stop_the_next(server, world):
+    with Raw(lambda connection, _: connection.sendall(_answer("200 OK", {"Content-Length": 10**15}, DATA))) as url:
+        part = world(url, server.url("fine"), sha256=SHA)
+        _, errors, said, _ = heard()
+        assert (errors, good(part), "no space for what it says" in said) == ([], True, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "refused"),
+    [
+        ("a.tgz", "x-gzip", False), ("a.tar.GZ", "gzip", False), ("a.pt", "Identity", False), ("a.pt", "aws-chunked", False),
+        ("a.pt", "binary", False), ("a.pt", "", False), ("a.pt", "GZIP", True), ("a.pt", "identity, br", True), ("a.gz", "br", True),
+    ],
+)  # fmt: skip
+def test_a_word_that_is_no_compression_makes_no_other_bytes(world, name, word, refused):
+    with Raw(
+        lambda connection, _: connection.sendall(
+            _answer("200 OK", {"Content-Length": len(DATA), "Content-Encoding": word}, DATA)
+        )
+    ) as url:
+        world(url, file=name, sha256=SHA, trust="publisher")
+        assert (fetch()[0] == "failed") == refused
+
+
+@pytest.mark.parametrize(
+    ("url", "printed"),
+    [
+        ("http://me:s3cret@h/a/b?x=1", "http://h/a/b?x=1"), ("https://h/@me/x", "https://h/@me/x"),
+        ("me:s3cret@hub.example", "hub.example"),
+        ("http://me:a/s3cret@host/x", "http://host/x"), ("http://h:80/a@b", "http://h:80/a@b"), ("/x?sig=s3cret&id=1", "/x?sig=..&id=1"),
+        ("https://h/f?X-Amz-Signature=s3cret&id=K", "https://h/f?X-Amz-Signature=..&id=K"), ("https://https://me:s3cret@h", "https://h"),
+        ("me:s3cret@h/a//b", "h/a//b"),
+    ],
+)  # fmt: skip
+def test_how_an_address_is_printed(url, printed):
+    assert sources.shown(url) == printed
+
+
+def test_a_password_is_in_no_message_of_any_command(server, world, monkeypatch):
+    """The hub's own 404, where a source leads to, and what is no table in the user's registry."""
+    monkeypatch.setenv("HF_ENDPOINT", server.url("missing").removesuffix("/file.pt").replace("//", "//me:s3cret@"))
+    where = server.url("sneaky-html").replace("//", "//me:s3cret@")
+    with Raw(
+        lambda connection, _: connection.sendall(
+            _answer("301 M", {"Location": where + "?sig=s3cret", "Content-Length": 0})
+        )
+    ) as url:
+        world({"hf": "me/repo"}, url, {"manual": where}, {"http": where.replace("sneaky-html", "missing")})
+        said = [*fetch()[:2], *heard()[2:3]]
+        said += [repr(answer) for answer in check.answers(check.questions(["net"]), Quick())]
+    assert "HTTP 404" in said[1] or "HTTP 404" in said[2]
+    monkeypatch.setenv("HF_ENDPOINT", "me:s3cret@hub.example")
+    with pytest.raises(UserError) as stop:
+        sources.endpoint()
+    said.append(str(stop.value))
+    assert "https://NAME:PASSWORD@hub.example" in said[-1]
+    assert any("moved for good to http://127.0.0.1" in line for line in said)
+    assert "s3cret" not in "".join(said)
+
+
+def test_what_a_page_says_steers_no_terminal(world):
+    page = b"<html><title>\x1b[2J\x1b]0;mine\x07hi &#27;[1m</title>"
+    with Raw(lambda connection, _: connection.sendall(_answer("200 OK", {"Content-Type": "text/html"}, page))) as url:
+        world(url)
+        message = fetch()[1]
+    assert ("hi" in message, "\x1b" in message, "\x07" in message) == (True, False, False)

@@ -25,6 +25,7 @@ from purebench.errors import DOWNLOAD, UserError, unknown
 Entry = dict[str, Any]  # what `checkpoints.toml` says of an asset
 PACKAGE = Path(__file__).parents[1]
 HASHES = ("sha256", "md5", "sha256-prefix")
+LEFT_BEHIND = ("Thumbs.db", "desktop.ini")
 # How web pages begin, and no file of ours: a failed download often is one, with status 200 and the file's name.
 HTML = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype|!--|\?xml|html|head|body)", re.IGNORECASE)
 
@@ -52,20 +53,37 @@ def sets() -> dict[str, list[str]]:
 
 
 def _registry(part: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
     # Ours first and then the user's, which wins but does not replace it: else the embedded networks would be unknown.
-    for path in dict.fromkeys([_own_registry(), registry_file()]):
-        try:
-            found |= _parsed(path, path.stat().st_mtime_ns)[part]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            hint = "see PUREBENCH_CHECKPOINTS"
-            raise UserError(f"cannot read the checkpoint registry `{path}`: {error}", hint) from None
-    return found
+    paths = dict.fromkeys([_own_registry(), registry_file()])
+    found: dict[str, dict[str, Any]] = {"assets": {}, "sets": {}}
+    try:
+        stamps = tuple((path, path.stat().st_mtime_ns) for path in paths)
+        for path, changed_ns in stamps:
+            for kind, members in _parsed(path, changed_ns).items():
+                found[kind] |= members
+        if why := _clash(stamps):
+            raise ValueError(why)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        hint = "see PUREBENCH_CHECKPOINTS"
+        raise UserError(f"cannot read the checkpoint registry `{path}`: {error}", hint) from None
+    return found[part]
+
+
+@cache
+def _clash(stamps: tuple[tuple[Path, int], ...]) -> str:
+    """What `entries.clash` says of these registries together."""
+    together: dict[str, Any] = {}
+    for path, changed_ns in stamps:
+        together |= _parsed(path, changed_ns)["assets"]
+    return entries.clash(together)
 
 
 @cache
 def _parsed(path: Path, changed_ns: int) -> dict[str, dict[str, Any]]:
     """A registry's assets and sets; `changed_ns`: its time stamp, so that a file that was edited meanwhile is read again."""
+    # A pipe that nobody writes into would be waited for without end.
+    if not path.is_file():
+        raise ValueError("it is no file")
     found = tomllib.loads(path.read_text(encoding="utf-8"))
     if not isinstance(found.get("assets"), dict):
         raise ValueError("it has no table `assets`")
@@ -174,6 +192,9 @@ class Part:
         # The registry may name another file by now than when this one came.
         if lock and self.result.exists():
             return str(lock["sha256"])
+        # The archive's says nothing of what somebody put there, unless its files have hashes of their own.
+        if not lock and self.result != self.file and self.result.exists() and not self.facts.get("inside"):
+            return hashed(self.result)
         # A third party's may be another file's.
         known = "" if self.facts.get("trust") == "third-party" else self.facts.get("sha256", "")
         return known or lock.get("sha256", "") or hashed(self.file)
@@ -181,11 +202,18 @@ class Part:
     def whole(self) -> bool:
         """Whether what is used is there and looks right: size and first bytes; hashes were `fetch`'s business."""
         # The size that is known is the archive's, which is gone once it is unpacked.
-        if self.result != self.file or self.result.is_dir():
-            return self.result.is_file() or (self.result.is_dir() and any(self.result.iterdir()))
+        if self.result != self.file or ("by_hand" in self.facts and self.result.is_dir()):
+            return holds(self.result)
         lock = self.lock()
         size = (None if lock.get("doubt") else self.facts.get("size")) or lock.get("size")
         return self.file.is_file() and size in (None, self.file.stat().st_size) and not wrong_bytes(self.file)
+
+
+def holds(path: Path) -> bool:
+    """Whether it is a file with anything in it, or a folder with one: not those that a file manager leaves behind."""
+    files = [path] if path.is_file() else path.rglob("*")
+    own = (file for file in files if file == path or not (file.name.startswith(".") or file.name in LEFT_BEHIND))
+    return any(file.is_file() and file.stat().st_size for file in own)
 
 
 def wrong_head(head: bytes) -> str:
@@ -273,16 +301,19 @@ def hashed(path: Path) -> str:
     # On disk and not in memory: every plan needs the hash, and gigabytes take seconds.
     memory = cache_folder() / "hashes.json"
     try:
-        known = json.loads(memory.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        known = json.loads(memory.read_text(encoding="utf-8")) if memory.is_file() else {}
+    except (OSError, ValueError, RecursionError):
         known = {}
-    if key not in known:
+    # Another program's, or what is left of ours.
+    if not isinstance(known, dict):
+        known = {}
+    if not (isinstance(known.get(key), str) and re.fullmatch("[0-9a-f]{64}", known[key])):
         known[key] = sha256(path)
         # A cache that several share may be one that cannot be written: it is then hashed each time.
         with contextlib.suppress(OSError):
             memory.parent.mkdir(parents=True, exist_ok=True)
             atomic.replace(memory, json.dumps(known, indent=1))
-    return known[key]
+    return str(known[key])
 
 
 def digest(name: str) -> str:

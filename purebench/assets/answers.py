@@ -14,7 +14,7 @@ from urllib.parse import urlencode, urljoin, urlsplit
 
 from purebench.assets import HTML, Part
 from purebench.assets.request import limited, through_proxy
-from purebench.assets.sources import host, is_hub
+from purebench.assets.sources import host, is_hub, shown
 from purebench.assets.troubles import Busy, Confirmation, OtherWay, SourceFailed
 
 if TYPE_CHECKING:
@@ -23,6 +23,14 @@ if TYPE_CHECKING:
     import requests
 
 BUSY = {408, 425, 429, 500, 502, 503, 504}
+# Content-Encoding -> endings of files that are compressed in this way themselves.
+CODINGS = {
+    "gzip": (".gz", ".tgz"),
+    "compress": (".z", ".taz"),
+    "deflate": (),
+    "br": (".br",),
+    "zstd": (".zst", ".tzst"),
+}
 PAGE, PAGE_TIME = 1 << 20, 20  # bytes of a page that are read, and seconds
 NEVER = 1e9  # seconds, and more than anybody waits
 QUOTA = "its download quota is used up, for up to 24 hours; a browser that is logged in may still get the file"
@@ -49,13 +57,26 @@ def check_status(part: Part, reply: requests.Response, url: str, drive: bool) ->
     if status in (401, 403, 404) and is_hub(url) and host(reply.url) == host(url):
         explain_hub(reply, url)
     if drive and status in (401, 403):
-        raise OtherWay(f"HTTP {status} {reply.reason}".strip())
+        raise OtherWay(f"HTTP {status} {_plain(reply.reason or '')}".strip())
     if status not in (200, 206, 416):
-        raise SourceFailed(f"HTTP {status} {reply.reason}".strip())
-    # A .gz that is served as compressed is sent as it is: that is the file which is wanted.
-    compressed = reply.headers.get("Content-Encoding", "identity") != "identity"
-    if compressed and status != 416 and not part.file.name.endswith(".gz"):
+        raise SourceFailed(f"HTTP {status} {_plain(reply.reason or '')}".strip())
+    if status != 416 and _compressed(part.file.name, reply.headers.get("Content-Encoding", "")):
         raise SourceFailed("it sends the file compressed though asked not to")
+
+
+def _compressed(name: str, text: str) -> bool:
+    """Whether the Content-Encoding makes other bytes of the file: not a word that is no compression, and not that which the file's
+    own name says (a .gz that is served as compressed is sent as it is: that is the file which is wanted)."""
+    for word in re.split(r"[,\s]+", text.lower()):
+        endings = CODINGS.get(word.removeprefix("x-"))
+        if endings is not None and not name.lower().endswith(endings):
+            return True
+    return False
+
+
+def whole_number(text: str) -> int | None:
+    """What a header says in digits; None for what is none, or more than any file has."""
+    return int(text) if re.fullmatch("[0-9]{1,18}", text.strip()) else None
 
 
 def has_full_hash(part: Part) -> bool:
@@ -88,7 +109,7 @@ def _date(text: str) -> datetime | None:
 def explain_hub(reply: requests.Response, url: str) -> NoReturn:
     """Hugging Face refuses: OtherWay if it was the token that it refused, else SourceFailed."""
     status, code = reply.status_code, reply.headers.get("X-Error-Code", "")
-    page = url.partition("/resolve/")[0]
+    page = shown(url.partition("/resolve/")[0])
     # By what was sent to the hub itself: a redirect may have taken it away.
     first = reply.history[0] if reply.history else reply
     with_token = "Authorization" in first.request.headers
@@ -132,14 +153,14 @@ def explain_page(reply: requests.Response, url: str, drive: bool, begun: bytes =
 def _drive_says(text: str) -> str:
     """Why Drive sent a page without a button, in a few words, and under which name it has the file if the page says so."""
     name = re.search(r"uc-name-size[^>]*>\s*<a\b[^>]*>([^<]{1,80})</a>", text)
-    called = f"; Drive calls it `{html.unescape(name[1]).strip()}`" if name else ""
+    called = f"; Drive calls it `{_plain(html.unescape(name[1]).strip())}`" if name else ""
     # The sentences come in many languages, the names of their places in the page do not.
     told = re.search(r"uc-error-subcaption[^>]*>\s*([^<]{1,300})", text)
     if re.search(r"quota exceeded|too many users have viewed or downloaded", text, re.IGNORECASE):
         return QUOTA + called
     # In the same place Drive says that somebody has to let one in.
     if told and re.search(r"permission|sign in", told[1], re.IGNORECASE):
-        return f"Drive says: {' '.join(html.unescape(told[1]).split())[:160]}{called}"
+        return f"Drive says: {_plain(' '.join(html.unescape(told[1]).split()))[:160]}{called}"
     if told:
         return QUOTA + called
     return f"it sends an HTML page{_title(text)} instead of the file{called}"
@@ -166,7 +187,12 @@ def called(piece: bytes) -> str:
 
 def _title(text: str) -> str:
     title = re.search(r"<title>\s*([^<]{1,80}?)\s*</title>", text, re.IGNORECASE)
-    return f" (`{html.unescape(title[1])}`)" if title else ""
+    return f" (`{_plain(html.unescape(title[1]))}`)" if title else ""
+
+
+def _plain(text: str) -> str:
+    """Without what would steer a terminal."""
+    return "".join(letter for letter in text if letter.isprintable())
 
 
 def _attribute(tag: str, name: str) -> str:

@@ -11,7 +11,7 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -245,25 +245,44 @@ def _schedule(config: Config, given: Config, scheduler: Config, what: str) -> Sc
 LAST = re.compile(
     r"(.*\.)?(fc|linear|head|heads\.head|head\.fc|classifier|logits|last_linear|classifier\.\d+|fc\d|\d+)\.weight"
 )
+AUX = re.compile(r"(^|\.)(aux\d|AuxLogits)\.")  # heads of GoogLeNet and Inception that training alone asks
+# Of a layer in parts that which has the weight's shape.
+IN_PARTS = re.compile(r"\.(weight_v|weight_orig|parametrizations\.weight\.original1?)$")
+HEAD = re.compile(r"((?:.*\.)?(fc|linear|classifier)\.)\d+\.(weight|bias)")
 
 
 def last_layer(path: Path, weights: str = "") -> tuple[str, int]:
     """The key of a classifier's last layer, and how many classes it has; ("", 0) where the file's keys do not tell.
 
     UserError as `contents.of`."""
-    if path.suffix == ".safetensors" and (classes := _of_training(path)):
+    sorted_keys = contents.is_safetensors(path)
+    if sorted_keys and (classes := _of_training(path)):
         return "classes", classes
     held = contents.of(path, "state-dict")
     kind = held.choose(weights, path.name)
     if kind in held.nameless:
         return "", 0
-    shapes = held.sets[kind]
+    shapes = {IN_PARTS.sub(".weight", key): shape for key, shape in held.sets[kind].items() if not AUX.search(key)}
     # Files keep the order of the network but for safetensors, whose keys are sorted: there only one is certain.
     linear = [key for key, shape in shapes.items() if len(shape) == 2 and key.endswith(".weight")]
     last = linear[-1] if linear else ""
-    if not LAST.fullmatch(last) or (path.suffix == ".safetensors" and len(linear) > 1):
+    if not LAST.fullmatch(last) or (sorted_keys and len(linear) > 1):
         return "", 0
     return last, int(shapes[last][0])
+
+
+def head_in_sequence(keys: Iterable[str], network: str) -> tuple[str, str]:
+    """(`fc.1.`, `fc.`) of a classifier whose last layer was saved as the only one with weights in a sequence, such as behind a dropout;
+    ("", "") of others. Only of networks whose features are not negative: a ReLU in its place would change nothing either."""
+    keys = list(keys)
+    of_it = [found for key in keys if (found := HEAD.fullmatch(key))]
+    # Elsewhere `classifier.1` is the layer's own name.
+    of_it = [found for found in of_it if found[2] != "classifier" or "densenet" in network]
+    starts = {(key[0].removesuffix(key[3]), key[1]) for key in of_it}
+    if len(starts) != 1:
+        return "", ""
+    start, plain = starts.pop()
+    return (start, plain) if plain + "weight" not in keys and start + "weight" in keys else ("", "")
 
 
 def _of_training(path: Path) -> int:

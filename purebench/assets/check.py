@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from purebench.assets import Entry, Part, bytes_text, parts, request, sources
-from purebench.assets.answers import QUOTA, check_status
+from purebench.assets.answers import QUOTA, check_status, whole_number
 from purebench.assets.bars import time_text
 from purebench.assets.clock import Clock
 from purebench.assets.download import far_off, vouched
@@ -72,7 +72,9 @@ def questions(names: Iterable[str]) -> list[Question]:
     for name in wanted(names):
         for part in parts(name):
             for source in part.facts.get("sources", []):
-                url = (sources.address if sources.automatic(source) else sources.browser)(source, part.file.name)
+                url = source.get("manual") or (sources.address if sources.automatic(source) else sources.browser)(
+                    source, part.file.name
+                )
                 # By file and address: two assets may be one file (`same_as`).
                 request.check_proxy(url)
                 found[part.file, url] = (part, source, url)
@@ -243,7 +245,7 @@ def _compare(part: Part, reply: requests.Response, first: bytes, answer: Answer)
     # What moved for good today is dead one day.
     moved = [step for step in reply.history if step.status_code in (301, 308)]
     if moved:
-        answer.notes.append(f"moved for good to {moved[-1].headers.get('Location', '?')}")
+        answer.notes.append(f"moved for good to {sources.shown(moved[-1].headers.get('Location', '?'))}")
     if not answer.ranges:
         answer.notes.append("it ignores Range: a broken download starts over")
     if refused:
@@ -253,8 +255,7 @@ def _compare(part: Part, reply: requests.Response, first: bytes, answer: Answer)
 def _size(reply: requests.Response) -> int | None:
     """Bytes of the whole file, as the server says (`bytes 0-0/10`, or the length of all of it); None if it does not."""
     whole = reply.headers.get("Content-Length", "") if reply.status_code == 200 else ""
-    total = reply.headers.get("Content-Range", "").rpartition("/")[2] or whole
-    return int(total) if total.isdigit() else None
+    return whole_number(reply.headers.get("Content-Range", "").rpartition("/")[2] or whole)
 
 
 def _hashes(reply: requests.Response) -> dict[str, str]:

@@ -61,6 +61,17 @@ SCHEDULE = frozenset({
     "lvlb_weights", "logvar",
 })  # fmt: skip
 NOISE = ("betas", "alphas_cumprod")  # of these the one that says the noise of each index
+# Under these names people keep the mean and the deviation that images are normalised with.
+MEAN = re.compile(r"(?:(?:norm|normali[sz]\w*|images?|img|pixels?|data|dataset|inputs?|channels?|rgb)_)?means?")
+NORMALISES = re.compile(r"norm|pre_?proc|transform|pixel|image|stats|data")
+# Layers whose weights are saved in other parts: what its keys end with -> what it is, and what makes one weight of them.
+PARAMETRISED = (
+    (r"\.parametrizations\.\w+\.original\d*", "a parametrization", "torch.nn.utils.parametrize.remove_parametrizations(LAYER, 'weight')"),
+    (r"\.(weight|bias)_mask", "pruning", "torch.nn.utils.prune.remove(LAYER, 'weight')"),
+    (r"\.weight_g", "weight normalisation", "torch.nn.utils.remove_weight_norm(LAYER)"),
+    (r"\.weight_u", "spectral normalisation", "torch.nn.utils.remove_spectral_norm(LAYER)"),
+)  # fmt: skip
+DISCRIMINATORS = re.compile(r"(^|[^a-z])(net_?)?(d|dis|disc|discriminator|critic)([^a-z]|$)")
 DEPTH, PARTS = (
     8,
     1_000_000,
@@ -101,11 +112,23 @@ class Set:
 
 
 @dataclass(frozen=True)
+class Normaliser:
+    """What a file says, beside its weights, that images are normalised with. `places`: the keys of the mean and of the deviation; `values`:
+    these two, of one number for each channel; empty where they are tensors, whose values a plan does not read; `plain`: whether they
+    are lists of numbers, and not one number that may be anything's."""
+
+    places: tuple[str, str]
+    values: tuple[tuple[float, ...], tuple[float, ...]] | tuple[()] = ()
+    plain: bool = True
+
+
+@dataclass(frozen=True)
 class Found:
-    """The sets of a file by kind, `ema` or `raw`; `passed`: what of the file is in none."""
+    """The sets of a file by kind, `ema` or `raw`; `passed`: what of the file is in none; `normalisers`: what of that normalises images."""
 
     sets: dict[str, Set]
     passed: tuple[str, ...] = ()
+    normalisers: tuple[Normaliser, ...] = ()
 
     @property
     def labelled(self) -> bool:
@@ -119,7 +142,8 @@ Shapes = dict[str, tuple[int, ...]]
 @dataclass(frozen=True)
 class Contents:
     """What a file holds. `sets`: `ema` or `raw` -> shapes by key, without wrappers' prefixes; of one of `nameless` (an average that is
-    saved as a list) the keys are the places 0, 1, .. in the order of the network's trained parameters. `passed`: what was passed over.
+    saved as a list) the keys are the places 0, 1, .. in the order of the network's trained parameters. `passed`: what was passed over;
+    `normalisers`: what of that normalises images.
     `labelled`: whether the file says which its weights are. `noise`: whether it says the noise of a diffusion at its indices. `config`,
     `class_name`: of an EDM pickle."""
 
@@ -130,6 +154,7 @@ class Contents:
     noise: bool = False
     config: dict[str, Any] = field(default_factory=dict)
     class_name: str = ""
+    normalisers: tuple[Normaliser, ...] = ()
 
     def choose(self, weights: str, what: str) -> str:
         """Which set is meant: `weights`, or where that is empty the average if there is one. UserError if it is not there."""
@@ -162,21 +187,30 @@ def _of(path: Path, format: str, size: int, changed_ns: int) -> Contents:
         sets[kind] = {str(key): tuple(value.shape) for key, value in items}
     nameless = frozenset(kind for kind, one in found.sets.items() if isinstance(one.values, list))
     noise = any(key in one.schedule for one in found.sets.values() for key in NOISE)
-    return Contents(sets, nameless, found.passed, found.labelled, noise)
+    return Contents(sets, nameless, found.passed, found.labelled, noise, normalisers=found.normalisers)
 
 
 def format_of(path: Path, format: str) -> str:
-    """The format that a file has where one of `format` was asked for: a user may have converted it."""
-    if path.suffix == ".safetensors":
+    """The format that a file has where one of `format` was asked for: a user may have converted or renamed it."""
+    if is_safetensors(path):
         return "safetensors"
-    if format not in ("edm-pickle", "safetensors"):
-        return format
+    named = "safetensors" if path.suffix == ".safetensors" else format
+    if named not in ("edm-pickle", "safetensors"):
+        return named
     with contextlib.suppress(OSError), path.open("rb") as file:
         # torch's own, of either age; EDM's pickles are none.
         head = file.read(32)
         if head.startswith(b"PK\x03\x04") or struct.pack("<Q", 0x1950A86A20F9469C)[1:7] in head:
             return "state-dict"
-    return format
+    return named
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors do: with the length of a header, and this. Its name says nothing: caches rename files."""
+    head = b""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        head = file.read(9)
+    return len(head) == 9 and head[8:] == b"{" and 0 < struct.unpack("<Q", head[:8])[0] <= MAX_HEADER
 
 
 def choose(sets: Mapping[str, object], weights: str, what: str) -> str:
@@ -339,7 +373,8 @@ def find(tree: object) -> Found:
         kind: one if one.schedule else replace(one, schedule=search.schedule)
         for kind, one in _named_alike(found).items()
     }
-    return Found(found, tuple(dict.fromkeys(search.passed)))
+    passed = tuple(dict.fromkeys(search.passed))
+    return Found(found, passed, tuple(_normalisers(tree, "", frozenset(passed))))
 
 
 class _Search:
@@ -369,7 +404,7 @@ class _Search:
         networks = [k for k, v in inner.items() if k not in averages and not _no_network(k) and _holds_weights(v)]
         for name in averages:
             self.average(inner[name], _under(place, name), depth + 1)
-        chosen = _the_network(networks, place, _flat(tensors))
+        chosen = _the_network(networks, place, _flat(tensors), averages)
         unaveraged = [name for name in UNAVERAGED if name in networks]
         for name in chosen:
             averaged = kind == "ema" or (bool(unaveraged) and name not in unaveraged)
@@ -451,9 +486,51 @@ class _Search:
         self.passed.extend(_under(place, key)[1:-1] for key in keys)
 
 
-def _several(what: str, places: Sequence[str]) -> Uncertain:
-    """The error for sets of which none is certain; places: where they are, quoted."""
-    last = places[-1].strip("`")
+def _normalisers(
+    node: Mapping[Any, Any], place: str, passed: frozenset[str], inside: bool = False, depth: int = 0
+) -> Iterator[Normaliser]:
+    """What normalises images among that which is in no set. inside: whether all of the node is."""
+    names = {_words(key): key for key in node if isinstance(key, str)}
+    for word, key in names.items():
+        other = names.get(re.sub(r"mean(s?)$", r"std\1", word)) if MEAN.fullmatch(word) else None
+        where = _under(place, key)[1:-1]
+        if other is None or not (inside or where in passed):
+            continue
+        places = (where, _under(place, other)[1:-1])
+        pair = (node[key], node[other])
+        if all(isinstance(value, list | tuple) and len(value) in (1, 3) for value in pair):
+            if all(map(_is_number, [*pair[0], *pair[1]])):
+                yield Normaliser(places, (tuple(map(float, pair[0])), tuple(map(float, pair[1]))))
+        elif all(is_tensor(value) and prod(value.shape) in (1, 3) for value in pair):
+            yield Normaliser(places)
+        # Of one number: the mean of something else, unless it stands where a normalisation is said.
+        elif all(map(_is_number, pair)) and (not place or NORMALISES.search(_words(place))):
+            yield Normaliser(places, ((float(pair[0]),), (float(pair[1]),)), plain=False)
+    for key, value in node.items():
+        where = _under(place, str(key))
+        if isinstance(value, Mapping) and depth < 3 and not OPTIMIZERS.search(_words(str(key))):
+            yield from _normalisers(value, where, passed, inside or where[1:-1] in passed, depth + 1)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def parametrised(keys: Iterable[str]) -> tuple[str, str, str]:
+    """(a key, what it is of, what makes one weight of it) of a layer whose weights are saved in parts; empty of others."""
+    keys = list(keys)
+    return next(
+        ((key, what, way) for ending, what, way in PARAMETRISED for key in keys if re.search(f"{ending}$", key)),
+        ("", "", ""),
+    )
+
+
+def _several(what: str, places: Sequence[str], averages: Sequence[str] = ()) -> Uncertain:
+    """The error for sets of which none is certain; places: where they are, quoted; averages: what is beside them, which is then meant
+    oftener."""
+    # Of an adversarial training's two networks a discriminator is the one that nobody wants.
+    meant = [place for place in places if not DISCRIMINATORS.search(_words(place.strip("`")))] or places
+    last = (averages or meant)[-1].strip("`")
     # Of `ema_0.999` nobody can tell whether it is one key or two.
     key = f"torch.load(FILE)['{last}']" if last.isidentifier() else "WEIGHTS"
     return Uncertain(
@@ -508,8 +585,9 @@ def _check_end(tree: object) -> None:
     raise Refused("its parts contain each other, or are too many")
 
 
-def _the_network(networks: Sequence[str], place: str, flat: bool) -> list[str]:
-    """Which of several named things is the network, with its unaveraged form where that is there. flat: tensors stand beside them."""
+def _the_network(networks: Sequence[str], place: str, flat: bool, averages: Sequence[str] = ()) -> list[str]:
+    """Which of several named things is the network, with its unaveraged form where that is there. flat: tensors stand beside them;
+    averages: so do these."""
     if not networks:
         return []
     known = [name for name in NETWORKS if name in networks]
@@ -519,7 +597,11 @@ def _the_network(networks: Sequence[str], place: str, flat: bool) -> list[str]:
     if not known and len(networks) == 1 and not flat:
         return list(networks)
     names = [_under(place, name) for name in known or networks[:5]]
-    raise _several("networks", [", ".join(names) + ", and tensors beside it"] if flat and not known else names)
+    raise _several(
+        "networks",
+        [", ".join(names) + ", and tensors beside it"] if flat and not known else names,
+        [_under(place, name) for name in averages],
+    )
 
 
 def _inside(tensors: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gzip
 import io
 import json
 import os
@@ -102,13 +101,25 @@ def disk_errors(path: Path, part: Part | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # An OSError too, but of the file that is read.
-        if isinstance(error, gzip.BadGzipFile):
+        # An OSError too, but of what is read (a compressed file's), not of the disk.
+        if error.errno is None:
             raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise no_space(f"`{path.parent}` is full", part) from None
+        where = error.filename2 or error.filename or path.parent
         raise UserError(
-            f"cannot write to `{path.parent}`: {error.strerror or error}", "mend it, or set PUREBENCH_CACHE", DOWNLOAD
+            f"cannot read or write `{where}`: {error.strerror}", "mend it, or set PUREBENCH_CACHE", DOWNLOAD
+        ) from None
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """A file of the user's that cannot be read is a UserError, and not the cache's fault."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot read `{path}`: {error.strerror or error}", "mend it, or copy it elsewhere", DOWNLOAD
         ) from None
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import mmap
 import os
 import pickletools
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 CHUNK = 1 << 20  # bytes
 
@@ -18,7 +22,7 @@ CHUNK = 1 << 20  # bytes
 def at_end(path: Path) -> bool | None:
     """True: the file's format says that it ends here. False: it is cut short or damaged. None: the format does not say.
 
-    zip (torch's files), pickle, torch's files before zip, gzip, tar, safetensors, Parquet. Reads all of it, but of a zip."""
+    zip (torch's files), pickle, torch's files before zip, gzip, bzip2, xz, tar, safetensors, Parquet. Reads all of it, but of a zip."""
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(512)
@@ -26,8 +30,9 @@ def at_end(path: Path) -> bool | None:
         return _zip(path)
     if head.startswith(b"\x80"):
         return _pickle(path, size)
-    if head.startswith(b"\x1f\x8b"):
-        return _gzip(path)
+    for magic, opener in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open)):
+        if head.startswith(magic):
+            return _stream(path, opener)
     if head.startswith(b"PAR1"):
         return _tail(path, 4) == b"PAR1" and size > 12
     if head[257:262] == b"ustar":
@@ -45,12 +50,15 @@ def _tail(path: Path, count: int) -> bytes:
         return file.read()
 
 
-def _zip(path: Path) -> bool:
+def _zip(path: Path) -> bool | None:
     """Its directory is its end; what stands before the first entry belongs to another file."""
     try:
         with zipfile.ZipFile(path) as archive:
             return min((entry.header_offset for entry in archive.infolist()), default=0) == 0
-    except (zipfile.BadZipFile, OSError, ValueError):
+    # Of a version that is not known here.
+    except NotImplementedError:
+        return None
+    except (zipfile.BadZipFile, OSError, ValueError, struct.error, LookupError, OverflowError):
         return False
 
 
@@ -89,14 +97,14 @@ def _legacy(path: Path, size: int) -> bool | None:
     return end == size
 
 
-def _gzip(path: Path) -> bool:
+def _stream(path: Path, opener: Callable[..., Any]) -> bool:
     """Its end is the check sum of what it holds."""
     try:
-        with gzip.open(path) as packed:
+        with opener(path) as packed:
             while packed.read(CHUNK):
                 pass
         return True
-    except (EOFError, zlib.error, OSError):
+    except (EOFError, zlib.error, lzma.LZMAError, OSError):
         return False
 
 
@@ -110,5 +118,5 @@ def _safetensors(path: Path, size: int) -> bool | None:
             header = json.loads(file.read(length))
             ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
             return 8 + length + max(ends, default=0) == size
-        except (ValueError, KeyError, TypeError, IndexError):
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
             return None

@@ -79,7 +79,9 @@ def _wrong_values(facts: dict[str, Any]) -> str:
         if source == "package":
             continue
         if not isinstance(source, dict):
-            return f'has `sources` with {source!r}, which is no table: `{{ http = "URL" }}`'
+            # It may hold a password.
+            said = re.sub(r"//[^/\s]*@", "//", repr(source))
+            return f'has `sources` with {said}, which is no table: `{{ http = "URL" }}`'
         # Not of one that has another type: a URL may hold a password.
         if odd := [key for key, value in source.items() if not isinstance(value, str)]:
             return f"has a source whose `{odd[0]}` is no text"
@@ -90,3 +92,40 @@ def _wrong_values(facts: dict[str, Any]) -> str:
         if source.get("status", "unverified") not in STATUS:
             return f"has a source whose `status` is {source['status']!r}, which is not one of {', '.join(STATUS)}"
     return ""
+
+
+def clash(table: dict[str, Any]) -> str:
+    """What is wrong with entries together: two files in one place, of which the second would count as there with the first one's bytes,
+    or a `same_as` that leads round in a circle; "" if nothing. What is wrong with one alone is told elsewhere (`wrong`)."""
+    taken: dict[str, tuple[str, Any]] = {}
+    for name, facts in table.items():
+        if not isinstance(facts, dict):
+            continue
+        seen: list[str] = [name]
+        other: Any = facts
+        while isinstance(other, dict) and isinstance(other.get("same_as"), str):
+            seen.append(other["same_as"])
+            if seen[-1] in seen[:-1]:
+                return f"`same_as` leads round in a circle: {' -> '.join(seen)}"
+            other = table.get(seen[-1])
+        for place, digest in [] if "same_as" in facts else _places(name, facts):
+            owner, known = taken.setdefault(place, (name, digest))
+            # By their hashes they are one file.
+            if owner != name and not (digest and digest == known):
+                return f"`{owner}` and `{name}` have one place, `{place}`: give one another `file` or `folder`"
+    return ""
+
+
+def _places(name: str, facts: dict[str, Any]) -> list[tuple[str, Any]]:
+    """(place below the cache, the hash that is known of the file) of each file and of what it unpacks to."""
+    folder = facts.get("folder", "data" if facts.get("kind") == "dataset" else f"checkpoints/{name}")
+    files = facts.get("files") or ([facts] if "file" in facts else [])
+    if not isinstance(folder, str) or not isinstance(files, list):
+        return []
+    found = []
+    for one in files:
+        if isinstance(one, dict):
+            names = {str(one[key]) for key in ("file", "unpack") if _text(one.get(key))}
+            digest = one.get("sha256") or one.get("md5")
+            found += [(str(PurePosixPath(folder, one_name)), digest) for one_name in names]
+    return found

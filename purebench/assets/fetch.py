@@ -12,23 +12,24 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from purebench import assets
-from purebench.assets import Part, archives, bytes_text, mirrors
+from purebench.assets import Part, bytes_text, mirrors
 from purebench.assets import sources as places
 from purebench.assets.archives import check_contents as check_contents
 from purebench.assets.bars import Show
 from purebench.assets.clock import Clock
-from purebench.assets.disk import disk_errors, free_bytes, require_space, size_of
+from purebench.assets.disk import disk_errors, free_bytes, reading, require_space, size_of
 from purebench.assets.ends import at_end
 from purebench.assets.request import check_proxy
 from purebench.assets.sources import address as address
 from purebench.assets.sources import automatic, browser, by_hand, sources
 from purebench.assets.troubles import SourceFailed
-from purebench.assets.verified import accept, copy_given, pin, published, verify
+from purebench.assets.verified import accept, copy_given, pin, published, unpack_pinned, verify
 from purebench.assets.verified import check_head as check_head
 from purebench.errors import DOWNLOAD, UserError, unknown
 
@@ -53,6 +54,11 @@ def wanted(names: Iterable[str]) -> list[str]:
 
 def plan(names: Iterable[str]) -> list[dict[str, str]]:
     """One row per asset: what it costs in bytes and obligations, whether it is there, where it comes from and goes to."""
+    with disk_errors(assets.cache_folder() / "file"):
+        return _plan(names)
+
+
+def _plan(names: Iterable[str]) -> list[dict[str, str]]:
     rows = []
     for name in wanted(names):
         facts, found = assets.entry(name), assets.parts(name)
@@ -98,7 +104,8 @@ def _pieces(names: list[str]) -> list[Part]:
 
 def _to_download(pieces: list[Part]) -> list[Part]:
     """Those that are not there and that a program can bring."""
-    return [part for part in pieces if not part.whole() and any(map(automatic, sources(part)))]
+    with disk_errors(assets.cache_folder() / "file"):
+        return [part for part in pieces if not part.whole() and any(map(automatic, sources(part)))]
 
 
 def check_setup(names: Iterable[str]) -> None:
@@ -156,7 +163,8 @@ def fetch(
     for name in names:
         own = [part for part in pieces if part.asset == assets.entry(name).get("same_as", name)]
         try:
-            state = "fetched" if _fetch_asset(name, own, offline, given, bring, show) else "present"
+            with disk_errors(assets.path(name)):
+                state = "fetched" if _fetch_asset(name, own, offline, given, bring, show) else "present"
         except UserError as error:
             errors.append(error)
             state = "failed"
@@ -185,9 +193,26 @@ def _fetch_asset(name: str, pieces: list[Part], offline: bool, given: Path | Non
         return False
     if not assets.parts(name):
         raise assets.unreleased(name)
-    # All of them before any is looked at: `any` over a generator would end with the first file that was brought.
-    brought = [fetch_part(part, offline=offline, given=given, bring=bring, show=show) for part in pieces]
-    return any(brought)
+    brought, errors = False, []
+    # All of them: one that cannot be had keeps nobody from the others.
+    for part in pieces:
+        try:
+            brought |= fetch_part(part, offline=offline, given=given, bring=bring, show=show)
+        except UserError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0] if len(errors) == 1 else _together(errors)
+    if given and (missing := [f"`{part.file.name}`" for part in assets.parts(name) if not part.whole()]):
+        show.warn(
+            f"`{name}` still lacks {', '.join(missing)}: `purebench fetch {shlex.quote(name)}` brings what it can"
+        )
+    return brought
+
+
+def _together(errors: list[UserError]) -> UserError:
+    """What went wrong with several files of an asset, as one."""
+    hints = "; ".join(dict.fromkeys(error.hint for error in errors if error.hint))
+    return UserError("\n".join(error.message for error in errors), hints, errors[0].code)
 
 
 def check_given(names: Iterable[str], given: Path) -> None:
@@ -198,18 +223,20 @@ def check_given(names: Iterable[str], given: Path) -> None:
 def part_given(pieces: list[Part], given: Path) -> Part:
     """The one file that `--from` brings."""
     if not given.is_file():
-        what = "is a folder" if given.is_dir() else "does not exist"
+        what = "is a folder" if given.is_dir() else "is no file" if given.exists() else "does not exist"
         if re.match(r"https?:/", str(given)):
             raise UserError("`--from` takes a file, not a URL", "download it in a browser, and name the file")
         raise UserError(f"`--from {given}` {what}", "it takes the downloaded file, archives as they are")
     # Of several files the name decides; of one it does not matter, since browsers rename what they download.
-    if len(pieces) > 1:
-        pieces = [part for part in pieces if part.file.name == given.name]
-    if len(pieces) != 1 or "by_hand" in pieces[0].facts:
+    if len(named := pieces) > 1:
+        named = [part for part in pieces if given.name in (part.file.name, part.beside(".part").name)]
+    if len(named) != 1 or "by_hand" in named[0].facts:
+        names = " or ".join(f"`{part.file.name}`" for part in pieces if "by_hand" not in part.facts)
         raise UserError(
-            f"`--from {given}` brings one file, and it is not clear which", "name one asset; keep its files' own names"
+            f"`--from {given}` brings one file, and it is not clear which",
+            f"name one asset; rename the file to what it is: {names}" if names else "name one asset",
         )
-    return pieces[0]
+    return named[0]
 
 
 def fetch_part(part: Part, *, offline: bool, given: Path | None, bring: Bring, show: Show) -> bool:
@@ -242,7 +269,10 @@ def fetch_part(part: Part, *, offline: bool, given: Path | None, bring: Bring, s
     with disk_errors(part.file):
         part.file.parent.mkdir(parents=True, exist_ok=True)
     with locked(part, show):
-        if given and (part.result == part.file or not part.whole()):
+        if given and part.result != part.file and part.whole():
+            _check_unpacked_from(part, given)
+            return False
+        if given:
             require_space(part.file.parent, _disk_needed(part, given.stat().st_size), part)
             copy_given(part, given, show)
             return True
@@ -260,8 +290,9 @@ def already_there(part: Part, show: Show) -> bool:
     if part.file.is_file():
         try:
             # Size and time are enough for a file that was verified: hashing 2 GB at every `fetch` would take seconds.
-            if not part.lock() or part.changed() or part.outdated():
-                was = part.lock()
+            was, source = part.lock(), "found in the cache"
+            sha256, doubt = was.get("sha256", ""), was.get("doubt", "")
+            if not was or part.changed() or part.outdated():
                 # In doubt, since somebody has put it there: what a third party printed of it is told, and stops nothing.
                 sha256, doubt = verify(part, part.file, doubted=True)
                 if was and was["sha256"] != sha256 and not part.outdated():
@@ -270,9 +301,10 @@ def already_there(part: Part, show: Show) -> bool:
                     show.warn(
                         f"`{part.file}` is not the `{part.label}` that a third party knows: {doubt}. It is taken as it is"
                     )
-                pin(part, sha256, part.file, "found in the cache", doubt)
+                if part.result == part.file or part.whole():
+                    pin(part, sha256, part.file, source, doubt)
             if part.result != part.file and not part.whole():
-                archives.unpack(part)
+                _unpack_there(part, sha256, source, doubt)
             return True
         except SourceFailed as why:
             # Renamed and not deleted: a user may have put it there, and it took hours to get.
@@ -292,6 +324,28 @@ def already_there(part: Part, show: Show) -> bool:
     if not part.lock():
         check_contents(part, part.result)
     return True
+
+
+def _check_unpacked_from(part: Part, given: Path) -> None:
+    """UserError unless what lies there was unpacked from this very file."""
+    with reading(given):
+        same = assets.sha256(given) == part.lock().get("sha256")
+    if not same:
+        raise UserError(
+            f"`{given}` is not taken: `{part.result}` is there, and not known to have been unpacked from it",
+            f"move `{part.result}` away, then the same command",
+            DOWNLOAD,
+        )
+
+
+def _unpack_there(part: Part, sha256: str, source: str, doubt: str) -> None:
+    """An archive that lies there, verified, unpacked. SourceFailed if it cannot be, and then nothing is pinned by it any more."""
+    try:
+        unpack_pinned(part, sha256, source, doubt)
+    except SourceFailed:
+        if part.lock().get("sha256") == sha256:
+            part.beside(".lock.json").unlink()
+        raise
 
 
 @contextlib.contextmanager

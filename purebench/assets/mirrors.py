@@ -139,6 +139,7 @@ def _next(part: Part, pending: list[Candidate], current: Candidate | None, now: 
 def _may_leave(job: Job, candidate: Candidate, others: list[Candidate]) -> None:
     """Whether a source that crawls is left for another one, or what is said if it is not."""
     known = has_full_hash(job.part)
+    job.others = bool(others)
     job.may_leave = known and candidate.speed is None and any(o.speed is None and not o.doubt for o in others)
     job.alone = "nobody else has the file"
     if others:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def schedule(path: Path, weights: str = "") -> dict[str, Tensor]:
     """What a torch or safetensors file says of its diffusion's schedule, by the names of `contents.SCHEDULE`: float64; {} of most files.
     UserError as `state`."""
     with contents.as_user_errors(path, "state-dict"):
-        tree = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else read(path)
+        tree = safetensors.torch.load_file(path) if contents.is_safetensors(path) else read(path)
         found = contents.find(tree)
         kind = contents.choose(found.sets, weights if found.labelled else "", path.name)
         return {key: value.double() for key, value in found.sets[kind].schedule.items() if isinstance(value, Tensor)}
@@ -108,11 +109,20 @@ def load(
         for kind, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
         if keys
     ]
+    in_parts, kind, way = contents.parametrised(key for key in state if key not in own)
+    if wrong and in_parts and not contents.parametrised(own)[0]:
+        raise UserError(
+            f"`{what}` has the weights of {kind} in parts (`{in_parts[:80]}`), and its network has them as one",
+            f"before the state dict is saved, for each such layer: `{way}`",
+            DOWNLOAD,
+        )
     if wrong and (inside := _all_inside(state, own)):
         others = [f"`{key[:80]}`" for key in state if not key.startswith(inside)]
         raise UserError(
             f"`{what}` holds its network under `{inside}`, and besides it {', '.join(others[:3])}{', ..' if len(others) > 3 else ''}",
-            f"save the network alone: `{{k.removeprefix('{inside}'): v for k, v in state.items() if k.startswith('{inside}')}}`",
+            "if none of that changes an answer (a loss does not, a normaliser does), save the network alone: `state = torch.load(FILE)`, "
+            "of Lightning `torch.load(FILE)['state_dict']`, then "
+            f"`torch.save({{k.removeprefix('{inside}'): v for k, v in state.items() if k.startswith('{inside}')}}, OTHER)`",
             DOWNLOAD,
         )
     if wrong:
@@ -128,7 +138,10 @@ def load(
             message = f"`{what}` holds NaN or infinity: {bad:,} of {tensor.numel():,} values of `{key}`"
             raise UserError(message, "a training that diverged saves such; give another file", DOWNLOAD)
     # `strict` is asked above, with words for what does not fit, and but for what networks derive.
-    network.load_state_dict(dict(state), strict=False)
+    given: Any = OrderedDict(state)
+    # The versions of its modules: of what fits key by key, these are the network's own, also where a file has none.
+    given._metadata = getattr(own, "_metadata", {})
+    network.load_state_dict(given, strict=False)
     return network
 
 
@@ -151,7 +164,11 @@ def read(path: Path) -> object:
     try:
         # Mapped: what is not used, such as an optimizer's state, is then never read.
         with torch.serialization.safe_globals(SAFE):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+            if path.suffix != ".safetensors":
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+            # Of a file by this name torch does not ask what it is.
+            with path.open("rb") as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # on damaged files torch raises whatever it happens upon
         raise Broken(f"torch cannot read it: {str(error).strip().partition(chr(10))[0][:200]}") from None
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit
 
 from purebench import assets
 from purebench.assets import Entry, Part
@@ -21,6 +22,10 @@ DRIVE_BEFORE = (
     "https://drive.google.com/uc?id={}&export=download&confirm=t"  # leads to the other, and at times past its pages
 )
 HUB = "https://huggingface.co"
+# What a signed address lets in whoever knows it.
+SECRET = re.compile(
+    r"([?&](?:[\w-]*(?:signature|token|secret|password|credential|(?:api|access)_?key)|sig)=)[^&#]*", re.IGNORECASE
+)
 HERE = ("localhost", "127.0.0.1", "::1")
 
 
@@ -63,17 +68,24 @@ def address(source: Entry, file: str) -> str:
     match source:
         case {"http": url}:
             if not is_url(url):
-                raise UserError(f"`{url}` is no URL, and a source of `{file}`", f"mend `{assets.registry_file()}`")
-            return url + file if url.endswith("/") else url
+                raise UserError(
+                    f"`{shown(url)}` is no URL, and a source of `{file}`", f"mend `{assets.registry_file()}`"
+                )
+            return url + _named(file) if url.endswith("/") else url
         case {"gdrive": key}:
             return DRIVE.format(key)
         case {"hf": repo}:
-            return f"{endpoint()}/{repo}/resolve/{source.get('revision', 'main')}/{source.get('file', file)}"
+            return f"{endpoint()}/{repo}/resolve/{_named(source.get('revision', 'main'))}/{_named(source.get('file', file))}"
         case {"zenodo": record}:
-            return f"https://zenodo.org/records/{record}/files/{source.get('file', file)}?download=1"
+            return f"https://zenodo.org/records/{record}/files/{_named(source.get('file', file))}?download=1"
         case {"github": repo, "tag": tag}:
-            return f"https://github.com/{repo}/releases/download/{tag}/{source.get('file', file)}"
-    raise UserError(f"no known kind of source: {source}", f"mend `{assets.registry_file()}`")
+            return f"https://github.com/{repo}/releases/download/{_named(tag)}/{_named(source.get('file', file))}"
+    raise UserError(f"no known kind of source: {', '.join(source)}", f"mend `{assets.registry_file()}`")
+
+
+def _named(name: str) -> str:
+    """A file's name in a URL's path: behind a `#` or a `?` that is no part of it, the server would be asked for another file."""
+    return quote(name, safe="/!$&'()*+,;=:@~")
 
 
 def browser(source: Entry, file: str) -> str:
@@ -85,7 +97,7 @@ def browser(source: Entry, file: str) -> str:
         case {"gdrive-folder": key}:
             return f"https://drive.google.com/drive/folders/{key}"
         case {"manual": url}:
-            return url
+            return shown(url)
     return shown(address(source, file))
 
 
@@ -96,12 +108,13 @@ def by_hand(part: Part) -> str:
     where = f"open {' or '.join(urls)} in a browser" if urls else "find the file"
     if "by_hand" in part.facts:
         return f"{where}, {part.facts['by_hand']}, below `{part.file}` or wherever {assets.variable(part.asset)} says"
-    text = f"{where}, then `purebench fetch {part.asset} --from FILE`; it goes to `{part.file}`"
+    asset, several = shlex.quote(part.asset), "files" in part.facts
+    text = f"{where}, then `purebench fetch {asset} --from {'PATH/' + part.file.name if several else 'FILE'}`"
+    text += f" (renamed to that); it goes to `{part.file}`" if several else f"; it goes to `{part.file}`"
     if any("gdrive" in source for source in found):
         names = [f"`{source['name']}`" for source in found if "name" in source]
-        text += (
-            f"; FILE is what Drive hands out{f' as {names[0]}' if names else ', whatever it is called'}, not unpacked"
-        )
+        called = f" as {names[0]}" if names else ", whatever it is called"
+        text += f"; {'it' if several else 'FILE'} is what Drive hands out{called}, not unpacked"
     return text
 
 
@@ -114,6 +127,8 @@ def endpoint() -> str:
         return given
     close = f"https://{given}"
     near = is_url(close) and "." in given and not set(given) & set("?#") and not re.match(r"\w+:/", given)
+    if shown(close) != close:
+        close = f"https://NAME:PASSWORD@{shown(close).removeprefix('https://')}"
     hint = f"`export HF_ENDPOINT={close}`, or unset it" if near else f"write it as `{HUB}`, or unset it"
     raise UserError(f"HF_ENDPOINT is no URL: `{shown(given)}`", hint)
 
@@ -139,14 +154,14 @@ def token(url: str) -> str:
 
 
 def shown(url: str) -> str:
-    """The URL as it may be printed: without a user's name and password."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return url.rpartition("@")[2]
-    if "@" not in parts.netloc:
-        return url
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    """The URL, or what was meant to be one, as it may be printed: without a user's name, a password and a signature."""
+    scheme = found[0] if (found := re.match(r"(?:[A-Za-z][\w+.-]*:)?//", url)) else ""
+    rest = url[len(scheme) :]
+    where = re.split("[/?#]", rest, maxsplit=1)[0]
+    # A password that is not spelt as it must be in a URL holds what ends the host's name: it is all before the last `@` then.
+    odd = re.search(r":(?!\d+$)", where.rpartition("@")[2])
+    cut = rest.rfind("@", 0, len(rest) if odd else len(where)) + 1
+    return re.sub(SECRET, r"\1..", scheme + rest[cut:])
 
 
 def host(url: str) -> str:

@@ -1,4 +1,5 @@
-"""A file that came is verified, pinned and put into its place: in this order, so that nothing wrong has its name or a pin.
+"""A file that came is verified, pinned and put into its place: in this order, so that nothing wrong has its name or a pin. An archive
+is pinned once it is unpacked.
 
 A hash or size that its publisher, its code or several people print refuses another file. One that a third party printed may be of another
 edition: such a file is held to be in doubt, and taken only if its caller knows of no better one."""
@@ -7,21 +8,21 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
 from purebench import assets, atomic
 from purebench.assets import Entry, Part
-from purebench.assets.archives import unpack
+from purebench.assets.archives import twice_compressed, unpack
 from purebench.assets.bars import Show
-from purebench.assets.disk import disk_errors, forget, size_of
+from purebench.assets.disk import disk_errors, forget, reading, size_of
 from purebench.assets.download import far_off, vouched
 from purebench.assets.ends import at_end
-from purebench.assets.sources import by_hand
+from purebench.assets.sources import by_hand, shown
 from purebench.assets.troubles import Doubtful, SourceFailed, Unpinned
 from purebench.errors import DOWNLOAD, UserError
 
+CHUNK = 1 << 20  # bytes
 TORCH = (b"PK\x03\x04", b"\x80")  # how torch's files and pickles begin
 
 
@@ -30,8 +31,7 @@ def copy_given(part: Part, given: Path, show: Show) -> None:
     # A name of its own: `.part` may hold what a download has brought so far.
     temporary = part.beside(".from")
     try:
-        with disk_errors(part.file):
-            shutil.copyfile(given, temporary)
+        _copy(given, temporary)
         # Whoever brings a file has looked for it: what a third party printed of it is told, and stops nothing.
         if doubt := accept(part, temporary, str(given.absolute()), doubted=True):
             show.warn(
@@ -44,30 +44,48 @@ def copy_given(part: Part, given: Path, show: Show) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def _copy(given: Path, to: Path) -> None:
+    """What cannot be read is the user's file's fault, what cannot be written the cache's."""
+    with disk_errors(to), to.open("wb") as copied, reading(given), given.open("rb") as file:
+        while piece := file.read(CHUNK):
+            with disk_errors(to):
+                copied.write(piece)
+
+
 def accept(part: Part, temporary: Path, source: str, doubted: bool = False) -> str:
     """Verifies the file, pins its hash, renames it to its name, unpacks it. What is unlike a third party's hash, or "".
 
     SourceFailed if it is a wrong one; Doubtful if it is only unlike what a third party printed, unless it is taken in doubt."""
     sha256, doubt = verify(part, temporary, doubted)
-    pinned = bool(part.lock())
     with disk_errors(part.file, part):
         # On disk before it has its name: a loss of power must not leave the name on an empty file.
         atomic.sync(temporary)
+    if part.result == part.file:
         pin(part, sha256, temporary, source, doubt)
+    with disk_errors(part.file, part):
         os.replace(temporary, part.file)
         forget(part)
     if part.result != part.file:
         try:
-            unpack(part)
-        except SourceFailed as why:
+            unpack_pinned(part, sha256, source, doubt)
+        except SourceFailed:
             part.file.unlink(missing_ok=True)
-            # What has the right hash is what was published: another source has no other.
-            if published(part) and not doubt:
-                raise UserError(f"`{part.label}`: {why}", by_hand(part), DOWNLOAD) from None
-            if not pinned:
-                part.beside(".lock.json").unlink(missing_ok=True)
             raise
     return doubt
+
+
+def unpack_pinned(part: Part, sha256: str, source: str, doubt: str) -> None:
+    """The archive, verified, unpacked; pinned only once all of it was read: a damaged one would refuse the good one ever after.
+
+    SourceFailed if it cannot be unpacked; UserError if it is what was published, which no other source has better."""
+    proven = published(part) and not doubt
+    try:
+        unpack(part, proven, lambda: pin(part, sha256, part.file, source, doubt))
+    except SourceFailed as why:
+        if not proven:
+            raise
+        where = f"it is kept as `{part.file}`: unpacked by hand, its `{part.result.name}` belongs beside it"
+        raise UserError(f"`{part.label}` is what was published, but {why}", where, DOWNLOAD) from None
 
 
 def published(part: Part) -> bool:
@@ -121,12 +139,16 @@ def _check_first_use(part: Part, path: Path, sha256: str) -> None:
     if lock and lock["sha256"] != sha256 and not part.outdated():
         raise Unpinned(
             f"its sha256 is {sha256[:12]}.., but {lock['sha256'][:12]}.. was pinned when it first came ({lock.get('when', '?')}, "
-            f"{lock.get('source', '?')}); if the publisher has replaced it, delete `{part.beside('.lock.json')}` first"
+            f"{shown(str(lock.get('source', '?')))}); if the publisher has replaced it, delete `{part.beside('.lock.json')}` first"
         )
     check_head(part, path)
-    # An archive shows it by being unpacked.
-    if not lock and part.result == part.file and at_end(path) is False:
+    # An archive shows it by being unpacked to its very end.
+    if lock or part.result != part.file:
+        return
+    if at_end(path) is False:
         raise SourceFailed("it is cut short or damaged: it does not end as its format does")
+    if twice_compressed(path):
+        raise SourceFailed("what is in it is compressed once more")
 
 
 def check_head(part: Part, path: Path) -> None:

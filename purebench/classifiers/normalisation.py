@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from purebench.errors import UserError
+
+if TYPE_CHECKING:
+    from purebench.assets.contents import Normaliser
+
+Values = tuple[float, ...]
 
 
 def check(mean: Sequence[Any], std: Sequence[Any], channels: int = 0) -> None:
@@ -35,6 +40,45 @@ def check(mean: Sequence[Any], std: Sequence[Any], channels: int = 0) -> None:
         wrong.append(f"`std` has {min(std):g}, and is divided by")
     if wrong:
         raise UserError(f"the normalisation cannot be meant: {'; '.join(wrong)}", hint)
+
+
+def said(found: Sequence[Normaliser], file: str, certain: bool) -> tuple[Values, Values] | tuple[()]:
+    """(mean, std) that a file says beside its weights; () where it says none. certain: whether its network does not normalise inside.
+    UserError where it says them, and what they are, or whether they are meant, is not certain."""
+    if not found:
+        return ()
+    named = f"`{file}` says a normalisation beside its weights, `{'`, `'.join(found[0].places)}`"
+    plain = "or mean=[0],std=[1] if its network takes images in [0,1] as they are"
+    if len({one.values for one in found}) > 1:
+        others = ", ".join(f"`{one.places[0]}`" for one in found)
+        raise UserError(
+            f"`{file}` says several normalisations beside its weights: {others}", f"say it: mean=..,std=.., {plain}"
+        )
+    if not found[0].values:
+        keys = ["".join(f"['{key}']" for key in place.split(".")) for place in found[0].places]
+        read = ", ".join(f"`torch.load(FILE){key}.flatten().tolist()`" for key in keys)
+        raise UserError(
+            f"{named}, as tensors, which a plan does not read",
+            f"say it: mean=[..],std=[..] with the numbers of {read}, {plain}",
+        )
+    mean, std = found[0].values
+    try:
+        check(mean, std)
+    except UserError as error:
+        raise UserError(f"{named}: {error.message}", f"say it: {error.hint}") from None
+    if not certain or not found[0].plain:
+        why = (
+            "and which of its numbers are meant"
+            if certain
+            else "and its network may normalise by itself: what is meant"
+        )
+        raise UserError(f"{named}, {why} is not certain", f"say it: {written(mean, std)}, {plain}")
+    return mean, std
+
+
+def written(mean: Sequence[float], std: Sequence[float]) -> str:
+    """As parameters have them, to float32's digits."""
+    return ",".join(f"{key}=[{','.join(f'{v:.7g}' for v in values)}]" for key, values in (("mean", mean), ("std", std)))
 
 
 def _divided(values: Sequence[float]) -> str:

@@ -7,7 +7,7 @@ images it was trained on (a table where they depend on the parameter `dataset`),
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,21 @@ import torch
 from torch import Tensor, nn
 
 from purebench import assets, embedded, networks
-from purebench.assets import checkpoint
+from purebench.assets import architecture, checkpoint, contents
 from purebench.classifiers import normalisation, wrapped
 from purebench.errors import DOWNLOAD, UserError, unknown
 
+# Their forward depends on an argument that no file shows, `transform_input`: torchvision sets it for its own weights, and files that
+# were trained from these need it.
+TRANSFORMED = ("googlenet", "inception_v3", "quantized_googlenet", "quantized_inception_v3")
+_OF_TRANSFORMED = (
+    "network == 'torchvision/googlenet' or network == 'torchvision/inception_v3' or "
+    "network == 'torchvision/quantized_googlenet' or network == 'torchvision/quantized_inception_v3'"
+)
+_OF_OTHERS = (
+    "network != 'torchvision/googlenet' and network != 'torchvision/inception_v3' and "
+    "network != 'torchvision/quantized_googlenet' and network != 'torchvision/quantized_inception_v3'"
+)
 _WIDE = ["network != 'wideresnet' and network != 'wideresnet_hill'", "only a WideResNet has one"]
 
 INFO = {
@@ -130,9 +141,21 @@ INFO = {
         "summary": "your own weights: file:path=FILE,network=NAME; the natural CIFAR-100 classifiers of ADP, ScoreOpt and COUP were "
         "never released: robustbench:dataset=cifar100,id=.. are adversarially trained stand-ins",
         "version": 1,
-        "choices": {"weights": ["ema", "raw"]},
+        "choices": {"weights": ["ema", "raw"], "transform_input": ["true", "false"]},
         "counts_classes": True,
-        "moot": {"depth": _WIDE, "widen": _WIDE},
+        "normalises": "torchvision/",
+        "moot": {
+            "depth": _WIDE,
+            "widen": _WIDE,
+            "transform_input": [_OF_OTHERS, "only torchvision's GoogLeNet and Inception v3 have it"],
+        },
+        "asked": {
+            "transform_input": [
+                _OF_TRANSFORMED,
+                "transform_input=true for torchvision's own weights (`weights=`) and what was trained from them, "
+                "transform_input=false for a network that was made by `weights=None`",
+            ]
+        },
     },
 }
 
@@ -191,7 +214,16 @@ def torchvision(*, id: str = "resnet50") -> nn.Module:
     from torchvision import models
 
     state = checkpoint.state(f"torchvision-{id}-v1")
-    return Normalised(checkpoint.fill(models.get_model(id, weights=None), state, id), *IMAGENET).eval()
+    network = models.get_model(id, weights=None, **_arguments(id, "true", state))
+    return Normalised(checkpoint.fill(network, state, id), *IMAGENET).eval()
+
+
+def _arguments(id: str, transform_input: str, keys: Iterable[str]) -> dict[str, bool]:
+    """What of torchvision's network is no matter of shapes; of `keys` only whether they have heads that training alone asks."""
+    if id not in TRANSFORMED:
+        return {}
+    aux = any(architecture.AUX.search(key) for key in keys)
+    return {"transform_input": transform_input == "true", "aux_logits": aux, "init_weights": False}
 
 
 def timm() -> nn.Module:
@@ -261,12 +293,13 @@ def fashionmnist_cnn() -> nn.Module:
 
 def file(
     *, path: str = "", name: str = "", network: str = "", classes: int = 10, depth: int = 28, widen: int = 10,
-    mean: tuple = (), std: tuple = (), weights: str = "",
+    mean: tuple = (), std: tuple = (), weights: str = "", transform_input: str = "",
 ) -> nn.Module:  # fmt: skip
     """Weights in a local file. `network`: `wideresnet_hill` (the WRN of Hill et al., ADP and ScoreOpt; depth, widen), `wideresnet`
     (DiffPure's), `cifar_resnet50`, `robustbench/cifar10/Linf/ID`, `torchvision/ID`; not needed for a file of `purebench train`.
     `mean`, `std`: a normalisation that the network does not do itself, of images in [0,1]. `name`: what tables call it. `weights`:
-    `ema` or `raw` of a file that has both, the average where nothing is said."""
+    `ema` or `raw` of a file that has both, the average where nothing is said. `transform_input`: `true` or `false`,
+    torchvision's argument of GoogLeNet and Inception v3, which no file shows: it is asked for."""
     normalisation.check(mean, std)
     if not network:
         if Path(path).is_file() and "network" not in embedded.metadata(Path(path)):
@@ -276,10 +309,13 @@ def file(
             )
         made = embedded.read(Path(path))
     else:
-        empty = _architecture(network, classes, depth, widen)
+        held = contents.of(Path(path), "state-dict").sets if Path(path).is_file() else {}
+        keys = [key for shapes in held.values() for key in shapes]
+        empty = _architecture(network, classes, depth, widen, str(transform_input).lower(), keys)
         order = checkpoint.parameters(empty)
         found = checkpoint.read(Path(path), "state-dict", weights=weights, order=order)
-        found, *own = wrapped.taken_out(empty, wrapped.of_zoo(empty, found), path)
+        found = wrapped.head(empty, wrapped.of_zoo(empty, found), network)
+        found, *own = wrapped.taken_out(empty, found, path, bool(mean or std))
         if any(own) and (mean or std) and not np.allclose([*own[0], *own[1]], [*mean, *std], atol=1e-4):
             raise UserError(
                 f"`{path}` holds a normaliser of its own, mean {list(own[0])} and std {list(own[1])}, and others were given",
@@ -292,7 +328,9 @@ def file(
     return Normalised(made, mean, std).eval() if mean or std else made
 
 
-def _architecture(network: str, classes: int, depth: int, widen: int) -> nn.Module:
+def _architecture(
+    network: str, classes: int, depth: int, widen: int, transform_input: str, keys: Iterable[str]
+) -> nn.Module:
     source, _, rest = network.partition("/")
     if source == "robustbench" and rest.count("/") == 2:
         from purebench.classifiers import zoo
@@ -303,7 +341,8 @@ def _architecture(network: str, classes: int, depth: int, widen: int) -> nn.Modu
 
         if rest not in models.list_models():
             raise unknown("network of torchvision", rest, models.list_models())
-        return models.get_model(rest, weights=None, num_classes=classes)
+        own = _arguments(rest, transform_input, keys)
+        return models.get_model(rest, weights=None, num_classes=classes, **own)
     if network not in LOCAL:
         raise unknown("network of a file", network, [*LOCAL, "robustbench/cifar10/Linf/ID", "torchvision/NAME"])
     config = {"depth": depth, "widen": widen, "dropout": 0.0, "classes": classes}

@@ -16,11 +16,11 @@ from purebench import assets, datasets, embedded, registry
 from purebench.classifiers import normalisation
 from purebench.errors import DOWNLOAD, UserError, unknown
 from purebench.plan import hashed, prepared
-from purebench.spec import PLACES, Part, Resolved, Value, located, parse, show
+from purebench.spec import PLACES, Part, Resolved, Value, located, parse, place, quoted, show
 
 if TYPE_CHECKING:
     from purebench.assets.architecture import Network
-    from purebench.assets.contents import Contents
+    from purebench.assets.contents import Contents, Normaliser
     from purebench.datasets.images import Images
 
 
@@ -252,11 +252,34 @@ class Component:
     def passed_over(self) -> str:
         """In one line: what of a user's own file of weights is used, and what is not; "" where nothing is passed over."""
         held = self.contents
-        if held is None or not held.passed:
+        layer = self._head_in_sequence
+        if held is None or not (held.passed or layer):
             return ""
         kind = held.choose(str(self.values["weights"]), self.text)
         named = f"its {'averaged' if kind == 'ema' else 'raw'} weights" if held.labelled else "its weights"
-        return f"`{self.text}`: {named} are used; passed over: {', '.join(held.passed[:5])}{', ..' if len(held.passed) > 5 else ''}"
+        used = [place for one in held.normalisers for place in one.places if self._normalised_as(one)]
+        passed = [key for key in held.passed if not any(f"{place}.".startswith(f"{key}.") for place in used)]
+        said = [f"`{self.text}`: {named} are used"]
+        said += [f"normalised as it says: {', '.join(used)}"] if used else []
+        said += (
+            [f"its layer {layer} is the network's last, without what stands before it in a sequence"] if layer else []
+        )
+        said += [f"passed over: {', '.join(passed[:5])}{', ..' if len(passed) > 5 else ''}"] if passed else []
+        return "; ".join(said)
+
+    @property
+    def _head_in_sequence(self) -> str:
+        """`fc.1` of a classifier's file whose last layer was saved in a sequence; "" of others."""
+        if self.contents is None or not self.values.get("network"):
+            return ""
+        # Imported here, as in `held`.
+        from purebench.assets import architecture
+
+        keys = self.contents.sets[self.contents.choose(str(self.values["weights"]), self.text)]
+        return architecture.head_in_sequence(keys, str(self.values["network"]))[0].rstrip(".")
+
+    def _normalised_as(self, said: Normaliser) -> bool:
+        return bool(said.values) and said.values == (self.values.get("mean"), self.values.get("std"))
 
     @property
     def takes(self) -> list[int] | None:
@@ -347,7 +370,26 @@ class Component:
 
 def find(kind: str, text: str) -> Component:
     """Raises UserError for an unknown name or parameter, or for weights that ship with purebench and are damaged."""
-    return of(kind, parse(text, kind))
+    part = parse(text, kind)
+    _check_quoted(text, part)
+    return of(kind, part)
+
+
+def _check_quoted(text: str, part: Part) -> None:
+    """Raises UserError where a file's name goes on, with `,key=` in it, behind what was read as its end."""
+    for key in PLACES:
+        value = part.get(key)
+        begin = text.find(f"{key}={value}") + len(key) + 1
+        if not isinstance(value, str) or begin <= len(key) or place(value).exists():
+            continue
+        ends = [begin + found.start() for found in re.finditer(",", text[begin:])]
+        for end in [len(text), *reversed(ends)]:
+            name = text[begin:end]
+            if len(name) > len(value) and place(name).is_file():
+                raise UserError(
+                    f"`{value}` is no file, and `{name}` is one: a name with `,key=` in it stands in quotes",
+                    f"write {key}={quoted(name)}",
+                )
 
 
 def of(kind: str, part: Part) -> Component:
@@ -375,6 +417,19 @@ def of(kind: str, part: Part) -> Component:
     _check_override(part.name, info, values, known)
     if info.get("counts_classes"):
         _which_classes(part.name, given, values, known)
+    if "normalises" in info:
+        _which_normalisation(given, values, info)
+    # What no file shows, and no default would be right for.
+    for key, (condition, hint) in info.get("asked", {}).items():
+        if key in given:
+            # As text has it, `true` is no word.
+            given[key] = values[key] = show(values[key])
+            if values[key] not in (words := registry.choices(kind, part.name)[key]):
+                raise unknown(f"{key} of `{part.name}`", str(values[key]), words)
+        elif registry.of_info(part.name, condition, values):
+            raise UserError(
+                f"`{part.name}` with network={values['network']} does not say `{key}`, and no file shows it", hint
+            )
     # It would be recorded, and do nothing: two cells of one network.
     for key, (condition, why) in info.get("moot", {}).items():
         if key in given and registry.of_info(part.name, condition, values):
@@ -401,6 +456,11 @@ def _which_classes(name: str, given: dict[str, Value], values: dict[str, Value],
     layer, classes = architecture.last_layer(path, str(values.get("weights", "")))
     if not classes:
         return
+    if classes == 1:
+        raise UserError(
+            f"the last layer of `{path.name}`, `{layer}`, has one output: one logit of two classes, and two are needed",
+            "give the network as code of your own, FILE.py:NAME, whose one logit z is read as (0, z)",
+        )
     if "classes" in given and values["classes"] != classes:
         raise UserError(
             f"`classes={show(values['classes'])}` of `{name}`: the last layer of `{path.name}`, `{layer}`, has {classes}",
@@ -409,6 +469,20 @@ def _which_classes(name: str, given: dict[str, Value], values: dict[str, Value],
     values["classes"] = classes
     if classes != known["classes"]:
         given["classes"] = classes
+
+
+def _which_normalisation(given: dict[str, Value], values: dict[str, Value], info: Mapping[str, Any]) -> None:
+    """Says in `given` and `values` the normalisation that a classifier's own file says beside its weights, where the user says none.
+    UserError where it is not certain."""
+    found = held(info, values)
+    if found is None or "mean" in given or "std" in given:
+        return
+    # Networks of other libraries may normalise by themselves.
+    certain = str(values["network"]).startswith(info["normalises"])
+    for key, numbers in zip(
+        ("mean", "std"), normalisation.said(found.normalisers, Path(str(values["path"])).name, certain), strict=False
+    ):
+        given[key] = values[key] = numbers
 
 
 def _with(digest: str, path: Path, config: str, network: bool) -> str:

@@ -59,14 +59,21 @@ def prepare(
             f"`--out {out}` is the folder of one cell", f"name the one above it: `--out {shlex.quote(str(out.parent))}`"
         )
     # Before the rehearsal may refuse the plan: a note says which dataset was taken, and so what the refusal is about.
+    # Not so what it says of a file's weights: whether they fit is not known yet.
+    said = [*plan.notes, *_of_other_content(plan, out)]
+    of_weights = [line for line in said if "weights are used" in line]
     if note is not None:
-        for line in [*plan.notes, *_of_other_content(plan, out)]:
-            note(line)
+        for line in said:
+            if line not in of_weights:
+                note(line)
     # Imported here: it loads torch, and a mistake found above is then told at once.
     from purebench.running import brought, rehearsal
 
     _check_datasets(plan)
     rehearsal.check(plan)
+    if note is not None:
+        for line in of_weights:
+            note(line)
     # Clean images that are not here cannot be compared with; no run goes beyond `require_files` without them.
     if not plan.missing:
         brought.check(plan, note or (lambda line: None))
