@@ -12,6 +12,8 @@ from purebench.engine.noise import Noise
 from purebench.engine.objective import Gradient, combine
 from purebench.engine.rows import per_row
 
+ROUNDING = 1e-6
+
 
 @dataclass(frozen=True)
 class Steps:
@@ -38,14 +40,18 @@ def sign_steps(
     # Of 24 bits, as in the published code: then sums of a few are exact.
     size = torch.tensor(step, dtype=torch.float32).double().item()
     inside = purified.double().clamp(0, 1)
-    up, down = (1 - inside).clamp(max=size), inside.clamp(max=size)
+    up, down = _felt(1 - inside).clamp(max=size), _felt(inside).clamp(max=size)
     steps = torch.where(each.grad > 0, up, torch.where(each.grad < 0, -down, 0.0))
     found = _together(each, len(x), copies, steps.unflatten(0, (len(x), copies)).sum(1), defense)
     if observe:
         defense.observed.add(noise.ids, y, found)
-    return Steps(
-        found, (purified.double() - x.double().repeat_interleave(copies, 0)).unflatten(0, (len(x), copies)).sum(1)
-    )
+    moved = _felt(purified.double() - x.double().repeat_interleave(copies, 0))
+    return Steps(found, moved.unflatten(0, (len(x), copies)).sum(1))
+
+
+def _felt(change: Tensor) -> Tensor:
+    """0 for what is less than the rounding of a purified image: at the edge of [0,1] its sign would be chance."""
+    return change.where(change.abs() > ROUNDING, 0)
 
 
 def _together(each: Gradient, images: int, copies: int, steps: Tensor, defense: Defense) -> Gradient:
