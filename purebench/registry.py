@@ -100,6 +100,9 @@ NAMES: dict[str, dict[str, str]] = {
         "transfer-pgd": "purebench.attacks.pgd:transfer_pgd",
         "bpda-eot": "purebench.attacks.pgd:bpda_eot",
         "pgd-eot": "purebench.attacks.pgd:pgd_eot",
+        "joint-score": "purebench.attacks.joint:joint_score",
+        "joint-full": "purebench.attacks.joint:joint_full",
+        "approximate-input": "purebench.attacks.approximate:approximate_input",
         "transfer": "purebench.attacks.transfer:transfer",
         "given": "purebench.attacks.given:given",
         "apgd-ce": "purebench.attacks.apgd:apgd_ce",
@@ -343,6 +346,15 @@ def version(kind: str, name: str, values: Mapping[str, object]) -> int:
     values = {**COMMON.get(kind, {}), **values}
     raised = [number for condition, number in known.get("versions", {}).items() if of_info(name, condition, values)]
     return max([known.get("version", 1), *raised])
+
+
+def verdict(attack: str, known: Mapping[str, Any], values: Mapping[str, object]) -> str:
+    """By which rule an attack of the INFO `known` says at these values which images withstood it: INFO's `verdict`, `aa` where it says
+    nothing. It is a word, or {word: condition}, of which the first that holds ("": always)."""
+    said = known.get("verdict", "aa")
+    conditions = said if isinstance(said, dict) else {said: ""}
+    held = [word for word, condition in conditions.items() if not condition or of_info(attack, condition, values)]
+    return next(iter(held), "aa")
 
 
 @dataclass(frozen=True)

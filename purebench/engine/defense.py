@@ -25,12 +25,14 @@ from purebench.engine.nfe import Account, recomputing
 from purebench.engine.noise import Noise
 from purebench.engine.objective import LOSSES, Gradient, Loss, Objective, Observed, combine, gathered, predicted
 from purebench.engine.rows import finite_rows, per_row
+from purebench.engine.sizes import resize
 from purebench.errors import UserError
 from purebench.spec import Part
 
 EXACT, BPDA = Part("exact"), Part("bpda")
 # The image id of padding rows; -1 is that of draws that all images share.
 PADDING = -2
+LEVEL = 0.5  # on the [-1,1] scale, at which a score is asked for: twice ADP's sigma of 0.25, which is on [0,1]
 MARGIN = 0.5  # beyond [0,1], from which on images are taken for those of another scale
 
 
@@ -64,7 +66,7 @@ class Defense:
         self.spent = Account()
         self.not_finite: dict[int, str] = {}
         self.observed = Observed()
-        self.score: Any = None  # the score model, for whoever wants to look at it
+        self.score: Any = None  # the score model, the first of several in rotation; None of a defense without one
         self.bounded = True  # whether images on another scale than [0,1] are refused
 
     def undefended(self) -> Defense:
@@ -121,6 +123,26 @@ class Defense:
         rows = noise.rows(noise.ids.repeat_interleave(count), torch.arange(first, last).repeat(len(x)))
         with torch.no_grad():
             return self.logits(x.repeat_interleave(count, 0), rows).unflatten(0, (len(x), count))
+
+    def direction(self, x: Tensor, level: float = 0.0) -> Tensor:
+        """sigma times the score of x (B,C,H,W) in [0,1], like x: what joint attacks follow, and detection measures. Deterministic.
+
+        Of the score model, the first of several, which sees x at its own size (bilinear there, and its answer back). `level`: the noise
+        level sigma on the [-1,1] scale; 0: the purifier's own, if it takes the score at one (`adp`), else LEVEL, within what the model was
+        trained on. A network that sees no level, as ADP ran NCSNv2, gives the same at any. The product is the same on the [0,1] and
+        the [-1,1] scale. Raises UserError for a defense without a score model."""
+        if self.score is None:
+            raise UserError("this defense has no score model, and so no direction", "take one that purifies by a score")
+        own = getattr(self.purifier, "levels", None)
+        usual = own[0] if own else min(max(LEVEL, self.score.sigma_min), self.score.sigma_max)
+        inner, outer = (self.score.size[1], self.score.size[2]), (x.shape[2], x.shape[3])
+        parts = []
+        # Of no draws: that of an image is the same whoever asks.
+        for chunk in self._chunks(x, Noise(0, "direction", (), range(len(x)), [0] * len(x)), 1):
+            with torch.no_grad(), self._counting(chunk.real):
+                found = self.score.direction(2 * resize(chunk.x, inner) - 1, level or usual)
+            parts.append(resize(found, outer)[: chunk.real])
+        return torch.cat(parts)
 
     # ----------------------------------------------------------------------------------------------------------- gradient
 

@@ -390,6 +390,7 @@ class _Maker:
         differentiated = self.gradient(defended.defense, gradient)
         attacking, origin = self.resolve("attack", attack)
         attacking = self.given(attacking)
+        self.check_needs(attacking, defended)
         source = self.source(attack, limit, seed, defended.own)
         # Images that were made without a ball are in none of a defense that they are carried to.
         limit = limits.threat_of(
@@ -435,6 +436,16 @@ class _Maker:
         # The dataset's are the classifier's, where both are known.
         of = self.dataset if self.dataset.classes else self.classifier
         limits.check(attack, limit, self.dataset.shape, of.classes, of.name)
+
+    @staticmethod
+    def check_needs(attack: Resolved, defended: _Defended) -> None:
+        """Raises UserError for an attack that follows the score of a defense without a score model."""
+        has_score = registry.uses_score(defended.defense.info) and defended.models
+        if "score" in attack.info.get("needs", []) and not has_score:
+            raise UserError(
+                f"`{attack}` follows the score that a defense purifies by, and `{defended.defense}` has none",
+                "attack it with `-a bpda-eot`, or leave the defense out",
+            )
 
     def given(self, attack: Resolved) -> Resolved:
         """An attack whose images exist already, known by their content; the file that holds them is no part of the cell."""

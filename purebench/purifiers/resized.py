@@ -3,16 +3,11 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from purebench.engine.chain import Purifier, State
 from purebench.engine.noise import Noise
-
-
-def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B,C,H,W) -> (B,C,*size), bilinear."""
-    return x if x.shape[2:] == size else F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+from purebench.engine.sizes import resize
 
 
 class Resized:

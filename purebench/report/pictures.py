@@ -16,9 +16,9 @@ from purebench.engine import chain
 from purebench.engine import device as device_module
 from purebench.engine.defense import Defense
 from purebench.engine.noise import Noise
+from purebench.engine.sizes import resize
 from purebench.errors import DOWNLOAD, FAILED, USAGE, Mistake, UserError
 from purebench.plan import grid as plan
-from purebench.purifiers.resized import resize
 from purebench.report import inputs, outputs
 from purebench.report.inputs import Input
 from purebench.running import evaluate, rehearsal

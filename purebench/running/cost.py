@@ -22,13 +22,19 @@ def attack(cell: Cell, shape: list[int], *, classifier: bool = False) -> Calls |
     info, values = cell.attack.info, cell.attack.values
     gradients = registry.of_info(cell.attack.name, info.get("gradient_calls", "0"), values)
     forwards = registry.of_info(cell.attack.name, info.get("forward_calls", "0"), values)
+    # Of the score network alone, which an attack may follow beside the purifier; an energy is differentiated for it.
+    follows = 0 if classifier else registry.of_info(cell.attack.name, info.get("score_calls", "0"), values)
+    inside = follows if cell.scores and cell.scores[0].info.get("energy") else 0
     # An attack on the bare classifier passes no purifier.
     if info.get("bare"):
         return gradients + forwards, gradients
     once, gradient = purification(cell, shape, classifier=classifier), _gradient(cell, shape, classifier)
     if once is None or gradient is None:
         return None if gradients or forwards else (0, 0)
-    return gradients * gradient[0] + forwards * once[0], gradients * gradient[1] + forwards * once[1]
+    return (
+        gradients * gradient[0] + forwards * once[0] + follows,
+        gradients * gradient[1] + forwards * once[1] + inside,
+    )
 
 
 def purification(cell: Cell, shape: list[int], *, classifier: bool = False) -> Calls | None:

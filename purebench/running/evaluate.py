@@ -28,10 +28,11 @@ from purebench.engine.draws import Draws
 from purebench.engine.identity import Identity
 from purebench.engine.nfe import watch
 from purebench.engine.noise import Noise
+from purebench.engine.sizes import resize
 from purebench.errors import UserError
 from purebench.plan import resolved as components
 from purebench.purifiers.plain import Plain
-from purebench.purifiers.resized import Resized, resize
+from purebench.purifiers.resized import Resized
 from purebench.records import store as records
 from purebench.records.store import Record
 from purebench.running.proof import ROWS, Proof, prove, prove_classifier
@@ -536,7 +537,8 @@ def _probabilities(logits: Tensor) -> list[bool]:
 
 def _record(task: Task, attacked: _Attacked, judged: _Judged, i: int, index: int, label: int) -> Record:
     """The line of the i-th image; its keys, and what they mean, are listed in docs/design.md."""
-    why = attacked.not_finite[i]
+    why, attack = attacked.not_finite[i], task.cell.attack
+    rule = registry.verdict(attack.name, attack.info, attack.values)
     # Left out where there is nothing to say: files are long.
     optional = {
         "gradients": attacked.gradients[i],
@@ -558,11 +560,7 @@ def _record(task: Task, attacked: _Attacked, judged: _Judged, i: int, index: int
             "nfe": attacked.nfe[i],
         }
         # `aa`, the oldest, goes without saying.
-        | (
-            {"verdict_is": own}
-            if (own := task.cell.attack.info.get("verdict", "aa")) != "aa" and attacked.verdict[i] is not None
-            else {}
-        )
+        | ({"verdict_is": rule} if rule != "aa" and attacked.verdict[i] is not None else {})
         | ({"batch": list(task.batch)} if task.batch else {})
         | {word: values[i] for word, values in attacked.words.items()}
         # Not by truth: an attack that `stopped` at iterate 0 has something to say.
