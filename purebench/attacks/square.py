@@ -72,14 +72,15 @@ def square_eot(*, queries: int = 5000, eot: int = 20, p_init: float = 0.8, loss:
                 break
             drawn = noise.fork("square", i).rows(noise.ids[alive], noise.samples[alive])
             point = propose(x[alive], best[alive], threat, share(i, p_init), drawn)
-            found, _ = answers(point, alive, search)
-            rival = (found > highest[alive]).nonzero()[:, 0].cpu()
+            found, fooled = answers(point, alive, search)
+            # As upstream, what is wrong is taken whatever its loss, which cross-entropy may have lower.
+            rival = ((found > highest[alive]) | fooled).nonzero()[:, 0].cpu()
             if not len(rival):
                 continue
             where, fresh = alive[rival], selection(noise, i)
             losses, wrong = answers(torch.cat([point[rival], best[where]]), torch.cat([where, where]), fresh)
             new, old = losses.chunk(2)
-            accepted = (new > old).nonzero()[:, 0].cpu()
+            accepted = ((new > old) | wrong[: len(where)]).nonzero()[:, 0].cpu()
             at = where[accepted]
             best[at], highest[at], done[at] = (
                 point[rival][accepted],
