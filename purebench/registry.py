@@ -109,6 +109,11 @@ NAMES: dict[str, dict[str, str]] = {
         "apgd-dlr": "purebench.attacks.apgd:apgd_dlr",
         "autoattack-rand": "purebench.attacks.autoattack:autoattack_rand",
         "autoattack-standard": "purebench.attacks.autoattack:autoattack_standard",
+        "spsa": "purebench.attacks.spsa:spsa",
+        "square-eot": "purebench.attacks.square:square_eot",
+        "nattack": "purebench.attacks.nattack:nattack",
+        "stadv": "purebench.attacks.stadv:stadv",
+        "salt-and-pepper": "purebench.attacks.pixels:salt_and_pepper",
     },
 }
 MOST = 100_000  # of whatever a whole number counts
