@@ -106,6 +106,9 @@ NAMES: dict[str, dict[str, str]] = {
         "apgd-dlr": "purebench.attacks.apgd:apgd_dlr",
         "autoattack-rand": "purebench.attacks.autoattack:autoattack_rand",
         "autoattack-standard": "purebench.attacks.autoattack:autoattack_standard",
+        "hammer": "purebench.attacks.hammer:hammer",
+        "diffattack": "purebench.attacks.diffattack:diffattack",
+        "cascade": "purebench.attacks.cascade:cascade",
     },
 }
 MOST = 100_000  # of whatever a whole number counts

@@ -186,7 +186,7 @@ class Defense:
         for chunk in self._chunks(x, noise, 1):
             rest = cotangent.new_zeros(self.rows - chunk.real, *cotangent.shape[1:])
             given = torch.cat([cotangent[chunk.first : chunk.last], rest])
-            rows.append(self._pulled(chunk, lambda _, given=given: given))
+            rows.append(self._pulled(chunk, partial(_whatever, given)))
         return torch.cat(rows)
 
     def _pulled(self, chunk: _Chunk, cotangent: Callable[[Tensor], Tensor], terms: Along | None = None) -> Tensor:
@@ -313,6 +313,11 @@ class _Once(torch.autograd.Function):
             "the gradient of a purified image cannot be differentiated again: the engine gives first derivatives",
             "take an attack or a penalty that needs no second derivative, or leave out `create_graph=True`",
         )
+
+
+def _whatever(cotangent: Tensor, purified: Tensor) -> Tensor:
+    """The cotangent, whatever was purified."""
+    return cotangent
 
 
 def _check_input(x: Tensor, noise: Noise, bounded: bool) -> None:
