@@ -72,7 +72,8 @@ class _Chosen:
         self.noise = Noise(noise.seed, "select", noise.path, noise.ids, noise.samples)
         self.nfe = torch.zeros(len(x), 2, dtype=torch.int64)
         self.seen = defense.spent.total()
-        self.x_adv, self.flow = x.clone(), None
+        self.x_adv = x.clone()
+        self.flow: Tensor | None = None
         everyone = torch.arange(len(x))
         self.right = self.answers(x, everyone)
         self.broken_by = ["clean" if not right else None for right in self.right.tolist()]
@@ -102,8 +103,9 @@ class _Chosen:
         taken = here[better]
         self.x_adv[taken], self.right[taken] = x_adv[better], right[better]
         if found.flow is not None:
-            self.flow = self.x.new_zeros(len(self.x), 2, *self.x.shape[2:]) if self.flow is None else self.flow
-            self.flow[taken] = found.flow.detach().to(self.x)[better]
+            flow = self.x.new_zeros(len(self.x), 2, *self.x.shape[2:]) if self.flow is None else self.flow
+            flow[taken] = found.flow.detach().to(self.x)[better]
+            self.flow = flow
         nothing = [None] * len(at)
         stopped, not_finite = (found.log.get(word) or nothing for word in ("stopped", "not_finite"))
         for place, i in enumerate(at.tolist()):

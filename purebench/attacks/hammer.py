@@ -97,10 +97,10 @@ class Selective(Defense):
         losses = _worst_for_bad(each.loss.unflatten(0, (len(x), eot)))
         grads = each.grad.unflatten(0, (len(x), eot))
         # Image by image: of a product over all, the last bits would depend on how many there are.
-        chosen, grad = zip(*map(self.select, losses, grads), strict=True)
-        grad, finite = torch.stack(grad), each.finite.unflatten(0, (len(x), eot)).any(1)
+        selected = [self.select(*image) for image in zip(losses, grads, strict=True)]
+        grad, finite = torch.stack([r for _, r in selected]), each.finite.unflatten(0, (len(x), eot)).any(1)
         if self.graft:
-            grad = self.through(x, torch.tensor(chosen), grad, noise, eot)
+            grad = self.through(x, torch.tensor([chosen for chosen, _ in selected]), grad, noise, eot)
             finite = finite & grad.isfinite().flatten(1).all(1)
             grad = grad.where(finite.view(-1, 1, 1, 1), 0)
         logits = each.logits[0].unflatten(0, (len(x), eot)).transpose(0, 1)

@@ -54,9 +54,10 @@ def threat_of(attack: Resolved, asked: ThreatModel) -> ThreatModel:
 
 def within(attack: Resolved, limit: ThreatModel, whole: str) -> None:
     """Raises UserError for an attack inside another one, `whole`, whose images would be under another threat model than that one's."""
-    if threat_of(attack, limit) != limit:
+    kinds = _kinds(attack.key)
+    if attack.info.get("threat", True) and (limit.norm not in kinds or kinds == [BOX] != [limit.norm]):
         raise UserError(
-            f"`{whole}` under {limit} cannot have `{attack}` inside, which keeps to {' or '.join(_kinds(attack.key))}",
+            f"`{whole}` under {limit} cannot have `{attack}` inside, which keeps to {' or '.join(kinds)}",
             f"give it by itself: `-a {attack.name}`",
         )
 

@@ -231,7 +231,7 @@ def execute(
 # and words of its own it may.
 RESERVED = {
     "position", "index", "label", "undefended", "clean", "adversarial", "verdict", "verdict_is", "linf", "l2", "l1", "flow", "batch",
-    "gradients", "notes", "failed",
+    "gradients", "notes", "failed", "rows",
     "cell", "dataset", "subset", "classifier", "score", "defense", "attack", "threat", "grad", "seed", "clean_evals", "evals",
     "clean_right", "right", "nfe_forward", "nfe_backward", "gradients_iterates", "gradients_zero", "gradients_not_finite",
     "gradients_right", "gradients_blind", "not_finite_clean", "not_finite_adversarial", "not_finite_attack", "lost", "crc", "adv_crc",
