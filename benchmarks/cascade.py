@@ -4,8 +4,9 @@
     uv run python benchmarks/cascade.py --images 16         a first look
     uv run python benchmarks/cascade.py --recorded results/embedded      AutoAttack's images as they are recorded there
 
-The target: the same or lower robust accuracy, the paired difference's interval taken into account, at a fifth of the calls or fewer. Calls are
-forwards and backwards of both networks for an image, mean over images, as `nfe` in the records. Exits with 1 where the target is missed.
+The target: the same or lower robust accuracy on the same images, at a fifth of the calls or fewer. Calls are forwards and backwards of
+both networks for an image, mean over images, as `nfe` in the records; ± is a 95 % normal interval over images, of the difference a
+paired one. Exits with 1 where the target is missed.
 """
 
 from __future__ import annotations

@@ -88,7 +88,8 @@ def test_each_attack_is_given_what_withstood_those_before_and_the_fewest_right_a
 
 
 def test_selection_draws_are_those_of_no_attack_and_no_judge_and_what_is_judged_afresh_is_unbiased():
-    """Of ten candidates that are right half the time the best of five draws looks broken; by the judge's draws it is right half the time."""
+    """Of ten candidates that are right half the time the best of five draws looks broken; by the judge's draws it is right
+    half the time."""
     seen = set()
     real = Noise.uniform
 

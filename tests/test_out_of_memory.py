@@ -31,7 +31,10 @@ def lines(out, attack="pgd-eot"):
     return {line["position"]: line for line in log.images}
 
 
-def scarce(monkeypatch, enough, when, error=torch.OutOfMemoryError(MESSAGE)):
+GPU = torch.OutOfMemoryError(MESSAGE)
+
+
+def scarce(monkeypatch, enough, when, error=GPU):
     """Tasks for which `when(task)` holds find no memory for more than `enough` rows; returns the rows that were tried."""
     real, tried = evaluate.execute, []
 
