@@ -114,6 +114,9 @@ NAMES: dict[str, dict[str, str]] = {
         "nattack": "purebench.attacks.nattack:nattack",
         "stadv": "purebench.attacks.stadv:stadv",
         "salt-and-pepper": "purebench.attacks.pixels:salt_and_pepper",
+        "hammer": "purebench.attacks.hammer:hammer",
+        "diffattack": "purebench.attacks.diffattack:diffattack",
+        "cascade": "purebench.attacks.cascade:cascade",
     },
 }
 MOST = 100_000  # of whatever a whole number counts

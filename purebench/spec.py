@@ -494,7 +494,7 @@ class Resolved:
     of a foreign component, empty where there is none. `where`: files of the user's, and so no part of what it is; `info`: its INFO.
     `target`: by which the registry finds a component of a user's file, empty where its name does; of a gradient, itself with such names.
     `code`: the hash of a foreign component's source alone. `unsaid`: parameters that came to a component later (`added` of its INFO) and
-    are at their defaults: no part of a cell, so that those of before keep their ids.
+    are at their defaults: no part of a cell, so that those of before keep their ids. `inner`: of an attack that is made of others, these.
     """
 
     kind: str
@@ -508,6 +508,7 @@ class Resolved:
     target: str = field(default="", compare=False)
     code: str = field(default="", compare=False)
     unsaid: tuple[str, ...] = field(default=(), compare=False)
+    inner: tuple[Resolved, ...] = ()
 
     def __str__(self) -> str:
         return str(self.part)
@@ -536,7 +537,9 @@ class Resolved:
         # Of the others, the values that the name leaves out may be a dataset's, which may change with its TOML.
         values = {k: v for k, v in {**self.values, **self.options}.items() if k not in self.unsaid}
         # Of ours the version says which code it is, and ids stay what they are.
-        code = {"hash": self.digest} if self.digest else {}
+        code: dict[str, Any] = {"hash": self.digest} if self.digest else {}
+        if self.inner:
+            code["inner"] = [{"name": str(one), **one.data()} for one in self.inner]
         return {"version": self.version, **code, "values": {k: recorded(k, v) for k, v in sorted(values.items())}}
 
 

@@ -413,3 +413,48 @@ def test_a_purification_has_the_same_bits_recorded_or_not():
         assert torch.equal(chain.Tape(purifier, x, noise, plan).purified, plain)
     with chain.detached():
         assert torch.equal(chain.vjp(purifier, x, noise, torch.ones_like(x))[0], plain)
+
+
+# ------------------------------------------------------------------------------------------------- terms of states on the way
+
+
+def bends(k: int, state, x):
+    """A term of some states that looks at x, too; of a tuple at its floating tensors."""
+    if k % 2:
+        return None
+    at = state[0] if isinstance(state, tuple) else state
+    return (at.sin() * (1 + k) * (1 + x)).flatten(1).sum(1) + x.square().flatten(1).sum(1)
+
+
+def bent_by_autograd(p, terms):
+    """The gradient of <purified, V> and of all terms by plain autograd through everything."""
+    with torch.enable_grad():
+        x = X.clone().requires_grad_()
+        state = p.start(x, NOISE)
+        total = terms(0, state, x).sum()
+        for k in range(p.n):
+            state = p.step(k, state, NOISE)
+            value = terms(k + 1, state, x)
+            total = total + (0 if value is None else value.sum())
+        return torch.autograd.grad(total + (p.finish(state) * V).sum(), x)[0]
+
+
+@pytest.mark.parametrize("case", ["diffpure", "coup", "diffpure-ddpm", "gdmp", "toy"])
+def test_terms_of_states_are_differentiated_exactly_under_every_plan(case):
+    """A cotangent at a state is a term too: its product with the state."""
+    p = Toy(5) if case == "toy" else purifier(case, steps=5)
+    expected = bent_by_autograd(p, bends)
+    assert relative(autograd(p, X, V, NOISE)[1], expected) > 0.01
+    for plan in plans(p.n):
+        asked = []
+        tape = Tape(p, X, NOISE, plan, lambda k, s, x, asked=asked: (asked.append(k), bends(k, s, x))[1])
+        assert relative(tape.vjp(V), expected) < 1e-12, plan
+        assert sorted(asked) == list(range(p.n + 1)), plan
+
+
+@pytest.mark.parametrize("budget", [None, 4])
+def test_terms_that_say_nothing_change_no_bit(budget):
+    p = purifier("diffpure", steps=5)
+    memory = budget and budget * chain.step_bytes(p, X, NOISE)[1]
+    plain, bare = (chain.vjp(p, X, NOISE, V, memory=memory, terms=t)[1] for t in (lambda k, s, x: None, None))
+    assert torch.equal(plain, bare)

@@ -140,6 +140,23 @@ ATTACKS = {  # case: (the attacked images in one weighted sum, {parameter: anoth
     "transfer-pgd": (-1.4974468495850928, {"steps": 41, "rel_step": 0.26, "loss": "dlr", "random_start": False}),
     "apgd-ce:steps=20": (-1.4963045996546702, {"eot": 21, "rho": 0.7}),
     "apgd-dlr:steps=20": (-1.482263664540897, {"eot": 21, "rho": 0.7}),
+    "hammer:steps=20": (
+        -1.4154153481425003,
+        {
+            "eot": 11,
+            "rho": 0.3,
+            "loss": "dlr",
+            "graft": True,
+            "toward": "robust",
+            "lam": 0.5,
+            "rounds": 1,
+            "alpha": 0.6,
+        },
+    ),
+    "hammer:eot=2": (-1.360828350655896, {"steps": 30}),
+    "diffattack:steps=20,eot=2": (-1.496325893605714, {"rho": 0.7, "loss": "dlr", "weight": 1.1, "points": 2}),
+    "diffattack:steps=5": (-1.3690487354144167, {"eot": 21}),
+    "diffattack:eot=2": (-1.5318131446455616, {"steps": 60}),
 }
 
 
@@ -149,7 +166,10 @@ def attacked(case, **other):
     x = 0.3 + 0.4 * X[:2]
     noise = Noise(0, "attack", (part.name,), range(2), [0] * 2)
     attack = registry.factory("attack", part.name)(**dict(part.parameters) | other)
-    found = attack(Defense(Gaussian(0.1), CLASSIFIER), x, CLASSIFIER(x).argmax(1), ThreatModel("L2", 0.1), noise)
+    # Of bare noise the gradient is the classifier's, and there is nothing to deviate from.
+    whole = make("diffpure", score=SCORE, classifier=CLASSIFIER, steps=4)
+    purifier = whole if part.name in ("hammer", "diffattack") else Gaussian(0.1)
+    found = attack(Defense(purifier, CLASSIFIER), x, CLASSIFIER(x).argmax(1), ThreatModel("L2", 0.1), noise)
     return (found.x_adv * WEIGHTS[:2]).sum().item()
 
 
@@ -215,6 +235,7 @@ ELSEWHERE = {  # what no number of a purification or an attack alone can show
     "autoattack-rand": {"batch"},  # below
     "autoattack-standard": {"batch", "n_queries"},
     "transfer": {"from", "attack"},  # the plan reads them: tests/test_plan.py
+    "cascade": {"attacks", "select"},  # tests/test_cascade.py
     "given": {"path", "name", "project"},  # tests/test_given.py
 }
 

@@ -29,6 +29,9 @@ from purebench.errors import UserError
 State = Any
 Cotangent = Tensor | Callable[[Tensor], Tensor]  # like the purified x, or a function that makes it of that
 Graph = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # what it begins with, and what it ends in
+# (k, the state before step k, x) -> a number for each row (B,), to be differentiated beside what the cotangent says; None: nothing of k.
+# k = 0 is what `start` made, k = n the last state, before `finish`. A pure function: a state may be made twice, and is asked about once.
+Terms = Callable[[int, State, Tensor], Tensor | None]
 nfe = _nfe.counting
 
 
@@ -62,13 +65,15 @@ def vjp(
     cotangent: Cotangent,
     *,
     memory: int | None = None,
+    terms: Terms | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(purified x, cotangent . d purified / d x), exact for the sampled path, second-order terms included.
 
     `cotangent`: like x, or a function that makes it of the purified x; `memory`: bytes for states and graphs, None = no bound.
-    Raises UserError when the budget holds not even one step's graph and 2 sqrt(n) states.
+    `terms`: of states on the way, whose derivative by x is added: of the state, and of x itself where a term looks at it.
+    Raises UserError when the budget holds not even one step's graph and 2 sqrt(n) states, or where there are no states to look at.
     """
-    tape = record(purifier, x, noise, memory=memory)
+    tape = record(purifier, x, noise, memory=memory, terms=terms)
     return tape.purified, tape.vjp(cotangent(tape.purified) if callable(cotangent) else cotangent)
 
 
@@ -143,8 +148,11 @@ def plan(n: int, state: int, graph: int, memory: int | None, work: int = 0) -> P
 class Tape:
     """One recorded chain: `purified` (detached, like x), and `vjp(cotangent)`, which may be asked once."""
 
-    def __init__(self, purifier: Purifier, x: Tensor, noise: Noise, plan: Plan):
+    def __init__(self, purifier: Purifier, x: Tensor, noise: Noise, plan: Plan, terms: Terms | None = None):
         self._purifier, self._noise, self._plan = purifier, noise, plan
+        self._x, self._terms = x.detach(), terms
+        # What the terms say of x itself, segment by segment.
+        self._direct = torch.zeros_like(self._x) if terms else None
         # Steps before the cut are recomputed. A plan may name a longer tail than the chain has steps.
         self._cut = max(purifier.n - plan.tail, 0)
         # k -> what step k begins with. Of k = 0 it is the input: `start` belongs to the gradient too.
@@ -168,7 +176,7 @@ class Tape:
             # Popped: a list of all of them would keep alive what is done.
             grads = backward(k, end, self._kept.pop(k), grads)
             end = k
-        return grads[0]
+        return grads[0] if self._direct is None else grads[0] + self._direct
 
     def _step_by_step(self, a: int, b: int, state: State, cotangents: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """As `_again`, with one step's graph at a time."""
@@ -180,17 +188,34 @@ class Tape:
             cotangents = self._again(k, k + 1, states.pop(), cotangents)
         return cotangents
 
-    def _walk(self, a: int, b: int, state: State) -> State:
-        """Steps a..b-1; the first takes `start` along, the last `finish`."""
+    def _walk(self, a: int, b: int, state: State, seen: Callable[[int, State], None] | None = None) -> State:
+        """Steps a..b-1; the first takes `start` along, the last `finish`. seen: told of each state that is made, under the k of the step
+        that it is before."""
         state = self._purifier.start(state, self._noise) if a == 0 else state
+        if seen and a == 0:
+            seen(0, state)
         for k in range(a, b):
             state = self._purifier.step(k, state, self._noise)
+            if seen:
+                seen(k + 1, state)
         return self._purifier.finish(state) if b == self._purifier.n else state
 
     def _graph(self, a: int, b: int, state: State) -> Graph:
         inputs = _leaves(state)
+        if self._terms is None:
+            with torch.enable_grad():
+                return tensors(inputs), tensors(self._walk(a, b, inputs))
+        terms, x, found = self._terms, self._x.clone().requires_grad_(), []
+
+        def seen(k: int, state: State) -> None:
+            value = terms(k, state, x)
+            if value is not None:
+                found.append(value)
+
         with torch.enable_grad():
-            return tensors(inputs), tensors(self._walk(a, b, inputs))
+            outputs = tensors(self._walk(a, b, inputs, seen))
+        # As one more input, x, and more outputs, whose cotangents are ones: `_pull` takes both off again.
+        return (*tensors(inputs), x), (*outputs, *found)
 
     def _again(self, a: int, b: int, state: State, cotangents: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The cotangents pulled back through steps a..b-1, whose graph is built again."""
@@ -198,8 +223,17 @@ class Tape:
             graph = self._graph(a, b, state)
         return self._pull(graph, cotangents)
 
+    def _pull(self, graph: Graph, cotangents: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The cotangents of what a graph ends in, as those of what it begins with."""
+        if self._direct is None:
+            return self._through(graph, cotangents)
+        ones = tuple(torch.ones_like(term) for term in graph[1][len(cotangents) :])
+        *grads, direct = self._through(graph, (*cotangents, *ones))
+        self._direct = self._direct + direct
+        return tuple(grads)
+
     @staticmethod
-    def _pull(graph: Graph, cotangents: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def _through(graph: Graph, cotangents: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         inputs, outputs = graph
         # The derivative of a sum: handing autograd the cotangents themselves makes it import sympy, two seconds of every process.
         with torch.enable_grad():
@@ -212,19 +246,26 @@ class Tape:
         return tuple(next(found) if i.requires_grad else torch.zeros_like(i) for i in inputs)
 
 
-def record(purifier: Purifier, x: Tensor, noise: Noise, *, memory: int | None = None) -> Tape:
+def record(
+    purifier: Purifier, x: Tensor, noise: Noise, *, memory: int | None = None, terms: Terms | None = None
+) -> Tape:
     """Walks the chain and keeps what `Tape.vjp` needs within `memory` bytes (None: no bound). A purifier that is no chain inside
-    (`purifiers.plain`) records itself."""
+    (`purifiers.plain`) records itself, and has no states for `terms`."""
     if hasattr(purifier, "record_itself"):
+        if terms:
+            raise UserError("a plain function has no states on the way", "take another attack")
         return purifier.record_itself(x, noise, memory=memory)
-    return Tape(purifier, x, noise, planned(purifier, x, noise, memory))
+    return Tape(purifier, x, noise, planned(purifier, x, noise, memory, terms=terms is not None), terms)
 
 
-def planned(purifier: Purifier, x: Tensor, noise: Noise, memory: int | None) -> Plan:
-    """How the chain of x is kept within `memory` bytes (None: no bound). Raises UserError where not even one step's graph fits."""
+def planned(purifier: Purifier, x: Tensor, noise: Noise, memory: int | None, *, terms: bool = False) -> Plan:
+    """How the chain of x is kept within `memory` bytes (None: no bound); `terms`: with terms of its states. Raises UserError where not
+    even one step's graph fits."""
     if memory is None or purifier.n == 0:
         return Plan(tail=purifier.n)
     state, graph = step_bytes(purifier, x, noise)
+    # A term of a state keeps about four more like it: the point that it is held against, their difference, its square.
+    graph += 4 * state if terms else 0
     return plan(purifier.n, state, graph, memory, work=graph // 2)
 
 

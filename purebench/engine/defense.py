@@ -33,6 +33,7 @@ EXACT, BPDA = Part("exact"), Part("bpda")
 # The image id of padding rows; -1 is that of draws that all images share.
 PADDING = -2
 LEVEL = 0.5  # on the [-1,1] scale, at which a score is asked for: twice ADP's sigma of 0.25, which is on [0,1]
+Along = Callable[[Noise], chain.Terms]  # of the draws of some rows, the terms of their states
 MARGIN = 0.5  # beyond [0,1], from which on images are taken for those of another scale
 
 
@@ -147,13 +148,15 @@ class Defense:
     # ----------------------------------------------------------------------------------------------------------- gradient
 
     def loss_grad(
-        self, x: Tensor, y: Tensor, loss: str | Loss, noise: Noise, *, eot: int = 1, average: str = "loss", observe: bool = True
+        self, x: Tensor, y: Tensor, loss: str | Loss, noise: Noise, *, eot: int = 1, average: str = "loss", observe: bool = True,
+        terms: Along | None = None,
     ) -> Gradient:  # fmt: skip
         """The expectation over `eot` purifications (times votes), folded into rows, and its gradient by the defense's gradient.
 
         x (B,C,H,W) in [0,1], y (B,); `loss`: a name in LOSSES or a function. `average`: the mean of the draws' `loss`, or the
         loss of their mean `logits`, `softmax` or `logsoftmax`. `observe`: count what the gradient was like in `observed`, under the
-        image ids of `noise`. Random: the purifications numbered sample * eot * votes + i.
+        image ids of `noise`. `terms`: of states on a purification's way, ascended beside the loss: summed over an image's
+        purifications, divided as the loss is, and no part of `loss`. Random: the purifications numbered sample * eot * votes + i.
         """
         if not len(x):  # what is asked of no image
             none = x.new_zeros(0)
@@ -169,20 +172,23 @@ class Defense:
             rows = []
             for chunk in self._chunks(x, noise, copies, aligned=True):
                 labels = y[chunk.first // copies : chunk.last // copies]
-                rows.append(self._pull(chunk, partial(objective.derivative, y=labels)))
+                rows.append(self._pull(chunk, partial(objective.derivative, y=labels), terms))
         else:
             # An image's draws span several chunks: all logits first, then the gradients.
             with torch.no_grad():
                 logits = torch.cat([self._classify(chunk) for chunk in self._chunks(x, noise, copies)])
             derivative = objective.derivative(logits, y)
-            rows = [self._pull(c, derivative[c.first : c.last]) for c in self._chunks(x, noise, copies)]
+            rows = [self._pull(c, derivative[c.first : c.last], terms) for c in self._chunks(x, noise, copies)]
         found = gathered(torch.cat(rows).unflatten(0, (len(x), copies)), objective)
         if observe:
             self.observed.add(noise.ids, y, found)
         return found
 
-    def _pull(self, chunk: _Chunk, derivative: Tensor | Callable[[Tensor], Tensor]) -> Tensor:
-        """The chunk's gradient rows, from the derivative of the objective by its logits, or a function that makes it of them."""
+    def _pull(
+        self, chunk: _Chunk, derivative: Tensor | Callable[[Tensor], Tensor], terms: Along | None = None
+    ) -> Tensor:
+        """The chunk's gradient rows, from the derivative of the objective by its logits, or a function that makes it of them; `terms`: what
+        is added, of the states."""
 
         def cotangent(purified: Tensor) -> Tensor:
             with torch.enable_grad():
@@ -193,8 +199,23 @@ class Defense:
                     return torch.zeros_like(purified)
                 return torch.autograd.grad((logits[: chunk.real] * d).sum(), purified)[0]
 
+        return self._pulled(chunk, cotangent, terms)
+
+    def pull(self, x: Tensor, noise: Noise, cotangent: Tensor) -> Tensor:
+        """(d purified / d x)^T cotangent of one purification of each row of x (B,C,H,W) in [0,1], by the defense's gradient;
+        cotangent: like x. The classifier is not asked. Random: the purifications that the rows of `noise` name."""
+        rows = []
+        for chunk in self._chunks(x, noise, 1):
+            rest = cotangent.new_zeros(self.rows - chunk.real, *cotangent.shape[1:])
+            given = torch.cat([cotangent[chunk.first : chunk.last], rest])
+            rows.append(self._pulled(chunk, partial(_whatever, given)))
+        return torch.cat(rows)
+
+    def _pulled(self, chunk: _Chunk, cotangent: Callable[[Tensor], Tensor], terms: Along | None = None) -> Tensor:
+        """The gradient rows (real,..) of a chunk, from the cotangent of what is purified."""
+        found = terms(chunk.noise) if terms else None
         with self._counting(chunk.real):
-            grad = self.gradient.vjp(self, chunk.x.detach(), chunk.noise, cotangent)[1][: chunk.real]
+            grad = self.gradient.vjp(self, chunk.x.detach(), chunk.noise, cotangent, found)[1][: chunk.real]
         self._check(chunk, grad, "the gradient")
         return grad
 
@@ -314,6 +335,11 @@ class _Once(torch.autograd.Function):
             "the gradient of a purified image cannot be differentiated again: the engine gives first derivatives",
             "take an attack or a penalty that needs no second derivative, or leave out `create_graph=True`",
         )
+
+
+def _whatever(cotangent: Tensor, purified: Tensor) -> Tensor:
+    """The cotangent, whatever was purified."""
+    return cotangent
 
 
 def _check_input(x: Tensor, noise: Noise, bounded: bool) -> None:

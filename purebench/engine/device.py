@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import platform
 import sys
 from importlib.metadata import version
@@ -67,6 +68,21 @@ def free_memory(device: torch.device, workers: int) -> int:
         group = Path("/sys/fs/cgroup")
         free.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
     return max(int(min(free) * 0.5 / workers), 64 << 20)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether it says that the device, or the machine, has no memory left."""
+    # Of the CPU torch raises a RuntimeError like any other.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator: can't allocate" in str(
+        error
+    )
+
+
+def release() -> None:
+    """Gives back what nobody holds any more."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def facts(device: torch.device) -> dict[str, object]:

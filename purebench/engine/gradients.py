@@ -16,7 +16,7 @@ from purebench.spec import Part, Value, show
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from purebench.engine.chain import Purifier
+    from purebench.engine.chain import Purifier, Terms
     from purebench.engine.defense import Defense
     from purebench.engine.noise import Noise
 
@@ -47,6 +47,12 @@ Cotangent = Callable[["Tensor"], "Tensor"]  # of the purified image
 Resolve = Callable[[Part], tuple[Part, Mapping[str, Value]]]  # a defense as written -> canonical, every parameter
 
 
+def _no_terms(gradient: Exact, terms: Terms | None) -> None:
+    if terms:
+        name = type(gradient).__name__.lower()
+        raise UserError(f"the gradient `{name}` walks no states whose terms it could take", "use `--grad exact`")
+
+
 class Exact:
     """Of the sampled path, step by step."""
 
@@ -72,12 +78,15 @@ class Exact:
         with self.within():
             chain.planned(self.walked(defense), x, noise, defense.memory)
 
-    def vjp(self, defense: Defense, x: Tensor, noise: Noise, cotangent: Cotangent) -> tuple[Tensor, Tensor]:
-        """(purified, gradient), both like x (B,C,H,W) in [0,1]."""
+    def vjp(
+        self, defense: Defense, x: Tensor, noise: Noise, cotangent: Cotangent, terms: Terms | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(purified, gradient), both like x (B,C,H,W) in [0,1]. terms: of states on the way (`chain.Terms`); a gradient that walks no
+        states refuses them."""
         from purebench.engine import chain
 
         with self.within():
-            return chain.vjp(self.walked(defense), x, noise, cotangent, memory=defense.memory)
+            return chain.vjp(self.walked(defense), x, noise, cotangent, memory=defense.memory, terms=terms)
 
     def record(self, defense: Defense, x: Tensor, noise: Noise) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """(purified, its pull-back of a cotangent): the same in two halves, for autograd, which may pull any number of times."""
@@ -124,9 +133,12 @@ class Bpda(Exact):
     def fits(self, defense: Defense, x: Tensor, noise: Noise) -> None:
         """Always: nothing is recorded."""
 
-    def vjp(self, defense: Defense, x: Tensor, noise: Noise, cotangent: Cotangent) -> tuple[Tensor, Tensor]:
+    def vjp(
+        self, defense: Defense, x: Tensor, noise: Noise, cotangent: Cotangent, terms: Terms | None = None
+    ) -> tuple[Tensor, Tensor]:
         from purebench.engine import chain
 
+        _no_terms(self, terms)
         purified = chain.run(defense.purifier, x, noise)
         return purified, cotangent(purified)
 
@@ -156,9 +168,12 @@ class Adjoint(Bpda):
         own = info.get("guided") and self.guidance != "detached"
         return Part("adjoint", (("guidance", self.guidance),) if own else ())
 
-    def vjp(self, defense: Defense, x: Tensor, noise: Noise, cotangent: Cotangent) -> tuple[Tensor, Tensor]:
+    def vjp(
+        self, defense: Defense, x: Tensor, noise: Noise, cotangent: Cotangent, terms: Terms | None = None
+    ) -> tuple[Tensor, Tensor]:
         from purebench.engine import adjoint
 
+        _no_terms(self, terms)
         if not defense.purifier.n:
             return Exact().vjp(defense, x, noise, cotangent)
         sde = cast(adjoint.SDE, defense.purifier)  # `Defense` refuses the gradient for a purifier that is none

@@ -349,6 +349,11 @@ class _Maker:
         values = registry.validated(kind, part.name, of_dataset | given)
         known = registry.parameters(kind, part.name)
         usual = {k: registry.as_type(v, known[k]) for k, v in (known | of_dataset).items()}
+        inner: tuple[Resolved, ...] = ()
+        if (parts_of := registry.info(kind, part.name).get("parts")) is not None:
+            inner = self.inner(part, values[parts_of])
+            values[parts_of] = _written(inner)
+            usual[parts_of] = _written(self.inner(part, usual[parts_of]))
         origin = {k: "given" if k in given else self.dataset.name if k in of_dataset else "default" for k in values}
         # On its dataset a dataset's value goes without saying: `coup:t=0.1` on digits is `coup`.
         canonical = Part(name, tuple((k, v) for k, v in values.items() if v != usual[k]))
@@ -364,8 +369,40 @@ class _Maker:
             options,
             info=registry.info(kind, part.name),
             unsaid=tuple(k for k in registry.added(kind, part.name) if own[k] == registry.as_type(known[k], known[k])),
+            inner=inner,
         )
         return components.foreign(found, part.name, self.dataset.shape), origin
+
+    def inner(self, attack: Part, given: Value) -> tuple[Resolved, ...]:
+        """The attacks that an attack is made of. Raises UserError for those that cannot run on some images of a batch alone."""
+        found = []
+        for one in given if isinstance(given, tuple | list) else (given,):
+            asked = one if isinstance(one, Part) else parse(show(one), "attack")
+            info = registry.info("attack", asked.name) if asked.name in registry.names("attack") else {}
+            why = next((why for key, why in NOT_INSIDE.items() if key in info), "")
+            if "from" in registry.parameters("attack", asked.name):
+                why = "has images of another defense"
+            elif not registry.is_ours("attack", asked.name):
+                why = "is foreign code, whose draws may belong to a batch"
+            if why:
+                raise UserError(
+                    f"`{attack.name}` cannot have `{asked}` inside: it {why}",
+                    f"give it beside it: `-a {attack.name} -a {shlex.quote(str(asked))}`",
+                )
+            found.append(self.resolve("attack", asked)[0])
+        return tuple(found)
+
+    def usable(self, attack: Part) -> list[str]:
+        """The gradients that an attack can use. Of one that is made of others: what all of those can that have a choice; else of the first
+        that has one, its own."""
+        info = registry.info("attack", attack.name)
+        if "parts" not in info:
+            return list(info.get("gradients", []))
+        inner = [self.usable(_found_by_name(one)) for one in self.resolve("attack", attack)[0].inner]
+        choosing = [names for names in inner if len(names) > 1]
+        if not choosing:
+            return next((names for names in inner if names), [])
+        return [name for name in info["gradients"] if all(name in names for names in choosing)]
 
     def gradients(self, attack: Part, asked: list[Part]) -> list[Part]:
         """The gradients of `asked` that this attack can use; its only one, or none, whatever was asked."""
@@ -374,7 +411,7 @@ class _Maker:
         # Also where the attack has but one: a typing error is told wherever it stands.
         for gradient in asked:
             registry.parameters("gradient", gradient.name)
-        usable = registry.info("attack", attack.name).get("gradients", [])
+        usable = self.usable(attack)
         if len(usable) <= 1:
             return [Part(usable[0]) if usable else NO_GRADIENT]
         for gradient in asked:
@@ -397,6 +434,8 @@ class _Maker:
             attacking, source.cell.threat if source and source.cell.threat.norm == spec.BOX else limit
         )
         self.check_limits(attacking, limit)
+        for one in (attacking, *attacking.inner):
+            limits.check_defense(one, defended.defense)
         if source:
             theirs = self.models[source.cell.id]
             same_models = [m.text for m in theirs] == [m.text for m in defended.models]
@@ -435,7 +474,10 @@ class _Maker:
         """Raises UserError for an attack that cannot run on these images, or with so few classes."""
         # The dataset's are the classifier's, where both are known.
         of = self.dataset if self.dataset.classes else self.classifier
-        limits.check(attack, limit, self.dataset.shape, of.classes, of.name)
+        for one in attack.inner:
+            limits.within(one, limit, attack.name)
+        for one in (attack, *attack.inner):
+            limits.check(one, limit, self.dataset.shape, of.classes, of.name)
 
     @staticmethod
     def check_needs(attack: Resolved, defended: _Defended) -> None:
@@ -605,6 +647,23 @@ class _Maker:
                 f"give them to the defense itself: `-a {shlex.quote(str(other))}`",
             )
         return self.cell(defense, self.gradients(other, [Part("exact")])[0], other, limit, seed)
+
+
+# What INFO says of attacks that no other can be made of -> why not.
+NOT_INSIDE = {
+    "parts": "is made of attacks itself",
+    "images": "has images that are here already",
+    "unit": "draws for a batch, and the images that it would get are those that are left of one",
+}
+
+
+def _written(inner: tuple[Resolved, ...]) -> Value:
+    """Attacks as the value of a parameter: names, and (PARTS)."""
+    return tuple(one.part if one.part.parameters else one.name for one in inner)
+
+
+def _found_by_name(attack: Resolved) -> Part:
+    return Part(attack.key, attack.part.parameters)
 
 
 def _usual(transfer: str) -> str:

@@ -52,6 +52,32 @@ def threat_of(attack: Resolved, asked: ThreatModel) -> ThreatModel:
     return asked
 
 
+def within(attack: Resolved, limit: ThreatModel, whole: str) -> None:
+    """Raises UserError for an attack inside another one, `whole`, whose images would be under another threat model than that one's."""
+    kinds = _kinds(attack.key)
+    if attack.info.get("threat", True) and (limit.norm not in kinds or kinds == [BOX] != [limit.norm]):
+        raise UserError(
+            f"`{whole}` under {limit} cannot have `{attack}` inside, which keeps to {' or '.join(kinds)}",
+            f"give it by itself: `-a {attack.name}`",
+        )
+
+
+HAS = {
+    "diffuses": "no forward diffusion to be held against"
+}  # what INFO of an attack asks of a defense -> what is missing
+
+
+def check_defense(attack: Resolved, defense: Resolved) -> None:
+    """Raises UserError for an attack on a defense that has not what INFO's `of` asks for."""
+    needed = attack.info.get("of", "")
+    if needed and not defense.info.get(needed):
+        having = [name for name in registry.names("defense") if registry.info("defense", name).get(needed)]
+        raise UserError(
+            f"`{attack}` cannot attack `{defense}`, which has {HAS.get(needed, f'no `{needed}`')}",
+            f"it can attack {', '.join(having)}",
+        )
+
+
 def knows(attack: str, threat: ThreatModel) -> bool:
     """Whether an attack, by the registry's name, keeps to threat models of this kind, or to none."""
     return not registry.info("attack", attack).get("threat", True) or threat.norm in _kinds(attack)

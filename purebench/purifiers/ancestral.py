@@ -23,6 +23,7 @@ INFO = {
         "formula": "x_t* = sqrt(abar) x + sqrt(1 - abar) eps;  x_{i-1} = mean q(x_{i-1} | x_i, x_0) + sd_i z, i = 1000 t* - 1 .. 0",
         "calls": "1000 t",
         "random": True,
+        "diffuses": True,
         "output": "unbounded",
         "version": 1,
         "needs": ["score"],
@@ -138,6 +139,12 @@ class Ancestral:
 
     def finish(self, x: Tensor) -> Tensor:
         return (x + 1) / 2
+
+    def diffused(self, k: int, x: Tensor, noise: Noise) -> Tensor:
+        """What the forward diffusion makes of x (B,C,H,W) in [0,1] by the index before step k (k = n: x itself), on the [-1,1] scale.
+        Random: the forward noise, one draw for all indices."""
+        x, i = 2 * x - 1, self.n - 1 - k
+        return schedule().diffuse(x, noise.normal(-1, x), i) if i >= 0 else x
 
 
 def diffpure_ddpm(

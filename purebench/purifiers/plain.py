@@ -189,7 +189,7 @@ class Recorded(chain.Tape):
 
     def _pulled(self, graph: chain.Graph, draws: Draws, cotangent: Tensor) -> Tensor:
         with draws:
-            return self._pull(graph, (cotangent,))[0]
+            return self._through(graph, (cotangent,))[0]
 
 
 def _listed(sources: set[str]) -> str:

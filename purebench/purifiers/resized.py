@@ -26,5 +26,8 @@ class Resized:
     def step(self, k: int, state: State, noise: Noise) -> State:
         return self.purifier.step(k, state, noise)
 
+    def diffused(self, k: int, x: Tensor, noise: Noise) -> Tensor:
+        return self.purifier.diffused(k, resize(x, self.inner), noise)  # type: ignore[attr-defined]
+
     def finish(self, state: State) -> Tensor:
         return resize(self.purifier.finish(state), self.outer)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from purebench.engine.noise import Noise
 from purebench.errors import UserError
-from purebench.scores.views import Score, beta
+from purebench.scores.views import Score, beta, integral
 
 END = 1 - 1e-5  # solver time at which the published runs stop
 
@@ -65,3 +65,9 @@ class ReverseVP:
 
     def finish(self, x: Tensor) -> Tensor:
         return (x + 1) / 2
+
+    def diffused(self, k: int, x: Tensor, noise: Noise) -> Tensor:
+        """What the forward diffusion makes of x (B,C,H,W) in [0,1] by the time before step k (k = n: after the last), on the [-1,1] scale.
+        Random: one draw for all times, that of the forward noise where `start` draws it."""
+        b = integral(1 - self.times[k])
+        return math.exp(-b / 2) * (2 * x - 1) + math.sqrt(-math.expm1(-b)) * noise.normal(-1, x)

@@ -72,7 +72,7 @@ def load(*paths: str | Path) -> pandas.DataFrame:
     | `failed` | str | why |
 
     Behind them stands, as it was recorded, whatever else the lines say: `adv_crc`, AutoAttack's `batch` and
-    `broken_by`, and what a plug-in's attack logs. Class -1 is an answer that is not finite: it is wrong.
+    `broken_by`, `rows` where a batch ran out of memory, and what a plug-in's attack logs. Class -1 is an answer that is not finite: it is wrong.
 
     The K predictions are lists, not K columns: K differs between cells (one for a classifier without a defense), so
     that columns would be as many as the longest list and padded in every other cell, and which columns there are would

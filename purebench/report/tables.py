@@ -618,6 +618,7 @@ def _warnings(table: _Table) -> Iterator[str]:
     yield from _weak_images(table.cells)
     yield from _incomplete(table)
     yield from _doubtful_networks(table.cells)
+    yield from _of_rows(table.cells)
     yield from _without_images(table.cells)
 
 
@@ -704,6 +705,18 @@ def _doubtful_networks(cells: DataFrame) -> Iterator[str]:
         noted = [any(note in line.get("notes", ()) for line in log.images) for log in cells.log]
         if any(noted):
             yield f"{_list(cells.defense[noted].unique())}: {why}."
+
+
+def _of_rows(cells: DataFrame) -> Iterator[str]:
+    """Cells that mix images of different numbers of rows."""
+    for i, log in cells.log.items():
+        fewer = [line["rows"] for line in log.images if "rows" in line]
+        if fewer:
+            yield (
+                f"mixed rows: {_places(cells.loc[[i]])}: {len(fewer)} of {len(log.images)} images were computed with "
+                f"{', '.join(map(str, sorted(set(fewer))))} rows in place of the run's, which ran out of memory; their last bits are "
+                "those of another number of rows, and sign attacks amplify them."
+            )
 
 
 def _without_images(cells: DataFrame) -> Iterator[str]:

@@ -3,12 +3,13 @@ those of an attack's own loop are what its INFO says of its parameters. For the 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from purebench import registry
 from purebench.plan.grid import Job
 from purebench.running import tasks
-from purebench.spec import Cell
+from purebench.spec import Cell, Part, Resolved
 
 if TYPE_CHECKING:
     from purebench.running.rehearsal import Walked
@@ -20,6 +21,12 @@ def attack(cell: Cell, shape: list[int], *, classifier: bool = False) -> Calls |
     """The calls that the attack needs at most, of all networks or of the classifier alone; shape: [C,H,W] of the images. None where a
     plug-in's cannot be counted on stand-ins."""
     info, values = cell.attack.info, cell.attack.values
+    if cell.attack.inner:
+        # An image that withstands all of them meets each, by its own gradient.
+        each = [attack(_alone(cell, one), shape, classifier=classifier) for one in cell.attack.inner]
+        alone = attack(_alone(cell, replace(cell.attack, inner=())), shape, classifier=classifier)
+        known = [calls for calls in (*each, alone) if calls is not None]
+        return (sum(f for f, _ in known), sum(b for _, b in known)) if len(known) > len(each) else None
     gradients = registry.of_info(cell.attack.name, info.get("gradient_calls", "0"), values)
     forwards = registry.of_info(cell.attack.name, info.get("forward_calls", "0"), values)
     # Of the score network alone, which an attack may follow beside the purifier; an energy is differentiated for it.
@@ -35,6 +42,13 @@ def attack(cell: Cell, shape: list[int], *, classifier: bool = False) -> Calls |
         gradients * gradient[0] + forwards * once[0] + follows,
         gradients * gradient[1] + forwards * once[1] + inside,
     )
+
+
+def _alone(cell: Cell, inner: Resolved) -> Cell:
+    """The cell of an attack inside the cell's, by that one's gradient where it has but one."""
+    only = inner.info.get("gradients", [])
+    gradient = replace(cell.gradient, part=Part(only[0])) if len(only) == 1 else cell.gradient
+    return replace(cell, attack=inner, gradient=gradient, surrogate=cell.surrogate if len(only) != 1 else None)
 
 
 def purification(cell: Cell, shape: list[int], *, classifier: bool = False) -> Calls | None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from purebench import datasets, purifiers, registry
-from purebench.attacks import Attacked
+from purebench.attacks import Attack, Attacked
 from purebench.classifiers.foreign import Foreign, as_classifier
 from purebench.datasets.images import Images
 from purebench.engine import flows, held
@@ -232,7 +232,7 @@ def execute(
 # and words of its own it may.
 RESERVED = {
     "position", "index", "label", "undefended", "clean", "adversarial", "verdict", "verdict_is", "linf", "l2", "l1", "flow", "batch",
-    "gradients", "notes", "failed",
+    "gradients", "notes", "failed", "rows",
     "cell", "dataset", "subset", "classifier", "score", "defense", "attack", "threat", "grad", "seed", "clean_evals", "evals",
     "clean_right", "right", "nfe_forward", "nfe_backward", "gradients_iterates", "gradients_zero", "gradients_not_finite",
     "gradients_right", "gradients_blind", "not_finite_clean", "not_finite_adversarial", "not_finite_attack", "lost", "crc", "adv_crc",
@@ -329,7 +329,9 @@ def _attack_itself(
         nothing = _freeze(torch.full_like(x[:1], torch.nan))[0]
         return _thaw([task.stored.get(p, nothing) for p in task.positions], x)
 
-    source = [stored] if cell.source or cell.attack.info.get("images") else []
+    source: list[Any] = [stored] if cell.source or cell.attack.info.get("images") else []
+    if cell.attack.inner:
+        source = [[(str(one), _inside(one)) for one in cell.attack.inner]]
     unchanged(cell.attack)
     attack = registry.factory("attack", cell.attack.key)(*source, **cell.attack.arguments)
     # The draws of an attack on batches belong to the batch, those of the others to the image alone.
@@ -351,6 +353,14 @@ def _attack_itself(
         raise Broken(f"`{cell.attack}` changed a network: its weights, its hooks or its mode")
     log = _logged(str(cell.attack), attacked.log, len(x))
     return attacked, log, draws.batch if draws else set()
+
+
+def _inside(part: Resolved) -> Attack:
+    """An attack that another one is made of; one that has a gradient of its own takes that."""
+    attack, own = registry.factory("attack", part.key)(**part.arguments), part.info.get("gradients", [])
+    if len(own) != 1:
+        return attack
+    return lambda defense, x, y, threat, noise: attack(defense.using(Part(own[0])), x, y, threat, noise)
 
 
 def _flow(attack: str, flow: Tensor | None, x: Tensor) -> Tensor:

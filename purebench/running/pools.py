@@ -12,7 +12,7 @@ import time
 import traceback
 import types
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -104,6 +104,19 @@ def _without_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
+class _OutOfMemory(str):
+    """Why a task came to nothing, where fewer rows may come to something."""
+
+
+def _with_fewer(done: Done, fewer: int, rows: int) -> Done:
+    """A batch whose records say that its network calls had fewer rows than the run's."""
+    said = (
+        f"out of memory with {rows} rows: a batch was computed with {fewer}; `--rows {fewer}` computes all of them so"
+    )
+    records = [record | {"rows": fewer} for record in done.records]
+    return replace(done, records=records, warnings=(*done.warnings, said))
+
+
 class _Processor:
     """What computes tasks in a process: its device, the bytes for states and graphs, and the facts that records keep of it."""
 
@@ -117,18 +130,39 @@ class _Processor:
         self.facts: Facts = devices.facts(self.device) | {"workers": workers}
 
     def attempt(self, task: Task, rows: int, on_work: Callable[[int], None]) -> Result:
-        """The task's result. Whatever it raises becomes one line, since no cell may stop the others."""
+        """The task's result. Where it runs out of memory it is tried again with half the rows, and again, down to one; its records then
+        say with how many. Whatever else it raises becomes one line, since no cell may stop the others."""
+        from purebench.engine import device as devices
+
+        fewer = rows
+        while True:
+            # Of the budget the same share: else the states of half the rows would fill all of it again.
+            result = self._once(task, fewer, self.memory * fewer // rows, on_work)
+            if not isinstance(result, _OutOfMemory):
+                return _with_fewer(result, fewer, rows) if fewer < rows and isinstance(result, Done) else result
+            if fewer == 1:
+                return Mistake(f"out of memory with one row: {result}")
+            fewer //= 2
+            # Without predictions on clean images that other cells made with all rows: of another number the last bits differ.
+            task = replace(task, clean={p: record["clean"] for p, record in task.known.items()})
+            devices.release()
+
+    def _once(self, task: Task, rows: int, memory: int, on_work: Callable[[int], None]) -> Result:
+        # Imported here, as in `attempt`: the process that only hands out work to workers never loads torch.
+        from purebench.engine import device as devices
         from purebench.running import evaluate
 
         try:
             with foreign.as_imported(), foreign.quiet():
-                return evaluate.execute(task, self.device, rows=rows, memory=self.memory, on_work=on_work)
+                return evaluate.execute(task, self.device, rows=rows, memory=memory, on_work=on_work)
         except UserError as error:
             return Mistake(f"{error.message} (hint: {error.hint})" if error.hint else error.message)
         except evaluate.Broken as error:
             return Mistake(error)
         # Foreign code may call sys.exit, which is to end its cell alone.
         except (Exception, SystemExit) as error:
+            if devices.out_of_memory(error):
+                return _OutOfMemory(str(error).partition("\n")[0])
             # Where it was raised, not where we called: most of these are a plug-in's, and its author reads this line.
             place = traceback.extract_tb(error.__traceback__)[-1]
             told = foreign.lines(error) or [f"{Path(place.filename).name}:{place.lineno}"]

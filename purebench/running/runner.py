@@ -237,7 +237,9 @@ class _Queue:
                 self.warned.add(warning)
         if reasons := _reasons(done.records):
             self.report.say(f"warning: {cell.cell}: {reasons}")
-        self.clean[cell.clean_key].update({record["position"]: record["clean"] for record in done.records})
+        # Of a batch that was computed with fewer rows the last bits are others.
+        whole = (record for record in done.records if "rows" not in record)
+        self.clean[cell.clean_key].update({record["position"]: record["clean"] for record in whole})
         self.report.batch(str(cell.cell), cell.robust(), len(cell.store.done), cell.job.images)
 
     def close(self, cell: _OpenCell) -> None:

@@ -50,7 +50,9 @@ def votes(cell: Cell) -> int:
 
 def unit(cell: Cell) -> registry.Unit:
     """What the cell's attack is given at once (AutoAttack's objects draw per batch)."""
-    return registry.unit(cell.attack.key, cell.attack.values)
+    inner = [registry.unit(one.key, one.values).draws or 1 for one in cell.attack.inner]
+    # Of attacks one after the other, the rows are filled by the one that has most.
+    return registry.Unit(None, max(inner)) if inner else registry.unit(cell.attack.key, cell.attack.values)
 
 
 def default_rows(cell: Cell) -> int:
@@ -68,6 +70,9 @@ def default_rows(cell: Cell) -> int:
 def task_size(cell: Cell, rows: int) -> int:
     """Images per task for attacks that do not care: as many as fill the rows, 1 to LARGEST."""
     copies = (unit(cell).draws or 1) * votes(cell)
+    if cell.attack.inner:
+        # What is left after the first attacks is to fill the rows, too.
+        return max(1, min(LARGEST, 8 * max(1, rows // copies)))
     # Where an image is one row of the attack, it is several of the judge, who folds its draws into rows: a few images fill them.
     return max(1, min(LARGEST, rows // copies if copies > 1 else rows // 5))
 
