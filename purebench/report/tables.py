@@ -192,9 +192,8 @@ class _Table:
 
     def verdict_image(self, defense: str, rule: str) -> tuple[Value, DataFrame] | None:
         """The image-wise AND over the attacks that have verdicts of this rule, per seed, then pooled; and their cells. None without two."""
-        cells = self.whole[
-            (self.whole.defense == defense) & [rule in metrics.rules(judged(log)) for log in self.whole.log]
-        ]
+        mine = self.whole[self.whole.defense == defense]
+        cells = mine[[rule in metrics.rules(judged(log)) for log in mine.log]]
         if cells["column"].nunique() < 2:
             return None
         # A seed that not all of the attacks have would be an AND of fewer.
