@@ -56,7 +56,9 @@ def apart(ours: Any, theirs: Any) -> float:
 class Linear(nn.Module):
     """W flatten(prepared x) + b."""
 
-    def __init__(self, weight: np.ndarray, bias: np.ndarray | None = None, prepared: Callable[[Tensor], Tensor] = lambda x: x):
+    def __init__(
+        self, weight: np.ndarray, bias: np.ndarray | None = None, prepared: Callable[[Tensor], Tensor] = lambda x: x
+    ):
         super().__init__()
         self.weight, self.bias, self.prepared = tensor(weight), 0 if bias is None else tensor(bias), prepared
 
@@ -82,7 +84,9 @@ def recorded(table: Callable[[tuple, int, int, int], np.ndarray], images: int) -
     return stream(0, "attack", (), range(images), [0] * images)
 
 
-def run(attack: str, defense: Defense, x: Tensor, y: Tensor, threat: ThreatModel, noise: Noise, **values: Any) -> Attacked:
+def run(
+    attack: str, defense: Defense, x: Tensor, y: Tensor, threat: ThreatModel, noise: Noise, **values: Any
+) -> Attacked:
     return registry.factory("attack", attack)(**values)(defense, x, y, threat, noise)
 
 
@@ -133,7 +137,11 @@ def adp(load: Callable[[str], Arrays]) -> Iterator[Row]:
                 made = ball.project(made, x)
                 worst = max(worst, apart(made[tensor(reliable)], after[reliable]))
                 settled += int(reliable.sum())
-            yield f"adp {theirs} = {ours}, {name}, {settled} of {said['reliable'].size} reliable elements", worst, ATTACKS
+            yield (
+                f"adp {theirs} = {ours}, {name}, {settled} of {said['reliable'].size} reliable elements",
+                worst,
+                ATTACKS,
+            )
 
     start, smaller = tensor(file["clf_pgd/start_delta"]), ThreatModel("Linf", 8 / 256)
     draws = (start / smaller.eps + 1) / 2
@@ -195,7 +203,11 @@ def _loop(file: Arrays, load: Callable[[str], Arrays]) -> Iterator[Row]:
     )  # fmt: skip
     broken_at = made.log["broken_at"]
     survived = [[at < 0 or at > row for at in broken_at] for row in range(10)]
-    yield f"hill loop: who is left after each evaluation, broken at {broken_at}", apart(survived, file["loop_class_path"]), EXACT
+    yield (
+        f"hill loop: who is left after each evaluation, broken at {broken_at}",
+        apart(survived, file["loop_class_path"]),
+        EXACT,
+    )
     sizes = [rows.shape[1] for rows in drawn.values() for _ in range(3)]
     # Theirs goes on to the end when nobody is left.
     theirs = file["loop_noise_batch_sizes"].tolist()
@@ -269,7 +281,9 @@ def lee_kim(load: Callable[[str], Arrays]) -> Iterator[Row]:
     ):
         noise = Noise(0, "attack", (), range(len(x)), [0] * len(x))
         step = 0.007 / ball.eps
-        made = run("pgd-eot", defense, x, y, ball, noise, steps=5, eot=1, rel_step=step, random_start=False, ascent="sign")
+        made = run(
+            "pgd-eot", defense, x, y, ball, noise, steps=5, eot=1, rel_step=step, random_start=False, ascent="sign"
+        )
         yield f"lee and kim {key}", apart(made.x_adv, file[f"pgd/{key}"]), ATTACKS
 
 

@@ -545,9 +545,19 @@ ORDER: dict[type, Callable[..., bool]] = {
     ast.Gt: operator.gt,
     ast.GtE: operator.ge,
 }
+
+
+def _abar(steps: float) -> float:
+    """abar after so many steps of the discrete diffusion (Ho et al. 2020, section 4: beta from 1e-4 to 0.02 in 1000 steps)."""
+    # As `scores.views.discrete` has it, which a plan cannot ask: it imports torch.
+    return math.prod(1 - (1e-4 + i / 999 * (0.02 - 1e-4)) for i in range(round(steps)))
+
+
 FUNCTIONS: dict[str, Callable[..., object]] = {
     **{function.__name__: function for function in (sum, len, max, min, round)},
     "suffix": lambda path: Path(str(path)).suffix,
+    "sqrt": math.sqrt,
+    "abar": _abar,
 }
 
 
@@ -564,7 +574,8 @@ def of_info(name: str, text: str, values: Mapping[str, object]) -> Any:
 
 def expression(text: str, values: Mapping[str, object]) -> Any:
     """Evaluates an INFO entry over the parameters: arithmetic such as "2 * steps" or "sum(stages)", comparisons such as "0 < t <= 1" or
-    "update == 'schedule'", and `and` and `or` of them; suffix(path) is the ending of a file's name. Raises ValueError for anything
+    "update == 'schedule'", and `and` and `or` of them; suffix(path) is the ending of a file's name, abar(n) what n
+    steps of the discrete diffusion leave. Raises ValueError for anything
     else, and for a word that is ordered: words are equal or not."""
 
     def holds(op: ast.cmpop, a: object, b: object) -> bool:

@@ -106,7 +106,7 @@ def test_a_purifier_that_gives_nan_under_attack_is_not_robust(tmp_path, purifier
         found.keys() - {"null"}, 0
     )
     assert robust(found["null"]) == 100
-    assert metrics.aa(found["autoattack-rand"].images).value == 0
+    assert metrics.verdict(found["autoattack-rand"].images).value == 0
     assert "attacked images that are not finite count as wrong" in text
     assert [line.get("stopped") for line in found["pgd-eot"].images] == [0] * 8  # the first gradient was none
 

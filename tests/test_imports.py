@@ -72,12 +72,13 @@ DRAW = ("drawing", "figures", "costs", "strips", "maps", "imagery", "proposition
 INSIDE = {  # room -> its modules, each importing those before it alone
     "engine": "held noise nfe draws identity rows sizes flows objective chain adjoint gradients device defense",
     "plan": "hashed prepared resolved limits given aliases keys figures layouts scaled places grid sheet catalogue",
-    "running": "finding probe progress tasks proof evaluate brought rehearsal cost pools runner speed estimate preflight "
+    "running": "finding probe progress tasks proof watched evaluate brought rehearsal cost pools runner speed estimate preflight "
     "whole storage doctor",
     "records": "schema1 store frame",
     "api": "given kept own result run evaluate module judge",
     "cli": "terminal options layouts run results pages parts files __main__",
-    "report": "coded markdown metrics tables papers asked html pairs selection mates expect compare recipe chart recorded images "
+    "report": "coded markdown metrics logged certified protocols "
+    "tables papers asked html pairs selection mates expect compare recipe chart recorded images "
     "replay purified packed page toy drawing figures costs strips maps imagery propositions sketches inputs outputs pictures",
 }
 

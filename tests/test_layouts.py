@@ -450,6 +450,8 @@ def test_every_metric_that_a_table_may_ask_for_is_measured():
         for p in range(3)
     ]  # fmt: skip
     found = metrics.summary(Log("x", {}, [], lines, 1.0, None))
+    for rule in metrics.VERDICTS[1:]:
+        found |= metrics.summary(Log("x", {}, [], [line | {"verdict_is": rule} for line in lines], 1.0, None))
     assert set(found) == set(layouts.METRICS)
 
 

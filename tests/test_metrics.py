@@ -206,8 +206,8 @@ def test_clean_accuracy_at_chance():
 
 
 def test_aa_needs_every_verdict():
-    assert metrics.aa([line(0, [1], verdict=True), line(1, [1], verdict=False)]).value == 0.5
-    assert metrics.aa([line(0, [1], verdict=True), line(1, [1], verdict=None)]) is None
+    assert metrics.verdict([line(0, [1], verdict=True), line(1, [1], verdict=False)]).value == 0.5
+    assert metrics.verdict([line(0, [1], verdict=True), line(1, [1], verdict=None)]) is None
 
 
 def test_null_difference_is_paired_by_image():

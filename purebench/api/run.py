@@ -35,6 +35,7 @@ def run(
     rows: int | None = None,
     workers: int | None = None,
     memory: int | str | None = None,
+    log: object = None,
     sanity: bool = False,
     honest: bool = False,
     baselines: bool = False,
@@ -49,7 +50,8 @@ def run(
 
     A `defense`, `attack`, `threat`, `grad` or `seed` is one or a list; `defenses`, .. mean the same. A defense, attack, classifier, score
     model or dataset is a PART such as "coup:t=0.1", or an object: with one, all runs in this process. `images`: how many test images;
-    `evals`: fresh purifications that judge each; what is not given is the preset's or the dataset's. `dry_run` prints the plan and its
+    `evals`: fresh purifications that judge each; `log`: "score_norm", "moved" or both, more in the lines of new images;
+    what is not given is the preset's or the dataset's. `dry_run` prints the plan and its
     estimated time, and runs nothing. `quiet`: no notes and no progress.
 
     Returns the cells of this call, also those that were recorded before. Raises UserError for the first thing that is wrong, and where no
@@ -62,7 +64,7 @@ def run(
     }  # fmt: skip
     arguments = given.merged(arguments, plural)
     objects = given.objects(arguments)
-    resources = _resources(device, rows, workers, memory)
+    resources = _resources(device, rows, workers, memory, log)
     settings = {"fresh": fresh, "dry_run": dry_run, "quiet": quiet}
     settings = {name: given.truth(name, value) for name, value in settings.items()}
     with foreign.lent():
@@ -109,9 +111,16 @@ def _tell_failures(outcome: runner.Outcome, some: bool, quiet: bool) -> None:
         _note(f"error: {reason}")
 
 
-def _resources(device: object, rows: object, workers: object, memory: int | str | None) -> preflight.Resources:
+def _resources(
+    device: object, rows: object, workers: object, memory: int | str | None, log: object = None
+) -> preflight.Resources:
     # str: a torch.device is one as text, too.
-    return preflight.Resources(str(device), given.count("rows", rows), given.count("workers", workers), memory)
+    words = (log,) if isinstance(log, str) else log or ()
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+        raise UserError(f"`log={given.shown(log)}` is no key, nor a list of them", 'write log=["score_norm", "moved"]')
+    return preflight.Resources(
+        str(device), given.count("rows", rows), given.count("workers", workers), memory, tuple(words)
+    )
 
 
 def _folder(out: object) -> Path:

@@ -64,6 +64,12 @@ WorkerCount = Annotated[int | None, Option(metavar="W", help="processes [default
 Memory = Annotated[
     str | None, Option(metavar="SIZE", help="bound on states and graphs per worker, such as 4G [default: what is free]")
 ]
+Logged = Annotated[
+    list[str] | None,
+    Option(
+        "--log", metavar="KEYS", help="more in the lines of new images: score_norm,moved (for detection and distances)"
+    ),
+]
 Sanity = Annotated[bool, Option("--sanity", help="add the controls: attacks null and noise")]
 Honest = Annotated[bool, Option("--honest", help="a paper's table: our columns beside its own")]
 Baselines = Annotated[bool, Option("--baselines", help="a paper's table: also quoted rows whose classifier can be had")]

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         "purebench table results",
         "purebench table results --layout tidy --format csv --out results.csv",
         "purebench table results/digits-coup-* --format json",
+        "purebench table results --metric worst5 --metric success",
         "purebench table results --layout coup/1 --compare",
         "purebench table results --expect 'coup/strongest>=0.40' --expect 'coup/clean>=95%'",
         "purebench table results/embedded --layout coup/1 --dataset digits --grad exact",
@@ -74,12 +75,16 @@ def table(
         bool, Option("--compare", help="a paper's table: beside the reported values, and whether they are covered")
     ] = False,
     expect: Expected = None,
+    metric: Annotated[
+        list[str] | None,
+        Option(metavar="NAME", help="one more: worst20, any15, certified@0.5, success; repeat for several"),
+    ] = None,
     out: Annotated[Path | None, Option(metavar="FILE", help="write there instead of stdout", parser=place)] = None,
 ) -> None:
     """Print the table of what has been run; a pure function of the records. A paper's table takes the options that it was run with."""
     from purebench.records import store as records
     from purebench.report import expect as expecting
-    from purebench.report import tables
+    from purebench.report import protocols, tables
 
     check_writable(out)
     request = request_of(
@@ -90,14 +95,21 @@ def table(
     expected = [expecting.read(text) for text in expect or ()]
     logs = records.load_all(results or [Path("results")])
     expecting.check_known(expected, logs)
+    asked = protocols.read(metric or ())
+    if asked and found:
+        raise UserError(
+            f"`--metric` adds to the grid, and `{layout}` says itself what it prints", "leave out `--layout`"
+        )
+    for line in protocols.check(asked, logs):
+        say(f"note: {line}")
     # Rendered before the file is touched: a mistake in an option leaves the old table there.
     if found:
         text = in_layout(found, request, logs, format, home(results), compare)
     else:
-        text = tables.render(logs, layout=layout, format=format)
+        text = tables.render(logs, layout=layout, format=format, asked=asked)
     deliver(text, out)
     if expected:
-        numbers = expecting.of_grid(logs)
+        numbers = expecting.of_grid(logs, expected)
         _judge([expecting.judged(one, numbers) for one in expected])
 
 
@@ -156,7 +168,7 @@ def compare(
     classifier: Annotated[list[str] | None, Option(metavar="PART", help=PARTS)] = None,
     score: Annotated[list[str] | None, Option(metavar="PART", help=PARTS)] = None,
     seed: Seeds = None,
-    metric: Annotated[str, Option(help="robust, clean, aa or undefended")] = "robust",
+    metric: Annotated[str, Option(help="robust, clean, undefended, or a verdict: aa, sticky, cascade")] = "robust",
     format: Annotated[str, Option(help="md, csv or json")] = "md",
     expect: Expected = None,
     out: Annotated[Path | None, Option(metavar="FILE", help="write there instead of stdout", parser=place)] = None,

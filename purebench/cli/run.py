@@ -23,6 +23,7 @@ from purebench.cli.options import (
     Gradients,
     Honest,
     Images,
+    Logged,
     Memory,
     Only,
     Out,
@@ -72,6 +73,7 @@ def run(
     rows: Rows = None,
     workers: WorkerCount = None,
     memory: Memory = None,
+    log: Logged = None,
     sanity: Sanity = False,
     honest: Honest = False,
     baselines: Baselines = False,
@@ -89,7 +91,7 @@ def run(
         images=images, subset=subset, seeds=seed, evals=evals, sanity=sanity, honest=honest, baselines=baselines, only=only,
     )  # fmt: skip
     # What may run at all is decided there, for the Python API too; here are only options and messages.
-    resources = preflight.Resources(device, rows, workers, memory)
+    resources = preflight.Resources(device, rows, workers, memory, tuple(log or ()))
     plan, settings = preflight.prepare(request, resources, out, fresh=fresh, note=None if quiet else note)
     if dry_run:
         from purebench.running import estimate

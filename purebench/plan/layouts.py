@@ -32,7 +32,8 @@ WORST = ("attack", "grad", "threat")  # lists of these are reduced to the worst 
 OVER = ("min", "image", "mean")
 CLEAN = ("clean", "undefended")  # metrics of a defense, whatever attacked it
 METRICS = (
-    *CLEAN, "robust", "robust_std", "aa", "worst10", "vote10", "clean_worst10", "clean_vote10", "masked", "stopped", "not_finite",
+    *CLEAN, "robust", "robust_std", "aa", "sticky", "cascade",
+    "worst10", "vote10", "clean_worst10", "clean_vote10", "masked", "stopped", "not_finite",
     "clean_not_finite",
 )  # fmt: skip
 LATER = ("seconds", "certified", "success", "detection")  # metrics that papers print and nothing measures yet: a dash

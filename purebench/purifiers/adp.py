@@ -48,6 +48,8 @@ INFO = {
             "update == 'deterministic' or variant == 'paper'",  # the published code has adaptive steps only
             "update != 'schedule' or last <= first",
         ],
+        "smoothing": "sigma",
+        "smooth_if": ["rand == 'gaussian'", "threshold == 0", "variant == 'paper'"],
         "paper": {
             "sigma": "0.25, in Table 2 also 0.1; 0 in Tables 3 and 9 and on CIFAR-10-C (with 0.1 and 0.25); sweep 0.05 to 0.4",
             "steps": "not stated; 10 in the code",

@@ -29,6 +29,7 @@ INFO = {
         "needs": ["score"],
         "choices": {"variance": ["learned", "fixedsmall", "fixedlarge"]},
         "requires": ["0.001 <= t <= 1"],
+        "smoothing": "sqrt(1 / abar(1000 * t) - 1) / 2",
         "paper": {
             "t": "0.4 and 0.5 on CelebA-HQ (its scripts: 0.5); no script runs it on ImageNet",
             "variance": "fixedsmall on CelebA-HQ; learned by the runner for guided diffusion",

@@ -29,6 +29,7 @@ INFO = {
         "sde": True,
         "diffuses": True,
         "requires": ["0.001 <= t <= 1", "steps >= 1", "t / steps > 0.00002"],
+        "smoothing": "sqrt(1 / abar(1000 * t) - 1) / 2",
         "paper": {
             "t": "0.1 for Linf 8/255, 0.075 for L2 0.5, 0.125 for ResNet-50 and L2 1, 0.15 on ImageNet",
             "steps": "1000 t",
@@ -50,6 +51,7 @@ INFO = {
         "sde": True,
         "diffuses": True,
         "requires": ["0.001 <= t <= 1", "steps >= 1", "t / steps > 0.00002"],
+        "smoothing": "sqrt(1 / abar(1000 * t) - 1) / 2",
         "paper": {"t": "0.1 for Linf 8/255", "steps": "1000 t"},
         "differences": "ours is the official code, whose forward noise has the discrete abar at index 1000 t* - 1 where the paper has the "
         "continuous one, and whose times are torchdiffeq's float32 grid; its runner reads an option that no parser defines, and cannot "

@@ -22,6 +22,8 @@ INFO = {
         "version": 1,
         "needs": ["score"],
         "own_score": "EDM",
+        "smoothing": "sigma / 2",
+        "smooth_if": ["start == 0"],  # else the level where it begins depends on the score model's least
         "requires": ["sigma > 0.002", "steps >= 1", "0 <= start", "start < steps", "1 <= order <= 2"],
         "paper": {
             "sigma": "ScoreOpt's baseline: not said; its code enters EDM's own grid, sigma=80,steps=18,start=13",

@@ -19,6 +19,7 @@ INFO = {
         "version": 1,
         "needs": [],
         "requires": ["sigma > 0"],
+        "smoothing": "sigma / 2",
         "paper": {"sigma": "0.24, 0.5, 1 and 2 (0.12, 0.25, 0.5 and 1 on the [0,1] scale)", "votes": "100 to 100000"},
         "differences": "Cohen et al. train the classifier on noisy images; take one that was, or expect little",
         "cite": "cohen2019certified",

@@ -18,6 +18,7 @@ INFO = {
         "version": 1,
         "needs": ["score"],
         "requires": ["sigma > 0"],
+        "smoothing": "sigma / 2",
         "paper": {
             "sigma": "Carlini et al. 0.5, 1, 2 (their 0.25, 0.5, 1 are on the [0,1] scale); ScoreOpt's baseline 0.25 to 0.5"
         },

@@ -46,10 +46,15 @@ def _draws(field: str) -> Callable[[Record], list[bool] | None]:
     return lambda line: [answer == line["label"] for answer in line.get(field, ())] or None
 
 
+def _verdict(rule: str) -> Callable[[Record], list[bool] | None]:
+    """The attack's own verdict, where it is by this rule."""
+    return lambda line: None if metrics.verdict([line], rule) is None else [bool(line["verdict"])]
+
+
 METRICS = {
     "robust": Metric(_draws("adversarial")),
     "clean": Metric(_draws("clean"), attacked=False),
-    "aa": Metric(lambda line: None if line.get("verdict") is None else [bool(line["verdict"])]),
+    **{rule: Metric(_verdict(rule)) for rule in metrics.VERDICTS},
     "undefended": Metric(lambda line: [line["undefended"] == line["label"]], attacked=False),
 }
 
@@ -372,7 +377,13 @@ def _numbers(row: Compared) -> list[str]:
 
 
 def _heading(found: Comparison) -> str:
-    what = f"{found.metric} accuracy" if found.metric != "aa" else "accuracy by AutoAttack's own verdict"
+    what = f"{found.metric} accuracy"
+    if found.metric in metrics.VERDICTS:
+        what = (
+            "accuracy by AutoAttack's own verdict"
+            if found.metric == "aa"
+            else f"accuracy by the attack's own verdict ({found.metric})"
+        )
     by = f", by {' and '.join(found.free)}" if found.free else ""
     if len(found.places) == 1:
         return f"{what}{by}: `{found.places[0]}`"

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from purebench import spec
 from purebench.errors import UserError, unknown
 from purebench.records.store import CellData, Log
-from purebench.report import coded, metrics, selection, tables
+from purebench.report import coded, metrics, protocols, selection, tables
 
 GRAMMAR = (
     "in quotes, since a shell takes `>` for itself: DEFENSE/ATTACK[@GRADIENT][/THREAT][(METRIC)]>=NUMBER, "
@@ -27,8 +27,9 @@ OPS: dict[str, Callable[[float, float], bool]] = {
 }  # fmt: skip
 STRONGEST, CLEAN, DIFFERENCE = tables.STRONGEST, "clean", "difference"
 # Whatever is a share of the images that are right.
-METRICS = ("robust", "aa", "worst10", "vote10", "clean", "clean_worst10", "clean_vote10", "undefended")
-ATTACKED = ("robust", "aa", "worst10", "vote10", DIFFERENCE)  # which a blind attack leaves high
+METRICS = (
+    "robust", *metrics.VERDICTS, "worst10", "vote10", "clean", "clean_worst10", "clean_vote10", "undefended",
+)  # fmt: skip
 LISTED = 4
 
 
@@ -101,7 +102,7 @@ def read(text: str, *, compared: bool = False) -> Expectation:
         raise UserError(why, "give both ends: one `>=` and one `<=`")
     if op not in OPS:
         raise UserError(f"`{op}` in the expectation `{text}` is no comparison", f"write `{op[::-1]}`")
-    metric, place = _taken(r"(?<!=)\((\w+)\)$", place)
+    metric, place = _taken(r"(?<!=)\(([\w@.]+)\)$", place)
     threat, place = _taken(r"/((?:linf|l2):[^()]+)$", place)
     cuts = [i for i in _outside(place, "/") if place[i + 1 : i + 2].isalpha()]
     if not cuts:
@@ -114,7 +115,7 @@ def read(text: str, *, compared: bool = False) -> Expectation:
         attack, metric = "", CLEAN
     metric = metric or "robust"
     known = (*METRICS, DIFFERENCE) if compared else METRICS
-    if metric not in known:
+    if metric not in known and not protocols.share_of_right(metric):
         raise unknown("metric", metric, known)
     if attack == STRONGEST:
         _check_strongest(text, gradient, metric, compared)
@@ -185,11 +186,12 @@ def check_known(expectations: Iterable[Expectation], logs: Sequence[Log]) -> Non
 # ---- judging -------------------------------------------------------------------------------------
 
 
-def of_grid(logs: Sequence[Log]) -> list[Measured]:
-    """The numbers of the grid, each once: a cell that keeps to no threat model stands in several tables."""
+def of_grid(logs: Sequence[Log], expected: Iterable[Expectation] = ()) -> list[Measured]:
+    """The numbers of the grid, each once: a cell that keeps to no threat model stands in several tables; with those that are expected."""
+    asked = protocols.read(one.metric for one in expected if one.metric not in (*METRICS, DIFFERENCE))
     found = {}
     shown = {log.id: names for log, names in zip(logs, coded.names(logs), strict=True)}
-    for place in tables.measured(logs):
+    for place in tables.measured(logs, asked):
         numbers = {name: value.value for name, value in place.numbers.items()}
         images = max((value.images for value in place.numbers.values()), default=0)
         short = "; ".join(dict.fromkeys(filter(None, map(metrics.short, place.logs))))
@@ -244,9 +246,14 @@ def _why_not(expectation: Expectation, one: Measured) -> str:
     if not OPS[expectation.op](round(value, 9), expectation.bound):
         return f"{words} on {one.images} images"
     # A blind attack leaves an accuracy high: it proves that it broke what it broke, and nothing of what it did not.
-    if one.masked and expectation.metric in ATTACKED and (expectation.floor or expectation.metric == DIFFERENCE):
+    if one.masked and _attacked(expectation.metric) and (expectation.floor or expectation.metric == DIFFERENCE):
         return f"{words}, but its gradient attacks were masked: no evidence of robustness"
     return ""
+
+
+def _attacked(metric: str) -> bool:
+    """Whether a metric is one that a blind attack leaves high."""
+    return not metric.startswith(("clean", "undefended", "certified"))
 
 
 def _words(value: float, expectation: Expectation) -> str:

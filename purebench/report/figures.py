@@ -26,7 +26,8 @@ from purebench.report.drawing import COLOURS, DASHES, EDGE, MARKERS, Words
 from purebench.report.papers import Entry
 
 WORDS = {  # metric -> how a line and an axis call it
-    "clean": "clean", "undefended": "no defense, clean", "robust": "robust", "aa": "AutoAttack's own count", "worst10": "worst of 10",
+    "clean": "clean", "undefended": "no defense, clean", "robust": "robust", "aa": "AutoAttack's own count", 
+    "sticky": "never broken", "cascade": "cascade's own count", "worst10": "worst of 10",
     "vote10": "vote of 10", "clean_worst10": "clean, worst of 10", "clean_vote10": "clean, vote of 10", "seconds": "seconds per image",
 }  # fmt: skip
 TIMES = ("seconds",)  # metrics that are no share

@@ -1,13 +1,14 @@
 """From the log of K fresh evaluations per image to metrics and intervals: pure functions, no torch.
 
 `images` below is a list of log lines: {"position", "label", "undefended", "clean": [K predictions], "adversarial": [K],
-"verdict"}. Lines may hold different K; every metric uses the first K draws, K the smallest number that all its lines
+"verdict", "verdict_is"}. Lines may hold different K; every metric uses the first K draws, K the smallest number that all its lines
 have. The sample size of every interval is the number of images: draws of one image are not independent evidence about
 other images.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from math import comb, sqrt
 from operator import eq
@@ -18,6 +19,11 @@ from purebench import spec
 from purebench.records.store import Log, Record, judged, lost
 
 Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
+VERDICTS = (
+    "aa",
+    "sticky",
+    "cascade",
+)  # rules by which our attacks give verdicts; a plug-in's may have a name of its own
 CONTROLS = ("null", "noise")  # rows that show what the protocol itself costs; never the strongest attack
 MASKED = 0.1  # share of masked images from which on an attack is masked
 ENOUGH = 10  # images, below which guessing cannot be told from a bad network
@@ -44,7 +50,7 @@ class Value(NamedTuple):
     low: float | None
     high: float | None
     images: int
-    evals: int | None  # draws per image; None where the attack itself decided (`aa`)
+    evals: int | None  # draws per image; None where the attack itself decided (`aa`, `sticky`)
 
 
 def name(part: str) -> str:
@@ -118,13 +124,14 @@ def hits(images: Sequence[Record], field: str = "adversarial", k: int | None = N
     return [line[field][:k].count(line["label"]) for line in images]
 
 
-def _fraction(value: float, images: int, evals: int | None) -> Value:
+def share(value: float, images: int, evals: int | None) -> Value:
+    """A share in [0, 1] of this many images with Wilson's interval."""
     return Value(value, *wilson(value, images), images, evals)
 
 
 def _share(answers: Sequence[bool], evals: int | None = None) -> Value:
     """How many of the images, one answer each, it holds for."""
-    return _fraction(sum(answers) / len(answers), len(answers), evals)
+    return share(sum(answers) / len(answers), len(answers), evals)
 
 
 def runs(images: Sequence[Record], field: str = "adversarial") -> list[float]:
@@ -137,7 +144,7 @@ def runs(images: Sequence[Record], field: str = "adversarial") -> list[float]:
 def accuracy(images: Sequence[Record], field: str = "adversarial") -> Value:
     """Mean of single runs: over images and draws. `robust` with field adversarial, `clean` with field clean."""
     k = draws(images, field)
-    return _fraction(sum(hits(images, field)) / (k * len(images)), len(images), k)
+    return share(sum(hits(images, field)) / (k * len(images)), len(images), k)
 
 
 def spread(images: Sequence[Record], field: str = "adversarial") -> Value:
@@ -152,7 +159,7 @@ def worst(images: Sequence[Record], n: int, field: str = "adversarial") -> Value
     k = draws(images, field)
     # Not (hits / K)^n: by Jensen's inequality that is too high, and it would flatter the defense.
     certain = sum(comb(right, n) for right in hits(images, field))
-    return _fraction(certain / (comb(k, n) * len(images)), len(images), k)
+    return share(certain / (comb(k, n) * len(images)), len(images), k)
 
 
 def vote(images: Sequence[Record], n: int, field: str = "adversarial") -> Value:
@@ -164,23 +171,29 @@ def vote(images: Sequence[Record], n: int, field: str = "adversarial") -> Value:
         for start in groups:
             winners = multimode(line[field][start : start + n])
             total += (line["label"] in winners) / len(winners)
-    return _fraction(total / (len(images) * len(groups)), len(images), k)
+    return share(total / (len(images) * len(groups)), len(images), k)
 
 
-def aa(images: Sequence[Record]) -> Value | None:
-    """The attack's own verdict, as AutoAttack reports it (one lucky miss counts as broken); None unless given for every
-    image."""
-    verdicts = [line.get("verdict") for line in images]
+def verdict(images: Sequence[Record], rule: str = "aa") -> Value | None:
+    """Share of images that by the attack itself withstood it, by this rule (`verdict_is` of the lines; AutoAttack's, under which one lucky
+    miss counts as broken, goes without saying); None unless every image has such a verdict."""
+    verdicts = [line.get("verdict") if line.get("verdict_is", "aa") == rule else None for line in images]
     return None if None in verdicts else _share([bool(verdict) for verdict in verdicts])
 
 
-def aa_all(logs: Sequence[Log]) -> Value | None:
-    """The images that withstood every one of these attacks by the attacks' own verdicts, of those that all have; None without verdicts."""
-    tables = [{line["position"]: line.get("verdict") for line in judged(log)} for log in logs]
+def rules(images: Sequence[Record]) -> list[str]:
+    """The rules by which these images have verdicts, in order."""
+    return sorted({line.get("verdict_is", "aa") for line in images if line.get("verdict") is not None})
+
+
+def verdict_image(logs: Sequence[Log], rule: str = "aa") -> Value | None:
+    """The images that withstood every one of these attacks by the attacks' own verdicts of this rule, of those that all have; None without
+    verdicts. Not above the least of the attacks' own on these images."""
+    tables = [{line["position"]: line for line in judged(log)} for log in logs]
     common = [place for place in tables[0] if all(place in table for table in tables)] if tables else []
-    if not common or any(table[place] is None for table in tables for place in common):
+    if not common or None in [verdict([table[place] for place in common], rule) for table in tables]:
         return None
-    return _share([all(table[place] for table in tables) for place in common])
+    return _share([all(table[place]["verdict"] for table in tables) for place in common])
 
 
 def undefended(images: Sequence[Record]) -> Value:
@@ -192,7 +205,7 @@ def not_finite(images: Sequence[Record], field: str = "adversarial") -> Value | 
     """Share of the predictions that are none, since the purification was not finite; they count as wrong. None where there is none."""
     k = draws(images, field)
     found = sum(line[field][:k].count(-1) for line in images)
-    return _fraction(found / (k * len(images)), len(images), k) if found else None
+    return share(found / (k * len(images)), len(images), k) if found else None
 
 
 def masked(images: Sequence[Record]) -> Value | None:
@@ -220,24 +233,76 @@ def at_chance(images: Sequence[Record]) -> bool:
     return low <= 1 / classes
 
 
-def null_difference(images: Sequence[Record], null: Sequence[Record]) -> Value | None:
-    """Robust minus robust of the null control, paired by image and by draw (the judge's draws are common to
-    both); None without a common image. Never above 0 by more than chance: what the attack did, freed of what the
-    protocol does."""
+def withstood(images: Sequence[Record], metric: str) -> list[float] | None:
+    """Each image's share of a metric whose mean over the images it is: `robust`, `worst<n>`, `vote<n>` (and, of the clean image, `clean`,
+    `clean_worst<n>`, `clean_vote<n>`), or a rule's verdict; None where the lines do not say it."""
+    found = re.fullmatch(r"(clean_)?(worst|vote)([1-9]\d*)", metric)
+    if found:
+        field, n = "clean" if found[1] else "adversarial", int(found[3])
+        of = {"worst": worst, "vote": vote}[found[2]]
+        k = draws(images, field)
+        if k < n:
+            return None
+        # As many draws of each image as all have: `vote` and `worst` fall with K.
+        return [of([line | {field: line[field][:k]}], n, field).value for line in images]
+    if metric in ("robust", "clean"):
+        field = "clean" if metric == "clean" else "adversarial"
+        k = draws(images, field)
+        return [right / k for right in hits(images, field)] if k else None
+    if verdict(images, metric) is None:
+        return None
+    return [float(line["verdict"]) for line in images]
+
+
+def null_difference(images: Sequence[Record], null: Sequence[Record], metric: str = "robust") -> Value | None:
+    """The metric minus that of the null control, paired by image and by draw (the judge's draws are common to both); None without a common
+    image. Never above 0 by more than chance: what the attack did, freed of what the protocol does. A verdict, which the null control does
+    not give, is held against the control's `robust`: the difference then has in it what the verdict's rule does by itself."""
     # By position: a subset may hold an index twice.
     controls = {line["position"]: line for line in null}
     pairs = [(line, controls[line["position"]]) for line in images if line["position"] in controls]
-    k = min(draws(line for line, _ in pairs), draws(line for _, line in pairs))
-    if not k:
+    sides = [list(side) for side in zip(*pairs, strict=True)]
+    if not sides:
         return None
-    attacked, base = (hits(side, k=k) for side in zip(*pairs, strict=True))
-    differences = [(a - b) / k for a, b in zip(attacked, base, strict=True)]
+    k = min(map(draws, sides))
+    # The same draws of both: those that one has more of are no pairs.
+    cut = [[line | {"adversarial": line["adversarial"][:k]} for line in side] for side in sides]
+    attacked = withstood(cut[0], metric)
+    ruled = attacked is not None and metric in rules(cut[0])
+    base = withstood(cut[1], "robust" if ruled else metric)
+    if attacked is None or base is None or not k:
+        return None
+    differences = [a - b for a, b in zip(attacked, base, strict=True)]
     return Value(fmean(differences), *paired(differences), len(pairs), k)
+
+
+def success(images: Sequence[Record]) -> Value:
+    """1 - `robust`: the share of single runs in which the attacked image is answered wrongly, also where the clean one was."""
+    found = accuracy(images)
+    return share(1 - found.value, found.images, found.evals)
+
+
+def success_right(images: Sequence[Record]) -> Value | None:
+    """The same of the runs whose clean image was answered rightly by the same draw: sum of (clean right, attacked wrong) over sum of (clean
+    right), over images and draws. The interval's sample size: the images that have such a run. None where there is none."""
+    k = min(draws(images, "clean"), draws(images))
+    pairs = [
+        [
+            answer == line["label"]
+            for clean, answer in zip(line["clean"][:k], line["adversarial"][:k], strict=True)
+            if clean == line["label"]
+        ]
+        for line in images
+    ]
+    right = sum(map(len, pairs))
+    if not right:
+        return None
+    return share(1 - sum(map(sum, pairs)) / right, sum(map(bool, pairs)), k)
 
 
 def summary(log: Log, null: Log | None = None, n: int = 10) -> dict[str, Value]:
     """Every metric that the log allows, by its name in the tables; {} for a log without a judged image.
-    `worst<n>` and `vote<n>` need n draws, `robust_std` two, `aa` verdicts, `null_difference` the null control's log."""
+    `worst<n>` and `vote<n>` need n draws, `robust_std` two, `null_difference` the null control's log; a verdict has its rule's name."""
     images = judged(log)
     if not draws(images):
         return {}
@@ -247,7 +312,7 @@ def summary(log: Log, null: Log | None = None, n: int = 10) -> dict[str, Value]:
     for prefix, field in (("", "adversarial"), ("clean_", "clean")):
         if draws(images, field) >= n:
             found |= {f"{prefix}worst{n}": worst(images, n, field), f"{prefix}vote{n}": vote(images, n, field)}
-    found["aa"] = aa(images)
+    found |= {rule: verdict(images, rule) for rule in rules(images)}
     if draws(images, "clean"):
         found["clean"] = accuracy(images, "clean")
     found["undefended"] = undefended(images)
@@ -416,4 +481,4 @@ def robust_image(logs: Sequence[Log]) -> Value | None:
     order = sorted(range(len(tables)), key=lambda attack: sum(chosen_by[attack]))
     total = sum(scored[min(order, key=lambda attack: chosen_by[attack][i])][i] for i in range(len(common)))
     evals = k if certain else k // 2
-    return _fraction(total / (evals * len(common)), len(common), evals)
+    return share(total / (evals * len(common)), len(common), evals)

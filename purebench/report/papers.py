@@ -302,7 +302,7 @@ def _over_seeds(values: Sequence[Value | None]) -> tuple[Value, float | None] | 
 
 def _per_image(metric: str, logs: Sequence[Log]) -> Value | None:
     """An image counts as robust only if it withstood every attack."""
-    return metrics.aa_all(logs) if metric == "aa" else metrics.robust_image(logs)
+    return metrics.verdict_image(logs, metric) if metric in metrics.VERDICTS else metrics.robust_image(logs)
 
 
 def _mean(entry: Entry, line: Sequence[Entry]) -> Entry:

@@ -20,9 +20,10 @@ from purebench.errors import UserError, unknown
 from purebench.plan import given
 from purebench.records import frame
 from purebench.records import store as records
-from purebench.records.store import Log, Record
-from purebench.report import coded, markdown, metrics
+from purebench.records.store import Log, Record, judged
+from purebench.report import coded, logged, markdown, metrics, protocols
 from purebench.report.metrics import Value
+from purebench.report.protocols import Asked
 from purebench.spec import show, threat
 
 COLUMNS = (
@@ -50,10 +51,10 @@ Row = dict[str, Any]  # of COLUMNS: text, number or None
 # ---- cells, and where they go --------------------------------------------------------------------
 
 
-def _cells(logs: Iterable[Log]) -> DataFrame:
+def _cells(logs: Iterable[Log], asked: Sequence[Asked] = ()) -> DataFrame:
     """One row per cell, ordered: the columns of `frame.described`, SCOPE, RANK and ORDER, and
 
-    `log`, `numbers`: the records, and their metrics by name ({} where no image was judged);
+    `log`, `numbers`: the records, and their metrics by name ({} where no image was judged), with those that are `asked`;
     `robust`, `clean`: two of these as numbers (missing where there is none);
     `defense`, `attack`: the names to be shown, `coup [steps=5]` where `coup` alone would mean several, and `median#3fa2c1` of one code or
     weights of several;
@@ -64,7 +65,7 @@ def _cells(logs: Iterable[Log]) -> DataFrame:
     cells = frame.described(logs)
     shown = coded.names(logs)
     cells["log"] = logs
-    cells["numbers"] = _numbers(logs)
+    cells["numbers"] = _numbers(logs, asked)
     for metric in ("robust", "clean"):
         values = [numbers[metric].value if metric in numbers else None for numbers in cells.numbers]
         cells[metric] = pandas.Series(values, dtype="float64")
@@ -83,10 +84,17 @@ def _cells(logs: Iterable[Log]) -> DataFrame:
     return cells.sort_values(SCOPE + ORDER, ignore_index=True)
 
 
-def _numbers(logs: Sequence[Log]) -> list[dict[str, Value]]:
+def _numbers(logs: Sequence[Log], asked: Sequence[Asked]) -> list[dict[str, Value]]:
     """The metrics of each log, against its null control."""
     nulls = {_control(log): log for log in logs if metrics.name(log.cell["attack"]) == "null"}
-    return [metrics.summary(log, nulls.get(_control(log))) for log in logs]
+    found = []
+    for log in logs:
+        null = nulls.get(_control(log))
+        numbers = metrics.summary(log, null) | protocols.always(log)
+        for one in asked:
+            numbers |= protocols.values(one, log, null)
+        found.append(numbers)
+    return found
 
 
 def _control(log: Log) -> tuple[str, ...]:
@@ -159,7 +167,7 @@ class _Table:
         # Not sorted: rows come in the order in which `metrics.summary` names the metrics.
         self.groups = _by_metric(cells).groupby(["defense", "column", "metric"], sort=False)
         self.values: dict[tuple[str, str, str], Value] = {
-            place: metrics.pool(list(values), difference=place[2] == "null_difference")
+            place: metrics.pool(list(values), difference=not protocols.of_wilson(place[2]))
             for place, values in self.groups["of"]
         }
 
@@ -176,6 +184,23 @@ class _Table:
         """All cells of a defense judge the same clean images with the same draws: the one with most of them speaks."""
         values = [value for column in self.attacks[defense] if (value := self.value(defense, column, "clean"))]
         return max(values, key=lambda v: v.images, default=None)
+
+    def of_defense(self, defense: str, metric: str) -> Value | None:
+        """A metric that is one number for a defense: of the attack whose cell has it on the most images; of equals the first."""
+        values = [value for column in self.attacks[defense] if (value := self.value(defense, column, metric))]
+        return max(values, key=lambda v: v.images, default=None)
+
+    def verdict_image(self, defense: str, rule: str) -> tuple[Value, DataFrame] | None:
+        """The image-wise AND over the attacks that have verdicts of this rule, per seed, then pooled; and their cells. None without two."""
+        mine = self.whole[self.whole.defense == defense]
+        cells = mine[[rule in metrics.rules(judged(log)) for log in mine.log]]
+        if cells["column"].nunique() < 2:
+            return None
+        # A seed that not all of the attacks have would be an AND of fewer.
+        whole = [mates for _, mates in cells.groupby("seed") if mates["column"].nunique() == cells["column"].nunique()]
+        values = [metrics.verdict_image(list(mates["log"]), rule) for mates in whole]
+        known = [value for value in values if value is not None]
+        return (metrics.pool(known), pandas.concat(whole)) if known else None
 
     def per_image(self, defense: str) -> Value | None:
         """`robust_image`, per seed over all attacks, then pooled."""
@@ -246,22 +271,51 @@ def _rows(table: DataFrame) -> list[Row]:
     return table.astype(object).where(table.notna(), None).to_dict("records")
 
 
-def tidy(logs: Iterable[Log]) -> list[Row]:
-    """One row per cell and metric, with exactly COLUMNS. Values in [0, 1], `null_difference` in [-1, 1]; None where
+def tidy(logs: Iterable[Log], asked: Sequence[Asked] = ()) -> list[Row]:
+    """One row per cell and metric, with exactly COLUMNS; `asked`: metrics beside the usual ones.
+    Values in [0, 1], `null_difference` in [-1, 1]; None where
     there is none. `nfe_*`: network calls per image, mean; `seconds`: of the whole cell. A cell without a judged image
     has no row."""
-    rows = _by_metric(_cells(logs))
+    cells = _cells(logs, asked)
+    rows = _by_metric(cells)
     # The names that were recorded: `coup [steps=5]` is there for a grid, where others stand beside it.
     names = {part: [log.cell[part] for log in rows.log] for part in ("defense", "attack")}
     rows = rows.assign(**names).drop(columns=["images", "evals"])
-    return _rows(rows.join(_values(rows.of, rows.index)))
+    images = [row for table in _tables(cells) for row in _image_rows(table, asked)] if _image_rules(asked) else []
+    return _rows(rows.join(_values(rows.of, rows.index))) + images
 
 
-def grid(logs: Iterable[Log]) -> list[Row]:
+def _image_rules(asked: Iterable[Asked]) -> list[str]:
+    """The rules of whose verdicts an image-wise AND is asked: `aa` of `aa_image`."""
+    return [one.text.removesuffix("_image") for one in asked if one.text.endswith("_image")]
+
+
+def _image_rows(table: _Table, asked: Sequence[Asked]) -> list[Row]:
+    """A row of each defense for `aa_image`: its attack and its cell are those that the AND is over, joined by ` + `."""
+    parts = []
+    for rule in _image_rules(asked):
+        for defense in table.attacks:
+            if found := table.verdict_image(defense, rule):
+                value, cells = found
+                row = cells.groupby("defense").agg(**OVER_SEEDS).reset_index()
+                free = {
+                    "grad": "-",
+                    "nfe_forward": None,
+                    "nfe_backward": None,
+                    "seconds": None,
+                    "metric": f"{rule}_image",
+                }
+                parts.append(row.assign(attack=" + ".join(cells["column"].unique()), **free, **value._asdict()))
+    names = {key: table.scope[key] for key in ("dataset", "classifier", "score", "threat")}
+    return _rows(pandas.concat(parts).assign(**names)) if parts else []
+
+
+def grid(logs: Iterable[Log], asked: Sequence[Asked] = ()) -> list[Row]:
     """The rows of `tidy` aggregated over seeds (`seed`: "0, 1, 2", `cell`: ids), and for each defense under an attack
     that is no control `attack` = strongest: metric `robust` of the strongest attack (`grad`, cost, images and `cell` are
-    that attack's), `robust_image`, and, where every gradient attack was masked, the smallest share of `masked` images."""
-    return [row for table in _tables(_cells(logs)) for row in _grid_rows(table)]
+    that attack's), `robust_image`, and, where every gradient attack was masked, the smallest share of `masked` images. `asked`: metrics
+    beside the usual ones."""
+    return [row for table in _tables(_cells(logs, asked)) for row in _grid_rows(table) + _image_rows(table, asked)]
 
 
 def _grid_rows(table: _Table) -> list[Row]:
@@ -324,6 +378,18 @@ def _percent(value: Value | None) -> str:
     return f"{percent} ±{100 * max(value.high - value.value, value.value - value.low):.1f}"
 
 
+def _word(value: Value | None, metric: str) -> str:
+    """As `_percent`; of what is no share in its own unit, to three digits."""
+    if value is None or metric.partition(":")[0] not in protocols.RAW:
+        return _percent(value)
+    half = (
+        ""
+        if value.low is None or value.high is None
+        else f" ±{max(value.high - value.value, value.value - value.low):.2g}"
+    )
+    return f"{value.value:.3g}{half}"
+
+
 def _time(seconds: float) -> str:
     """`99 s`, `99 min`, `1.7 h`."""
     if seconds < 100:
@@ -371,9 +437,9 @@ class Printed:
     headlines: list[Headline]
 
 
-def printed(logs: Iterable[Log]) -> list[Printed]:
-    """The tables of the grid, one for each scope."""
-    return [_printed(table) for table in _tables(_cells(logs))]
+def printed(logs: Iterable[Log], asked: Sequence[Asked] = ()) -> list[Printed]:
+    """The tables of the grid, one for each scope; `asked`: metrics that get a column of their own."""
+    return [_printed(table, asked) for table in _tables(_cells(logs, asked))]
 
 
 def named(logs: Iterable[Log]) -> list[tuple[Log, str, str]]:
@@ -394,9 +460,9 @@ class Measured:
     masked: bool
 
 
-def measured(logs: Iterable[Log]) -> Iterator[Measured]:
-    """The places of the grid's tables, and the headline of each defense that was attacked."""
-    for table in _tables(_cells(logs)):
+def measured(logs: Iterable[Log], asked: Sequence[Asked] = ()) -> Iterator[Measured]:
+    """The places of the grid's tables, and the headline of each defense that was attacked; `asked`: metrics beside the usual ones."""
+    for table in _tables(_cells(logs, asked)):
         numbers: dict[tuple[str, str], dict[str, Value]] = defaultdict(dict)
         for (defense, column, metric), value in table.values.items():
             numbers[defense, column][metric] = value
@@ -413,15 +479,32 @@ def measured(logs: Iterable[Log]) -> Iterator[Measured]:
                 yield Measured(chosen_from, {"robust": headline}, True, blind)
 
 
-def _printed(table: _Table) -> Printed:
+def _own(table: _Table, asked: Sequence[Asked]) -> dict[str, list[str]]:
+    """By attack column the metrics that stand beside its `robust`: verdicts, in-loop counts, and what is asked; only where it has any."""
+    found: dict[str, list[str]] = {}
+    texts = [one.text for one in asked if not one.of_defense]
+    for _, column, metric in table.values:
+        mine = found.setdefault(column, [])
+        if metric not in mine and (metric in _rules(table) or protocols.ANY.fullmatch(metric) or metric in texts):
+            mine.append(metric)
+    return found
+
+
+def _rules(table: _Table) -> set[str]:
+    return {rule for log in table.cells.log for rule in metrics.rules(judged(log))}
+
+
+def _printed(table: _Table, asked: Sequence[Asked]) -> Printed:
     """One table and its footnotes in words."""
     cells = table.cells
     attacks = list(cells.sort_values(RANK)["column"].unique())
-    own = {column for _, column, metric in table.values if metric == "aa"}
-    header = ["defense", "clean"]
+    own = _own(table, asked)
+    of_defense = [one.text for one in asked if one.of_defense and one.text != "clean"]
+    images = _image_rules(asked)
+    header = ["defense", "clean", *of_defense]
     for column in attacks:
-        header += [_header(column), f"{_header(column)} (aa)"] if column in own else [_header(column)]
-    header += [STRONGEST, "per image", "NFE/image", "time"]
+        header += [_header(column), *(f"{_header(column)} ({metric})" for metric in own.get(column, ()))]
+    header += [STRONGEST, "per image", *(f"{rule}_image" for rule in images), "NFE/image", "time"]
 
     rows, bold = [], set()
     headlines = _headlines(table)
@@ -429,19 +512,23 @@ def _printed(table: _Table) -> Printed:
         defense = headline.defense
         best, mine = table.best[defense], cells[cells.defense == defense]
         row = [defense, _percent(headline.clean)]
+        row += [_word(table.of_defense(defense, metric), metric) for metric in of_defense]
         for column in attacks:
             if best and column == best.attack:
                 bold.add((i, len(row)))
             row += [_percent(table.value(defense, column, "robust"))]
-            row += [_percent(table.value(defense, column, "aa"))] if column in own else []
+            row += [_word(table.value(defense, column, metric), metric) for metric in own.get(column, ())]
         row += [_percent(headline.strongest) + _marks(table, defense), _percent(table.per_image(defense))]
+        ands = [table.verdict_image(defense, rule) for rule in images]
+        row += [_percent(found[0] if found else None) for found in ands]
         row += ["+".join(map(_count, headline.calls)) if headline.calls else MISSING, _time(mine.seconds.sum())]
         rows.append(row)
 
     dataset, _, classifier, score, threat = table.scope.values()
     title = f"{dataset}, {threat}" if threat != "-" else dataset
     models = f"Classifier {_code(classifier)}" + (f", score model {_code(score)}." if score != "-" else ".")
-    return Printed(title, models, header, rows, bold, _notes(table), list(_warnings(table)), headlines)
+    notes = _notes(table) + list(_about(table, asked))
+    return Printed(title, models, header, rows, bold, notes, list(_warnings(table)), headlines)
 
 
 def _headlines(table: _Table) -> list[Headline]:
@@ -599,8 +686,65 @@ def _notes(table: _Table) -> list[str]:
             "(aa): AutoAttack's verdict, where one lucky miss breaks an image; beside it, its images judged afresh, where those "
             "that it did not break are clean: an upper bound."
         )
+    notes += _verdicts(table)
     notes.append("NFE/image: network forwards + backwards of the costliest attack; time: all attacks of the row.")
     return notes + _parameters(cells.sort_values("defense", kind="stable"), "defense") + _parameters(cells, "attack")
+
+
+def _verdicts(table: _Table) -> Iterator[str]:
+    """What the verdicts and in-loop counts of this table are, but for AutoAttack's, which is said before."""
+    rules = sorted(_rules(table) - {"aa"})
+    if "sticky" in rules:
+        yield (
+            "(sticky): the attack's verdict: an image is broken for good once the fresh purifications that it asks of an iterate say so; "
+            "the luck of every evaluation counts. Beside it, its images judged afresh."
+        )
+    for rule in rules:
+        if rule != "sticky":
+            yield f"({rule}): the attack's own verdict; beside it, its images judged afresh."
+    counts = sorted({metric for *_, metric in table.values if protocols.ANY.fullmatch(metric)})
+    if counts:
+        yield (
+            f"({', '.join(counts)}): right on all of so many draws at every iterate, on the draws that the attack climbed on; beside it, "
+            "its images judged afresh."
+        )
+
+
+def _about(table: _Table, asked: Sequence[Asked]) -> Iterator[str]:
+    """What the metrics that were asked for are, where their names do not say it."""
+    words = {one.word for one in asked}
+    for one in asked:
+        if one.word in ("certified", "radius"):
+            of = {**protocols.OPTIONS, **one.options}
+            chosen = of["n0"] or "a tenth of the draws, at most 100"
+            yield (
+                f"{one.text}: proved of the vote of infinitely many purifications, in L2 on [0, 1], from the clean draws of the control: "
+                f"bound {of['bound']}, n0 = {chosen}, alpha = {of['alpha']:g}; abstention is wrong."
+            )
+    if any(one.text.endswith("_image") for one in asked):
+        yield "aa_image (or of another rule): right by the verdicts of all attacks of the row that have one, image by image."
+    if "seconds" in words:
+        paces = [
+            (defense, pace)
+            for defense, log in zip(table.cells.defense, table.cells.log, strict=True)
+            if (pace := logged.pace(log))
+        ]
+        where = _list(dict.fromkeys(f"{defense}: {pace.device}, {pace.rows} rows" for defense, pace in paces), "; ")
+        yield f"seconds: of one purification and classification, median over batches but the first; {where}."
+    if words & {"detection", "detection_purified", "detected", "clean_detected"}:
+        yield (
+            "detection: AUROC of the norm of sigma times the score, attacked against clean images; detected: the share above the bound, "
+            "clean_detected: its false alarms."
+        )
+    if words & set(protocols.MOVED):
+        yield (
+            "moved: mean distance on [0, 1], over draws: of the purified clean image from the clean one (clean), of the purified attacked "
+            "one from the attacked one (input) and from the clean one (adversarial)."
+        )
+    if "ball_used" in words:
+        yield "ball_used: the perturbation's norm over the radius."
+    if any(one.text.startswith("null_difference") for one in asked):
+        yield "null_difference: minus the null control under the same metric, paired; a verdict minus the control's mean."
 
 
 def _warnings(table: _Table) -> Iterator[str]:
@@ -799,7 +943,7 @@ def _blind(table: _Table) -> Iterator[str]:
 # ---- layouts and formats -------------------------------------------------------------------------
 
 
-def _tidy_markdown(logs: Sequence[Log]) -> str:
+def _tidy_markdown(logs: Sequence[Log], asked: Sequence[Asked] = ()) -> str:
     """`tidy` as one Markdown table, without notes."""
 
     def word(value: str | float | None) -> str:
@@ -807,24 +951,32 @@ def _tidy_markdown(logs: Sequence[Log]) -> str:
             return MISSING
         return f"{value:g}" if isinstance(value, float) else markdown.escape(str(value))
 
-    rows = [[word(row[key]) for key in COLUMNS] for row in tidy(logs)]
+    rows = [[word(row[key]) for key in COLUMNS] for row in tidy(logs, asked)]
     return "\n".join(markdown.table(COLUMNS, rows, left=8)) + "\n"
 
 
-def _grid_markdown(logs: Sequence[Log]) -> str:
+def _grid_markdown(logs: Sequence[Log], asked: Sequence[Asked] = ()) -> str:
     """A Markdown table with its notes for each scope."""
-    return "\n".join(line for table in printed(logs) for line in _grid_table(table))
+    if any(one.word == "sticky_curve" for one in asked):
+        raise UserError(
+            "a curve has a row for each evaluation, and a grid none",
+            "`--layout tidy`, or one point: `--metric sticky@20`",
+        )
+    return "\n".join(line for table in printed(logs, asked) for line in _grid_table(table))
 
 
 # Name -> (its rows, its Markdown).
-LAYOUTS: dict[str, tuple[Callable[[Sequence[Log]], list[Row]], Callable[[Sequence[Log]], str]]] = {
+LAYOUTS: dict[
+    str, tuple[Callable[[Sequence[Log], Sequence[Asked]], list[Row]], Callable[[Sequence[Log], Sequence[Asked]], str]]
+] = {
     "grid": (grid, _grid_markdown),
     "tidy": (tidy, _tidy_markdown),
 }
 
 
-def render(logs: Iterable[Log], layout: str = "grid", format: str = "md") -> str:
-    """The table as text that ends in a newline. Raises UserError for no logs, an unknown layout or format."""
+def render(logs: Iterable[Log], layout: str = "grid", format: str = "md", asked: Sequence[Asked] = ()) -> str:
+    """The table as text that ends in a newline. Raises UserError for no logs, an unknown layout or format;
+    `asked`: metrics beside the usual ones (`protocols.read`)."""
     logs = list(logs)
     if layout not in LAYOUTS:
         raise unknown("layout", layout, LAYOUTS)
@@ -836,7 +988,7 @@ def render(logs: Iterable[Log], layout: str = "grid", format: str = "md") -> str
         )
     rows, markdown = LAYOUTS[layout]
     if format == "md":
-        return markdown(logs)
+        return markdown(logs, asked)
     if format == "json":
-        return "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows(logs)) + "\n]\n"
-    return DataFrame(rows(logs), columns=list(COLUMNS), dtype=object).to_csv(index=False, lineterminator="\n")
+        return "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows(logs, asked)) + "\n]\n"
+    return DataFrame(rows(logs, asked), columns=list(COLUMNS), dtype=object).to_csv(index=False, lineterminator="\n")

@@ -35,6 +35,7 @@ from purebench.purifiers.plain import Plain
 from purebench.purifiers.resized import Resized
 from purebench.records import store as records
 from purebench.records.store import Record
+from purebench.running import watched
 from purebench.running.proof import ROWS, Proof, prove, prove_classifier
 from purebench.running.tasks import Done, Task
 from purebench.scores.views import Score
@@ -209,9 +210,12 @@ def execute(
     judge = build()
     tried = _proof(task.cell, device, judge)
     judged = _judge(task, judge, x, frozen, index, tried)
+    judge_forward = judge.spent.close()[0]
+    seen = [{}] * len(x) if task.judge else _watched(task, judge, x, frozen, index)
     cost = {
         "positions": list(task.positions), "seconds": round(time.perf_counter() - began, 4), "attack_seconds": round(attack_seconds, 4),
-        "forward": forward, "backward": backward, "recomputed": recomputed, "judge_forward": judge.spent.close()[0], "rows": rows,
+        "forward": forward, "backward": backward, "recomputed": recomputed, "judge_forward": judge_forward, "rows": rows,
+        "judge_seconds": round(judged.seconds, 4), "purifications": judged.purifications,
     }  # fmt: skip
     warnings = list(tried.warnings)
     if attacked and attacked.drawn:
@@ -220,7 +224,7 @@ def execute(
             f"`{task.cell.attack}` draws from {sources}: its draws belong to the batch, and change with `--workers`"
         )
     if attacked:
-        lines = [_record(task, attacked, judged, i, int(index[i]), int(y[i])) for i in range(len(x))]
+        lines = [_record(task, attacked, judged, i, int(index[i]), int(y[i]), seen[i]) for i in range(len(x))]
     else:
         lines = [_with_more_draws(task, judged, i) for i in range(len(x))]
     return Done(lines, frozen, cost, tuple(warnings))
@@ -232,7 +236,7 @@ def execute(
 # and words of its own it may.
 RESERVED = {
     "position", "index", "label", "undefended", "clean", "adversarial", "verdict", "verdict_is", "linf", "l2", "l1", "flow", "batch",
-    "gradients", "notes", "failed", "rows",
+    "gradients", "notes", "failed", "rows", "moved", "score_norm",
     "cell", "dataset", "subset", "classifier", "score", "defense", "attack", "threat", "grad", "seed", "clean_evals", "evals",
     "clean_right", "right", "nfe_forward", "nfe_backward", "gradients_iterates", "gradients_zero", "gradients_not_finite",
     "gradients_right", "gradients_blind", "not_finite_clean", "not_finite_adversarial", "not_finite_attack", "lost", "crc", "adv_crc",
@@ -420,6 +424,8 @@ class _Judged:
     undefended: list[int]
     not_finite: list[dict[str, str]]
     notes: list[list[str]]
+    seconds: float  # for the `purifications` made now, and their classification: not those taken from another cell
+    purifications: int
 
 
 # Of a cell's defense and gradient, tried once in a process.
@@ -475,6 +481,7 @@ def _judge(task: Task, defense: Defense, x: Tensor, rows: list[bytes], index: Te
     # From the draw on that some image lacks: the images of a batch are purified together.
     start = min(map(len, known))
     clean = [predictions[:start] for predictions in known]
+    began = _now(x)
     if start < task.evals:
         new = predicted(defense.draws(x, noise, start, task.evals)).tolist()
         clean = [old + more for old, more in zip(clean, new, strict=True)]
@@ -486,6 +493,8 @@ def _judge(task: Task, defense: Defense, x: Tensor, rows: list[bytes], index: Te
     first = min(len(task.known[p]["adversarial"]) for p in task.positions) if task.judge else 0
     x_adv = _thaw(rows, x)
     logits = defense.draws(x_adv, noise, first, task.evals)
+    seconds = _now(x) - began
+    purifications = len(ids) * defense.votes * (max(0, task.evals - start) + task.evals - first)
     note_not_finite("adversarial")
     undefended = defense.undefended().draws(x, noise, 0, 1)[:, 0]
     # Where the bare classifier fails, its prediction, -1, says so; and the second asking is no news.
@@ -499,7 +508,23 @@ def _judge(task: Task, defense: Defense, x: Tensor, rows: list[bytes], index: Te
     flags = {"random": random, "probabilities": _probabilities(undefended), "batch": [batched] * len(ids)}
     flags |= {note: [True] * len(ids) for note in tried.notes}
     notes = [[note for note, found in flags.items() if found[i]] for i in range(len(ids))]
-    return _Judged(clean, predicted(logits).tolist(), predicted(undefended).tolist(), not_finite, notes)
+    answers = predicted(logits).tolist(), predicted(undefended).tolist()
+    return _Judged(clean, *answers, not_finite, notes, seconds, purifications)
+
+
+def _now(x: Tensor) -> float:
+    """The clock, when what was asked of the device of x is done."""
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+    return time.perf_counter()
+
+
+def _watched(task: Task, defense: Defense, x: Tensor, rows: list[bytes], index: Tensor) -> list[dict[str, Any]]:
+    """What `--log` adds to the lines."""
+    if not task.log:
+        return [{} for _ in rows]
+    noise = Noise(task.cell.seed, "judge", (), index, torch.zeros_like(index))
+    return watched.watched(task.log, defense, x, _thaw(rows, x), noise, task.evals)
 
 
 def _answers_differ(task: Task, logits: Tensor, ask_again: Callable[[], Tensor]) -> list[bool]:
@@ -545,8 +570,10 @@ def _probabilities(logits: Tensor) -> list[bool]:
 # ------------------------------------------------------------------------------------------------------------------ records
 
 
-def _record(task: Task, attacked: _Attacked, judged: _Judged, i: int, index: int, label: int) -> Record:
-    """The line of the i-th image; its keys, and what they mean, are listed in docs/design.md."""
+def _record(
+    task: Task, attacked: _Attacked, judged: _Judged, i: int, index: int, label: int, seen: Mapping[str, Any]
+) -> Record:
+    """The line of the i-th image, with what was `seen` of it; its keys, and what they mean, are listed in docs/design.md."""
     why, attack = attacked.not_finite[i], task.cell.attack
     rule = registry.verdict(attack.name, attack.info, attack.values)
     # Left out where there is nothing to say: files are long.
@@ -573,6 +600,7 @@ def _record(task: Task, attacked: _Attacked, judged: _Judged, i: int, index: int
         | ({"verdict_is": rule} if rule != "aa" and attacked.verdict[i] is not None else {})
         | ({"batch": list(task.batch)} if task.batch else {})
         | {word: values[i] for word, values in attacked.words.items()}
+        | ({} if attacked.lost[i] else dict(seen))
         # Not by truth: an attack that `stopped` at iterate 0 has something to say.
         | {key: value for key, value in optional.items() if value not in (None, {}, [])}
     )

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from purebench import assets, registry
-from purebench.errors import DOWNLOAD, UserError
+from purebench.errors import DOWNLOAD, UserError, unknown
 from purebench.plan import grid
 from purebench.plan import resolved as components
 from purebench.records import store
-from purebench.running import runner
+from purebench.running import runner, tasks
 from purebench.spec import Part
 
 
@@ -25,6 +25,7 @@ class Resources:
     rows: int | None = None
     workers: int | None = None
     memory: int | str | None = None  # per worker: bytes, or text such as 4G
+    log: tuple[str, ...] = ()  # keys that lines of new images have besides: `tasks.LOGS`
 
 
 def prepare(
@@ -78,7 +79,8 @@ def prepare(
     if not plan.missing:
         brought.check(plan, note or (lambda line: None))
     workers = _workers(plan, resources)
-    settings = runner.Settings(out, resources.device, resources.rows, workers, in_bytes(resources.memory), fresh)
+    log = logs(resources.log, plan, note)
+    settings = runner.Settings(out, resources.device, resources.rows, workers, in_bytes(resources.memory), fresh, log)
     rehearsal.check_memory(plan, settings.memory, settings.rows_of)
     return plan, settings
 
@@ -150,6 +152,25 @@ def check_counts(resources: Resources) -> None:
         )
     if workers is not None and workers < 1:
         raise UserError(f"`--workers {workers}`: at least one process is needed", "leave it out for one per core")
+
+
+def logs(asked: Sequence[str], plan: grid.Plan, note: Callable[[str], None] | None = None) -> tuple[str, ...]:
+    """The words of `--log`, each may be several with commas between. Raises UserError for an unknown one, and for `score_norm` where
+    no defense has a score model; `note` is told of those that have none beside others that do."""
+    words = tuple(dict.fromkeys(word.strip() for text in asked for word in text.split(",") if word.strip()))
+    for word in words:
+        if word not in tasks.LOGS:
+            raise unknown("log", word, tasks.LOGS)
+    without = sorted({str(job.cell.defense) for job in plan.jobs if not job.cell.scores})
+    if "score_norm" in words and without:
+        if all(not job.cell.scores for job in plan.jobs):
+            raise UserError(
+                f"`--log score_norm`: {', '.join(without)} has no score model",
+                "`purebench list defenses` says which use one",
+            )
+        if note is not None:
+            note(f"--log score_norm: not of {', '.join(without)}, which has no score model")
+    return words
 
 
 def in_bytes(memory: int | str | None) -> int | None:

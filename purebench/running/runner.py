@@ -35,6 +35,7 @@ class Settings:
     workers: int = 1
     memory: int | None = None
     fresh: bool = False
+    log: tuple[str, ...] = ()  # of `tasks.LOGS`: keys that lines of new images have besides
     reverse: bool = False  # the images in another order: only tests ask for it
 
     def rows_of(self, cell: Cell) -> int:
@@ -277,7 +278,7 @@ class _OpenCell:
     def __init__(self, job: Job, settings: Settings):
         """Raises records.Locked while another process writes the cell."""
         self.job, self.cell, self.id = job, job.cell, job.cell.id
-        self.rows, self.out = settings.rows_of(job.cell), settings.out
+        self.rows, self.out, self.log = settings.rows_of(job.cell), settings.out, settings.log
         folder = place(settings.out, job.cell)
         # What was only announced is nothing to be kept.
         if settings.fresh and records.begun(folder):
@@ -363,7 +364,7 @@ class _OpenCell:
         predictions = {p: clean[p] for p in task.positions if p in clean}
         # Our own record wins: what it says of the clean image stays as it is, and is only added to.
         predictions |= {p: record["clean"] for p, record in known.items()}
-        return replace(task, stored=stored, known=known, clean=predictions)
+        return replace(task, stored=stored, known=known, clean=predictions, log=self.log)
 
 
 def _rows_of(folder: Path, positions: Iterable[int], size: int) -> dict[int, bytes]:

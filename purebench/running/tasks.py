@@ -13,6 +13,7 @@ from purebench.records import store as records
 from purebench.records.store import Json, Record
 from purebench.spec import Cell
 
+LOGS = ("score_norm", "moved")  # what `run --log` adds to lines (`watched`)
 LARGEST = 64  # images per task: a kill loses at most so many, and progress is told as often
 
 
@@ -21,7 +22,7 @@ class Task:
     """Positions of one cell that are done together. `evals`: draws per image; `stored`: position -> bytes of images that exist
     (a user's, those that a transfer's source has, or our own where only more draws are wanted: `judge`); `known`: position -> its record so
     far; `batch`: (first position, size) where an attack's unit is a batch; `clean`: position -> predictions already made on the
-    clean image."""
+    clean image; `log`: what is watched beside (`--log`)."""
 
     cell: Cell
     positions: tuple[int, ...]
@@ -31,6 +32,7 @@ class Task:
     known: Mapping[int, Record] = field(default_factory=dict)
     clean: Mapping[int, list[int]] = field(default_factory=dict)
     batch: tuple[int, int] | None = None
+    log: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
