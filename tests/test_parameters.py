@@ -135,8 +135,40 @@ def purified(case, **other):
 # -------------------------------------------------------------------------------------------------------------------- attacks
 
 ATTACKS = {  # case: (the attacked images in one weighted sum, {parameter: another value})
-    "pgd-eot": (-1.4941014864405633, {"steps": 41, "eot": 21, "rel_step": 0.26, "loss": "dlr", "random_start": False}),
-    "bpda-eot": (-1.4936307489631813, {"steps": 51, "eot": 16, "rel_step": 0.26, "loss": "dlr", "random_start": True}),
+    "pgd-eot": (
+        -1.4941014864405633,
+        {
+            "steps": 41,
+            "eot": 21,
+            "rel_step": 0.26,
+            "loss": "dlr",
+            "random_start": False,
+            "average": "logits",
+            "ascent": "sign",
+            "targeted": True,
+            "verify": 1,
+        },
+    ),
+    "pgd-eot:steps=3,targeted=true": (-1.5308931794313603, {"targets": 1}),
+    "bpda-eot": (
+        -1.4936307489631813,
+        {
+            "steps": 51,
+            "eot": 16,
+            "rel_step": 0.26,
+            "loss": "dlr",
+            "random_start": True,
+            "average": "softmax",
+            "verify": 1,
+        },
+    ),
+    "joint-score": (
+        -1.4014308086460256,
+        {"steps": 41, "eot": 16, "rel_step": 0.26, "w": 0.4, "loss": "dlr", "variant": "paper", "level": 1.0},
+    ),
+    "joint-full": (-1.5337593423829072, {"steps": 41, "eot": 16, "rel_step": 0.26, "w": 0.4, "loss": "dlr"}),
+    "joint-full:eot=1": (-1.4052041685000713, {"variant": "paper"}),
+    "approximate-input": (-1.2230634980387538, {"steps": 41, "rel_step": 0.26, "loss": "dlr"}),
     "transfer-pgd": (-1.4974468495850928, {"steps": 41, "rel_step": 0.26, "loss": "dlr", "random_start": False}),
     "apgd-ce:steps=20": (-1.4963045996546702, {"eot": 21, "rho": 0.7}),
     "apgd-dlr:steps=20": (-1.482263664540897, {"eot": 21, "rho": 0.7}),
@@ -169,7 +201,9 @@ def attacked(case, **other):
     # Of bare noise the gradient is the classifier's, and there is nothing to deviate from.
     whole = make("diffpure", score=SCORE, classifier=CLASSIFIER, steps=4)
     purifier = whole if part.name in ("hammer", "diffattack") else Gaussian(0.1)
-    found = attack(Defense(purifier, CLASSIFIER), x, CLASSIFIER(x).argmax(1), ThreatModel("L2", 0.1), noise)
+    defense = Defense(purifier, CLASSIFIER)
+    defense.score = SCORE
+    found = attack(defense, x, CLASSIFIER(x).argmax(1), ThreatModel("L2", 0.1), noise)
     return (found.x_adv * WEIGHTS[:2]).sum().item()
 
 
@@ -234,6 +268,8 @@ def test_another_value_is_another_number(number, case, value, other):
 ELSEWHERE = {  # what no number of a purification or an attack alone can show
     "autoattack-rand": {"batch"},  # below
     "autoattack-standard": {"batch", "n_queries"},
+    "pgd-eot": {"log", "log_draws"},  # they change no image: tests/test_pgd.py
+    "bpda-eot": {"log", "log_draws"},
     "transfer": {"from", "attack"},  # the plan reads them: tests/test_plan.py
     "cascade": {"attacks", "select"},  # tests/test_cascade.py
     "given": {"path", "name", "project"},  # tests/test_given.py

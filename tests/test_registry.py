@@ -17,11 +17,12 @@ EVERYTHING = [(kind, name) for kind, names in registry.NAMES.items() for name in
 def conditions(kind, name):
     """Every entry of INFO that is evaluated."""
     info = registry.info(kind, name)
-    found = [info[key] for key in ("gradient_calls", "forward_calls") if key in info]
+    found = [info[key] for key in ("gradient_calls", "forward_calls", "score_calls") if key in info]
     return [
         *found,
         *info.get("requires", []),
         *info.get("versions", {}),
+        *(c for c in (info.get("verdict") if isinstance(info.get("verdict"), dict) else {}).values() if c),
         *(c for c, _ in info.get("moot", {}).values()),
     ]
 
