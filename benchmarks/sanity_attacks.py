@@ -67,7 +67,7 @@ def main() -> int:
         f"square-eot:queries={given.queries},eot=5",
     )
     for name, purifier in (("none", Identity()), ("gaussian:sigma=0.3", Gaussian(0.3))):
-        defense = Defense(purifier, classifier)
+        defense, lowest = Defense(purifier, classifier), 0.0
         for text in (EXACT, *searches):
             began = time.perf_counter()
             robust = accuracy(defense, attacked(text, defense, x, y, threat("Linf:0.15")), y, 20)
