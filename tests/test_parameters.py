@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from purebench import embedded, registry
-from purebench.attacks import autoattack
+from purebench.attacks import autoattack, square
+from purebench.attacks.queries import Queries
 from purebench.engine import chain
 from purebench.engine.defense import Defense
 from purebench.engine.nfe import watch
@@ -189,6 +190,22 @@ ATTACKS = {  # case: (the attacked images in one weighted sum, {parameter: anoth
     "diffattack:steps=20,eot=2": (-1.496325893605714, {"rho": 0.7, "loss": "dlr", "weight": 1.1, "points": 2}),
     "diffattack:steps=5": (-1.3690487354144167, {"eot": 21}),
     "diffattack:eot=2": (-1.5318131446455616, {"steps": 60}),
+    "spsa:samples=2": (-1.460011419127237, {"variant": "adam", "delta": 0.3, "steps": 41, "rel_step": 0.26}),
+    "spsa:steps=1": (-1.3415610719392566, {"samples": 641}),
+    "square-eot:queries=12": (-1.6167254816070333, {"eot": 4, "loss": "ce"}),
+    "square-eot:queries=11": (-1.3828141242356788, {"p_init": 0.1}),
+    "nattack:steps=3,population=8": (-1.3715196364073536, {"sigma": 0.11, "lr": 0.021}),
+    "stadv:steps=4": (-1.3027985552379442, {"eot": 21, "rel_step": 0.21, "smoothness": 0.06, "keep": "last"}),
+    "stadv:eot=2": (-1.5841060042874853, {"steps": 40}),
+    "salt-and-pepper": (-1.6141604374905474, {"amount": 0.3}),
+}
+
+
+ELSEWHERE_THAN_L2 = {
+    "stadv": ThreatModel("StAdv", 0.05),
+    "salt-and-pepper": ThreatModel("box", 1.0),
+    # The smallest squares of an L2 ball are as large as these images.
+    "square-eot:queries=11": ThreatModel("Linf", 0.1),
 }
 
 
@@ -198,18 +215,23 @@ def attacked(case, **other):
     x = 0.3 + 0.4 * X[:2]
     noise = Noise(0, "attack", (part.name,), range(2), [0] * 2)
     attack = registry.factory("attack", part.name)(**dict(part.parameters) | other)
+    threat = ELSEWHERE_THAN_L2.get(case, ELSEWHERE_THAN_L2.get(part.name, ThreatModel("L2", 0.1)))
     # Of bare noise the gradient is the classifier's, and there is nothing to deviate from.
     whole = make("diffpure", score=SCORE, classifier=CLASSIFIER, steps=4)
     purifier = whole if part.name in ("hammer", "diffattack") else Gaussian(0.1)
     defense = Defense(purifier, CLASSIFIER)
     defense.score = SCORE
-    found = attack(defense, x, CLASSIFIER(x).argmax(1), ThreatModel("L2", 0.1), noise)
+    found = attack(defense, x, CLASSIFIER(x).argmax(1), threat, noise)
     return (found.x_adv * WEIGHTS[:2]).sum().item()
 
 
 CALLS = {  # case: (purifications of an image that withstands: without a gradient, with one; {parameter: another value})
     "apgd-ce": ((0, 2020), {"steps": 101}),
     "apgd-dlr": ((0, 2020), {"steps": 101}),
+    "spsa:samples=2": ((160, 0), {"steps": 41}),
+    "square-eot:queries=2": ((80, 0), {"eot": 21}),
+    "nattack:steps=1": ((340, 0), {"population": 301, "eot": 21}),
+    "nattack:population=2": ((2020, 0), {"steps": 501}),
     "autoattack-rand": ((5, 4040), {"n_iter": 101, "eot": 21}),
     "autoattack-standard:n_queries=1,n_target_classes=1": ((116, 302), {"n_iter": 101}),
     "autoattack-standard:n_iter=1,n_queries=1": ((57, 29), {"n_target_classes": 10}),
@@ -272,6 +294,7 @@ ELSEWHERE = {  # what no number of a purification or an attack alone can show
     "bpda-eot": {"log", "log_draws"},
     "transfer": {"from", "attack"},  # the plan reads them: tests/test_plan.py
     "cascade": {"attacks", "select"},  # tests/test_cascade.py
+    "square-eot": {"queries"},  # below
     "given": {"path", "name", "project"},  # tests/test_given.py
 }
 
@@ -322,6 +345,15 @@ def test_square_makes_5000_queries(monkeypatch):
     monkeypatch.setattr(autoattack.SquareAttack, "attack_single_run", loop)
     calls("autoattack-standard:n_iter=1,n_target_classes=1")
     assert asked == [5000]
+
+
+def test_square_eot_makes_5000_queries(monkeypatch):
+    """Counted where it makes a candidate, with answers that cost nothing."""
+    made = []
+    monkeypatch.setattr(square, "_square", lambda x, best, threat, p, noise: made.append(p) or best)
+    monkeypatch.setattr(Queries, "draws", lambda self, x, noise, of, count: torch.eye(12)[0].expand(len(x), count, 12))
+    calls("square-eot:eot=1")
+    assert len(made) == 5000
 
 
 # ------------------------------------------------------------------------------------------------ what every defense has

@@ -63,7 +63,7 @@ def square_eot(*, queries: int = 5000, eot: int = 20, p_init: float = 0.8, loss:
         everyone = torch.arange(len(x))
         search = noise.fork("draws")
         best = begin(x, threat, noise.fork("start"))
-        highest, _ = answers(best, everyone, search)
+        highest, beaten = answers(best, everyone, search)
         _, done = answers(best, everyone, selection(noise, "start"))
 
         for i in range(queries):
@@ -74,19 +74,17 @@ def square_eot(*, queries: int = 5000, eot: int = 20, p_init: float = 0.8, loss:
             point = propose(x[alive], best[alive], threat, share(i, p_init), drawn)
             found, fooled = answers(point, alive, search)
             # As upstream, what is wrong is taken whatever its loss, which cross-entropy may have lower.
-            rival = ((found > highest[alive]) | fooled).nonzero()[:, 0].cpu()
+            rival = ((found > highest[alive]) | (fooled & ~beaten[alive])).nonzero()[:, 0].cpu()
             if not len(rival):
                 continue
             where, fresh = alive[rival], selection(noise, i)
             losses, wrong = answers(torch.cat([point[rival], best[where]]), torch.cat([where, where]), fresh)
             new, old = losses.chunk(2)
-            accepted = ((new > old) | wrong[: len(where)]).nonzero()[:, 0].cpu()
+            now, before = wrong.chunk(2)
+            accepted = ((new > old) | (now & ~before)).nonzero()[:, 0].cpu()
             at = where[accepted]
-            best[at], highest[at], done[at] = (
-                point[rival][accepted],
-                found[rival][accepted],
-                wrong[: len(where)][accepted],
-            )
+            best[at], done[at] = point[rival][accepted], now[accepted]
+            highest[at], beaten[at] = found[rival][accepted], fooled[rival][accepted]
         return Attacked(threat.project(best, x), log={"nfe": asks.nfe()})
 
     return attack
