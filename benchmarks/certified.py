@@ -1,6 +1,6 @@
 """Certified accuracy against the radius, of ADP and DiffPure on the digits; the records are kept, and gone on with.
 
-    uv run python benchmarks/certified.py             about 2 minutes on two cores
+    uv run python benchmarks/certified.py             about a quarter of an hour on one core
     uv run python benchmarks/certified.py --images 8 --evals 100
 
 Shares of images proved right within r (L2 on [0,1]), by three bounds, alpha 0.001; beside them the average certified radius, and the clean
@@ -10,6 +10,7 @@ accuracy of single runs. The largest r that so many draws can prove is sigma Phi
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import purebench
 from purebench.records import store
@@ -36,7 +37,7 @@ def main() -> None:
     )
     print("| defense | sigma | bound | clean | radius | " + " | ".join(f"r = {r:g}" for r in RADII) + " |")
     print("|---" * (5 + len(RADII)) + "|")
-    for log in store.load_all([options.out]):
+    for log in store.load_all([Path(options.out)]):
         sigma, clean = certified.sigma(log.cell), metrics.accuracy(store.judged(log), "clean").value
         for bound in certified.BOUNDS:
             found, k = certified.of_log(log, 0, certified.ALPHA, bound)

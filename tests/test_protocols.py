@@ -108,7 +108,7 @@ def test_the_and_of_verdicts_is_at_most_the_least(seed):
         a["verdict"] and b["verdict"] for a, b in zip(*(attack.images for attack in attacks), strict=True)
     )
     [row] = [row for row in tables.tidy(attacks, protocols.read(["aa_image"])) if row["metric"] == "aa_image"]
-    assert (row["value"], row["attack"]) == (pytest.approx(both), "autoattack-rand + autoattack-standard")
+    assert (row["value"], row["attack"]) == (pytest.approx(both), "autoattack-standard + autoattack-rand")
     header = words(tables.render(attacks, asked=protocols.read(["aa_image"])))[0]
     assert "aa_image" in header
 
@@ -346,7 +346,26 @@ def test_a_run_logs_what_it_is_asked_and_nothing_else(tmp_path, monkeypatch, cap
     from purebench import cli
 
     def run(out, *more):
-        arguments = "run -d adp:steps=2 -a null -a noise --dataset digits --images 4 --evals 2 --workers 1 --quiet --device cpu".split()
+        arguments = [
+            "run",
+            "-d",
+            "adp:steps=2",
+            "-a",
+            "null",
+            "-a",
+            "noise",
+            "--dataset",
+            "digits",
+            "--images",
+            "4",
+            "--evals",
+            "2",
+            "--workers",
+            "1",
+            "--quiet",
+            "--device",
+            "cpu",
+        ]
         monkeypatch.setattr(sys, "argv", ["purebench", *arguments, "--out", str(tmp_path / out), *more])
         with pytest.raises(SystemExit) as end:
             cli.main()
