@@ -104,8 +104,11 @@ NAMES: dict[str, dict[str, str]] = {
         "given": "purebench.attacks.given:given",
         "apgd-ce": "purebench.attacks.apgd:apgd_ce",
         "apgd-dlr": "purebench.attacks.apgd:apgd_dlr",
+        "apgd-margin": "purebench.attacks.apgd:apgd_margin",
+        "apgd-targeted": "purebench.attacks.apgd:apgd_targeted",
         "autoattack-rand": "purebench.attacks.autoattack:autoattack_rand",
         "autoattack-standard": "purebench.attacks.autoattack:autoattack_standard",
+        "autoattack-plus": "purebench.attacks.autoattack:autoattack_plus",
     },
 }
 MOST = 100_000  # of whatever a whole number counts

@@ -69,7 +69,7 @@ def no_checks(monkeypatch):
     monkeypatch.setattr(autopgd_base, "check_zero_gradients", lambda *a, **k: None)
 
 
-def upstream(attacks, defense, x, y, threat, seed, *, n_iter, eot=1, n_queries=0, n_target_classes=9):
+def upstream(attacks, defense, x, y, threat, seed, *, n_iter, eot=1, n_queries=0, n_target_classes=9, n_restarts=1):
     """(x_adv, robust) of pyautoattack's own loop on the same fixed rows. `attacks`: a version, or a list of attacks."""
 
     def model(at):
@@ -78,8 +78,16 @@ def upstream(attacks, defense, x, y, threat, seed, *, n_iter, eot=1, n_queries=0
     which = {"version": attacks} if isinstance(attacks, str) else {"version": "custom", "attacks": attacks}
     theirs = AutoAttack(model, norm=threat.norm, eps=threat.eps, seed=seed, device="cpu", **which)
     common = {"n_iter": n_iter, "eps": threat.eps, "norm": threat.norm, "seed": seed, "device": "cpu"}
-    theirs.apgd = APGDAttack(model, n_restarts=1, eot_iter=eot, **common)
-    theirs.apgd_targeted = APGDAttack_targeted(model, n_target_classes=n_target_classes, **common)
+    largest = {"use_largereps": threat.norm == "L1"}
+    # What upstream sets by its version stays as it is: restarts of `plus`, and all that is different under L1.
+    restarts = theirs.apgd.n_restarts if threat.norm == "L1" else n_restarts
+    theirs.apgd = APGDAttack(model, n_restarts=restarts, eot_iter=eot, **common, **largest)
+    assert theirs.apgd_targeted.use_largereps == (threat.norm == "L1")
+    of_t = min(n_target_classes, theirs.apgd_targeted.n_target_classes)
+    theirs.apgd_targeted = APGDAttack_targeted(model, n_target_classes=of_t, **common, **largest)
+    if attacks == "plus":
+        assert theirs.fab.n_restarts == 5
+        theirs.fab.n_restarts = n_restarts
     theirs.fab.n_iter, theirs.fab.n_target_classes, theirs.square.n_queries = n_iter, n_target_classes, n_queries
     with torch.random.fork_rng(devices=()):
         x_adv, y_adv = theirs.run_standard_evaluation(x, y, batch_size=64)
@@ -88,19 +96,29 @@ def upstream(attacks, defense, x, y, threat, seed, *, n_iter, eot=1, n_queries=0
 
 STANDARD = {"n_iter": 10, "n_queries": 40, "n_target_classes": 3}
 RAND = {"n_iter": 10, "eot": 2}
+PLUS = {"n_iter": 3, "n_queries": 10, "n_target_classes": 3, "n_restarts": 2}
 
 
 # ------------------------------------------------------------------------------------------------------ upstream's numbers
 
 
-@pytest.mark.parametrize("threat", BALLS, ids=str)
-@pytest.mark.parametrize("version", ["standard", "rand"])
+VERSIONS = {
+    "standard": (autoattack.autoattack_standard, STANDARD),
+    "rand": (autoattack.autoattack_rand, RAND),
+    "plus": (autoattack.autoattack_plus, PLUS),
+}
+
+
+@pytest.mark.parametrize(
+    ("version", "threat"),
+    [*((version, threat) for version in VERSIONS for threat in BALLS), ("standard", ThreatModel("L1", 0.6))],
+    ids=str,
+)
 def test_every_bit_is_upstreams_on_a_deterministic_defense(no_checks, classifier, images, version, threat):
     x, y = images[0], images[1].clone()
     y[3] = (y[3] + 1) % 10  # wrong from the start
-    options = STANDARD if version == "standard" else RAND
+    factory, options = VERSIONS[version]
     defense, noise = Defense(Identity(), classifier, rows=ROWS), batch_noise(len(x), seed=5)
-    factory = autoattack.autoattack_standard if version == "standard" else autoattack.autoattack_rand
     ours = factory(**options)(defense, x, y, threat, noise)
     x_adv, robust = upstream(version, defense, x, y, threat, autoattack.seed_of(noise), **options)
     assert torch.equal(ours.x_adv, x_adv)
@@ -277,7 +295,8 @@ def test_calls_of_the_standard_version_are_as_info_says_and_add_up(classifier, i
     defense = Defense(Identity(), classifier, rows=ROWS)
     attack, info = autoattack.autoattack_standard(**STANDARD), autoattack.INFO["autoattack-standard"]
     most = attack(defense, x, y, ThreatModel("Linf", 0.001), batch_noise(len(x))).log["nfe"]
-    gradients, forwards = (registry.expression(info[k], STANDARD) for k in ("gradient_calls", "forward_calls"))
+    known = STANDARD | {"norm": "Linf"}
+    gradients, forwards = (registry.expression(info[k], known) for k in ("gradient_calls", "forward_calls"))
     assert most == [(gradients + forwards, gradients)] * len(x)  # nothing breaks: the bound is met
     some = attack(defense, x, y, BALLS[0], batch_noise(len(x)))
     assert len(set(some.log["nfe"])) > 1  # images that break early cost less
@@ -363,7 +382,10 @@ def test_what_autoattack_does_not_do():
 # ----------------------------------------------------------------------------------------------------------------- our APGD
 
 
-@pytest.mark.parametrize("threat", BALLS, ids=str)
+L1 = ThreatModel("L1", 3.0)
+
+
+@pytest.mark.parametrize("threat", [*BALLS, L1], ids=str)
 @pytest.mark.parametrize("loss", ["ce", "dlr"])
 @pytest.mark.parametrize("steps", [3, 40])
 def test_our_apgd_is_pyautoattacks_on_a_deterministic_defense(classifier, images, threat, loss, steps):
@@ -379,7 +401,71 @@ def test_our_apgd_is_pyautoattacks_on_a_deterministic_defense(classifier, images
     x_best, _, their_loss, _ = theirs.attack_single_run(x, y, x_init=start)
     assert torch.equal(loss_best, their_loss)
     assert torch.equal(ours, x_best)
+    assert threat.holds(apgd.inside(ours, x, threat), x).all()
+
+
+@pytest.mark.parametrize("steps", [4, 40])
+def test_our_apgd_under_l1_is_pyautoattacks_from_its_random_start(classifier, images, monkeypatch, steps):
+    """Of a random start it takes a fifth of the gradient first; of a given one, as above, what that start's sparsity says."""
+    x, y = images
+    defense, noise = Defense(Identity(), classifier, rows=ROWS), batch_noise(len(x))
+    ours, loss_best = apgd.ascend(defense, x, y, L1, noise, loss=LOSSES["ce"], steps=steps)
+    theirs = APGDAttack(
+        lambda at: defense.logits(at, noise),
+        n_iter=steps,
+        eps=L1.eps,
+        norm="L1",
+        device="cpu",
+        logger=autoattack._SILENT,
+    )
+    theirs.init_hyperparam(x)
+    monkeypatch.setattr(torch, "randn", lambda shape: noise.fork("start").normal(0, x))
+    x_best, _, their_loss, _ = theirs.attack_single_run(x, y)
+    assert torch.equal(loss_best, their_loss)
+    assert torch.equal(ours, x_best)
+    assert ((ours - x).abs().flatten(1).sum(1) > 0.99 * L1.eps).all()
+    assert (ours != x).flatten(1).float().mean() < 0.7  # sparse
+
+
+@pytest.mark.parametrize("threat", [*BALLS, L1], ids=str)
+def test_targeted_apgd_is_pyautoattacks_towards_its_targets(classifier, images, threat):
+    """Its k likeliest wrong classes in its order, one run towards each from the same start, and the highest of the losses."""
+    x, y = images
+    defense, noise, k = Defense(Identity(), classifier, rows=ROWS), batch_noise(len(x)), 3
+    ours = apgd.apgd_targeted(steps=20, eot=1, n_target_classes=k)(defense, x, y, threat, noise).x_adv
+    logits = defense.logits(x, noise)
+    best, highest = x.clone(), torch.full((len(x),), -torch.inf)
+    for number in range(k):
+        theirs = APGDAttack_targeted(
+            lambda at: defense.logits(at, noise), n_iter=20, eps=threat.eps, norm=threat.norm, device="cpu",
+            logger=autoattack._SILENT,
+        )  # fmt: skip
+        theirs.init_hyperparam(x)
+        theirs.y_target = logits.sort(dim=1)[1][:, -(number + 2)]
+        assert (logits.argmax(1) == y).all()  # else its targets would hold the label
+        start = apgd.surface(x, threat, noise.fork("target", number, "start"))
+        patched = torch.randn
+        if threat.norm == "L1":
+            torch.randn = lambda shape, n=number: noise.fork("target", n, "start").normal(0, x)
+            start = None
+        try:
+            x_best, _, loss, _ = theirs.attack_single_run(x, y, x_init=start)
+        finally:
+            torch.randn = patched
+        best = torch.where((loss > highest).view(-1, 1, 1, 1), x_best, best)
+        highest = highest.maximum(loss)
+    assert torch.equal(ours, apgd.inside(best, x, threat))
     assert threat.holds(ours, x).all()
+    assert (highest > 0).any()
+
+
+def test_an_image_that_is_wrong_without_an_attack_is_no_target_of_itself(classifier, images):
+    x, y = images
+    defense, wrong = Defense(Identity(), classifier, rows=ROWS), (y + 1) % 10
+    found = apgd.targets(defense, x, wrong, batch_noise(len(x)), eot=2)
+    assert found.shape == (len(x), 9)
+    assert not (found == wrong[:, None]).any()
+    assert torch.equal(found[:, 0], defense.logits(x, batch_noise(len(x))).argmax(1))
 
 
 def test_every_checkpoint_of_our_apgd_matters_to_the_equality(classifier, images):

@@ -19,7 +19,7 @@ Calls = tuple[float, float]  # (forward, backward) of the networks, per image
 def attack(cell: Cell, shape: list[int], *, classifier: bool = False) -> Calls | None:
     """The calls that the attack needs at most, of all networks or of the classifier alone; shape: [C,H,W] of the images. None where a
     plug-in's cannot be counted on stand-ins."""
-    info, values = cell.attack.info, cell.attack.values
+    info, values = cell.attack.info, {**cell.attack.values, "norm": cell.threat.norm}
     gradients = registry.of_info(cell.attack.name, info.get("gradient_calls", "0"), values)
     forwards = registry.of_info(cell.attack.name, info.get("forward_calls", "0"), values)
     # An attack on the bare classifier passes no purifier.
