@@ -109,6 +109,7 @@ NAMES: dict[str, dict[str, str]] = {
         "autoattack-rand": "purebench.attacks.autoattack:autoattack_rand",
         "autoattack-standard": "purebench.attacks.autoattack:autoattack_standard",
         "autoattack-plus": "purebench.attacks.autoattack:autoattack_plus",
+        "autoattack-rand-fix": "purebench.attacks.rand_fix:autoattack_rand_fix",
     },
 }
 MOST = 100_000  # of whatever a whole number counts

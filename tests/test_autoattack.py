@@ -10,7 +10,7 @@ from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from torch import nn
 
 from purebench import embedded, registry
-from purebench.attacks import apgd, autoattack, pgd
+from purebench.attacks import apgd, autoattack, pgd, rand_fix, selection
 from purebench.datasets import digits
 from purebench.engine.defense import Defense
 from purebench.engine.identity import Identity
@@ -520,3 +520,128 @@ def test_our_apgd_counts_what_info_says(classifier, images):
     apgd.apgd_dlr(**options)(defense, x, y, BALLS[0], batch_noise(len(x)))
     calls = registry.expression(apgd.INFO["apgd-dlr"]["gradient_calls"], options) * len(x)
     assert defense.spent.close()[:2] == (calls, calls)
+
+
+# ------------------------------------------------------------------------------------------------------- choosing by fresh draws
+
+
+def test_fresh_draws_choose_among_the_best_points_and_the_last(classifier, images):
+    """What `select=fresh` returns is the best of its ten points by draws that a replay makes again; at the defaults no bit changes."""
+    x, y = images
+    noise, options = batch_noise(len(x), name="apgd-ce"), {"steps": 12, "eot": 2}
+    kept, points = apgd.Kept(x), []
+
+    def look(i, x_adv, found):
+        points.append(x_adv)
+        kept.add(i, x_adv, found.loss)
+
+    fresh = lambda: Defense(Noisy(), classifier, rows=ROWS)  # noqa: E731
+    best, _ = apgd.ascend(fresh(), x, y, BALLS[0], noise, loss=LOSSES["ce"], **options, look=look)
+    assert torch.equal(apgd.apgd_ce(**options)(fresh(), x, y, BALLS[0], noise).x_adv, best)
+    found = apgd.apgd_ce(**options, select="fresh")(fresh(), x, y, BALLS[0], noise)
+
+    def loss(at):
+        logits = fresh().draws(at, selection.selecting(noise, "point"), 0, apgd.SELECT)
+        return LOSSES["ce"](logits.flatten(0, 1), y.repeat_interleave(apgd.SELECT)).unflatten(0, (len(x), -1)).mean(1)
+
+    losses = torch.stack([loss(at) for at in points])  # (iterates, images)
+    iterates = torch.cat([kept.best[2].long().T, torch.arange(8, 13)[:, None].expand(-1, len(x))])
+    assert (iterates[: apgd.KEPT].sort(0)[0].diff(dim=0) > 0).all()  # no point twice
+    highest = losses.gather(0, iterates).amax(0)
+    torch.testing.assert_close(loss(found.x_adv), highest)
+    for image, iterate in enumerate(found.log["selected"]):
+        assert torch.equal(found.x_adv[image], points[iterate][image])
+    assert (found.x_adv != best).any()
+
+
+def test_iterates_are_logged_as_fresh_draws_judge_them(classifier, images):
+    x, y = images
+    noise = batch_noise(len(x), name="apgd-ce")
+    defense, points = Defense(Noisy(), classifier, rows=ROWS), []
+    look = lambda i, x_adv, found: points.append(x_adv)  # noqa: E731
+    options = {"steps": 4, "eot": 2}
+    best, _ = apgd.ascend(defense, x, y, BALLS[0], noise, loss=LOSSES["ce"], **options, look=look)
+    found = apgd.apgd_ce(**options, log="iterates", log_draws=3)(defense, x, y, BALLS[0], noise)
+    assert torch.equal(found.x_adv, best)
+    counts = [
+        selection.correct(defense, at, y, selection.selecting(noise, "iterate", i), 3) for i, at in enumerate(points)
+    ]
+    assert torch.tensor(found.log["iterates"]).T.tolist() == [c.tolist() for c in counts]
+    targeted = apgd.apgd_targeted(**options, n_target_classes=2, log="iterates", select="fresh")
+    log = targeted(defense, x, y, BALLS[0], noise).log
+    assert {len(row) for row in log["iterates"]} == {2 * 5}
+    assert all(target != label for (target, _), label in zip(log["selected"], y.tolist(), strict=True))
+
+
+# ---------------------------------------------------------------------------------------------------------- rand, as it should be
+
+
+@pytest.mark.parametrize("threat", BALLS, ids=str)
+def test_on_a_deterministic_defense_the_fewest_right_is_upstreams_failing_iterate(classifier, images, threat):
+    """With one draw and the same start: the image that AutoAttack would return, and its verdict."""
+    x, y = images
+    defense, noise = Defense(Identity(), classifier, rows=ROWS), batch_noise(len(x))
+    start = apgd.surface(x, threat, noise.fork("start"))
+    found = rand_fix._Found(defense, x, y, noise, 1, drop=False)
+    found.begin("apgd-ce", 0)
+    apgd.ascend(defense, x, y, threat, noise, loss=LOSSES["ce"], steps=15, look=found.look)
+    theirs = APGDAttack(
+        lambda at: defense.logits(at, noise), n_iter=15, eps=threat.eps, norm=threat.norm, device="cpu",
+        logger=autoattack._SILENT,
+    )  # fmt: skip
+    theirs.init_hyperparam(x)
+    _, acc, _, x_best_adv = theirs.attack_single_run(x, y, x_init=start)
+    assert torch.equal(found.fewest_right.bool(), acc)
+    assert torch.equal(found.fewest[~acc], x_best_adv[~acc])
+    assert acc.any()
+    assert not acc.all()
+
+
+def fixed(classifier, x, y, noise, threat=BALLS[0], **options):
+    defense = Defense(Noisy(), classifier, rows=ROWS)
+    attack = rand_fix.autoattack_rand_fix(n_iter=8, eot=3, evals=6, **options)
+    return attack(defense, x, y, threat, noise), defense
+
+
+def test_rand_fix_attacks_every_image_and_keeps_what_fresh_draws_get_right_least(classifier, images):
+    x, y = images
+    noise = batch_noise(len(x), name="autoattack-rand-fix")
+    found, defense = fixed(classifier, x, y, noise)
+    assert (found.x_adv != x).flatten(1).any(1).all()
+    assert BALLS[0].holds(found.x_adv, x).all()
+    assert found.verdict is None
+    seen = selection.correct(defense, found.x_adv, y, selection.selecting(noise, "point"), 6)
+    assert seen.tolist() == found.log["select_right"]
+    for name, loss in rand_fix.ATTACKS.items():
+        best, _ = apgd.ascend(defense, x, y, BALLS[0], noise.fork(name), loss=loss, steps=8, eot=3)
+        assert (seen <= selection.correct(defense, best, y, selection.selecting(noise, "point"), 6)).all()
+        for i in [i for i, by in enumerate(found.log["selected"]) if by == name]:
+            assert torch.equal(found.x_adv[i], best[i])
+    assert {by.partition(":")[0] for by in found.log["selected"]} <= rand_fix.ATTACKS.keys()
+
+
+def test_images_that_leave_change_no_bit_of_the_others_and_save_their_calls(classifier, images):
+    x, y = images
+    noise = Noise(0, "attack", ("autoattack-rand-fix",), torch.arange(100, 110), torch.zeros(10, dtype=torch.int64))
+    ball = ThreatModel("Linf", 0.11)
+    stay, all_of_them = fixed(classifier, x, y, noise, ball)
+    found, defense = fixed(classifier, x, y, noise, ball, drop=True)
+    left = torch.tensor(found.log["left_at"])
+    assert (left >= 0).any()
+    assert (left < 0).any()
+    for i in (left < 0).nonzero()[:, 0].tolist():
+        assert torch.equal(found.x_adv[i], stay.x_adv[i])
+        assert found.log["selected"][i] == stay.log["selected"][i]
+    assert all(n == 0 for n, at in zip(found.log["select_right"], left.tolist(), strict=True) if at >= 0)
+    for i in (0, 4, 9):  # and of each the same alone
+        alone, _ = fixed(classifier, x[[i]], y[[i]], noise.rows(noise.ids[[i]], noise.samples[[i]]), ball, drop=True)
+        assert torch.equal(alone.x_adv[0], found.x_adv[i])
+        assert alone.log == {word: [values[i]] for word, values in found.log.items()}
+    spent, full = defense.spent.close(), all_of_them.spent.close()
+    assert tuple(map(sum, zip(*found.log["nfe"], strict=True))) == spent[:2]
+    assert spent[1] < full[1]
+    gradients, forwards = (
+        registry.expression(rand_fix.INFO["autoattack-rand-fix"][k], {"n_iter": 8, "eot": 3, "evals": 6, "drop": False})
+        for k in ("gradient_calls", "forward_calls")
+    )
+    assert full[:2] == (len(x) * (gradients + forwards), len(x) * gradients)

@@ -20,9 +20,10 @@ from pyautoattack.autopgd_base import L1_projection
 from torch import Tensor
 
 from purebench.attacks import Attack, Attacked, Running
+from purebench.attacks.selection import correct, selecting
 from purebench.engine.defense import Defense
 from purebench.engine.noise import Noise
-from purebench.engine.objective import Gradient, Loss, Objective, cross_entropy, dlr, margin, predicted
+from purebench.engine.objective import Gradient, Loss, Objective, cross_entropy, dlr, margin
 from purebench.errors import UserError
 from purebench.spec import ThreatModel, representable
 
@@ -40,7 +41,7 @@ INFO = {
         "version": 1,
         "added": ["select", "log", "log_draws"],
         "choices": {"select": ["loss", "fresh"], "log": ["none", "iterates"]},
-        "requires": ["0 < rho", "rho <= 1"],
+        "requires": ["0 < rho", "rho <= 1", "log == 'iterates' or log_draws == 10"],
         "paper": {"Croce and Hein 2020": "steps=100,eot=1,rho=0.75", "AutoAttack rand": "steps=100,eot=20"},
         "differences": "best point and step size by the mean loss over the draws (upstream: the last draw's); under L1 one run at eps, "
         "without AutoAttack's restarts and larger radii before it",
@@ -57,7 +58,7 @@ INFO = {
         "version": 1,
         "added": ["select", "log", "log_draws"],
         "choices": {"select": ["loss", "fresh"], "log": ["none", "iterates"]},
-        "requires": ["0 < rho", "rho <= 1"],
+        "requires": ["0 < rho", "rho <= 1", "log == 'iterates' or log_draws == 10"],
         "paper": {"Croce and Hein 2020": "steps=100,eot=1,rho=0.75", "AutoAttack rand": "steps=100,eot=20"},
         "differences": "best point and step size by the mean loss over the draws (upstream: the last draw's); under L1 one run at eps, "
         "without AutoAttack's restarts and larger radii before it",
@@ -72,7 +73,7 @@ INFO = {
         "threats": ["Linf", "L2", "L1"],
         "version": 1,
         "choices": {"select": ["loss", "fresh"], "log": ["none", "iterates"]},
-        "requires": ["0 < rho", "rho <= 1"],
+        "requires": ["0 < rho", "rho <= 1", "log == 'iterates' or log_draws == 10"],
         "paper": {"Carlini and Wagner 2017 (the loss), DiffBreak": "steps=100,eot=10"},
         "differences": "best point and step size by the mean loss over the draws",
         "cite": "croce2020reliable",
@@ -88,7 +89,7 @@ INFO = {
         "threats": ["Linf", "L2", "L1"],
         "version": 1,
         "choices": {"select": ["loss", "fresh"], "log": ["none", "iterates"]},
-        "requires": ["0 < rho", "rho <= 1"],
+        "requires": ["0 < rho", "rho <= 1", "log == 'iterates' or log_draws == 10"],
         "paper": {"Croce and Hein 2020": "steps=100,eot=1,rho=0.75,n_target_classes=9"},
         "differences": "the classes are ordered by the mean logits of `eot` clean purifications; every image is attacked towards every one "
         "of them, and the point of the highest mean loss is returned (upstream: an image that one draw got wrong is done)",
@@ -206,7 +207,7 @@ class _Run:
             if self.kept:
                 self.kept.add(i, x_adv, _highest(found.loss))
             if self.right is not None:
-                counts = right(defense, x_adv, self.y, selection(self.noise, "iterate", i), self.log_draws)
+                counts = correct(defense, x_adv, self.y, selecting(self.noise, "iterate", i), self.log_draws)
                 for image, count in zip(self.right, counts.tolist(), strict=True):
                     image.append(count)
 
@@ -216,7 +217,7 @@ class _Run:
         )  # fmt: skip
         if self.kept:
             aim = self.y if goal is None else goal
-            best, highest, self.selected = self.kept.choose(defense, aim, loss, selection(self.noise, "point"))
+            best, highest, self.selected = self.kept.choose(defense, aim, loss, selecting(self.noise, "point"))
         return inside(best, self.x, threat), highest
 
     def words(self) -> dict[str, list]:
@@ -414,16 +415,6 @@ def _highest(loss: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------------------------- selection
-
-
-def selection(noise: Noise, *path: str | int) -> Noise:
-    """Draws to choose among points by: disjoint from those of the attack and of the judge."""
-    return Noise(noise.seed, "select", noise.path + path, noise.ids, noise.samples)
-
-
-def right(defense: Defense, x: Tensor, y: Tensor, noise: Noise, draws: int) -> Tensor:
-    """(B,) how many of `draws` purifications of x are classified as y."""
-    return (predicted(defense.draws(x, noise, 0, draws)) == y[:, None]).sum(1)
 
 
 class Kept:
