@@ -107,6 +107,8 @@ NAMES: dict[str, dict[str, str]] = {
         "given": "purebench.attacks.given:given",
         "apgd-ce": "purebench.attacks.apgd:apgd_ce",
         "apgd-dlr": "purebench.attacks.apgd:apgd_dlr",
+        "apgd-margin": "purebench.attacks.apgd:apgd_margin",
+        "apgd-targeted": "purebench.attacks.apgd:apgd_targeted",
         "autoattack-rand": "purebench.attacks.autoattack:autoattack_rand",
         "autoattack-standard": "purebench.attacks.autoattack:autoattack_standard",
         "spsa": "purebench.attacks.spsa:spsa",
@@ -117,6 +119,8 @@ NAMES: dict[str, dict[str, str]] = {
         "hammer": "purebench.attacks.hammer:hammer",
         "diffattack": "purebench.attacks.diffattack:diffattack",
         "cascade": "purebench.attacks.cascade:cascade",
+        "autoattack-plus": "purebench.attacks.autoattack:autoattack_plus",
+        "autoattack-rand-fix": "purebench.attacks.rand_fix:autoattack_rand_fix",
     },
 }
 MOST = 100_000  # of whatever a whole number counts

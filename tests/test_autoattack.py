@@ -10,7 +10,7 @@ from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from torch import nn
 
 from purebench import embedded, registry
-from purebench.attacks import apgd, autoattack, pgd
+from purebench.attacks import apgd, autoattack, pgd, rand_fix, selection
 from purebench.datasets import digits
 from purebench.engine.defense import Defense
 from purebench.engine.identity import Identity
@@ -69,7 +69,7 @@ def no_checks(monkeypatch):
     monkeypatch.setattr(autopgd_base, "check_zero_gradients", lambda *a, **k: None)
 
 
-def upstream(attacks, defense, x, y, threat, seed, *, n_iter, eot=1, n_queries=0, n_target_classes=9):
+def upstream(attacks, defense, x, y, threat, seed, *, n_iter, eot=1, n_queries=0, n_target_classes=9, n_restarts=1):
     """(x_adv, robust) of pyautoattack's own loop on the same fixed rows. `attacks`: a version, or a list of attacks."""
 
     def model(at):
@@ -78,8 +78,16 @@ def upstream(attacks, defense, x, y, threat, seed, *, n_iter, eot=1, n_queries=0
     which = {"version": attacks} if isinstance(attacks, str) else {"version": "custom", "attacks": attacks}
     theirs = AutoAttack(model, norm=threat.norm, eps=threat.eps, seed=seed, device="cpu", **which)
     common = {"n_iter": n_iter, "eps": threat.eps, "norm": threat.norm, "seed": seed, "device": "cpu"}
-    theirs.apgd = APGDAttack(model, n_restarts=1, eot_iter=eot, **common)
-    theirs.apgd_targeted = APGDAttack_targeted(model, n_target_classes=n_target_classes, **common)
+    largest = {"use_largereps": threat.norm == "L1"}
+    # What upstream sets by its version stays as it is: restarts of `plus`, and all that is different under L1.
+    restarts = theirs.apgd.n_restarts if threat.norm == "L1" else n_restarts
+    theirs.apgd = APGDAttack(model, n_restarts=restarts, eot_iter=eot, **common, **largest)
+    assert theirs.apgd_targeted.use_largereps == (threat.norm == "L1")
+    of_t = min(n_target_classes, theirs.apgd_targeted.n_target_classes)
+    theirs.apgd_targeted = APGDAttack_targeted(model, n_target_classes=of_t, **common, **largest)
+    if attacks == "plus":
+        assert theirs.fab.n_restarts == 5
+        theirs.fab.n_restarts = n_restarts
     theirs.fab.n_iter, theirs.fab.n_target_classes, theirs.square.n_queries = n_iter, n_target_classes, n_queries
     with torch.random.fork_rng(devices=()):
         x_adv, y_adv = theirs.run_standard_evaluation(x, y, batch_size=64)
@@ -88,19 +96,29 @@ def upstream(attacks, defense, x, y, threat, seed, *, n_iter, eot=1, n_queries=0
 
 STANDARD = {"n_iter": 10, "n_queries": 40, "n_target_classes": 3}
 RAND = {"n_iter": 10, "eot": 2}
+PLUS = {"n_iter": 3, "n_queries": 10, "n_target_classes": 3, "n_restarts": 2}
 
 
 # ------------------------------------------------------------------------------------------------------ upstream's numbers
 
 
-@pytest.mark.parametrize("threat", BALLS, ids=str)
-@pytest.mark.parametrize("version", ["standard", "rand"])
+VERSIONS = {
+    "standard": (autoattack.autoattack_standard, STANDARD),
+    "rand": (autoattack.autoattack_rand, RAND),
+    "plus": (autoattack.autoattack_plus, PLUS),
+}
+
+
+@pytest.mark.parametrize(
+    ("version", "threat"),
+    [*((version, threat) for version in VERSIONS for threat in BALLS), ("standard", ThreatModel("L1", 0.6))],
+    ids=str,
+)
 def test_every_bit_is_upstreams_on_a_deterministic_defense(no_checks, classifier, images, version, threat):
     x, y = images[0], images[1].clone()
     y[3] = (y[3] + 1) % 10  # wrong from the start
-    options = STANDARD if version == "standard" else RAND
+    factory, options = VERSIONS[version]
     defense, noise = Defense(Identity(), classifier, rows=ROWS), batch_noise(len(x), seed=5)
-    factory = autoattack.autoattack_standard if version == "standard" else autoattack.autoattack_rand
     ours = factory(**options)(defense, x, y, threat, noise)
     x_adv, robust = upstream(version, defense, x, y, threat, autoattack.seed_of(noise), **options)
     assert torch.equal(ours.x_adv, x_adv)
@@ -277,7 +295,8 @@ def test_calls_of_the_standard_version_are_as_info_says_and_add_up(classifier, i
     defense = Defense(Identity(), classifier, rows=ROWS)
     attack, info = autoattack.autoattack_standard(**STANDARD), autoattack.INFO["autoattack-standard"]
     most = attack(defense, x, y, ThreatModel("Linf", 0.001), batch_noise(len(x))).log["nfe"]
-    gradients, forwards = (registry.expression(info[k], STANDARD) for k in ("gradient_calls", "forward_calls"))
+    known = STANDARD | {"norm": "Linf"}
+    gradients, forwards = (registry.expression(info[k], known) for k in ("gradient_calls", "forward_calls"))
     assert most == [(gradients + forwards, gradients)] * len(x)  # nothing breaks: the bound is met
     some = attack(defense, x, y, BALLS[0], batch_noise(len(x)))
     assert len(set(some.log["nfe"])) > 1  # images that break early cost less
@@ -363,7 +382,10 @@ def test_what_autoattack_does_not_do():
 # ----------------------------------------------------------------------------------------------------------------- our APGD
 
 
-@pytest.mark.parametrize("threat", BALLS, ids=str)
+L1 = ThreatModel("L1", 3.0)
+
+
+@pytest.mark.parametrize("threat", [*BALLS, L1], ids=str)
 @pytest.mark.parametrize("loss", ["ce", "dlr"])
 @pytest.mark.parametrize("steps", [3, 40])
 def test_our_apgd_is_pyautoattacks_on_a_deterministic_defense(classifier, images, threat, loss, steps):
@@ -379,7 +401,71 @@ def test_our_apgd_is_pyautoattacks_on_a_deterministic_defense(classifier, images
     x_best, _, their_loss, _ = theirs.attack_single_run(x, y, x_init=start)
     assert torch.equal(loss_best, their_loss)
     assert torch.equal(ours, x_best)
+    assert threat.holds(apgd.inside(ours, x, threat), x).all()
+
+
+@pytest.mark.parametrize("steps", [4, 40])
+def test_our_apgd_under_l1_is_pyautoattacks_from_its_random_start(classifier, images, monkeypatch, steps):
+    """Of a random start it takes a fifth of the gradient first; of a given one, as above, what that start's sparsity says."""
+    x, y = images
+    defense, noise = Defense(Identity(), classifier, rows=ROWS), batch_noise(len(x))
+    ours, loss_best = apgd.ascend(defense, x, y, L1, noise, loss=LOSSES["ce"], steps=steps)
+    theirs = APGDAttack(
+        lambda at: defense.logits(at, noise),
+        n_iter=steps,
+        eps=L1.eps,
+        norm="L1",
+        device="cpu",
+        logger=autoattack._SILENT,
+    )
+    theirs.init_hyperparam(x)
+    monkeypatch.setattr(torch, "randn", lambda shape: noise.fork("start").normal(0, x))
+    x_best, _, their_loss, _ = theirs.attack_single_run(x, y)
+    assert torch.equal(loss_best, their_loss)
+    assert torch.equal(ours, x_best)
+    assert ((ours - x).abs().flatten(1).sum(1) > 0.99 * L1.eps).all()
+    assert (ours != x).flatten(1).float().mean() < 0.7  # sparse
+
+
+@pytest.mark.parametrize("threat", [*BALLS, L1], ids=str)
+def test_targeted_apgd_is_pyautoattacks_towards_its_targets(classifier, images, threat):
+    """Its k likeliest wrong classes in its order, one run towards each from the same start, and the highest of the losses."""
+    x, y = images
+    defense, noise, k = Defense(Identity(), classifier, rows=ROWS), batch_noise(len(x)), 3
+    ours = apgd.apgd_targeted(steps=20, eot=1, n_target_classes=k)(defense, x, y, threat, noise).x_adv
+    logits = defense.logits(x, noise)
+    best, highest = x.clone(), torch.full((len(x),), -torch.inf)
+    for number in range(k):
+        theirs = APGDAttack_targeted(
+            lambda at: defense.logits(at, noise), n_iter=20, eps=threat.eps, norm=threat.norm, device="cpu",
+            logger=autoattack._SILENT,
+        )  # fmt: skip
+        theirs.init_hyperparam(x)
+        theirs.y_target = logits.sort(dim=1)[1][:, -(number + 2)]
+        assert (logits.argmax(1) == y).all()  # else its targets would hold the label
+        start = apgd.surface(x, threat, noise.fork("target", number, "start"))
+        patched = torch.randn
+        if threat.norm == "L1":
+            torch.randn = lambda shape, n=number: noise.fork("target", n, "start").normal(0, x)
+            start = None
+        try:
+            x_best, _, loss, _ = theirs.attack_single_run(x, y, x_init=start)
+        finally:
+            torch.randn = patched
+        best = torch.where((loss > highest).view(-1, 1, 1, 1), x_best, best)
+        highest = highest.maximum(loss)
+    assert torch.equal(ours, apgd.inside(best, x, threat))
     assert threat.holds(ours, x).all()
+    assert (highest > 0).any()
+
+
+def test_an_image_that_is_wrong_without_an_attack_is_no_target_of_itself(classifier, images):
+    x, y = images
+    defense, wrong = Defense(Identity(), classifier, rows=ROWS), (y + 1) % 10
+    found = apgd.targets(defense, x, wrong, batch_noise(len(x)), eot=2)
+    assert found.shape == (len(x), 9)
+    assert not (found == wrong[:, None]).any()
+    assert torch.equal(found[:, 0], defense.logits(x, batch_noise(len(x))).argmax(1))
 
 
 def test_every_checkpoint_of_our_apgd_matters_to_the_equality(classifier, images):
@@ -434,3 +520,128 @@ def test_our_apgd_counts_what_info_says(classifier, images):
     apgd.apgd_dlr(**options)(defense, x, y, BALLS[0], batch_noise(len(x)))
     calls = registry.expression(apgd.INFO["apgd-dlr"]["gradient_calls"], options) * len(x)
     assert defense.spent.close()[:2] == (calls, calls)
+
+
+# ------------------------------------------------------------------------------------------------------- choosing by fresh draws
+
+
+def test_fresh_draws_choose_among_the_best_points_and_the_last(classifier, images):
+    """What `select=fresh` returns is the best of its ten points by draws that a replay makes again; at the defaults no bit changes."""
+    x, y = images
+    noise, options = batch_noise(len(x), name="apgd-ce"), {"steps": 12, "eot": 2}
+    kept, points = apgd.Kept(x), []
+
+    def look(i, x_adv, found):
+        points.append(x_adv)
+        kept.add(i, x_adv, found.loss)
+
+    fresh = lambda: Defense(Noisy(), classifier, rows=ROWS)  # noqa: E731
+    best, _ = apgd.ascend(fresh(), x, y, BALLS[0], noise, loss=LOSSES["ce"], **options, look=look)
+    assert torch.equal(apgd.apgd_ce(**options)(fresh(), x, y, BALLS[0], noise).x_adv, best)
+    found = apgd.apgd_ce(**options, select="fresh")(fresh(), x, y, BALLS[0], noise)
+
+    def loss(at):
+        logits = fresh().draws(at, selection.selecting(noise, "point"), 0, apgd.SELECT)
+        return LOSSES["ce"](logits.flatten(0, 1), y.repeat_interleave(apgd.SELECT)).unflatten(0, (len(x), -1)).mean(1)
+
+    losses = torch.stack([loss(at) for at in points])  # (iterates, images)
+    iterates = torch.cat([kept.best[2].long().T, torch.arange(8, 13)[:, None].expand(-1, len(x))])
+    assert (iterates[: apgd.KEPT].sort(0)[0].diff(dim=0) > 0).all()  # no point twice
+    highest = losses.gather(0, iterates).amax(0)
+    torch.testing.assert_close(loss(found.x_adv), highest)
+    for image, iterate in enumerate(found.log["selected"]):
+        assert torch.equal(found.x_adv[image], points[iterate][image])
+    assert (found.x_adv != best).any()
+
+
+def test_iterates_are_logged_as_fresh_draws_judge_them(classifier, images):
+    x, y = images
+    noise = batch_noise(len(x), name="apgd-ce")
+    defense, points = Defense(Noisy(), classifier, rows=ROWS), []
+    look = lambda i, x_adv, found: points.append(x_adv)  # noqa: E731
+    options = {"steps": 4, "eot": 2}
+    best, _ = apgd.ascend(defense, x, y, BALLS[0], noise, loss=LOSSES["ce"], **options, look=look)
+    found = apgd.apgd_ce(**options, log="iterates", log_draws=3)(defense, x, y, BALLS[0], noise)
+    assert torch.equal(found.x_adv, best)
+    counts = [
+        selection.correct(defense, at, y, selection.selecting(noise, "iterate", i), 3) for i, at in enumerate(points)
+    ]
+    assert torch.tensor(found.log["iterates"]).T.tolist() == [c.tolist() for c in counts]
+    targeted = apgd.apgd_targeted(**options, n_target_classes=2, log="iterates", select="fresh")
+    log = targeted(defense, x, y, BALLS[0], noise).log
+    assert {len(row) for row in log["iterates"]} == {2 * 5}
+    assert all(target != label for (target, _), label in zip(log["selected"], y.tolist(), strict=True))
+
+
+# ---------------------------------------------------------------------------------------------------------- rand, as it should be
+
+
+@pytest.mark.parametrize("threat", BALLS, ids=str)
+def test_on_a_deterministic_defense_the_fewest_right_is_upstreams_failing_iterate(classifier, images, threat):
+    """With one draw and the same start: the image that AutoAttack would return, and its verdict."""
+    x, y = images
+    defense, noise = Defense(Identity(), classifier, rows=ROWS), batch_noise(len(x))
+    start = apgd.surface(x, threat, noise.fork("start"))
+    found = rand_fix._Found(defense, x, y, noise, 1, drop=False)
+    found.begin("apgd-ce", 0)
+    apgd.ascend(defense, x, y, threat, noise, loss=LOSSES["ce"], steps=15, look=found.look)
+    theirs = APGDAttack(
+        lambda at: defense.logits(at, noise), n_iter=15, eps=threat.eps, norm=threat.norm, device="cpu",
+        logger=autoattack._SILENT,
+    )  # fmt: skip
+    theirs.init_hyperparam(x)
+    _, acc, _, x_best_adv = theirs.attack_single_run(x, y, x_init=start)
+    assert torch.equal(found.fewest_right.bool(), acc)
+    assert torch.equal(found.fewest[~acc], x_best_adv[~acc])
+    assert acc.any()
+    assert not acc.all()
+
+
+def fixed(classifier, x, y, noise, threat=BALLS[0], **options):
+    defense = Defense(Noisy(), classifier, rows=ROWS)
+    attack = rand_fix.autoattack_rand_fix(n_iter=8, eot=3, evals=6, **options)
+    return attack(defense, x, y, threat, noise), defense
+
+
+def test_rand_fix_attacks_every_image_and_keeps_what_fresh_draws_get_right_least(classifier, images):
+    x, y = images
+    noise = batch_noise(len(x), name="autoattack-rand-fix")
+    found, defense = fixed(classifier, x, y, noise)
+    assert (found.x_adv != x).flatten(1).any(1).all()
+    assert BALLS[0].holds(found.x_adv, x).all()
+    assert found.verdict is None
+    seen = selection.correct(defense, found.x_adv, y, selection.selecting(noise, "point"), 6)
+    assert seen.tolist() == found.log["select_right"]
+    for name, loss in rand_fix.ATTACKS.items():
+        best, _ = apgd.ascend(defense, x, y, BALLS[0], noise.fork(name), loss=loss, steps=8, eot=3)
+        assert (seen <= selection.correct(defense, best, y, selection.selecting(noise, "point"), 6)).all()
+        for i in [i for i, by in enumerate(found.log["selected"]) if by == name]:
+            assert torch.equal(found.x_adv[i], best[i])
+    assert {by.partition(":")[0] for by in found.log["selected"]} <= rand_fix.ATTACKS.keys()
+
+
+def test_images_that_leave_change_no_bit_of_the_others_and_save_their_calls(classifier, images):
+    x, y = images
+    noise = Noise(0, "attack", ("autoattack-rand-fix",), torch.arange(100, 110), torch.zeros(10, dtype=torch.int64))
+    ball = ThreatModel("Linf", 0.11)
+    stay, all_of_them = fixed(classifier, x, y, noise, ball)
+    found, defense = fixed(classifier, x, y, noise, ball, drop=True)
+    left = torch.tensor(found.log["left_at"])
+    assert (left >= 0).any()
+    assert (left < 0).any()
+    for i in (left < 0).nonzero()[:, 0].tolist():
+        assert torch.equal(found.x_adv[i], stay.x_adv[i])
+        assert found.log["selected"][i] == stay.log["selected"][i]
+    assert all(n == 0 for n, at in zip(found.log["select_right"], left.tolist(), strict=True) if at >= 0)
+    for i in (0, 4, 9):  # and of each the same alone
+        alone, _ = fixed(classifier, x[[i]], y[[i]], noise.rows(noise.ids[[i]], noise.samples[[i]]), ball, drop=True)
+        assert torch.equal(alone.x_adv[0], found.x_adv[i])
+        assert alone.log == {word: [values[i]] for word, values in found.log.items()}
+    spent, full = defense.spent.close(), all_of_them.spent.close()
+    assert tuple(map(sum, zip(*found.log["nfe"], strict=True))) == spent[:2]
+    assert spent[1] < full[1]
+    gradients, forwards = (
+        registry.expression(rand_fix.INFO["autoattack-rand-fix"][k], {"n_iter": 8, "eot": 3, "evals": 6, "drop": False})
+        for k in ("gradient_calls", "forward_calls")
+    )
+    assert full[:2] == (len(x) * (gradients + forwards), len(x) * gradients)

@@ -10,6 +10,7 @@ from purebench.errors import UserError
 from purebench.plan import catalogue
 from purebench.plan import grid as plan
 from purebench.plan.grid import Request
+from purebench.spec import NORMS
 
 EVERYTHING = [(kind, name) for kind, names in registry.NAMES.items() for name in names]
 
@@ -76,7 +77,8 @@ def test_words_have_no_order_and_nothing_else_is_evaluated(text):
 @pytest.mark.parametrize(("kind", "name"), EVERYTHING)
 def test_a_word_that_an_entry_compares_is_one_that_the_parameter_may_have(kind, name):
     """A misspelt one would be another word, and so never true."""
-    known = registry.parameters(kind, name)
+    # What an attack costs may depend on the threat model's norm, too.
+    known = {**registry.parameters(kind, name), **({"norm": "Linf"} if kind == "attack" else {})}
     for text in conditions(kind, name):
         for node in ast.walk(ast.parse(text, mode="eval")):
             words = [n for n in ast.iter_child_nodes(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
@@ -87,7 +89,8 @@ def test_a_word_that_an_entry_compares_is_one_that_the_parameter_may_have(kind, 
                     assert word.value.startswith(".")  # suffix(path)
                     continue
                 free = known[node.left.id] == ""  # `path`, `network`
-                assert free or word.value in registry.choices(kind, name).get(node.left.id, ()), text
+                words = NORMS if node.left.id == "norm" else registry.choices(kind, name).get(node.left.id, ())
+                assert free or word.value in words, text
             if isinstance(node, ast.Name) and node.id not in ("sum", "len", "max", "min", "round", "suffix"):
                 assert node.id in known, text
 

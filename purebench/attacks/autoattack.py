@@ -1,4 +1,4 @@
-"""AutoAttack (Croce and Hein 2020), versions `rand` and `standard`: pyautoattack's attack objects in our own loop.
+"""AutoAttack (Croce and Hein 2020), versions `rand`, `standard` and `plus`: pyautoattack's attack objects in our own loop.
 
 The semantics are upstream's, since the number is only worth something if it is the number everybody else reports: one forward
 decides; each attack runs on the survivors of the one before; an image that withstands all of them comes back clean. On a
@@ -35,17 +35,18 @@ from pyautoattack.square import SquareAttack
 from torch import Tensor
 
 from purebench.attacks import Attack, Attacked
+from purebench.attacks.apgd import inside
 from purebench.engine.defense import Defense
 from purebench.engine.nfe import Account
 from purebench.engine.noise import Noise
 from purebench.engine.objective import Gradient, Loss, cross_entropy
 from purebench.errors import UserError
-from purebench.spec import ThreatModel, representable
+from purebench.spec import NORMS, USUAL, ThreatModel, representable
 
-# Under L2, Square begins with tiles of a fifth of the height: those of a column, and those of a row, which it counts by the height too,
-# have to end inside the image. With tiles of one pixel, and with none at all, nothing can stand out.
+# Under L2 and L1, Square begins with tiles of a fifth of the height: those of a column, and those of a row, which it counts by the height
+# too, have to end inside the image. With tiles of one pixel, and with none at all, nothing can stand out.
 _TILES = (
-    "norm != 'L2' or height >= 5 and (height < 10 or width < height // 5 or "
+    "norm == 'Linf' or height >= 5 and (height < 10 or width < height // 5 or "
     "(height - height // 5 * 5) // 2 + height // (height // 5) * (height // 5) <= height and "
     "(height - height // 5 * 5) // 2 + width // (height // 5) * (height // 5) <= width)"
 )
@@ -75,14 +76,42 @@ INFO = {
         "limits": {
             _TILES: [_MISFIT, "use Linf, images of another size, or `-a autoattack-rand`, `-a apgd-ce`: APGD takes any"]
         },
-        "gradient_calls": "(n_target_classes + 1) * (n_iter + 1) + n_target_classes * n_iter",
+        "gradient_calls": "(norm == 'L1' and (5 + min(5, n_target_classes)) * (n_iter + 3) or (n_target_classes + 1) * (n_iter + 1)) "
+        "+ n_target_classes * n_iter",
         "forward_calls": "n_queries + 11 + n_target_classes * (n_iter + 4)",
+        "threats": ["Linf", "L2", "L1"],
         "version": 1,
         "paper": {"Croce and Hein 2020": "n_iter=100,n_queries=5000,n_target_classes=9"},
         "differences": "none in the result, but for values that are not finite and gradients too small for float32, as for rand. "
-        "As upstream: one forward decides, and a robust image comes back clean",
+        "As upstream: one forward decides, and a robust image comes back clean. Under L1, as upstream: five restarts of APGD, each "
+        "beginning in balls of three and two times the radius, and of targeted APGD at most five targets; an image that rounding left "
+        "outside the ball is put back into it",
         "cite": "croce2020reliable",
     },
+    "autoattack-plus": {
+        "summary": "AutoAttack's longest version: APGD on two losses and FAB, five restarts each, Square, targeted APGD, targeted FAB",
+        "gradients": ["exact", "adjoint", "surrogate", "bpda", "detached"],
+        "unit": "batch",
+        "classes": "max(4, n_target_classes + 1)",
+        "limits": {
+            _TILES: [_MISFIT, "use Linf, images of another size, or `-a autoattack-rand`, `-a apgd-ce`: APGD takes any"]
+        },
+        "gradient_calls": "(2 * n_restarts + n_target_classes) * (n_iter + 1) + n_target_classes * n_iter "
+        "+ n_restarts * n_iter * (n_target_classes + 1)",
+        "forward_calls": "n_queries + 15 + n_target_classes * (n_iter + 4) + n_restarts * (n_iter + 2) "
+        "- n_restarts * n_iter * n_target_classes",
+        "version": 1,
+        "paper": {"Croce and Hein 2020": "n_iter=100,n_restarts=5,n_queries=5000,n_target_classes=9"},
+        "differences": "as for standard. FAB without a target differentiates every logit: its calls are counted for n_target_classes + 1 "
+        "classes, and a data set of more needs more",
+        "cite": "croce2020reliable",
+    },
+}
+
+# What `standard` sets otherwise under L1 (Croce and Hein 2021, Sec. 4).
+UNDER_L1: dict[str, dict[str, Any]] = {
+    "apgd-ce": {"n_restarts": 5, "use_largereps": True},
+    "apgd-t": {"use_largereps": True, "n_target_classes": 5},
 }
 
 _SILENT = logging.Logger(
@@ -108,14 +137,32 @@ def autoattack_standard(
         "apgd-ce", "apgd-t", "fab-t", "square", n_iter=n_iter, n_queries=n_queries, n_target_classes=n_target_classes
     )
     so_many = f"the targeted DLR loss needs 4, {n_target_classes} target classes need {n_target_classes + 1}"
+    return _autoattack(objects, batch=batch, classes=max(4, n_target_classes + 1), so_many=so_many, norms=NORMS)
+
+
+def autoattack_plus(
+    *, batch: int = 64, n_iter: int = 100, n_restarts: int = 5, n_queries: int = 5000, n_target_classes: int = 9
+) -> Attack:
+    """Version `plus`. n_restarts: of APGD on cross-entropy, of APGD on DLR, and of FAB without a target; others as for `standard`."""
+    _at_least_one(
+        batch=batch, n_iter=n_iter, n_restarts=n_restarts, n_queries=n_queries, n_target_classes=n_target_classes
+    )
+    objects = _objects(
+        "apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t",
+        n_iter=n_iter, n_restarts=n_restarts, n_queries=n_queries, n_target_classes=n_target_classes,
+    )  # fmt: skip
+    so_many = f"the targeted DLR loss needs 4, {n_target_classes} target classes need {n_target_classes + 1}"
     return _autoattack(objects, batch=batch, classes=max(4, n_target_classes + 1), so_many=so_many)
 
 
-def _objects(*names: str, n_iter: int, eot: int = 1, n_queries: int = 1, n_target_classes: int = 1) -> dict[str, Any]:
+def _objects(
+    *names: str, n_iter: int, eot: int = 1, n_restarts: int = 1, n_queries: int = 1, n_target_classes: int = 1
+) -> dict[str, Any]:
     """name -> constructor of upstream's object, with upstream's settings, in the order in which they run."""
     table = {
-        "apgd-ce": partial(_APGD, n_iter=n_iter, loss="ce", eot=eot),
-        "apgd-dlr": partial(_APGD, n_iter=n_iter, loss="dlr", eot=eot),
+        "apgd-ce": partial(_APGD, n_iter=n_iter, n_restarts=n_restarts, loss="ce", eot=eot),
+        "apgd-dlr": partial(_APGD, n_iter=n_iter, n_restarts=n_restarts, loss="dlr", eot=eot),
+        "fab": partial(_FAB, n_iter=n_iter, n_restarts=n_restarts, targeted=False),
         "apgd-t": partial(_TargetedAPGD, n_iter=n_iter, n_target_classes=n_target_classes),
         "fab-t": partial(_FAB, n_iter=n_iter, targeted=True, n_target_classes=n_target_classes),
         "square": partial(_Square, n_queries=n_queries, p_init=0.8, resc_schedule=False),
@@ -123,12 +170,17 @@ def _objects(*names: str, n_iter: int, eot: int = 1, n_queries: int = 1, n_targe
     return {name: table[name] for name in names}
 
 
-def _autoattack(objects: dict[str, Any], *, batch: int, classes: int, so_many: str) -> Attack:
+def _autoattack(
+    objects: dict[str, Any], *, batch: int, classes: int, so_many: str, norms: Sequence[str] = USUAL
+) -> Attack:
     """Upstream's `run_standard_evaluation` for one batch."""
 
     def attack(defense: Defense, x: Tensor, y: Tensor, threat: ThreatModel, noise: Noise) -> Attacked:
-        if threat.norm not in ("Linf", "L2"):
-            raise UserError(f"AutoAttack knows no threat model `{threat}`", "use Linf or L2, such as `-t Linf:8/255`")
+        if threat.norm not in norms:
+            raise UserError(
+                f"this AutoAttack knows no threat model `{threat}`",
+                f"use {' or '.join(norms)}, such as `-t Linf:8/255`",
+            )
         if len(x) > batch:
             raise ValueError(f"AutoAttack's unit is a batch of at most {batch} images, got {len(x)}")
         with torch.no_grad(), private_generators(seed_of(noise)):
@@ -150,7 +202,12 @@ def _autoattack(objects: dict[str, Any], *, batch: int, classes: int, so_many: s
                 if not len(survivors):
                     break
                 model = _Model(defense, noise.fork(name), images)
-                run = construct(model, eps=threat.eps, norm=threat.norm, seed=seed_of(noise), device=x.device)
+                settings = UNDER_L1.get(name, {}) if threat.norm == "L1" else {}
+                if "n_target_classes" in settings:
+                    settings = settings | {"n_target_classes": min(5, construct.keywords["n_target_classes"])}
+                run = construct(
+                    model, eps=threat.eps, norm=threat.norm, seed=seed_of(noise), device=x.device, **settings
+                )
                 run.bill = bill.of(survivors.cpu())
                 labels = y[survivors]
                 found = run.perturb(x[survivors], labels)
@@ -161,7 +218,9 @@ def _autoattack(objects: dict[str, Any], *, batch: int, classes: int, so_many: s
                 for i in survivors[fooled].tolist():
                     broken_by[i] = name
         log = {"nfe": [tuple(c) for c in bill.calls.tolist()], "broken_by": broken_by}
-        return Attacked(x_adv, robust, log | {"not_finite": [images.not_finite.get(i) for i in range(len(x))]})
+        return Attacked(
+            inside(x_adv, x, threat), robust, log | {"not_finite": [images.not_finite.get(i) for i in range(len(x))]}
+        )
 
     return attack
 
@@ -202,7 +261,7 @@ class _Batch:
     gradient ceased to be finite."""
 
     def __init__(self, x: Tensor, y: Tensor, ids: Tensor, threat: ThreatModel):
-        self.x, self.y, self.ids, self.p = x, y, ids, math.inf if threat.norm == "Linf" else 2.0
+        self.x, self.y, self.ids, self.p = x, y, ids, {"Linf": math.inf, "L2": 2.0, "L1": 1.0}[threat.norm]
         self.not_finite: dict[int, str] = {}
 
     def positions(self, x: Tensor) -> Tensor:
@@ -355,6 +414,11 @@ class _Square(_Billed, SquareAttack):
 
     def normalize(self, x: Tensor) -> Tensor:
         return super().normalize(x) if len(x) else x
+
+    def margin_and_loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        margin, loss = super().margin_and_loss(x, y)
+        # Under L1 its projection fails there, too: a margin of zero, which counts as broken, is given as one below.
+        return (margin.where(margin != 0, -1e-30) if self.norm == "L1" else margin), loss
 
 
 _PAIR = 1 << 32  # label and target class as one integer, so that the pair travels with its row

@@ -20,7 +20,7 @@ Calls = tuple[float, float]  # (forward, backward) of the networks, per image
 def attack(cell: Cell, shape: list[int], *, classifier: bool = False) -> Calls | None:
     """The calls that the attack needs at most, of all networks or of the classifier alone; shape: [C,H,W] of the images. None where a
     plug-in's cannot be counted on stand-ins."""
-    info, values = cell.attack.info, cell.attack.values
+    info, values = cell.attack.info, {**cell.attack.values, "norm": cell.threat.norm}
     if cell.attack.inner:
         # An image that withstands all of them meets each, by its own gradient.
         each = [attack(_alone(cell, one), shape, classifier=classifier) for one in cell.attack.inner]

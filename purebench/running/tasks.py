@@ -72,8 +72,8 @@ def default_rows(cell: Cell) -> int:
 def task_size(cell: Cell, rows: int) -> int:
     """Images per task for attacks that do not care: as many as fill the rows, 1 to LARGEST."""
     copies = (unit(cell).draws or 1) * votes(cell)
-    if cell.attack.inner:
-        # What is left after the first attacks is to fill the rows, too.
+    if cell.attack.inner or cell.attack.values.get(cell.attack.info.get("drops", "")):
+        # What is left after some images have gone, or the first attacks, is to fill the rows, too.
         return max(1, min(LARGEST, 8 * max(1, rows // copies)))
     # Where an image is one row of the attack, it is several of the judge, who folds its draws into rows: a few images fill them.
     return max(1, min(LARGEST, rows // copies if copies > 1 else rows // 5))
