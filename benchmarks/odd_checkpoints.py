@@ -14,7 +14,6 @@ import json
 import os
 import sys
 import tempfile
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,89 +29,28 @@ from purebench.networks.small import SmallUNet
 from purebench.plan import resolved
 
 State = dict[str, Tensor]
-TINY = """
-[assets.ddpm-cifar10-ema]
-summary = "tiny"
-kind = "score"
-sources = []
-trust = "ours"
-licence = "-"
-format = "state-dict"
-network = "ddpm"
-config = { ch = 32, out_ch = 3, in_channels = 3, ch_mult = [1, 2], num_res_blocks = 1, attn_resolutions = [16], resolution = 32 }
-
-[assets.guided-diffusion-imagenet256-uncond]
-summary = "tiny"
-kind = "score"
-sources = []
-trust = "ours"
-licence = "-"
-format = "state-dict"
-network = "adm"
-[assets.guided-diffusion-imagenet256-uncond.config]
-image_size = 256
-num_channels = 32
-num_res_blocks = 1
-channel_mult = "1,1"
-attention_resolutions = "4"
-learn_sigma = true
-
-[assets.score-sde-cifar10-vp]
-summary = "tiny"
-kind = "score"
-sources = []
-trust = "ours"
-licence = "-"
-format = "score-sde"
-network = "ddpmpp"
-[assets.score-sde-cifar10-vp.config]
-data = { image_size = 32, num_channels = 3 }
-[assets.score-sde-cifar10-vp.config.model]
-nf = 16
-ch_mult = [1, 2]
-num_res_blocks = 1
-attn_resolutions = [16]
-sigma_max = 50
-sigma_min = 0.01
-num_scales = 1000
-
-[assets.ncsnv2-cifar10]
-summary = "tiny"
-kind = "score"
-sources = []
-trust = "ours"
-licence = "-"
-format = "ncsnv2-list"
-network = "ncsnv2"
-config = { channels = 3, ngf = 4, sigma_begin = 50, sigma_end = 0.01, num_classes = 5 }
-
-[assets.ebm-hill-cifar10]
-summary = "tiny"
-kind = "score"
-sources = []
-trust = "ours"
-licence = "-"
-format = "state-dict"
-network = "ebm"
-config = { n_f = 4 }
-
-[assets.edm-cifar10-uncond-vp]
-summary = "tiny"
-kind = "score"
-sources = []
-trust = "ours"
-licence = "-"
-format = "edm-pickle"
-network = "edm"
-[assets.edm-cifar10-uncond-vp.config]
-precond = "edm"
-img_resolution = 32
-img_channels = 3
-model_channels = 16
-channel_mult = [1, 1]
-num_blocks = 1
-attn_resolutions = [16]
-"""
+TINY: dict[str, tuple[str, str, dict[str, Any]]] = {  # asset -> format, network, configuration
+    "ddpm-cifar10-ema": ("state-dict", "ddpm", {
+        "ch": 32, "out_ch": 3, "in_channels": 3, "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [16], "resolution": 32,
+    }),
+    "guided-diffusion-imagenet256-uncond": ("state-dict", "adm", {
+        "image_size": 256, "num_channels": 32, "num_res_blocks": 1, "channel_mult": "1,1", "attention_resolutions": "4",
+        "learn_sigma": True,
+    }),
+    "score-sde-cifar10-vp": ("score-sde", "ddpmpp", {
+        "data": {"image_size": 32, "num_channels": 3},
+        "model": {
+            "nf": 16, "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [16], "sigma_max": 50, "sigma_min": 0.01,
+            "num_scales": 1000,
+        },
+    }),
+    "ncsnv2-cifar10": ("ncsnv2-list", "ncsnv2", {"channels": 3, "ngf": 4, "sigma_begin": 50, "sigma_end": 0.01, "num_classes": 5}),
+    "ebm-hill-cifar10": ("state-dict", "ebm", {"n_f": 4}),
+    "edm-cifar10-uncond-vp": ("edm-pickle", "edm", {
+        "precond": "edm", "img_resolution": 32, "img_channels": 3, "model_channels": 16, "channel_mult": [1, 1], "num_blocks": 1,
+        "attn_resolutions": [16],
+    }),
+}  # fmt: skip
 FAMILIES: dict[str, str] = {  # family -> how a cell asks for a file of it
     "ddpm": "ddpm:",
     "guided-diffusion": "guided-diffusion:",
@@ -386,10 +324,36 @@ def check(
 
 def tiny_registry(folder: Path) -> Path:
     path = folder / "tiny.toml"
-    path.write_text(TINY)
+    path.write_text("\n".join(entry(asset, *of) for asset, of in TINY.items()))
     # A state dict says nothing of EDM's preconditioning.
-    (folder / "edm.json").write_text(json.dumps(tomllib.loads(TINY)["assets"]["edm-cifar10-uncond-vp"]["config"]))
+    (folder / "edm.json").write_text(json.dumps(TINY["edm-cifar10-uncond-vp"][2]))
     return path
+
+
+def entry(asset: str, format: str, network: str, config: Mapping[str, Any]) -> str:
+    """An asset of a tiny network, as `checkpoints.toml` has it."""
+    said = {
+        "summary": "tiny",
+        "kind": "score",
+        "sources": [],
+        "trust": "ours",
+        "licence": "-",
+        "format": format,
+        "network": network,
+    }
+    return (
+        f"[assets.{asset}]\n"
+        + "\n".join(f"{key} = {toml(value)}" for key, value in {**said, "config": config}.items())
+        + "\n"
+    )
+
+
+def toml(value: object) -> str:
+    """A value as TOML, on one line."""
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{key} = {toml(of)}" for key, of in value.items()) + " }"
+    # Of texts, numbers, lists and truth JSON and TOML are one.
+    return json.dumps(value)
 
 
 def main() -> int:

@@ -1,6 +1,10 @@
-"""What is known of every checkpoint and dataset, and where its files lie: `checkpoints.toml` and the cache. `fetch` fills it (`mirrors`:
-whom it asks; `download`: one answer; `verified`: what is taken), `readers` turn files into weights and execute nothing. It may import
-`networks`, `atomic` and `errors`. Begin reading at `entry` and `fetch.fetch`."""
+"""What is known of every checkpoint and dataset, and where its files lie: `checkpoints.toml` (`entries`: what it must say) and the cache.
+
+`fetch` fills it: `sources`, addresses; `mirrors`, whom it asks; `request` and `download`, one answer (`answers`, `troubles`: what one means
+that is not the file); `verified`, `ends`, `archives`, what is taken; `disk`, `bars`, `clock`. `check` asks without a download. Of a file of
+weights `readers` and `unpickle` read the tensors and execute nothing; `contents` says which sets of them it holds, `architecture`,
+`options` and `diffusers` of which network, and `checkpoint` fills one. It may import `networks`, `atomic` and `errors`. Begin reading at
+`entry` and `fetch.fetch`, or at `contents.of`."""
 
 from __future__ import annotations
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import bz2
 import errno
-import gzip
 import lzma
 import os
 import shutil
@@ -20,11 +18,11 @@ from typing import IO, Any
 from purebench import assets
 from purebench.assets import Part
 from purebench.assets.disk import disk_errors
+from purebench.assets.ends import opens
 from purebench.assets.troubles import SourceFailed
 from purebench.errors import DOWNLOAD, UserError
 
 CHUNK = 1 << 20  # bytes
-OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 # What the libraries raise for an archive that is damaged, encrypted (RuntimeError) or of a kind that they do not know.
 UNREADABLE = (
     tarfile.TarError, zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, zlib.error, lzma.LZMAError, struct.error,
@@ -170,7 +168,7 @@ def _unzip(path: Path, folder: Path, proven: bool) -> None:
 def _decompress(path: Path, result: Path, proven: bool) -> None:
     with path.open("rb") as file:
         head = file.read(8)
-    opener = next((opener for magic, opener in OPENERS.items() if head.startswith(magic)), None)
+    opener = opens(head)
     if opener is None:
         raise SourceFailed("it is no archive that can be unpacked here, or a damaged one")
     with opener(path) as packed, result.open("wb") as file:
@@ -182,21 +180,20 @@ def _decompress(path: Path, result: Path, proven: bool) -> None:
 def still_compressed(path: Path) -> bool:
     """Whether a file that was unpacked, or is named like one, begins as a compressed one does: servers compress what is compressed."""
     with path.open("rb") as file:
-        head = file.read(8)
-    return any(head.startswith(magic) for magic in OPENERS)
+        return opens(file.read(8)) is not None
 
 
 def twice_compressed(path: Path) -> bool:
     """The same of what a compressed file holds."""
     with path.open("rb") as file:
-        if not file.read(2).startswith(b"\x1f\x8b"):
-            return False
-    try:
-        with gzip.open(path) as packed:
-            head = packed.read(8)
-    except (EOFError, zlib.error, OSError):
+        opener = opens(file.read(8))
+    if opener is None:
         return False
-    return any(head.startswith(magic) for magic in OPENERS)
+    try:
+        with opener(path) as packed:
+            return opens(packed.read(8)) is not None
+    except (EOFError, zlib.error, lzma.LZMAError, OSError):
+        return False
 
 
 def _drain(file: IO[bytes] | Any) -> None:

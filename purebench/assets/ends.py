@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 CHUNK = 1 << 20  # bytes
+# How a compressed file begins, and what opens it.
+OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 
 
 def at_end(path: Path) -> bool | None:
@@ -30,9 +32,8 @@ def at_end(path: Path) -> bool | None:
         return _zip(path)
     if head.startswith(b"\x80"):
         return _pickle(path, size)
-    for magic, opener in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open)):
-        if head.startswith(magic):
-            return _stream(path, opener)
+    if opener := opens(head):
+        return _stream(path, opener)
     if head.startswith(b"PAR1"):
         return _tail(path, 4) == b"PAR1" and size > 12
     if head[257:262] == b"ustar":
@@ -42,6 +43,11 @@ def at_end(path: Path) -> bool | None:
     if head[8:10] == b'{"':
         return _safetensors(path, size)
     return None
+
+
+def opens(head: bytes) -> Callable[..., Any] | None:
+    """What opens a compressed file that begins so; None of others."""
+    return next((opener for magic, opener in OPENERS.items() if head.startswith(magic)), None)
 
 
 def _tail(path: Path, count: int) -> bytes:

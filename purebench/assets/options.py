@@ -54,12 +54,8 @@ DIFFUSION = {
     "beta_schedule", "noise_schedule", "beta_start", "beta_end", "num_diffusion_timesteps", "diffusion_steps", "rescale_timesteps",
     "timestep_respacing", "use_kl", "learn_sigma", "rescale_learned_sigmas", "sigma_small",
 }  # fmt: skip
-SECTIONS = (
-    "model",
-    "data",
-    "training",
-    "diffusion",
-)  # that options are in; all is at one level where a family's code has it so
+# That options are in; all is at one level where a family's code has it so.
+SECTIONS = ("model", "data", "training", "diffusion")
 # What says the noise of each index, and what the network predicts of it: families of indices alone.
 INDEXED = ("ddpm", "adm")
 NOISE = {

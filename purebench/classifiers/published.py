@@ -26,10 +26,6 @@ _OF_TRANSFORMED = (
     "network == 'torchvision/googlenet' or network == 'torchvision/inception_v3' or "
     "network == 'torchvision/quantized_googlenet' or network == 'torchvision/quantized_inception_v3'"
 )
-_OF_OTHERS = (
-    "network != 'torchvision/googlenet' and network != 'torchvision/inception_v3' and "
-    "network != 'torchvision/quantized_googlenet' and network != 'torchvision/quantized_inception_v3'"
-)
 _WIDE = ["network != 'wideresnet' and network != 'wideresnet_hill'", "only a WideResNet has one"]
 
 INFO = {
@@ -144,16 +140,13 @@ INFO = {
         "choices": {"weights": ["ema", "raw"], "transform_input": ["true", "false"]},
         "counts_classes": True,
         "normalises": "torchvision/",
-        "moot": {
-            "depth": _WIDE,
-            "widen": _WIDE,
-            "transform_input": [_OF_OTHERS, "only torchvision's GoogLeNet and Inception v3 have it"],
-        },
+        "moot": {"depth": _WIDE, "widen": _WIDE},
         "asked": {
             "transform_input": [
                 _OF_TRANSFORMED,
                 "transform_input=true for torchvision's own weights (`weights=`) and what was trained from them, "
                 "transform_input=false for a network that was made by `weights=None`",
+                "only torchvision's GoogLeNet and Inception v3 have it",
             ]
         },
     },

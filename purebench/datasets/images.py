@@ -32,9 +32,8 @@ class Images:
     note: str = ""  # why numbers on these images are not a paper's; empty for the papers' own images
     declared: bool = True  # whether `classes` is their number, and not that of the labels seen
     said: str = ""  # of the user's own: what was found, and what was left out; a line of the plan
-    renumber: Callable[[int], str] = lambda _: (
-        ""
-    )  # for so many classes: what to write, so that labels are numbers of these
+    # For so many classes: what to write, so that labels are numbers of these.
+    renumber: Callable[[int], str] = lambda _: ""
 
     def __len__(self) -> int:
         return len(self.labels)

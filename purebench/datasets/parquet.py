@@ -65,9 +65,8 @@ def parquet(
     the shorter side to it and cut out the centre; 0: the images have one size already. crop: the side of the centre, if not `size`.
     image, label: the columns; if empty `img` or `image`, `label` or `fine_label`."""
     check_channels(channels)
-    # Through str: on the command line a name of digits alone is read as a number.
-    files = _files(str(path))
-    # Through str, as above.
+    files = _files(path)
+    # Through str: on the command line a column's name of digits alone is read as a number.
     read_in = [_read(file, classes, str(image), str(label)) for file in files]
     if other := next((i for i, shard in enumerate(read_in) if shard[2] != read_in[0][2]), 0):
         message = f"`{shown(str(files[0]))}` and `{shown(str(files[other]))}` have different lists of class names"
@@ -94,7 +93,7 @@ def parquet(
 
     known = read_in[0][2]
     said = (
-        f"`{shown(Path(str(path)).name)}`: {len(labels)} images of {len(set(labels))} classes, "
+        f"`{shown(Path(path).name)}`: {len(labels)} images of {len(set(labels))} classes, "
         f"{_of(min(labels), known)} to {_of(max(labels), known)}, in {len(files)} Parquet file{'s' * (len(files) > 1)}, "
         f"columns `{read_in[0][3][0]}` and `{read_in[0][3][1]}`"
     )

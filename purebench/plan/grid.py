@@ -80,6 +80,14 @@ class Job:
     stand_in: tuple[str, ...] = ()  # what takes the place of a paper's own network or data
 
 
+class OfDataset(str):
+    """A note: which dataset was taken, and how it was read."""
+
+
+class OfWeights(str):
+    """A note: which weights of a user's file are used. Said once it is known that they fit."""
+
+
 @dataclass(frozen=True)
 class Plan:
     jobs: list[Job]
@@ -102,7 +110,7 @@ def build(request: Request, notes: list[str] | None = None) -> Plan:
         if name not in known:
             known[name] = components.find("dataset", name)
             if said := known[name].described:
-                notes.append(f"dataset: {said}")
+                notes.append(OfDataset(f"dataset: {said}"))
         for job, absent in _jobs(request, grid, known[name], notes, known):
             old = jobs.get(job.cell.id)
             jobs[job.cell.id] = _merged(old, job) if old else job
@@ -230,12 +238,15 @@ def _dataset(request: Request, grid: dict[str, Any], notes: list[str]) -> str:
     needed = assets.sets().get("cifar10", [])
     absent = [name for name in needed if not assets.present(name)]
     if needed and not absent:
-        notes.append("dataset: CIFAR-10 (`--dataset` was not given, and its files are in the cache)")
+        notes.append(OfDataset("dataset: CIFAR-10 (`--dataset` was not given, and its files are in the cache)"))
         return "cifar10"
     # A cache with half of the files looks to its owner as if CIFAR-10 were there.
     some = f"; {', '.join(absent)} missing" if len(absent) < len(needed) else ""
     notes.append(
-        f"dataset: the embedded digits (`--dataset` was not given, and CIFAR-10 is not in the cache{some}: `purebench fetch cifar10`)"
+        OfDataset(
+            "dataset: the embedded digits (`--dataset` was not given, and CIFAR-10 is not in the cache"
+            f"{some}: `purebench fetch cifar10`)"
+        )
     )
     return "digits"
 
@@ -272,7 +283,7 @@ def _jobs(
     # Images of the user's own have no default, and a defense without a score model wants none.
     asked = request.score or grid.get("score", defaults.get("score"))
     score = None if asked is None else components.find("score", asked)
-    notes += [network.passed_over for network in (classifier, score) if network and network.passed_over]
+    notes += [OfWeights(network.passed_over) for network in (classifier, score) if network and network.passed_over]
     components.check_fit(dataset, classifier, score)
     if unlike := components.mismatch(dataset, classifier):
         notes.append(f"note: {unlike}")
@@ -563,7 +574,7 @@ class _Maker:
         components.check_rotation(found, defense)
         for model in found:
             components.check_fit(self.dataset, self.classifier, model)
-            self.notes += [model.passed_over] if model.passed_over else []
+            self.notes += [OfWeights(model.passed_over)] if model.passed_over else []
             if self.models_by_text.setdefault(model.text, model).digest != model.digest:
                 raise UserError(
                     f"two different files are called `{model.text}`", "give them names: path=FILE,name=NAME"

@@ -419,21 +419,30 @@ def of(kind: str, part: Part) -> Component:
         _which_classes(part.name, given, values, known)
     if "normalises" in info:
         _which_normalisation(given, values, info)
+    moot = {
+        key: why
+        for key, (condition, why) in info.get("moot", {}).items()
+        if registry.of_info(part.name, condition, values)
+    }
     # What no file shows, and no default would be right for.
-    for key, (condition, hint) in info.get("asked", {}).items():
+    for key, (condition, hint, why) in info.get("asked", {}).items():
+        if not registry.of_info(part.name, condition, values):
+            moot[key] = why
+        elif key not in given:
+            raise UserError(
+                f"`{part.name}` with network={values['network']} does not say `{key}`, and no file shows it", hint
+            )
         if key in given:
             # As text has it, `true` is no word.
             given[key] = values[key] = show(values[key])
             if values[key] not in (words := registry.choices(kind, part.name)[key]):
                 raise unknown(f"{key} of `{part.name}`", str(values[key]), words)
-        elif registry.of_info(part.name, condition, values):
-            raise UserError(
-                f"`{part.name}` with network={values['network']} does not say `{key}`, and no file shows it", hint
-            )
     # It would be recorded, and do nothing: two cells of one network.
-    for key, (condition, why) in info.get("moot", {}).items():
-        if key in given and registry.of_info(part.name, condition, values):
-            raise UserError(f"`{key}={show(given[key])}` of `{part.name}` has no say here: {why}", f"leave `{key}` out")
+    if without := next((key for key in moot if key in given), ""):
+        raise UserError(
+            f"`{without}={show(given[without])}` of `{part.name}` has no say here: {moot[without]}",
+            f"leave `{without}` out",
+        )
     # The default in its own type too: a list in a factory's signature is a tuple here.
     differs = {k for k in given if k not in places and values[k] != registry.as_type(known[k], known[k])}
     canonical = Part(registry.label(kind, part.name), tuple((k, v) for k, v in values.items() if k in differs))

@@ -113,7 +113,7 @@ def _planned(
         raise UserError(f"not in the cache: {', '.join(absent)}", assets.bring(absent), DOWNLOAD)
     cell = the_plan.jobs[0].cell
     own = [f"your own weights: `{part}`" for part in (cell.classifier, *cell.scores) if part.where]
-    return cell, the_plan.jobs[0].shape, [*own, *(line for line in the_plan.notes if "weights are used" in line)]
+    return cell, the_plan.jobs[0].shape, [*own, *(line for line in the_plan.notes if isinstance(line, plan.OfWeights))]
 
 
 def _read(paths: list[Path], shape: list[int], prepared: Mapping[str, object], background: str) -> list[Input]:

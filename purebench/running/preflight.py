@@ -46,13 +46,10 @@ def prepare(
         plan = grid.build(request, notes)
     except UserError as error:
         # Which dataset was found, and how it was read: the refusal may be about that.
-        for line in dict.fromkeys(notes):
-            if (
-                note is not None
-                and line.startswith("dataset: ")
-                and line.removeprefix("dataset: ") not in error.message
-            ):
-                note(line)
+        for one in dict.fromkeys(notes):
+            is_new = isinstance(one, grid.OfDataset) and one.removeprefix("dataset: ") not in error.message
+            if is_new and note is not None:
+                note(one)
         raise
     check_counts(resources)
     if (out / store.CELL).exists():
@@ -61,10 +58,9 @@ def prepare(
         )
     # Before the rehearsal may refuse the plan: a note says which dataset was taken, and so what the refusal is about.
     # Not so what it says of a file's weights: whether they fit is not known yet.
-    said = [*plan.notes, *_of_other_content(plan, out)]
-    of_weights = [line for line in said if "weights are used" in line]
+    of_weights = [line for line in plan.notes if isinstance(line, grid.OfWeights)]
     if note is not None:
-        for line in said:
+        for line in [*plan.notes, *_of_other_content(plan, out)]:
             if line not in of_weights:
                 note(line)
     # Imported here: it loads torch, and a mistake found above is then told at once.
