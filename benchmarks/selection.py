@@ -1,12 +1,12 @@
 """Which point should an attack on a random defense return? Robust accuracy of pgd-eot, APGD and APGD with `select=fresh`, at equal calls.
 
-    python benchmarks/selection.py [--images 64] [--steps 40] [--eot 10] [--evals 20] [--defenses diffpure,coup] [--out FOLDER] [--workers 1]
+    python benchmarks/selection.py [--images 64] [--steps 40] [--eot 10] [--evals 20] [--defenses diffpure,coup] [--out FOLDER]
 
 APGD takes the point of the highest mean loss among a hundred, each measured by the draws that moved it there: the luckiest. `select=fresh`
 lets draws that chose nothing decide between the best of them and the last. pgd-eot returns its last point, and chooses nothing.
 
-Equal calls: pgd-eot and APGD take so many gradients (APGD one more, at its start); the SELECT draws of `select=fresh` are forwards only, and
-pgd-eot is given steps for them, three forwards being taken for one gradient with its forward pass. Judged are all on the same images
+Equal calls: pgd-eot and APGD take so many gradients (APGD one more, at its start); the SELECT draws of `select=fresh` are forwards only,
+and pgd-eot is given steps for them, three forwards being taken for one gradient with its forward pass. Judged are all on the same images
 and draws, so the differences are paired; their interval is 1.96 standard errors over images. On the embedded digits.
 """
 
