@@ -141,7 +141,7 @@ ATTACKS = {  # case: (the attacked images in one weighted sum, {parameter: anoth
     "apgd-ce:steps=20": (-1.4963045996546702, {"eot": 21, "rho": 0.7, "select": "fresh"}),
     "apgd-dlr:steps=20": (-1.482263664540897, {"eot": 21, "rho": 0.7, "select": "fresh"}),
     "apgd-margin:steps=20": (-1.5231202228249, {"eot": 21, "rho": 0.4, "select": "fresh"}),
-    "apgd-targeted:n_target_classes=2,steps=20": (-1.4727850118226555, {"eot": 21, "rho": 1.0, "select": "fresh"}),
+    "apgd-targeted:n_target_classes=1,steps=20": (-1.3710635404406337, {"eot": 21, "rho": 0.7, "select": "fresh"}),
     "autoattack-rand-fix:n_iter=20": (-1.4984124144492972, {"eot": 21}),
 }
 
