@@ -171,8 +171,6 @@ ATTACKS = {  # case: (the attacked images in one weighted sum, {parameter: anoth
     "joint-full:eot=1": (-1.4052041685000713, {"variant": "paper"}),
     "approximate-input": (-1.2230634980387538, {"steps": 41, "rel_step": 0.26, "loss": "dlr"}),
     "transfer-pgd": (-1.4974468495850928, {"steps": 41, "rel_step": 0.26, "loss": "dlr", "random_start": False}),
-    "apgd-ce:steps=20": (-1.4963045996546702, {"eot": 21, "rho": 0.7}),
-    "apgd-dlr:steps=20": (-1.482263664540897, {"eot": 21, "rho": 0.7}),
     "hammer:steps=20": (
         -1.4154153481425003,
         {
@@ -198,6 +196,11 @@ ATTACKS = {  # case: (the attacked images in one weighted sum, {parameter: anoth
     "stadv:steps=4": (-1.3027985552379442, {"eot": 21, "rel_step": 0.21, "smoothness": 0.06, "keep": "last"}),
     "stadv:eot=2": (-1.5841060042874853, {"steps": 40}),
     "salt-and-pepper": (-1.6141604374905474, {"amount": 0.3}),
+    "apgd-ce:steps=20": (-1.4963045996546702, {"eot": 21, "rho": 0.7, "select": "fresh"}),
+    "apgd-dlr:steps=20": (-1.482263664540897, {"eot": 21, "rho": 0.7, "select": "fresh"}),
+    "apgd-margin:steps=20": (-1.5231202228249, {"eot": 21, "rho": 0.4, "select": "fresh"}),
+    "apgd-targeted:n_target_classes=1,steps=20": (-1.3710635404406337, {"eot": 21, "rho": 0.7, "select": "fresh"}),
+    "autoattack-rand-fix:n_iter=20": (-1.4984124144492972, {"eot": 21}),
 }
 
 
@@ -232,7 +235,12 @@ CALLS = {  # case: (purifications of an image that withstands: without a gradien
     "square-eot:queries=2": ((80, 0), {"eot": 21}),
     "nattack:steps=1": ((340, 0), {"population": 301, "eot": 21}),
     "nattack:population=2": ((2020, 0), {"steps": 501}),
+    "apgd-margin": ((0, 2020), {"steps": 101}),
+    "apgd-targeted:eot=2": ((2, 1818), {"steps": 101, "n_target_classes": 8}),
     "autoattack-rand": ((5, 4040), {"n_iter": 101, "eot": 21}),
+    "autoattack-rand-fix": ((80, 4040), {"n_iter": 101, "evals": 21}),
+    "autoattack-plus:n_queries=1,n_restarts=1,n_target_classes=1": ((322, 403), {"n_iter": 101}),
+    "autoattack-plus:n_iter=1,n_queries=1": ((81, 47), {"n_target_classes": 10, "n_restarts": 6}),
     "autoattack-standard:n_queries=1,n_target_classes=1": ((116, 302), {"n_iter": 101}),
     "autoattack-standard:n_iter=1,n_queries=1": ((57, 29), {"n_target_classes": 10}),
 }
@@ -248,7 +256,11 @@ class Sure:
 
     def logits(self, x, noise):
         self.forwards += len(x)
-        return torch.eye(12)[0].expand(len(x), 12)
+        # Of the value nothing but the certain class, and a derivative for FAB, which takes it of each logit.
+        return torch.eye(12)[0] + (x - x.detach()).flatten(1).sum(1, keepdim=True) * torch.arange(12)
+
+    def draws(self, x, noise, first, last):
+        return torch.stack([self.logits(x, noise) for _ in range(first, last)], 1)
 
     def loss_grad(self, x, y, loss, noise, *, eot=1, average="loss", observe=True):
         self.gradients += eot * len(x)
@@ -292,6 +304,11 @@ ELSEWHERE = {  # what no number of a purification or an attack alone can show
     "autoattack-standard": {"batch", "n_queries"},
     "pgd-eot": {"log", "log_draws"},  # they change no image: tests/test_pgd.py
     "bpda-eot": {"log", "log_draws"},
+    "autoattack-plus": {"batch", "n_queries"},
+    "autoattack-rand-fix": {"drop"},  # tests/test_autoattack.py
+    **{
+        f"apgd-{loss}": {"log", "log_draws"} for loss in ("ce", "dlr", "margin", "targeted")
+    },  # they change no image: there, too
     "transfer": {"from", "attack"},  # the plan reads them: tests/test_plan.py
     "cascade": {"attacks", "select"},  # tests/test_cascade.py
     "square-eot": {"queries"},  # below
@@ -315,7 +332,7 @@ def test_no_two_cases_have_one_number():
     assert len(values) == len(set(values))
 
 
-@pytest.mark.parametrize("name", ["autoattack-rand", "autoattack-standard"])
+@pytest.mark.parametrize("name", ["autoattack-rand", "autoattack-standard", "autoattack-plus"])
 def test_autoattack_takes_64_images_together(name):
     """Which images share a batch is part of what is random."""
     attack = registry.factory("attack", name)()
@@ -344,7 +361,8 @@ def test_square_makes_5000_queries(monkeypatch):
 
     monkeypatch.setattr(autoattack.SquareAttack, "attack_single_run", loop)
     calls("autoattack-standard:n_iter=1,n_target_classes=1")
-    assert asked == [5000]
+    calls("autoattack-plus:n_iter=1,n_target_classes=1")
+    assert asked == [5000, 5000]
 
 
 def test_square_eot_makes_5000_queries(monkeypatch):

@@ -41,9 +41,9 @@ ATTACKS = {"apgd-ce": cross_entropy, "apgd-dlr": dlr}
 
 
 def autoattack_rand_fix(*, n_iter: int = 100, eot: int = 20, evals: int = 20, drop: bool = False) -> Attack:
-    """n_iter: APGD's iterations per loss; eot: purifications per gradient; evals: fresh purifications (role `select`) of each point that was
-    found, which choose one of them. drop: an image that all draws of an iterate's gradient and then `evals` fresh ones get wrong is kept as
-    it is there, and leaves; fewer right answers there are not.
+    """n_iter: APGD's iterations per loss; eot: purifications per gradient; evals: fresh purifications (role `select`) of each point
+    that was found, which choose one. drop: an image that all draws of an iterate's gradient and then `evals` fresh ones get wrong is kept
+    as it is there, and leaves; fewer right answers there are not.
 
     Log: `selected`, by what the image was found (`apgd-ce`, or `apgd-ce:fewest`); `select_right`, how many of `evals` draws got it right;
     with `drop`, `left_at`, the evaluation at which it left, through both attacks, -1 for never."""

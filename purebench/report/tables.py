@@ -40,7 +40,10 @@ LISTED = 6  # names of a footnote, behind which it says how many more there are
 SCOPE = ["dataset", "subset", "classifier", "score", "threat"]  # one table each
 # The order of attack columns: controls and weak attacks, then a paper's own attacks by name, then AutoAttack.
 FIRST = ("null", "noise", "transfer-pgd", "transfer", "bpda-eot")
-LAST = ("apgd-ce", "apgd-dlr", "autoattack-standard", "autoattack-rand")
+LAST = (
+    "apgd-ce", "apgd-dlr", "apgd-margin", "apgd-targeted",
+    "autoattack-standard", "autoattack-plus", "autoattack-rand", "autoattack-rand-fix",
+)  # fmt: skip
 # Sorts attack columns. By length first, so that a plain name stands before the ones with parameters; another gradient before exact.
 RANK = ["place", "name", "length", "attack", "natural", "grad"]
 ORDER = ["defended", "defense", *RANK, "seed", "cell"]  # sorts the cells of a table
