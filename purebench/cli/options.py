@@ -64,7 +64,9 @@ WorkerCount = Annotated[int | None, Option(metavar="W", help="processes [default
 Memory = Annotated[
     str | None, Option(metavar="SIZE", help="bound on states and graphs per worker, such as 4G [default: what is free]")
 ]
-Sanity = Annotated[bool, Option("--sanity", help="add the controls: attacks null and noise")]
+Sanity = Annotated[
+    bool, Option("--sanity", help="add the controls (null, noise) and, on a few images, checks of the attack itself")
+]
 Honest = Annotated[bool, Option("--honest", help="a paper's table: our columns beside its own")]
 Baselines = Annotated[bool, Option("--baselines", help="a paper's table: also quoted rows whose classifier can be had")]
 Only = Annotated[

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         "purebench table results --layout tidy --format csv --out results.csv",
         "purebench table results/digits-coup-* --format json",
         "purebench table results --layout coup/1 --compare",
+        "purebench table results --sanity",
         "purebench table results --expect 'coup/strongest>=0.40' --expect 'coup/clean>=95%'",
         "purebench table results/embedded --layout coup/1 --dataset digits --grad exact",
     )
@@ -73,12 +74,16 @@ def table(
     compare: Annotated[
         bool, Option("--compare", help="a paper's table: beside the reported values, and whether they are covered")
     ] = False,
+    sanity: Annotated[
+        bool, Option("--sanity", help="instead, the checks of the attacks: verdicts, and the numbers behind each")
+    ] = False,
     expect: Expected = None,
     out: Annotated[Path | None, Option(metavar="FILE", help="write there instead of stdout", parser=place)] = None,
 ) -> None:
     """Print the table of what has been run; a pure function of the records. A paper's table takes the options that it was run with."""
     from purebench.records import store as records
     from purebench.report import expect as expecting
+    from purebench.report import sanity as checks
     from purebench.report import tables
 
     check_writable(out)
@@ -89,6 +94,13 @@ def table(
     found = _table_layout(layout, request, compare=compare, expect=bool(expect))
     expected = [expecting.read(text) for text in expect or ()]
     logs = records.load_all(results or [Path("results")])
+    if sanity:
+        if found or layout != "grid" or expected:
+            raise UserError(
+                "`--sanity` prints no table of a layout", "leave out `--layout`, `--compare` and `--expect`"
+            )
+        deliver(checks.render(logs, format), out)
+        return
     expecting.check_known(expected, logs)
     # Rendered before the file is touched: a mistake in an option leaves the old table there.
     if found:
