@@ -62,6 +62,12 @@ def test_without_checks_sanity_adds_the_controls_alone():
     assert [job.cell.attack.name for job in plan.build(request).jobs] == ["null", "noise", "pgd-eot"]
 
 
+def test_the_checks_go_through_the_purifier_whatever_was_asked_for():
+    for grads, own in ((("bpda",), "exact"), (("bpda", "adjoint"), "adjoint")):
+        extra = [job.cell for job in planned(grads=grads).jobs if job.images == 25]
+        assert {str(cell.gradient) for cell in extra if cell.attack.name == "pgd-eot"} == {own}
+
+
 def test_what_cannot_be_checked_is_left_out():
     assert [str(job.cell.defense) for job in planned("none").jobs] == ["none"] * 3
     assert all(str(job.cell.threat) == "-" for job in planned(attacks=("null",), threats=("StAdv:0.05",)).jobs)

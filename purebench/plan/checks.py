@@ -16,6 +16,7 @@ from purebench.spec import LARGEST, Part, Resolved, ThreatModel
 
 FEWEST, MOST = 16, 32  # images of a check, where the run has so many: a quarter of the run's in between
 USUAL = Part("pgd-eot")  # the base where no attack that was asked for counts steps and draws
+THROUGH = ("exact", "detached", "adjoint")  # gradients that go through the purifier itself
 WIDER = (2, 4)  # radii, as multiples of the one asked for
 CROSSING = 10  # steps, where the base has so many, that cross a ball that holds every image
 QUERIES = 5  # of square-eot, for each step of the base: each asks three times, and so costs about what the base does

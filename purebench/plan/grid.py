@@ -305,8 +305,9 @@ def _jobs(
                 yield job, maker.missing(one.cell)
     if request.checks:
         asked = [attack for attack in attacks if attack not in controls]
+        through = [gradient for gradient in grads if gradient.name in checks.THROUGH] or [Part("exact")]
         for limit, seed, defense in itertools.product(threats, seeds, defenses):
-            for cell, origin in maker.checks(defense, asked, grads[:1], limit, seed):
+            for cell, origin in maker.checks(defense, asked, through[:1], limit, seed):
                 some = checks.images(images)
                 job = Job(cell, some, evals, dataset.shape, dataset.size, origin, maker.stand_ins(cell))
                 yield job, maker.missing(cell)

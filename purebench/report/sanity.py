@@ -15,6 +15,7 @@ from statistics import fmean
 from typing import Any
 
 from purebench.errors import UserError
+from purebench.plan.checks import THROUGH
 from purebench.records import store as records
 from purebench.records.store import Log, judged
 from purebench.report import markdown, metrics
@@ -23,7 +24,6 @@ from purebench.spec import Part, ThreatModel, parse, show, threat
 PASSED, DOUBTFUL, OPEN, ABSENT = "passed", "doubtful", "open", "not run"
 REACHED = 0.05  # robust accuracy that counts as none
 PLATEAU = 0.05  # by which a doubling may still lower it
-OWN = ("exact", "detached", "adjoint")  # gradients that go through the purifier itself
 MASKS = ("gradients", "noise", "gradient-free", "transfer")  # checks that a masked gradient fails
 
 
@@ -135,7 +135,7 @@ class _Here:
     def __init__(self, limit: ThreatModel, running: Sequence[Log], fixed: Sequence[Log]):
         self.limit, self.all, self.fixed = limit, running, fixed
         self.logs = [log for log in running if log.cell["threat"] == str(limit)]
-        self.own = [log for log in self.logs if log.cell["gradient"] in OWN]
+        self.own = [log for log in self.logs if log.cell["gradient"] in THROUGH]
 
     def best(self) -> Log | None:
         """The strongest attack through the purifier's own gradient, of those on the most images where several are as low."""
@@ -200,7 +200,7 @@ def _radius(here: _Here) -> Verdict:
     rungs: dict[str, dict[float, Log]] = defaultdict(dict)
     for log in here.all:
         limit = threat(log.cell["threat"]) if log.cell["threat"] != "-" else None
-        if limit and limit.norm == here.limit.norm and limit.eps >= here.limit.eps and log.cell["gradient"] in OWN:
+        if limit and limit.norm == here.limit.norm and limit.eps >= here.limit.eps and log.cell["gradient"] in THROUGH:
             rungs[_name(log)][limit.eps] = log
     ladder = max(rungs.values(), key=len, default={})
     if len(ladder) < 2 or here.limit.eps not in ladder:
@@ -318,7 +318,9 @@ def _transfer(here: _Here) -> Verdict:
     names = ("transfer", "transfer-pgd", "given")
     rivals = [log for log in here.logs if not metrics.control(log.cell["attack"])]
     rivals = [
-        log for log in rivals if metrics.name(log.cell["attack"]) in names or log.cell["gradient"] not in (*OWN, "-")
+        log
+        for log in rivals
+        if metrics.name(log.cell["attack"]) in names or log.cell["gradient"] not in (*THROUGH, "-")
     ]
     return _outdone(here, "transfer", rivals, "no transfer, and no attack past the purifier")
 
