@@ -10,7 +10,7 @@ import itertools
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
@@ -35,6 +35,7 @@ class Verdict:
     verdict: str
     said: str
     numbers: dict[str, float] = field(default_factory=dict)
+    masked: bool = False  # so doubtful that there was no gradient to follow
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,8 @@ def _defended(log: Log) -> str:
     about = {kind: of for kind, of in parts.items() if kind in ("dataset", "classifier", "defense")}
     values = {k: v for k, v in about["defense"]["values"].items() if k != "noise"}
     about["defense"] = {**about["defense"], "values": values}
+    # A defense's own score model, which its null control has too: a transfer may name its source's.
+    scores = {kind: of for kind, of in parts.items() if kind.partition(".")[0] == "score"}
     # A defense's own score model, which its null control has too: a transfer may name its source's.
     scores = {kind: of for kind, of in parts.items() if kind.partition(".")[0] == "score"}
     names = [cell[key] for key in ("dataset", "subset", "classifier", "score", "seed")]
@@ -273,7 +276,8 @@ def _noise(here: _Here) -> Verdict:
     best = here.best()
     if not control or not best:
         return Verdict("noise", ABSENT, "no control `noise` beside an attack by gradient")
-    return _beats("noise", best, control, "the gradient attacks no better than noise", f"{_name(best)} against noise")
+    found = _beats("noise", best, control, "the gradient attacks no better than noise", f"{_name(best)} against noise")
+    return replace(found, masked=found.verdict == DOUBTFUL)
 
 
 def _beats(what: str, better: Log, worse: Log, why: str, between: str) -> Verdict:
@@ -299,7 +303,7 @@ def _gradients(here: _Here) -> Verdict:
     worst = max(shares, key=shares.__getitem__)
     blind = f"zero, or not finite, on {_percent(shares[worst])} % of the images wherever they were right ({worst})"
     if shares[worst] >= metrics.MASKED:
-        return Verdict("gradients", DOUBTFUL, f"the gradient is {blind}", shares)
+        return Verdict("gradients", DOUBTFUL, f"the gradient is {blind}", shares, masked=True)
     return Verdict("gradients", PASSED, f"{blind}" if shares[worst] else "never zero where it was needed", shares)
 
 
@@ -337,9 +341,11 @@ def _outdone(here: _Here, what: str, rivals: Sequence[Log], absent: str) -> Verd
     strongest = min(gaps, key=lambda name: gaps[name].first - gaps[name].second)
     gap = gaps[strongest]
     listed = f"{strongest} leaves {_percent(gap.first)}, {_name(best)} {_percent(gap.second)}, {_points(gap)}"
-    if gap.lower:
-        return Verdict(what, DOUBTFUL, f"an attack that does not follow the gradient is stronger: {listed}", values)
-    return Verdict(what, OPEN if gap.first < gap.second - PLATEAU else PASSED, listed, values)
+    clear = gap.second - gap.first >= PLATEAU
+    if gap.lower and clear:
+        said = f"an attack that does not follow the gradient is stronger: {listed}"
+        return Verdict(what, DOUBTFUL, said, values, masked=gap.first < gap.second / 2)
+    return Verdict(what, OPEN if clear or gap.lower else PASSED, listed, values)
 
 
 def _fixed(here: _Here) -> Verdict:
@@ -369,8 +375,12 @@ def _sentence(defense: str, verdicts: Sequence[Verdict]) -> str:
     masks = [check for check in doubtful if check in MASKS]
     absent = [one.check for one in verdicts if one.verdict == ABSENT]
     missing = f" Not run: {', '.join(absent)}." if absent else ""
+    named = ", ".join(masks)
+    if any(one.masked for one in verdicts):
+        return f"The gradient of `{defense}` is masked ({named}): what it withstands is no evidence of robustness.{missing}"
     if masks:
-        return f"The gradient of `{defense}` is masked ({', '.join(masks)}): what it withstands is no evidence of robustness.{missing}"
+        why = "what does not follow it is stronger, and robustness is overstated"
+        return f"The gradient of `{defense}` misleads ({named}): {why}.{missing}"
     if doubtful:
         return f"The attack on `{defense}` is weaker than it could be ({', '.join(doubtful)}): robustness is overstated.{missing}"
     if len(absent) == len(verdicts):
