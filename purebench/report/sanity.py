@@ -97,9 +97,7 @@ def _defended(log: Log) -> str:
     about["defense"] = {**about["defense"], "values": values}
     # A defense's own score model, which its null control has too: a transfer may name its source's.
     scores = {kind: of for kind, of in parts.items() if kind.partition(".")[0] == "score"}
-    # A defense's own score model, which its null control has too: a transfer may name its source's.
-    scores = {kind: of for kind, of in parts.items() if kind.partition(".")[0] == "score"}
-    names = [cell[key] for key in ("dataset", "subset", "classifier", "score", "seed")]
+    names = [cell[key] for key in ("dataset", "subset", "classifier", "seed")] + [cell["score"] if scores else "-"]
     return json.dumps([*names, str(_running(cell)), about, scores], sort_keys=True)
 
 
