@@ -319,8 +319,8 @@ def added(kind: str, name: str) -> list[str]:
 
 
 def choices(kind: str, name: str) -> dict[str, list[str]]:
-    """parameter -> the words that it may be; a parameter that is not named here takes any word, or none. Raises UserError for choices of
-    what is no parameter, or no word."""
+    """parameter -> the words that it may be; a parameter that is not named here takes any word, or none. One that INFO's `lists` names
+    may be a list of them. Raises UserError for choices of what is no parameter, or no word."""
     found, known = info(kind, name).get("choices", {}), parameters(kind, name)
     for key, words in found.items():
         # A number would pass unchecked, since only words are chosen among.
@@ -398,7 +398,7 @@ def unit(attack: str, values: Mapping[str, object]) -> Unit:
 def check_parameters(kind: str, name: str, given: Mapping[str, Any]) -> None:
     """Raises UserError for parameters that the component does not have, or of another type than its default."""
     known, words = parameters(kind, name), choices(kind, name)
-    may_be_none = info(kind, name).get("none", [])
+    may_be_none, lists = info(kind, name).get("none", []), info(kind, name).get("lists", [])
     for key, value in given.items():
         if key not in known:
             raise _unknown(name, key, known, given)
@@ -423,7 +423,9 @@ def check_parameters(kind: str, name: str, given: Mapping[str, Any]) -> None:
                     )
                     raise UserError(f"`{key}={show(value)}` of `{name}` is no list", f"write {key}=[{inside}]")
             case str():
-                _check_word(name, key, as_type(value, default), default, words.get(key))
+                several = key in lists and isinstance(value, list | tuple)
+                for word in value if several else [value]:
+                    _check_word(name, key, as_type(word, default), default, words.get(key))
 
 
 def _page(name: str) -> str:
@@ -506,6 +508,10 @@ def validated(kind: str, name: str, given: Mapping[str, Any]) -> dict[str, Value
     check_parameters(kind, name, given)
     known = parameters(kind, name)
     values = {key: as_type(read(value, known[key]), known[key]) for key, value in {**known, **given}.items()}
+    for key in info(kind, name).get("lists", []):
+        # A word for each of several, and all the same: that word.
+        if isinstance(several := values[key], tuple) and len(set(several)) == 1:
+            values[key] = several[0]
     check_ranges(kind, name, values)
     return values
 

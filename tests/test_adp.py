@@ -1,5 +1,6 @@
 """ADP against its paper and its code: the code's own trajectories, closed forms on Gaussian data, gradients, stopping."""
 
+import functools
 import itertools
 import math
 
@@ -269,6 +270,50 @@ def test_score_models_take_turns():
     chain.run(adp([model("a", 0.3), model("b", 0.6)], sigma=0.0, steps=3), IMAGES, NOISE)
     assert seen == [("a", 0.3)] * 2 + [("b", 0.6)] * 2 + [("a", 0.3)] * 2
     assert [m for m, _ in seen] == list("aabbaa")
+
+
+def test_each_model_has_its_own_update():
+    """Adaptive steps go the share lam of the way on a Gaussian, the others what the schedule has at their place in the rotation."""
+    models = [Gaussian(), Gaussian()]
+    p = adp(models, sigma=0.0, update=["deterministic", "schedule"], steps=4, level=0.4, alpha_max=10.0)
+    alphas = [0.08 * 0.01 ** (k / 3) for k in range(4)]
+    kept = math.prod(0.95 if k % 2 == 0 else 1 - a * 2 * 0.4 / (VARIANCE + 0.4**2) for k, a in enumerate(alphas))
+    middle = (MEAN + 1) / 2
+    np.testing.assert_allclose(path(p, IMAGES, NOISE)[1], middle + kept * (IMAGES - middle), rtol=0, atol=1e-6)
+    # The order is the models': the other way round another path.
+    other = adp(models, sigma=0.0, update=["schedule", "deterministic"], steps=4, level=0.4, alpha_max=10.0)
+    assert not np.allclose(path(other, IMAGES, NOISE)[1], path(p, IMAGES, NOISE)[1], rtol=0, atol=1e-9)
+
+
+def test_an_image_that_an_adaptive_step_has_stopped_is_stopped_for_the_other_model_too():
+    still, pulling = Gaussian(), Gaussian()
+    still.direction = lambda x, sigma: torch.zeros_like(x)
+    p = adp([still, pulling], sigma=0.0, update=["deterministic", "schedule"], steps=4)
+    np.testing.assert_array_equal(path(p, IMAGES, NOISE)[1], IMAGES)
+
+
+def test_one_update_for_all_models_is_one_word():
+    cell = functools.partial(registry.validated, "defense", "adp")
+    assert cell({"update": ("schedule", "schedule")})["update"] == "schedule" == cell({"update": "schedule"})["update"]
+    assert cell({"update": ["deterministic", "schedule"]})["update"] == ("deterministic", "schedule")
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"update": ["deterministic", "sometimes"]}, "unknown update"),
+        ({"update": ["deterministic", "schedule"]}, "has 2 words, and there is 1 score model"),
+        ({"update": ["schedule", "deterministic"], "first": 1e-5}, "a schedule falls"),
+        ({"update": ["deterministic", 3]}, "is not a word"),
+        ({"update": ["deterministic", "schedule"], "variant": "code"}, "needs update == 'deterministic'"),
+        ({"rand": ["gaussian", "binary"]}, "is not a word"),
+    ],
+)
+def test_a_wrong_list_of_updates_is_refused(given, why):
+    models = Gaussian() if "1 score" in why else [Gaussian(), Gaussian()]
+    with pytest.raises(UserError, match=why) as error:
+        adp(models, **given)
+    assert error.value.hint
 
 
 def test_the_level_is_the_injected_noise_within_the_models_range():

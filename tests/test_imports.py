@@ -71,13 +71,13 @@ ROOMS = {  # room, from the ground up -> the rooms that it may import anywhere, 
 DRAW = ("drawing", "figures", "costs", "strips", "maps", "imagery", "propositions")  # of report
 INSIDE = {  # room -> its modules, each importing those before it alone
     "engine": "held noise nfe draws identity rows sizes flows objective chain adjoint gradients device defense",
-    "plan": "hashed prepared resolved limits given aliases keys figures layouts scaled places grid sheet catalogue",
+    "plan": "hashed prepared resolved limits checks given aliases keys figures layouts scaled places grid sheet catalogue",
     "running": "finding probe progress tasks proof watched evaluate brought rehearsal cost pools runner speed estimate preflight "
-    "whole storage doctor",
-    "records": "schema1 store frame",
+    "whole gradcheck storage doctor",
+    "records": "schema1 store gradchecks frame",
     "api": "given kept own result run evaluate module judge",
-    "cli": "terminal options layouts run results pages parts files __main__",
-    "report": "coded markdown metrics logged certified protocols "
+    "cli": "terminal options layouts run results gradients pages parts files __main__",
+    "report": "coded markdown metrics gradchecks logged certified protocols sanity "
     "tables papers asked html pairs selection mates expect compare recipe chart recorded images "
     "replay purified packed page toy drawing figures costs strips maps imagery propositions sketches inputs outputs pictures",
 }

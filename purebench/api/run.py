@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -69,6 +70,7 @@ def run(
     settings = {name: given.truth(name, value) for name, value in settings.items()}
     with foreign.lent():
         request = given.request(preset, arguments)
+        request = dataclasses.replace(request, checks=request.sanity)
         with _as_they_came(objects):
             return _work_off(request, resources, _folder(out), **settings)
 

@@ -10,12 +10,12 @@ import os
 import sys
 
 from purebench import errors
-from purebench.cli import files, pages, parts, results, run
+from purebench.cli import files, gradients, pages, parts, results, run
 from purebench.cli.terminal import app, complain, note
 from purebench.errors import UserError
 
 # Importing these has added their commands to `app`, which the help names in the order of their use.
-MODULES = (run, results, pages, parts, files)
+MODULES = (run, results, gradients, pages, parts, files)
 app.registered_commands.sort(
     key=lambda command: [module.__name__ for module in MODULES].index(command.callback.__module__)
 )

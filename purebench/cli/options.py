@@ -70,7 +70,9 @@ Logged = Annotated[
         "--log", metavar="KEYS", help="more in the lines of new images: score_norm,moved (for detection and distances)"
     ),
 ]
-Sanity = Annotated[bool, Option("--sanity", help="add the controls: attacks null and noise")]
+Sanity = Annotated[
+    bool, Option("--sanity", help="add the controls (null, noise) and, on a few images, checks of the attack itself")
+]
 Honest = Annotated[bool, Option("--honest", help="a paper's table: our columns beside its own")]
 Baselines = Annotated[bool, Option("--baselines", help="a paper's table: also quoted rows whose classifier can be had")]
 Only = Annotated[

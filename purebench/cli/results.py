@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         "purebench table results/digits-coup-* --format json",
         "purebench table results --metric worst5 --metric success",
         "purebench table results --layout coup/1 --compare",
+        "purebench table results --sanity",
         "purebench table results --expect 'coup/strongest>=0.40' --expect 'coup/clean>=95%'",
         "purebench table results/embedded --layout coup/1 --dataset digits --grad exact",
     )
@@ -74,6 +75,9 @@ def table(
     compare: Annotated[
         bool, Option("--compare", help="a paper's table: beside the reported values, and whether they are covered")
     ] = False,
+    sanity: Annotated[
+        bool, Option("--sanity", help="instead, the checks of the attacks: verdicts, and the numbers behind each")
+    ] = False,
     expect: Expected = None,
     metric: Annotated[
         list[str] | None,
@@ -85,6 +89,7 @@ def table(
     from purebench.records import store as records
     from purebench.report import expect as expecting
     from purebench.report import protocols, tables
+    from purebench.report import sanity as checks
 
     check_writable(out)
     request = request_of(
@@ -94,6 +99,13 @@ def table(
     found = _table_layout(layout, request, compare=compare, expect=bool(expect))
     expected = [expecting.read(text) for text in expect or ()]
     logs = records.load_all(results or [Path("results")])
+    if sanity:
+        if found or layout != "grid" or expected:
+            raise UserError(
+                "`--sanity` prints no table of a layout", "leave out `--layout`, `--compare` and `--expect`"
+            )
+        deliver(checks.render(logs, format), out)
+        return
     expecting.check_known(expected, logs)
     asked = protocols.read(metric or ())
     if asked and found:

@@ -88,7 +88,8 @@ def run(
 
     request = request_of(
         preset, defenses=defense, attacks=attack, threats=threat, grads=grad, dataset=dataset, classifier=classifier, score=score,
-        images=images, subset=subset, seeds=seed, evals=evals, sanity=sanity, honest=honest, baselines=baselines, only=only,
+        images=images, subset=subset, seeds=seed, evals=evals, sanity=sanity, checks=sanity,
+        honest=honest, baselines=baselines, only=only,
     )  # fmt: skip
     # What may run at all is decided there, for the Python API too; here are only options and messages.
     resources = preflight.Resources(device, rows, workers, memory, tuple(log or ()))
@@ -123,7 +124,7 @@ def _show_outcome(
     """The table of the plan's cells on stdout, and on stderr which of them failed; if one did, that is the exit code:
     that of a mistake where all that failed are the user's to mend."""
     from purebench.records import store as records
-    from purebench.report import asked
+    from purebench.report import asked, sanity
     from purebench.running import whole
 
     # First, so that what is missing is known before the table without it is read.
@@ -133,6 +134,8 @@ def _show_outcome(
     if folders and not quiet:
         layout = asked.layout_of(request.preset) if request.preset else None
         print(asked.rendered(layout, request, records.load_all(folders), "json" if as_json else "md", settings.out))
+        if request.checks and not layout and not as_json:
+            print(f"\n{sanity.render(records.load_all(folders))}")
         verb = "figure" if layout and layout.figure else "table"
         say(f"next: {asked.command(request, verb, settings.out) if layout else f'purebench table {folder}'}")
     if outcome.failed:

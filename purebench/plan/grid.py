@@ -17,7 +17,7 @@ from typing import Any
 from purebench import assets, datasets, registry, spec
 from purebench.engine import gradients
 from purebench.errors import UserError, unknown
-from purebench.plan import aliases, given, layouts, limits, places
+from purebench.plan import aliases, checks, given, layouts, limits, places
 from purebench.plan import resolved as components
 from purebench.plan.resolved import Component
 from purebench.spec import (
@@ -64,6 +64,7 @@ class Request:
     honest: bool = False  # of a paper's table: our columns beside its own
     baselines: bool = False  # of a paper's table: the quoted rows whose classifier can be had, too
     only: tuple[str, ...] = ()  # of a paper's table: rows with one of these words
+    checks: bool = False  # add the cells of `checks` too, but to a paper's table
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,10 @@ def _grids(request: Request) -> tuple[list[dict[str, Any]], list[str], Request]:
     name, data = read(path)
     if layouts.is_layout(data):
         layout = layouts.of(data, name)
-        return places.grids(layout, request), [f"table `{name}`: {layout.summary}"], Request(sanity=request.sanity)
+        notes = [f"table `{name}`: {layout.summary}"]
+        if request.checks:
+            notes.append("note: of a paper's table `--sanity` adds the controls alone; its checks are those of a grid")
+        return places.grids(layout, request), notes, Request(sanity=request.sanity)
     _no_table_options(request)
     top = {k: v for k, v in data.items() if k != "grid"}
     tables = data.get("grid", [{}])
@@ -310,6 +314,14 @@ def _jobs(
                 stand_ins = maker.stand_ins(one.cell)
                 job = Job(one.cell, images, evals, dataset.shape, dataset.size, one.origin, stand_ins)
                 yield job, maker.missing(one.cell)
+    if request.checks:
+        asked = [attack for attack in attacks if attack not in controls]
+        through = [gradient for gradient in grads if gradient.name in checks.THROUGH] or [Part("exact")]
+        for limit, seed, defense in itertools.product(threats, seeds, defenses):
+            for cell, origin in maker.checks(defense, asked, through[:1], limit, seed):
+                some = checks.images(images)
+                job = Job(cell, some, evals, dataset.shape, dataset.size, origin, maker.stand_ins(cell))
+                yield job, maker.missing(cell)
 
 
 @dataclass(frozen=True)
@@ -480,6 +492,28 @@ class _Maker:
         origins = {f"defense.{k}": v for k, v in defended.origin.items()}
         origins |= {f"attack.{k}": v for k, v in origin.items()}
         return _Made(cell, origins, source)
+
+    def checks(
+        self, defense: Part, attacks: list[Part], grads: list[Part], limit: ThreatModel, seed: int
+    ) -> Iterable[tuple[Cell, dict[str, str]]]:
+        """The cells of `checks` for a defense, and where their parameters came from; none where nothing defends."""
+        defended = self.defended(defense).defense
+        base = checks.base(attacks)
+        if defended.info.get("identity") or not limits.knows(base.name, limit):
+            return
+        drawn = defended.info.get("random", True) and defended.options.get("noise", 1.0) != 0
+        for extra in checks.planned(self.resolve("attack", base)[0], base.name, limit, self.dataset.shape):
+            if extra.fixed and not drawn:
+                continue
+            fixed = Part(defense.name, tuple((dict(defense.parameters) | {"noise": 0.0}).items()))
+            try:
+                [gradient] = self.gradients(extra.attack, grads)
+                made = self.cell(fixed if extra.fixed else defense, gradient, extra.attack, extra.threat, seed)
+            except UserError as why:
+                # Nobody asked for it: no reason to refuse what was asked for.
+                self.notes.append(f"note: `--sanity` does without `{extra.attack}` ({extra.threat}): {why.message}")
+                continue
+            yield made.cell, made.origin
 
     def check_limits(self, attack: Resolved, limit: ThreatModel) -> None:
         """Raises UserError for an attack that cannot run on these images, or with so few classes."""

@@ -33,6 +33,7 @@ INFO = {
             "variant": ["paper", "code"],
             "update": ["deterministic", "schedule", "langevin"],
         },
+        "lists": ["update"],
         "requires": [
             "sigma >= 0",
             "steps >= 1",
@@ -46,7 +47,7 @@ INFO = {
             "beta >= 0",
             "level >= 0",
             "update == 'deterministic' or variant == 'paper'",  # the published code has adaptive steps only
-            "update != 'schedule' or last <= first",
+            "update != 'schedule' or last <= first",  # of a list, the constructor's
         ],
         "smoothing": "sigma",
         "smooth_if": ["rand == 'gaussian'", "threshold == 0", "variant == 'paper'"],
@@ -103,7 +104,7 @@ class ADP:
     rand: str
     n: int
     variant: str
-    update: str
+    updates: Sequence[str]  # one for each score model
     lam: float
     delta: float
     tau: float
@@ -149,13 +150,13 @@ class ADP:
     def step(self, k: int, state: tuple[Tensor, Tensor], noise: Noise) -> tuple[Tensor, Tensor]:
         x, alive = state
         s = self.score(k, x)
-        if self.update != "deterministic":
-            x = x + self.alphas[k] * s
-            if (
-                self.update == "langevin"
-            ):  # x + eta s / sigma + sqrt(2 eta) n, eta = alpha sigma, sigma = level / 2 in [0,1]
-                x = x + math.sqrt(self.alphas[k] * self.levels[k % len(self.levels)]) * noise.normal(k, x)
-            return x, alive
+        update = self.updates[k % len(self.updates)]
+        if update != "deterministic":
+            # An image that a step of another model has stopped is stopped for all; alone, these updates stop none.
+            moved = x + self.alphas[k] * s
+            if update == "langevin":  # x + eta s / sigma + sqrt(2 eta) n, eta = alpha sigma, sigma = level / 2 in [0,1]
+                moved = moved + math.sqrt(self.alphas[k] * self.levels[k % len(self.levels)]) * noise.normal(k, x)
+            return torch.where(alive, moved, x), alive
         alpha = self.alpha(k, x, s)
         if self.variant == "paper":
             alive = alive & (alpha > 0) & (dot(s, s) >= self.tau**2)
@@ -172,25 +173,34 @@ class ADP:
 def adp(
     score: Score | list[Score] | tuple[Score, ...], classifier: Classifier | None = None, *,
     sigma: float = 0.25, rand: str = "gaussian", steps: int = 10, variant: str = "paper",
-    update: str = "deterministic", lam: float = 0.05, delta: float = 0.0, tau: float = 0.001, alpha_max: float = 0.1, first: float = 0.08,
-    last: float = 8e-4, threshold: float = 0.0, beta: float = 0.2, level: float = 0.0,
+    update: str | list[str] | tuple[str, ...] = "deterministic", lam: float = 0.05, delta: float = 0.0, tau: float = 0.001,
+    alpha_max: float = 0.1, first: float = 0.08, last: float = 8e-4, threshold: float = 0.0, beta: float = 0.2, level: float = 0.0,
 ) -> ADP:  # fmt: skip
     """ADP, Algorithm 1. Images in [0,1], noise and steps on that scale; the output is clipped by variant=code alone.
 
-    score: a score model, or a list of m, model k mod m at step k. sigma: of the injected noise; rand: `gaussian`, or `binary`, signs
-    of the same mean size. update: `deterministic`, with adaptive steps; `schedule`, steps from `first` to `last` in geometric
-    sequence; `langevin`, the same with the noise of Langevin dynamics. delta: length of the probe, 0: the variant's. threshold:
-    norm of s above which an image gets all of sigma, others beta sigma; 0: no detection. level: noise level on the [-1,1] scale at
-    which s is taken, 0: 2 sigma, within what the model was trained on (NCSNv2 sees none). Random: one draw; `langevin`, another per
-    step.
+    score: a score model, or a list of m, model k mod m at step k. sigma: of the injected noise; rand: `gaussian`, or `binary`,
+    signs of the same mean size. update: `deterministic`, with adaptive steps; `schedule`, steps from `first` to `last` in geometric
+    sequence; `langevin`, the same with the noise of Langevin dynamics; of several models, a list has one for each. delta: length of
+    the probe, 0: the variant's. threshold: norm of s above which an image gets all of sigma, others beta sigma; 0: no detection.
+    level: noise level on the [-1,1] scale at which s is taken, 0: 2 sigma, within what the model was trained on (NCSNv2 sees none).
+    Random: one draw; `langevin`, another per step.
     """
     scores = list(score) if isinstance(score, list | tuple) else [score]
     if not scores or not all(hasattr(s, "direction") for s in scores):
         raise UserError("`adp` follows a score, and was given none", "give a score model: `direction(x, sigma)`")
+    updates = [update] * len(scores) if isinstance(update, str) else list(update)
+    if len(updates) != len(scores):
+        raise UserError(
+            f"`update` of `adp` has {len(updates)} words, and there {'is' if len(scores) == 1 else 'are'} {len(scores)} score "
+            f"model{'s' * (len(scores) > 1)}",
+            "write one word for all, or one for each: update=[deterministic,schedule],score=[A,B]",
+        )
+    if "schedule" in updates and last > first:
+        raise UserError(f"`adp` with first={first}, last={last}: a schedule falls", "it needs last <= first")
     levels = [level or min(max(2 * sigma, s.sigma_min), s.sigma_max) for s in scores]
     alphas = np.geomspace(first, last, steps).tolist()
     return ADP(
-        scores, sigma, rand, steps, variant, update, lam, delta or DELTA[variant], tau, alpha_max, alphas, threshold, beta, levels
+        scores, sigma, rand, steps, variant, updates, lam, delta or DELTA[variant], tau, alpha_max, alphas, threshold, beta, levels
     )  # fmt: skip
 
 

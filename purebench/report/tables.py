@@ -21,7 +21,7 @@ from purebench.plan import given
 from purebench.records import frame
 from purebench.records import store as records
 from purebench.records.store import Log, Record, judged
-from purebench.report import coded, logged, markdown, metrics, protocols
+from purebench.report import coded, gradchecks, logged, markdown, metrics, protocols
 from purebench.report.metrics import Value
 from purebench.report.protocols import Asked
 from purebench.spec import show, threat
@@ -683,7 +683,7 @@ def _notes(table: _Table) -> list[str]:
         if len(columns):
             grads.append(f"{grad}: {_list(columns)}")
     if grads:
-        notes.append(f"Gradient: {'; '.join(grads)}.")
+        notes += [f"Gradient: {'; '.join(grads)}.", *gradchecks.quoted(cells.log)]
     if any(metric == "aa" for *_, metric in table.values):
         notes.append(
             "(aa): AutoAttack's verdict, where one lucky miss breaks an image; beside it, its images judged afresh, where those "

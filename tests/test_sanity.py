@@ -1,0 +1,280 @@
+"""`--sanity`: which cells check an attack, what is said of them, and that a planted masked gradient is caught in words."""
+
+import json
+import sys
+
+import pytest
+
+from purebench import cli, registry
+from purebench.errors import UserError
+from purebench.plan import checks
+from purebench.plan import grid as plan
+from purebench.plan.grid import Request
+from purebench.records.store import Log
+from purebench.report import sanity
+from purebench.spec import threat
+
+# ------------------------------------------------------------------------------------------------------------------ planned
+
+
+def planned(*defenses, attacks=("pgd-eot:steps=40,eot=20",), images=100, **given):
+    request = Request(
+        defenses=defenses or ("diffpure",), attacks=tuple(attacks), dataset="digits", images=images, sanity=True, checks=True, **given
+    )  # fmt: skip
+    return plan.build(request)
+
+
+@pytest.fixture
+def without_square(monkeypatch):
+    monkeypatch.setitem(
+        registry.NAMES, "attack", {k: v for k, v in registry.NAMES["attack"].items() if k != "square-eot"}
+    )
+    registry.names.cache_clear()
+    yield
+    registry.names.cache_clear()
+
+
+def test_the_checks_are_scaled_down_from_what_was_asked_for(without_square):
+    jobs = planned().jobs
+    assert [job.cell.attack.name for job in jobs[:3]] == ["null", "noise", "pgd-eot"]
+    extra = jobs[3:]
+    assert {job.images for job in extra} == {25}
+    assert all(job.images == 100 for job in jobs[:3])
+    values = [job.cell.attack.values for job in extra if job.cell.attack.name == "pgd-eot"]
+    assert {v["steps"] for v in values if v["eot"] == 5} == {1, 10, 20, 40, 80}
+    assert {v["eot"] for v in values if v["steps"] == 10} == {5, 10, 20, 40}
+    assert {str(job.cell.threat) for job in extra} == {"Linf:0.2", "Linf:0.4", "Linf:0.8", "Linf:1"}
+    assert [str(job.cell.defense) for job in extra if job.cell.defense.options] == ["diffpure:noise=0"]
+    assert {job.cell.attack.name for job in extra} == {"pgd-eot", "transfer-pgd", "bpda-eot"}
+
+
+def test_square_is_taken_from_the_registry_where_it_is(without_square, monkeypatch):
+    assert not any(job.cell.attack.name == "square-eot" for job in planned().jobs)
+    monkeypatch.setitem(registry.NAMES["attack"], "square-eot", "purebench.attacks.null:noise")
+    registry.names.cache_clear()
+    registry._parameters.cache_clear()
+    assert any(job.cell.attack.name == "square-eot" for job in planned().jobs)
+    registry._parameters.cache_clear()
+
+
+def test_without_checks_sanity_adds_the_controls_alone():
+    request = Request(defenses=("diffpure",), attacks=("pgd-eot",), dataset="digits", images=4, sanity=True)
+    assert [job.cell.attack.name for job in plan.build(request).jobs] == ["null", "noise", "pgd-eot"]
+
+
+def test_the_checks_go_through_the_purifier_whatever_was_asked_for():
+    for grads, own in ((("bpda",), "exact"), (("bpda", "adjoint"), "adjoint")):
+        extra = [job.cell for job in planned(grads=grads).jobs if job.images == 25]
+        assert {str(cell.gradient) for cell in extra if cell.attack.name == "pgd-eot"} == {own}
+
+
+def test_what_cannot_be_checked_is_left_out():
+    assert [str(job.cell.defense) for job in planned("none").jobs] == ["none"] * 3
+    assert all(str(job.cell.threat) == "-" for job in planned(attacks=("null",), threats=("StAdv:0.05",)).jobs)
+    # A deterministic defense has no draws to switch off.
+    assert {str(job.cell.defense) for job in planned("diffpure:noise=0", images=16).jobs} == {"diffpure:noise=0"}
+    notes = plan.build(Request("coup/1", dataset="digits", images=2, sanity=True, checks=True)).notes
+    assert any("of a paper's table `--sanity` adds the controls alone" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("given", "wider"),
+    [
+        ("Linf:0.1", ["Linf:0.2", "Linf:0.4", "Linf:1"]),
+        ("Linf:0.3", ["Linf:0.6", "Linf:1"]),
+        ("Linf:1", []),
+        ("L2:0.5", ["L2:1", "L2:2", "L2:8"]),
+        ("L1:12", ["L1:24", "L1:48", "L1:64"]),
+        ("StAdv:0.05", []),
+        ("box", []),
+    ],
+)
+def test_balls_grow_until_one_holds_every_image(given, wider):
+    assert [str(limit) for limit in checks.wider(threat(given), [1, 8, 8])] == wider
+
+
+@pytest.mark.parametrize(("wanted", "some"), [(4, 4), (16, 16), (64, 16), (100, 25), (512, 32)])
+def test_a_check_takes_few_images(wanted, some):
+    assert checks.images(wanted) == some
+
+
+# ------------------------------------------------------------------------------------------------------------------- judged
+
+
+def log(attack, robust, *, n=20, gradient="exact", limit="Linf:0.2", noise=1.0, blind=None, defense="d", **values):
+    """A cell of which the first `robust` of n images are always right after the attack."""
+    options = {} if noise == 1 else {"noise": noise}
+    lines = [
+        {"position": i, "label": 1, "clean": [1, 1], "adversarial": [int(i < robust)] * 2, "undefended": 1, "verdict": None}
+        for i in range(n)
+    ]  # fmt: skip
+    if blind is not None:
+        for line in lines:
+            line["gradients"] = {
+                "iterates": 4,
+                "zero": 4,
+                "not_finite": 0,
+                "right": 4,
+                "blind": 4 if line["position"] < blind else 0,
+            }
+    text = attack + (":" + ",".join(f"{k}={v}" for k, v in values.items()) if values else "")
+    cell = {
+        "dataset": "digits", "subset": "first", "classifier": "c", "score": "s", "seed": 0, "threat": limit, "attack": text,
+        "defense": defense + (":noise=0" if noise == 0 else ""), "gradient": gradient,
+        "parts": {"defense": {"values": options}, "attack": {"values": values}},
+    }  # fmt: skip
+    return Log(json.dumps(cell), cell, [], lines, 0.0, None)
+
+
+def pgd(robust, steps=10, eot=5, **more):
+    return log("pgd-eot", robust, steps=steps, eot=eot, **more)
+
+
+def verdicts(*logs):
+    [found] = sanity.judge(logs)
+    return {one.check: one.verdict for one in found.verdicts}, found.said
+
+
+SOUND = [
+    log("null", 20, gradient="-", limit="-"), log("noise", 20, gradient="-"), pgd(18, steps=1), pgd(6), pgd(5, steps=20), pgd(5, steps=40),
+    pgd(5, eot=10), pgd(0, limit="Linf:0.4"), pgd(0, limit="Linf:1"), log("transfer-pgd", 12, gradient="-"),
+    log("bpda-eot", 9, gradient="bpda"), log("square-eot", 10, gradient="-"), pgd(4, noise=0),
+]  # fmt: skip
+
+
+def test_a_sound_attack_passes_every_check():
+    found, said = verdicts(*SOUND, pgd(7, steps=5, blind=0))
+    assert set(found.values()) == {"passed"}
+    assert said == "No check speaks against the attack on `d`."
+
+
+@pytest.mark.parametrize(
+    ("check", "verdict", "others"),
+    [
+        ("noise", "doubtful", [log("noise", 2, gradient="-")]),
+        ("one step", "doubtful", [pgd(1, steps=1)]),
+        ("steps", "doubtful", [pgd(5, steps=40), pgd(14, steps=80)]),
+        ("steps", "doubtful", [pgd(0, steps=40, eot=5)]),
+        ("draws", "doubtful", [pgd(0, eot=10)]),
+        ("radius", "doubtful", [pgd(15, limit="Linf:0.4")]),
+        ("radius", "doubtful", [pgd(5, limit="Linf:1")]),
+        ("transfer", "doubtful", [log("transfer-pgd", 0, gradient="-")]),
+        ("transfer", "doubtful", [log("bpda-eot", 0, gradient="bpda")]),
+        ("gradient-free", "doubtful", [log("square-eot", 0, gradient="-")]),
+        ("gradients", "doubtful", [pgd(7, steps=5, blind=5)]),
+        ("fixed noise", "open", [pgd(18, noise=0)]),
+    ],
+)
+def test_each_check_catches_what_it_is_for(check, verdict, others):
+    replaced = {(one.cell["attack"], one.cell["threat"], one.cell["defense"]) for one in others}
+    rest = [one for one in SOUND if (one.cell["attack"], one.cell["threat"], one.cell["defense"]) not in replaced]
+    found, said = verdicts(*rest, *others)
+    assert found[check] == verdict
+    assert (check in sanity.MASKS) == ("is masked" in said)
+    assert check in sanity.MASKS or verdict == "open" or "is weaker than it could be" in said
+
+
+def test_words_are_no_stronger_than_the_gap():
+    """COUP's under images made on its unguided version: 54.7 against 46.0 is no masked gradient; half of it would be."""
+    found, said = verdicts(pgd(110, n=200), log("transfer", 92, n=200, gradient="-"))
+    assert found["transfer"] == "doubtful"
+    assert "The gradient of `d` misleads (transfer)" in said
+    found, said = verdicts(pgd(110, n=200), log("transfer", 54, n=200, gradient="-"))
+    assert "The gradient of `d` is masked (transfer)" in said
+    # A few points, however sure, are the difference between two attacks and not between two gradients.
+    assert verdicts(pgd(110, n=200), log("bpda-eot", 102, n=200, gradient="bpda"))[0]["transfer"] == "open"
+
+
+def test_chance_condemns_nobody():
+    found, _ = verdicts(pgd(10), log("square-eot", 9, gradient="-"))
+    assert found["gradient-free"] == "passed"  # one image of twenty
+    found, _ = verdicts(pgd(10), pgd(10, eot=7), log("square-eot", 8, gradient="-"))
+    assert found["gradient-free"] == "open"  # two of them are beyond five points, and not beyond chance
+
+
+def test_what_was_not_run_is_said():
+    found, said = verdicts(pgd(10))
+    assert set(found.values()) == {"not run"}
+    assert "Nothing was checked" in said
+
+
+def test_pairs_are_of_the_images_that_both_have():
+    """On all of its 20 images the transfer looks weaker; on the ten that the attack has it is stronger."""
+    found, _ = verdicts(pgd(5, n=10), log("transfer-pgd", 0, n=10, gradient="-"))
+    assert found["transfer"] == "doubtful"
+
+
+def test_nothing_to_judge_is_refused():
+    with pytest.raises(UserError, match="no defense was attacked") as error:
+        sanity.render([log("null", 20, gradient="-", limit="-", defense="none")])
+    assert error.value.hint
+    with pytest.raises(UserError, match="have no csv"):
+        sanity.render(SOUND, "csv")
+
+
+# ----------------------------------------------------------------------------------------------------------------- end to end
+
+PLANTED = """
+import torch
+
+INFO = {
+    "quantised": {"summary": "rounds pixels: its gradient is zero", "needs": [], "random": False},
+    "detached": {"summary": "hides its gradient behind another one", "needs": [], "random": False},
+}
+
+
+def quantised(score=None, classifier=None):
+    return lambda x: (4 * x).round() / 4 + 0 * x
+
+
+def detached(score=None, classifier=None):
+    return lambda x: x.detach() + 1e-3 * torch.sin(40 * x)
+"""
+
+
+def said(monkeypatch, capsys, *words):
+    monkeypatch.setattr(sys, "argv", ["purebench", *map(str, words)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert not stop.value.code, err
+    return out
+
+
+@pytest.mark.parametrize(
+    ("defense", "caught"),
+    [
+        ("quantised", ("gradients", "noise", "transfer")),
+        ("detached", ("noise", "transfer")),
+        ("gaussian:sigma=0.2", ()),
+    ],
+)
+def test_a_planted_masked_gradient_is_caught_and_a_sound_defense_is_not(tmp_path, monkeypatch, capsys, defense, caught):
+    (tmp_path / "planted.py").write_text(PLANTED)
+    part = f"{tmp_path / 'planted.py'}:{defense}" if caught else defense
+    run = [
+        "run",
+        "--sanity",
+        "-d",
+        part,
+        "-a",
+        "pgd-eot:steps=8,eot=2",
+        "--dataset",
+        "digits",
+        "--images",
+        6,
+        "--evals",
+        2,
+    ]
+    run += ["--workers", 1, "--device", "cpu", "--quiet", "--out", tmp_path / "out"]
+    said(monkeypatch, capsys, *run)
+    text = said(monkeypatch, capsys, "table", tmp_path / "out", "--sanity")
+    assert ("The gradient of `" in text and "is masked" in text) == bool(caught), text
+    [found] = json.loads(said(monkeypatch, capsys, "table", tmp_path / "out", "--sanity", "--format", "json"))
+    doubtful = {one["check"] for one in found["verdicts"] if one["verdict"] == "doubtful"}
+    assert set(caught) <= doubtful
+    assert caught or not doubtful & set(sanity.MASKS)
+    # Resumed: normal cells with normal records.
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("images.jsonl")}
+    said(monkeypatch, capsys, *run)
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("images.jsonl")} == before
