@@ -211,7 +211,7 @@ BAD = {
     "eps huge": (Request(attacks=("pgd-eot",), threats=("L2:1e999",)), "L2:0.5"),
     "no eps": (Request(attacks=("pgd-eot",), threats=("Linf",)), "Linf:8/255"),
     "no norm": (Request(attacks=("pgd-eot",), threats=("8",)), "Linf:8/255"),
-    "other norm": (Request(attacks=("pgd-eot",), threats=("L1:3",)), "Linf:8/255"),
+    "other norm": (Request(attacks=("pgd-eot",), threats=("L0:3",)), "Linf:8/255"),
 }  # fmt: skip
 
 

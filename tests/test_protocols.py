@@ -30,7 +30,7 @@ PHI = NormalDist()
 def looped(iterates, eot, attack="pgd-eot"):
     """A log of images with these `iterates`, of an attack with so many draws."""
     made = log([line(i, [1, 1]) | {"iterates": counts} for i, counts in enumerate(iterates)], attack)
-    made.cell["parts"] = {"attack": {"values": {"eot": eot}}}
+    made.cell["parts"] = {"attack": {"values": {"log_draws": eot}}}
     return made
 
 
@@ -49,7 +49,7 @@ def bernoulli(rng, images, steps, eot, k, right):
             | {"broken_at": broken, "iterates": counts}
         )
     made = log(lines)
-    made.cell["parts"] = {"attack": {"values": {"eot": eot}}}
+    made.cell["parts"] = {"attack": {"values": {"log_draws": eot}}}
     return made
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from purebench.attacks import Attack, Attacked
+from purebench.attacks.selection import selecting
 from purebench.engine.defense import Defense
 from purebench.engine.noise import Noise
 from purebench.engine.objective import predicted
@@ -26,7 +27,7 @@ INFO = {
         "gradients": ["exact", "adjoint", "surrogate", "bpda", "detached"],
         "parts": "attacks",
         "threats": ["Linf", "L2", "L1", "StAdv"],
-        "verdict": "survived",
+        "verdict": "cascade",
         # Beside the attacks' own: the clean image and each attack's.
         "gradient_calls": "0",
         "forward_calls": "(len(attacks) + 1) * select",
@@ -69,7 +70,7 @@ class _Chosen:
 
     def __init__(self, defense: Defense, x: Tensor, y: Tensor, noise: Noise, draws: int):
         self.defense, self.x, self.y, self.draws = defense, x, y, draws
-        self.noise = Noise(noise.seed, "select", noise.path, noise.ids, noise.samples)
+        self.noise = selecting(noise)
         self.nfe = torch.zeros(len(x), 2, dtype=torch.int64)
         self.seen = defense.spent.total()
         self.x_adv = x.clone()

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from purebench.attacks import Attack, Attacked
-from purebench.attacks.queries import Queries, selection
+from purebench.attacks.queries import Queries
+from purebench.attacks.selection import selecting
 from purebench.engine.defense import Defense
 from purebench.engine.noise import Noise
 from purebench.engine.objective import margin
@@ -67,7 +68,7 @@ def nattack(
             if not len(which):
                 return
             shown = images(mean[which], which)
-            decide = selection(noise.rows(noise.ids[which], noise.samples[which]), i)
+            decide = selecting(noise.rows(noise.ids[which], noise.samples[which]), i)
             logits = queries.draws(shown, decide, which, eot)
             found = (
                 _reward(logits.flatten(0, 1), y[which].repeat_interleave(eot)).unflatten(0, (len(which), eot)).mean(1)

@@ -34,8 +34,3 @@ class Queries:
         spent = [now - before for now, before in zip(self.defense.spent.total(), self.before, strict=True)]
         rows = max(1, int(self.asked.sum()))
         return [(spent[0] * asked // rows, spent[1] * asked // rows) for asked in self.asked.tolist()]
-
-
-def selection(noise: Noise, *path: str | int) -> Noise:
-    """The draws that choose among candidates: neither those that made them nor those that they are judged on."""
-    return Noise(noise.seed, "select", (*noise.path, *path), noise.ids, noise.samples)

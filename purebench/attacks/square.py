@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from purebench.attacks import Attack, Attacked
-from purebench.attacks.queries import Queries, selection
+from purebench.attacks.queries import Queries
+from purebench.attacks.selection import selecting
 from purebench.engine.defense import Defense
 from purebench.engine.noise import Noise
 from purebench.engine.objective import LOSSES, predicted
@@ -64,7 +65,7 @@ def square_eot(*, queries: int = 5000, eot: int = 20, p_init: float = 0.8, loss:
         search = noise.fork("draws")
         best = begin(x, threat, noise.fork("start"))
         highest, beaten = answers(best, everyone, search)
-        _, done = answers(best, everyone, selection(noise, "start"))
+        _, done = answers(best, everyone, selecting(noise, "start"))
 
         for i in range(queries):
             alive = (~done).nonzero()[:, 0].cpu()
@@ -77,7 +78,7 @@ def square_eot(*, queries: int = 5000, eot: int = 20, p_init: float = 0.8, loss:
             rival = ((found > highest[alive]) | (fooled & ~beaten[alive])).nonzero()[:, 0].cpu()
             if not len(rival):
                 continue
-            where, fresh = alive[rival], selection(noise, i)
+            where, fresh = alive[rival], selecting(noise, i)
             losses, wrong = answers(torch.cat([point[rival], best[where]]), torch.cat([where, where]), fresh)
             new, old = losses.chunk(2)
             now, before = wrong.chunk(2)

@@ -100,9 +100,9 @@ def table(
     expected = [expecting.read(text) for text in expect or ()]
     logs = records.load_all(results or [Path("results")])
     if sanity:
-        if found or layout != "grid" or expected:
+        if found or layout != "grid" or expected or metric:
             raise UserError(
-                "`--sanity` prints no table of a layout", "leave out `--layout`, `--compare` and `--expect`"
+                "`--sanity` prints no table of a layout", "leave out `--layout`, `--compare`, `--metric` and `--expect`"
             )
         deliver(checks.render(logs, format), out)
         return

@@ -20,19 +20,19 @@ from purebench.report.metrics import Value, Z
 
 
 def drawn(log: Log) -> int:
-    """How many draws an iterate of this attack was tried on: its `eot`; 1 where it has none."""
-    value = values_of(log.cell, "attack").get("eot", 1)
-    return value if isinstance(value, int) else 1
+    """How many selection draws an iterate of this attack was tried on: its `log_draws`; 0 where it has none."""
+    value = values_of(log.cell, "attack").get("log_draws", 0)
+    return value if isinstance(value, int) else 0
 
 
 def any_iterate(log: Log, n: int) -> Value | None:
-    """`any<n>`: the share of images right on all of n draws at every iterate, by the log `iterates` (correct of the attack's `eot` draws at
-    each): DiffHammer's and DiffBreak's count (broken if at any iterate any of n draws is wrong). It scores on the draws that the
-    attack climbed on, so that the luck of steps x n draws counts as the attack's. Of more draws than n it is the mean over all choices of n
+    """`any<n>`: the share of images right on all of n draws at every iterate, by the log `iterates` (correct of `log_draws` selection
+    draws at each): DiffHammer's and DiffBreak's count (broken if at any iterate any of n draws is wrong). One draw out of (steps + 1) x n
+    is enough, so that their luck counts as the attack's. Of more draws than n it is the mean over all choices of n
     at each iterate, prod_i C(c_i, n) / C(N, n), without bias. None without a log, or of fewer draws than n."""
     images = [line for line in judged(log) if line.get("iterates")]
     total = drawn(log)
-    if not images or n > total:
+    if not images or not 0 < n <= total:
         return None
     kept = [prod(comb(correct, n) / comb(total, n) for correct in line["iterates"]) for line in images]
     return metrics.share(fmean(kept), len(images), total)

@@ -708,7 +708,7 @@ def _verdicts(table: _Table) -> Iterator[str]:
     counts = sorted({metric for *_, metric in table.values if protocols.ANY.fullmatch(metric)})
     if counts:
         yield (
-            f"({', '.join(counts)}): right on all of so many draws at every iterate, on the draws that the attack climbed on; beside it, "
+            f"({', '.join(counts)}): right on all of so many draws at every iterate; beside it, "
             "its images judged afresh."
         )
 

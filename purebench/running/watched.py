@@ -11,11 +11,8 @@ from torch import Tensor
 
 from purebench.engine.defense import Defense
 from purebench.engine.noise import Noise
-from purebench.purifiers.resized import resize
 from purebench.records.store import Json
 from purebench.spec import norms
-
-LEVEL = 0.5  # on the [-1,1] scale, where a defense takes its score at no level of its own
 
 
 def _number(value: float) -> float | None:
@@ -27,27 +24,7 @@ def score_norms(defense: Defense, x: Tensor) -> list[float | None]:
     """The L2 norm of sigma times the score of each of x (B,C,H,W) in [0,1], by which ADP detects (Yoon et al. 2021, section 3.4); None
     where it is not finite. Deterministic."""
     # Images outside of [0,1], as purified ones may be, are none that a defense is given.
-    return [_number(value) for value in _direction(defense, x).flatten(1).norm(dim=1).tolist()]
-
-
-def _direction(defense: Defense, x: Tensor) -> Tensor:
-    """sigma times the score, like x."""
-    own = getattr(defense, "direction", None)
-    if own is not None:
-        return own(x.clamp(0, 1))
-    levels = getattr(defense.purifier, "levels", None)
-    usual = min(max(LEVEL, defense.score.sigma_min), defense.score.sigma_max)
-    parts = []
-    for rows in x.clamp(0, 1).split(defense.rows):
-        # As every network call: at one fixed shape, a row's bits depend on no mates.
-        pad = defense.rows - len(rows)
-        padded = torch.cat([rows, rows.new_full((pad, *rows.shape[1:]), 0.5)])
-        with torch.no_grad():
-            found = defense.score.direction(
-                2 * resize(padded, tuple(defense.score.size[1:])) - 1, levels[0] if levels else usual
-            )
-        parts.append(resize(found, (x.shape[2], x.shape[3]))[: len(rows)])
-    return torch.cat(parts)
+    return [_number(value) for value in defense.direction(x.clamp(0, 1)).flatten(1).norm(dim=1).tolist()]
 
 
 def watched(
