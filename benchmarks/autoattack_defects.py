@@ -2,12 +2,15 @@
 
     python benchmarks/autoattack_defects.py [--images 1000]
 
-The toy is a linear classifier of ten classes behind noise, whose strength makes 62.5 % of single answers right without any attack.
+The toy is a linear classifier of ten classes behind noise, on images that are about equally far from the next class: nearly coins. With p
+the share of an image's single answers that are right without an attack, closed forms stand beside what is measured.
 
 1. One coin after the other. At eps = 1e-6 an attack changes nothing. AutoAttack asks once before, and once after each of its attacks, and
-   who is wrong once is broken: its number is far too low.
+   who is wrong once is broken: its number is E[p^3], far too low. Here 62.5 % of answers are right.
 2. Unattacked images. At eps = 0.1 an attack breaks everything. But an image that is wrong in the one answer before an attack is not
    attacked, and comes back as it was: whoever evaluates the images that AutoAttack returns finds a number that is far too high.
+   Neither of the two attacks touches 1 - E[p^2] - E[p^3] + E[p^4] of the images: at 62.5 % about half, and two thirds where every
+   other answer is right.
 
 Last, `autoattack-plus` beside pyautoattack's own loop on a deterministic classifier: the images, bit by bit. Exit code 1 where a defect is
 not there, where rand-fix has it, or where a bit differs.
@@ -17,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from math import comb
 
 import torch
 from pyautoattack import AutoAttack, autopgd_base, checks
@@ -33,7 +37,7 @@ from purebench.engine.noise import Noise
 from purebench.engine.objective import predicted
 from purebench.spec import ThreatModel
 
-CLEAN = 0.625  # of single answers without an attack
+CLEAN = (0.625, 0.5)  # of single answers without an attack
 SIZE = (1, 6, 6)
 DRAWS = 20
 BATCH = 250
@@ -74,14 +78,24 @@ def accuracy(defense: Defense, x: Tensor, y: Tensor) -> float:
     return (predicted(logits) == y[:, None]).float().mean().item()
 
 
-def toy(images: int) -> tuple[Defense, Tensor, Tensor]:
-    x = 0.2 + 0.6 * torch.rand(images, *SIZE, generator=torch.Generator().manual_seed(1))
+def power(defense: Defense, x: Tensor, y: Tensor, n: int) -> float:
+    """E[p^n], without bias: the mean of C(right, n) / C(DRAWS, n)."""
+    logits = defense.draws(x, noise_of("judge", 0, len(x)), 0, DRAWS)
+    right = (predicted(logits) == y[:, None]).sum(1).tolist()
+    return sum(comb(count, n) for count in right) / comb(DRAWS, n) / len(right)
+
+
+def toy(images: int, clean: float) -> tuple[Defense, Tensor, Tensor]:
+    """The images of middling margin among five times as many, behind noise under which a share `clean` of answers is right."""
     network = linear()
+    x = 0.2 + 0.6 * torch.rand(5 * images, *SIZE, generator=torch.Generator().manual_seed(1))
+    first, second = network(x).topk(2, 1).values.unbind(1)
+    x = x[(first - second).argsort()[images : 4 * images : 3]]
     y = network(x).argmax(1)
     low, high = 0.0, 2.0
     for _ in range(20):
         middle = (low + high) / 2
-        above = accuracy(Defense(Noisy(middle), network, rows=512), x, y) > CLEAN
+        above = accuracy(Defense(Noisy(middle), network, rows=512), x, y) > clean
         low, high = (middle, high) if above else (low, middle)
     return Defense(Noisy(low), network, rows=512), x, y
 
@@ -116,11 +130,16 @@ def line(what: str, value: float, note: str = "") -> None:
 
 
 def defects(images: int) -> list[str]:
-    defense, x, y = toy(images)
     wrong = []
-    print(f"{images} images, a linear classifier of ten classes behind noise of {defense.purifier.sigma:.3f}")
-    truth = accuracy(defense, x, y)
+    for clean in CLEAN:
+        defense, x, y = toy(images, clean)
+        print(f"\n{images} images, a linear classifier of ten classes behind noise of {defense.purifier.sigma:.3f}")
+        wrong += coins(defense, x, y) + untouched(defense, x, y)
+    return wrong
 
+
+def coins(defense: Defense, x: Tensor, y: Tensor) -> list[str]:
+    wrong, truth = [], accuracy(defense, x, y)
     print("\n1. eps = 1e-6: an attack changes nothing (n_iter 10, eot 2)")
     nothing, few = ThreatModel("Linf", 1e-6), {"n_iter": 10, "eot": 2}
     _, verdict = rand(defense, x, y, nothing, **few)
@@ -128,29 +147,37 @@ def defects(images: int) -> list[str]:
     fix, chosen = fixed(defense, x, y, nothing, **few)
     again = accuracy(defense, fix, y)
     line("truth: single answers that are right without an attack", truth)
-    line("autoattack-rand: images that withstood, by its own verdict", said, "<- half of the truth")
+    line("autoattack-rand: images that withstood, by its own verdict", said)
+    cubed = power(defense, x, y, 3)
+    line("three single answers that are right: E[p^3]", cubed, "<- what that is")
     line("autoattack-rand-fix: its images, fresh answers", again)
     line(
         "autoattack-rand-fix: the draws that chose these images",
         chosen,
         "(the same for all points of an image, here all alike)",
     )
-    if said > truth - 0.2:
+    if said > truth - 0.2 or abs(said - cubed) > 0.05:
         wrong.append("the first defect is not there")
     if abs(again - truth) > 0.01:
         wrong.append("rand-fix has the first defect")
+    return wrong
 
+
+def untouched(defense: Defense, x: Tensor, y: Tensor) -> list[str]:
+    wrong = []
     print("\n2. eps = 0.1: an attack breaks everything (n_iter 20, eot 5)")
     strong, more = ThreatModel("Linf", 0.1), {"n_iter": 20, "eot": 5}
     x_adv, verdict = rand(defense, x, y, strong, **more)
-    said, evaluated, untouched = verdict.float().mean().item(), accuracy(defense, x_adv, y), unattacked(x_adv, x)
+    said, evaluated, returned = verdict.float().mean().item(), accuracy(defense, x_adv, y), unattacked(x_adv, x)
     fix, _ = fixed(defense, x, y, strong, **more)
     line("autoattack-rand: images that withstood, by its own verdict", said)
-    line("autoattack-rand: images that come back as they were", untouched, "<- never attacked")
+    line("autoattack-rand: images that come back as they were", returned, "<- never attacked")
+    expected = 1 - power(defense, x, y, 2) - power(defense, x, y, 3) + power(defense, x, y, 4)
+    line("1 - E[p^2] - E[p^3] + E[p^4]", expected, "<- what that is")
     line("autoattack-rand: its images, fresh answers", evaluated, "<- far above what an attack can do")
     line("autoattack-rand-fix: images that come back as they were", unattacked(fix, x))
     line("autoattack-rand-fix: its images, fresh answers", accuracy(defense, fix, y))
-    if untouched < 0.4 or evaluated < 0.1:
+    if returned < 0.4 or evaluated < 0.1 or abs(returned - expected) > 0.05:
         wrong.append("the second defect is not there")
     if unattacked(fix, x) > 0 or accuracy(defense, fix, y) > evaluated / 2:
         wrong.append("rand-fix has the second defect")

@@ -262,7 +262,7 @@ def _where(one: Asked) -> str:
     if word:
         return f"`purebench run .. --log {word}` records what it needs, of images that are new"
     if ANY.fullmatch(one.word):
-        return "attacks with `log=iterates` record it, for as many draws as their `eot`"
+        return "attacks with `log=iterates` record it, of `log_draws` draws (10) at each iterate"
     if one.word == "seconds":
         return "it needs records of this version with two batches at the least, of which the first is left out"
     if one.word == "sticky" or one.word == "sticky_curve":
