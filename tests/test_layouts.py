@@ -10,7 +10,7 @@ import pytest
 
 from purebench import cli
 from purebench.errors import UserError
-from purebench.plan import grid, layouts, places, sheet
+from purebench.plan import grid, layouts, measures, places, sheet
 from purebench.plan.grid import Request
 from purebench.records.store import Log
 from purebench.report import metrics, papers
@@ -450,7 +450,7 @@ def test_every_metric_that_a_table_may_ask_for_is_measured():
         for p in range(3)
     ]  # fmt: skip
     found = metrics.summary(Log("x", {}, [], lines, 1.0, None))
-    for rule in metrics.VERDICTS[1:]:
+    for rule in measures.VERDICTS[1:]:
         found |= metrics.summary(Log("x", {}, [], [line | {"verdict_is": rule} for line in lines], 1.0, None))
     assert set(found) == set(layouts.METRICS)
 
