@@ -290,18 +290,8 @@ def _axes(axes: Axes, picture: Picture, lines: list[Line]) -> None:
         _one(axes, line, picture, at - (len(lines) - 1) / 2)
     raw = [name for name in figure.y if papers.scale(name) == 1]
     attacked = not set(figure.y) & set(CLEAN)
-    axes.set_ylabel(
-        figure.ylabel
-        or (
-            "seconds per image"
-            if "seconds" in raw
-            else raw[0]
-            if raw
-            else "robust accuracy (%)"
-            if attacked
-            else "accuracy (%)"
-        )
-    )
+    usual = "robust accuracy (%)" if attacked else "accuracy (%)"
+    axes.set_ylabel(figure.ylabel or (WORDS.get(raw[0], raw[0]) if raw else usual))
     if figure.ylim:
         axes.set_ylim(*figure.ylim)
     elif not raw:
