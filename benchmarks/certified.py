@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 
 import purebench
+from purebench.plan import measures
 from purebench.records import store
 from purebench.report import certified, metrics
 
@@ -40,7 +41,7 @@ def main() -> None:
     for log in store.load_all([Path(options.out)]):
         sigma, clean = certified.sigma(log.cell), metrics.accuracy(store.judged(log), "clean").value
         for bound in certified.BOUNDS:
-            found, k = certified.of_log(log, 0, certified.ALPHA, bound)
+            found, k = certified.of_log(log, 0, measures.ALPHA, bound)
             shares = [f"{100 * certified.certified(found, r, k).value:.0f}" for r in RADII]
             start = [
                 log.cell["defense"],

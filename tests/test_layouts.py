@@ -10,7 +10,7 @@ import pytest
 
 from purebench import cli
 from purebench.errors import UserError
-from purebench.plan import grid, layouts, places, sheet
+from purebench.plan import grid, layouts, measures, places, sheet
 from purebench.plan.grid import Request
 from purebench.records.store import Log
 from purebench.report import metrics, papers
@@ -94,6 +94,14 @@ def flat(value):
         ('cells = { defense = "coup:t=0.1,steps=100" }', "cells = {}", "has cells without `defense`"),
         ('dataset = "cifar10"', "", "has cells without `dataset`"),
         ('metric = "robust"', 'metric = "robsut"', "unknown `metric` of column 3"),
+        ('metric = "robust"', 'metric = "moved"', "`moved` is not one number"),
+        (
+            'metric = "robust"',
+            'metric = "success"',
+            "`over = 'min'` of column 3 of the table `mine` cannot be of `success`",
+        ),
+        ('method = "COUP"', 'method = "COUP"\nmetrics = { robst = "sticky" }', "unknown `metrics` of row 2"),
+        ('method = "COUP"', 'method = "COUP"\nmetrics = { robust = "stiky" }', "unknown `metrics.robust` of row 2"),
         ("images = 100", "images = 100\nseeds = [0, 0]", "names one twice"),
         ("images = 100", "images = 100\nstand_in = { foo = 'x' }", "unknown key of `stand_in`"),
         ("images = 100", "images = 100\nstand_in = { score = 3 }", "has the wrong type"),
@@ -450,9 +458,50 @@ def test_every_metric_that_a_table_may_ask_for_is_measured():
         for p in range(3)
     ]  # fmt: skip
     found = metrics.summary(Log("x", {}, [], lines, 1.0, None))
-    for rule in metrics.VERDICTS[1:]:
+    for rule in measures.VERDICTS[1:]:
         found |= metrics.summary(Log("x", {}, [], [line | {"verdict_is": rule} for line in lines], 1.0, None))
     assert set(found) == set(layouts.METRICS)
+
+
+@pytest.mark.parametrize(
+    ("asked", "printed"),
+    [
+        ("success", "60.0"),
+        ("worst5", "0.0"),
+        ("moved_clean_l2", "0.125"),
+        ("ball_used", "50.0"),
+        ("sticky@0", papers.MISSING),
+    ],
+)
+def test_a_table_prints_what_metric_by_name_says(asked, printed):
+    """The number is that of `table --metric`: shares in percent, distances as they are; what the records lack is a dash with its reason."""
+    text = BASE.replace('metric = "robust"\nover = "min"', f'metric = "{asked}"').replace(
+        '["pgd-eot:steps=7", "apgd-ce"]', '"apgd-ce"'
+    )
+    table = sheet.of(made(text), {})
+    log = recorded(table, 1, 100, name=0)
+    # Four of ten draws are right, half of the ball is used.
+    more = {"adversarial": [1] * 4 + [0] * 6, "clean": [1] * 10, "linf": 4 / 255, "moved": {"clean": [0.125, 0.5]}}
+    log = replace(log, images=[line | more for line in log.images])
+    assert entries(papers.render(table, [log]))["COUP"][1].startswith(printed)
+    if printed == papers.MISSING:
+        assert "its records have no `sticky@0`" in papers.render(table, [log])
+
+
+def test_a_row_may_measure_another_metric_than_its_column():
+    text = BASE.replace('over = "min"\n', "").replace('["pgd-eot:steps=7", "apgd-ce"]', '"apgd-ce"')
+    layout = made(text.replace('method = "COUP"', 'method = "COUP"\nmetrics = { robust = "sticky" }'))
+    rows = json.loads(papers.render(sheet.of(layout, {}), [], "json"))
+    assert [row["metric"] for row in rows if row["column"] == "Robust" and row["method"] != "Quoted"] == [
+        "sticky",
+        "robust",
+    ]
+
+
+def test_a_certificate_is_of_the_null_control_whatever_the_table_attacks_with():
+    layout = made(BASE.replace('metric = "robust"\nover = "min"', 'metric = "certified@0.1"'))
+    [[one]] = places.places(layout, {})[1][2].cells
+    assert one["attack"] == "null"
 
 
 def test_the_command_that_fills_a_table_names_its_folder(tmp_path, monkeypatch, capsys):

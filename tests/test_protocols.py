@@ -17,6 +17,7 @@ from purebench.engine.defense import Defense
 from purebench.engine.identity import Identity
 from purebench.engine.noise import Noise
 from purebench.errors import UserError
+from purebench.plan import measures
 from purebench.purifiers.gaussian import Gaussian
 from purebench.records import store
 from purebench.records.store import Log
@@ -107,9 +108,9 @@ def test_the_and_of_verdicts_is_at_most_the_least(seed):
     assert both == fmean(
         a["verdict"] and b["verdict"] for a, b in zip(*(attack.images for attack in attacks), strict=True)
     )
-    [row] = [row for row in tables.tidy(attacks, protocols.read(["aa_image"])) if row["metric"] == "aa_image"]
+    [row] = [row for row in tables.tidy(attacks, measures.read(["aa_image"])) if row["metric"] == "aa_image"]
     assert (row["value"], row["attack"]) == (pytest.approx(both), "autoattack-standard + autoattack-rand")
-    header = words(tables.render(attacks, asked=protocols.read(["aa_image"])))[0]
+    header = words(tables.render(attacks, asked=measures.read(["aa_image"])))[0]
     assert "aa_image" in header
 
 
@@ -127,7 +128,7 @@ def test_a_null_difference_stands_beside_each_protocol():
         one["verdict_is"] = "sticky"
     rows = {
         row["metric"]: row
-        for row in tables.tidy([null, attacked], protocols.read(["worst3", "sticky"]))
+        for row in tables.tidy([null, attacked], measures.read(["worst3", "sticky"]))
         if row["attack"] == "pgd-eot"
     }
     assert rows["worst3"]["value"] == 0.25
@@ -179,7 +180,7 @@ def test_an_expectation_may_be_of_any_number_of_draws():
 def test_what_cannot_be_printed_is_refused_with_a_hint(metric, says, advises):
     logs = [cell("coup", "null", 5, n=5, gradient="-"), cell("coup", "pgd-eot", 5, n=5)]
     with pytest.raises(UserError) as error:
-        protocols.check(protocols.read([metric]), logs)
+        protocols.check(measures.read([metric]), logs)
     assert says in error.value.message
     assert advises in error.value.hint
 

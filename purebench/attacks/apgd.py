@@ -45,7 +45,7 @@ INFO = {
         "paper": {"Croce and Hein 2020": "steps=100,eot=1,rho=0.75", "AutoAttack rand": "steps=100,eot=20"},
         "differences": "best point and step size by the mean loss over the draws (upstream: the last draw's); under L1 one run at eps, "
         "without AutoAttack's restarts and larger radii before it",
-        "cite": "croce2020reliable",
+        "cite": "croce2020reliable croce2021mind",
     },
     "apgd-dlr": {
         "summary": "Auto-PGD on the mean difference-of-logits ratio of `eot` purifications; the point of the highest mean loss",
@@ -62,7 +62,7 @@ INFO = {
         "paper": {"Croce and Hein 2020": "steps=100,eot=1,rho=0.75", "AutoAttack rand": "steps=100,eot=20"},
         "differences": "best point and step size by the mean loss over the draws (upstream: the last draw's); under L1 one run at eps, "
         "without AutoAttack's restarts and larger radii before it",
-        "cite": "croce2020reliable",
+        "cite": "croce2020reliable croce2021mind",
     },
     "apgd-margin": {
         "summary": "Auto-PGD on the mean margin (largest wrong logit less the right one) of `eot` purifications",
@@ -76,7 +76,7 @@ INFO = {
         "requires": ["0 < rho", "rho <= 1", "log == 'iterates' or log_draws == 10"],
         "paper": {"Carlini and Wagner 2017 (the loss), DiffBreak": "steps=100,eot=10"},
         "differences": "best point and step size by the mean loss over the draws",
-        "cite": "croce2020reliable",
+        "cite": "croce2020reliable croce2021mind",
     },
     "apgd-targeted": {
         "summary": "Auto-PGD on the targeted DLR loss towards each of the likeliest wrong classes; the point of the highest mean loss",
@@ -93,7 +93,7 @@ INFO = {
         "paper": {"Croce and Hein 2020": "steps=100,eot=1,rho=0.75,n_target_classes=9"},
         "differences": "the classes are ordered by the mean logits of `eot` clean purifications; every image is attacked towards every one "
         "of them, and the point of the highest mean loss is returned (upstream: an image that one draw got wrong is done)",
-        "cite": "croce2020reliable",
+        "cite": "croce2020reliable croce2021mind",
     },
 }
 

@@ -22,7 +22,7 @@ INFO = {
         "paper": {"ADP": "steps and step size are not stated; here those of its other attacks, steps=40,rel_step=0.25"},
         "differences": "no code of it was published. Assumed: one purification before each step and one step after it; no random start; "
         "what comes out is projected onto the ball of the clean image at every step, so that the last iterate is inside it",
-        "cite": "yoon2021adversarial",
+        "cite": "yang2019menet yoon2021adversarial",
     }
 }
 

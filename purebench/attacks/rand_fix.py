@@ -34,7 +34,7 @@ INFO = {
         "paper": {"AutoAttack-Fix (Liu et al. 2025, App. L)": "n_iter=100,eot=20,evals=20"},
         "differences": "our APGD, whose draws belong to the image, by the mean loss over the draws; of each attack two points are tried; "
         "no verdict, since the draws that chose an image cannot say how robust it is: its number is the harness's",
-        "cite": "croce2020reliable",
+        "cite": "croce2020reliable liu2025towards",
     },
 }
 ATTACKS = {"apgd-ce": cross_entropy, "apgd-dlr": dlr}

@@ -86,6 +86,7 @@ def table(
     out: Annotated[Path | None, Option(metavar="FILE", help="write there instead of stdout", parser=place)] = None,
 ) -> None:
     """Print the table of what has been run; a pure function of the records. A paper's table takes the options that it was run with."""
+    from purebench.plan import measures
     from purebench.records import store as records
     from purebench.report import expect as expecting
     from purebench.report import protocols, tables
@@ -107,7 +108,7 @@ def table(
         deliver(checks.render(logs, format), out)
         return
     expecting.check_known(expected, logs)
-    asked = protocols.read(metric or ())
+    asked = measures.read(metric or ())
     if asked and found:
         raise UserError(
             f"`--metric` adds to the grid, and `{layout}` says itself what it prints", "leave out `--layout`"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from purebench.errors import UserError, unknown
-from purebench.plan import figures
+from purebench.plan import figures, measures
 from purebench.plan.figures import Figure
 from purebench.plan.keys import HINT, check, check_items
 
@@ -31,21 +31,25 @@ CELLS: dict[str, tuple[type, ...]] = {  # key -> what it may be
 WORST = ("attack", "grad", "threat")  # lists of these are reduced to the worst for the defense; datasets to their mean
 OVER = ("min", "image", "mean")
 CLEAN = ("clean", "undefended")  # metrics of a defense, whatever attacked it
-METRICS = (
+METRICS = (  # of every record, if its attack has them; others are asked for by name (`measures`)
     *CLEAN, "robust", "robust_std", "aa", "sticky", "cascade",
     "worst10", "vote10", "clean_worst10", "clean_vote10", "masked", "stopped", "not_finite",
     "clean_not_finite",
 )  # fmt: skip
-LATER = ("seconds", "certified", "success", "detection")  # metrics that papers print and nothing measures yet: a dash
-ACCURACIES = tuple(
-    name for name in METRICS if name not in ("robust_std", "masked", "stopped", "not_finite", "clean_not_finite")
-)
+UNDRAWN = (
+    "",
+    "robust_std",
+    "masked",
+    "stopped",
+    "not_finite",
+    "clean_not_finite",
+)  # no share of right answers: no axis of a figure
 RESERVED = (  # keys of the rows that csv and json print
     "table", "column", "metric", "reported", "value", "low", "high", "std", "images", "evals", "seeds", "missing", "masked",
 )  # fmt: skip
 ROW = {
     "cells": dict, "scaled": dict, "group": str, "panel": str, "model": str, "mark": str, "ours": bool, "needs": (str, list),
-    "underline": list, "stand_in": dict,
+    "underline": list, "stand_in": dict, "metrics": dict,
 }  # fmt: skip
 TOP = {
     "summary": str, "title": str, "cite": str, "quoted": str, "notes": list, "transpose": bool, "cells": dict, "scaled": dict,
@@ -94,6 +98,7 @@ class Row:
     ours: bool = False
     needs: tuple[str, ...] = ()
     underline: tuple[str, ...] = ()
+    metrics: Mapping[str, str] = field(default_factory=dict)  # a column's `number` -> its metric in this row
 
     @property
     def name(self) -> str:
@@ -183,7 +188,13 @@ def of(data: Mapping[str, Any], name: str) -> Layout:
         columns=columns,
         rows=rows,
         whole=rows,
-        figure=figures.of(data["figure"], columns, rows, f"`[figure]` of {where}", (*ACCURACIES, *LATER))
+        figure=figures.of(
+            data["figure"],
+            columns,
+            rows,
+            f"`[figure]` of {where}",
+            [c.metric for c in columns if c.metric not in UNDRAWN],
+        )
         if "figure" in data
         else None,
     )
@@ -236,8 +247,8 @@ def _columns(data: Any, panels: Sequence[Panel], where: str) -> list[Column]:
     check(data, known, where)
     if not any(data.get(key) for key in ("text", "number", "metric", "mean")):
         raise UserError(f"{where} prints nothing: it has no `text`, `number`, `metric` or `mean`", HINT)
-    if data.get("metric") and data["metric"] not in METRICS + LATER:
-        raise unknown(f"`metric` of {where}", data["metric"], METRICS + LATER)
+    if data.get("metric"):
+        _check_metric(data["metric"], f"`metric` of {where}")
     for key in ("text", "number"):
         if data.get(key) in (*ROW, *RESERVED):
             raise UserError(f"`{key} = {data[key]!r}` of {where} is a word that every table has", "take another word")
@@ -273,6 +284,31 @@ def _columns(data: Any, panels: Sequence[Panel], where: str) -> list[Column]:
     return [
         _each(column, key, value, str(title), i) for i, (value, title) in enumerate(zip(values, titles, strict=True))
     ]
+
+
+def _check_metric(name: str, where: str) -> None:
+    """Refuses what is no metric, or a word for several of them."""
+    if name in METRICS:
+        return
+    try:
+        found = measures.read([name])
+    except UserError as error:
+        if error.message.startswith("unknown metric"):
+            raise unknown(where, name, (*METRICS, *measures.PLAIN, *measures.EXAMPLES)) from None
+        raise UserError(f"{where}: {error.message}", error.hint) from None
+    if [one.text for one in found] != [name] or name == "sticky_curve":
+        raise UserError(f"{where}: `{name}` is not one number", "name one, such as `moved_clean_l2` or `sticky@5`")
+
+
+def of_control(metric: str) -> bool:
+    """Whether a null control says it, whatever the table attacks with."""
+    return metric in CLEAN or metric.partition(":")[0].partition("@")[0] in measures.OF_CONTROL
+
+
+def metric(row: Row, column: Column) -> Column:
+    """A column as this row measures it."""
+    named = row.metrics.get(column.number) if column.number and not column.honest else None
+    return replace(column, metric=named) if named else column
 
 
 def _each(column: Column, key: str, value: Any, title: str, place: int) -> Column:
@@ -325,6 +361,7 @@ def _row(data: Any, columns: Sequence[Column], panels: Sequence[Panel], where: s
         scaled=_cells(data.get("scaled", {}), where),
         needs=_needs(data, where),
         underline=tuple(data.get("underline", [])),
+        metrics=_row_metrics(data, numbers, where),
         **{key: data[key] for key in ("group", "panel", "model", "mark", "ours") if key in data},
     )
 
@@ -334,10 +371,23 @@ def _check_range(key: str, value: Any, column: Column, where: str) -> None:
     several = column.place is not None
     mean, *spread = value if isinstance(value, list) and not several else [value]
     accuracies = [v for v in (value if several and isinstance(value, list) else [mean]) if _is_number(v)]
-    if column.metric in ACCURACIES and any(not 0 <= v <= 100 for v in accuracies):
+    if measures.share_of_right(column.metric) and any(not 0 <= v <= 100 for v in accuracies):
         raise UserError(f"`{key} = {value}` of {where} is no accuracy in percent", "0 to 100")
     if any(_is_number(v) and v < 0 for v in spread):
         raise UserError(f"`{key} = {value}` of {where}: a standard deviation is not negative", "write [mean, std]")
+
+
+def _row_metrics(data: Mapping[str, Any], numbers: Mapping[str, Column], where: str) -> dict[str, str]:
+    """What a row measures in place of its columns' metrics."""
+    given = data.get("metrics", {})
+    measured = [key for key, column in numbers.items() if column.metric]
+    for key, name in given.items():
+        if key not in measured:
+            raise unknown(f"`metrics` of {where}", key, measured)
+        if not isinstance(name, str):
+            raise UserError(f"`metrics.{key} = {name!r}` of {where} is no metric", HINT)
+        _check_metric(name, f"`metrics.{key}` of {where}")
+    return dict(given)
 
 
 def _row_cells(data: Mapping[str, Any], where: str) -> Cells | None:
@@ -403,7 +453,7 @@ def _check_cells(layout: Layout, row: Row, where: str) -> None:
             continue
         asked = cells_of(layout, row, column)
         for key in ("dataset", "defense", "attack"):
-            if key not in asked and not (key == "attack" and column.metric in CLEAN):
+            if key not in asked and not (key == "attack" and of_control(column.metric)):
                 raise UserError(f"{where} has cells without `{key}`", f"say it in the row, or in `[cells]` ({HINT})")
         for name in {**column.words, **column.axis[0]}:
             if f"{{{name}}}" not in repr(asked):
@@ -417,8 +467,8 @@ def _check_axes(layout: Layout, where: str) -> None:
             continue
         asked = [cells_of(layout, row, column) for row in layout.rows if row.cells is not None]
         attacks = any(isinstance(cells.get(key), list) for cells in asked for key in WORST)
-        # Clean accuracies are the same whatever attacked.
-        attacks = attacks and column.metric not in CLEAN
+        # Clean accuracies are the same whatever attacked, and certificates are of null controls.
+        attacks = attacks and not of_control(column.metric)
         datasets = len(column.axis) > 1 or any(isinstance(cells.get("dataset"), list) for cells in asked)
         fitting = {(True, False): ("min", "image"), (False, True): ("mean",), (False, False): ("",)}.get(
             (attacks, datasets)
@@ -426,6 +476,17 @@ def _check_axes(layout: Layout, where: str) -> None:
         named = f"column {i} of {where}"
         if fitting is None:
             raise UserError(f"{named} has several attacks and several datasets", "make a column of each")
+        named_metrics = {metric(row, column).metric for row in layout.rows if row.cells is not None}
+        for one in named_metrics if column.over in ("min", "image") else ():
+            rule = one == "robust" or one in measures.VERDICTS
+            # Of what is no share of right answers, the lowest need not be the worst for the defense.
+            if not (measures.share_of_right(one) if column.over == "min" else rule):
+                raise UserError(
+                    f"`over = {column.over!r}` of {named} cannot be of `{one}`",
+                    "make a column of each attack"
+                    if column.over == "min"
+                    else 'robust or a verdict; or `over = "min"`',
+                )
         if asked and column.over not in fitting:
             if not column.over:
                 raise UserError(

@@ -13,7 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 from purebench import assets, registry
 from purebench.errors import UserError, unknown
-from purebench.plan.layouts import CLEAN, WORST, Cells, Column, Layout, Number, Row, cells_of, listed
+from purebench.plan.layouts import (
+    CLEAN,
+    WORST,
+    Cells,
+    Column,
+    Layout,
+    Number,
+    Row,
+    cells_of,
+    listed,
+    metric,
+    of_control,
+)
 from purebench.plan.scaled import Axes, fill
 from purebench.spec import parse
 
@@ -47,7 +59,7 @@ def places(layout: Layout, options: Cells | None = None, *, baselines: bool = Fa
 
 
 def _place(layout: Layout, row: Row, column: Column, options: Cells, axes: Axes | None, baselines: bool) -> Place:
-    reported = _reported(row, column)
+    reported, column = _reported(row, column), metric(row, column)
     if row.cells is None and baselines and row.model:
         # A quoted row has no cells; its published model stands for them, bare.
         row = replace(row, cells={"defense": "none", "classifier": row.model})
@@ -60,7 +72,7 @@ def _place(layout: Layout, row: Row, column: Column, options: Cells, axes: Axes 
         asked = axes.scale(row, column) | {key: value for key, value in options.items() if key != "dataset"}
     else:
         asked = cells_of(layout, row, column) | options
-    if column.metric in CLEAN:
+    if of_control(column.metric):
         asked["attack"] = "null"
     return Place(reported, _expanded(asked, column))
 

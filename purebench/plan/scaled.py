@@ -76,6 +76,8 @@ class Axes:
         """The digits' radius for the table's largest of a norm, and others in proportion."""
         # Radii are the digits' own: those of 32x32 colour images mean nothing on 8x8 grey ones.
         radii = {t.norm: t.eps for t in map(threat, self.defaults["radii"])}
+        if limit.norm == "StAdv":
+            return limit  # a share of the image's width, whatever its size
         if limit.norm not in radii:
             raise UserError(f"the digits have no radius for {limit.norm}", "give `--threat`")
         eps = radii[limit.norm] * float(Fraction(limit.eps / self.largest[limit.norm]).limit_denominator(1000))

@@ -22,7 +22,6 @@ from purebench.report import metrics
 from purebench.report.metrics import Value
 
 quantile = NormalDist().inv_cdf
-ALPHA = 0.001  # Cohen et al.'s; ADP does not state its own
 MOST_CHOOSE = 100  # Cohen et al.'s n0
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from pandas import DataFrame
 
 from purebench.errors import UserError, unknown
+from purebench.plan import measures
 from purebench.records import frame, store
 from purebench.records.store import Log, Record, judged
 from purebench.report import expect, markdown, mates, metrics, pairs, selection, tables
@@ -54,7 +55,7 @@ def _verdict(rule: str) -> Callable[[Record], list[bool] | None]:
 METRICS = {
     "robust": Metric(_draws("adversarial")),
     "clean": Metric(_draws("clean"), attacked=False),
-    **{rule: Metric(_verdict(rule)) for rule in metrics.VERDICTS},
+    **{rule: Metric(_verdict(rule)) for rule in measures.VERDICTS},
     "undefended": Metric(lambda line: [line["undefended"] == line["label"]], attacked=False),
 }
 
@@ -378,7 +379,7 @@ def _numbers(row: Compared) -> list[str]:
 
 def _heading(found: Comparison) -> str:
     what = f"{found.metric} accuracy"
-    if found.metric in metrics.VERDICTS:
+    if found.metric in measures.VERDICTS:
         what = (
             "accuracy by AutoAttack's own verdict"
             if found.metric == "aa"

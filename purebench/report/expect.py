@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 
 from purebench import spec
 from purebench.errors import UserError, unknown
+from purebench.plan import measures
 from purebench.records.store import CellData, Log
-from purebench.report import coded, metrics, protocols, selection, tables
+from purebench.report import coded, metrics, selection, tables
 
 GRAMMAR = (
     "in quotes, since a shell takes `>` for itself: DEFENSE/ATTACK[@GRADIENT][/THREAT][(METRIC)]>=NUMBER, "
@@ -28,7 +29,7 @@ OPS: dict[str, Callable[[float, float], bool]] = {
 STRONGEST, CLEAN, DIFFERENCE = tables.STRONGEST, "clean", "difference"
 # Whatever is a share of the images that are right.
 METRICS = (
-    "robust", *metrics.VERDICTS, "worst10", "vote10", "clean", "clean_worst10", "clean_vote10", "undefended",
+    "robust", *measures.VERDICTS, "worst10", "vote10", "clean", "clean_worst10", "clean_vote10", "undefended",
 )  # fmt: skip
 LISTED = 4
 
@@ -115,7 +116,7 @@ def read(text: str, *, compared: bool = False) -> Expectation:
         attack, metric = "", CLEAN
     metric = metric or "robust"
     known = (*METRICS, DIFFERENCE) if compared else METRICS
-    if metric not in known and not protocols.share_of_right(metric):
+    if metric not in known and not measures.share_of_right(metric):
         raise unknown("metric", metric, known)
     if attack == STRONGEST:
         _check_strongest(text, gradient, metric, compared)
@@ -188,7 +189,7 @@ def check_known(expectations: Iterable[Expectation], logs: Sequence[Log]) -> Non
 
 def of_grid(logs: Sequence[Log], expected: Iterable[Expectation] = ()) -> list[Measured]:
     """The numbers of the grid, each once: a cell that keeps to no threat model stands in several tables; with those that are expected."""
-    asked = protocols.read(one.metric for one in expected if one.metric not in (*METRICS, DIFFERENCE))
+    asked = measures.read(one.metric for one in expected if one.metric not in (*METRICS, DIFFERENCE))
     found = {}
     shown = {log.id: names for log, names in zip(logs, coded.names(logs), strict=True)}
     for place in tables.measured(logs, asked):

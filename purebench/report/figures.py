@@ -30,7 +30,6 @@ WORDS = {  # metric -> how a line and an axis call it
     "sticky": "never broken", "cascade": "cascade's own count", "worst10": "worst of 10",
     "vote10": "vote of 10", "clean_worst10": "clean, worst of 10", "clean_vote10": "clean, vote of 10", "seconds": "seconds per image",
 }  # fmt: skip
-TIMES = ("seconds",)  # metrics that are no share
 DODGE = 0.12  # between lines that stand beside each other on words
 REPORTED: dict[str, Any] = {  # what a paper says is a dash at its place
     "linestyle": (0, (1, 2)), "linewidth": 0.7, "marker": "_", "markersize": 8, "markeredgewidth": 1.4
@@ -194,7 +193,7 @@ class _Lines:
         if x is None:
             return None
         self.ticks[x] = entry.column.title
-        scale = 1 if metric in TIMES else 100
+        scale = papers.scale(metric)
         point = Point(x, entry.column.title, reported=reported if self.compares else None, masked=entry.masked)
         if entry.value is None:
             return point
@@ -289,14 +288,13 @@ def _axes(axes: Axes, picture: Picture, lines: list[Line]) -> None:
     assert figure is not None
     for at, line in enumerate(lines):
         _one(axes, line, picture, at - (len(lines) - 1) / 2)
-    times = any(name in TIMES for name in figure.y)
+    raw = [name for name in figure.y if papers.scale(name) == 1]
     attacked = not set(figure.y) & set(CLEAN)
-    axes.set_ylabel(
-        figure.ylabel or ("seconds per image" if times else "robust accuracy (%)" if attacked else "accuracy (%)")
-    )
+    usual = "robust accuracy (%)" if attacked else "accuracy (%)"
+    axes.set_ylabel(figure.ylabel or (WORDS.get(raw[0], raw[0]) if raw else usual))
     if figure.ylim:
         axes.set_ylim(*figure.ylim)
-    elif not times:
+    elif not raw:
         # From nothing to everything: half of an axis makes a mountain of a point.
         axes.set_ylim(0, 101)
     else:

@@ -91,12 +91,6 @@ def detected(images: Iterable[Record], threshold: float, side: int = 1) -> Value
 
 # ---- how far a defense moves images --------------------------------------------------------------
 
-MOVED = (
-    "clean",
-    "input",
-    "adversarial",
-)  # purified clean to clean; purified attacked to what was attacked, and to clean
-
 
 def moved(images: Iterable[Record], what: str, norm: str) -> Value | None:
     """`moved_<what>_<norm>`: the mean distance over draws, in L2 or Linf on images in [0, 1], from the purified image: `clean`, the

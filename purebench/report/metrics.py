@@ -19,11 +19,6 @@ from purebench import spec
 from purebench.records.store import Log, Record, judged, lost
 
 Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
-VERDICTS = (
-    "aa",
-    "sticky",
-    "cascade",
-)  # rules by which our attacks give verdicts; a plug-in's may have a name of its own
 CONTROLS = ("null", "noise")  # rows that show what the protocol itself costs; never the strongest attack
 MASKED = 0.1  # share of masked images from which on an attack is masked
 ENOUGH = 10  # images, below which guessing cannot be told from a bad network

@@ -16,13 +16,14 @@ from statistics import fmean, stdev
 from typing import Any
 
 from purebench.errors import UserError, unknown
+from purebench.plan import layouts, measures
 from purebench.plan import sheet as plan
 from purebench.plan.layouts import CLEAN, Column, Number, Row
 from purebench.plan.sheet import Place, Sheet, Wanted
 from purebench.records import frame
 from purebench.records import store as records
 from purebench.records.store import Log
-from purebench.report import markdown, metrics, tables
+from purebench.report import markdown, metrics, protocols, tables
 from purebench.report.metrics import Value
 
 FORMATS = ("md", "tex", "csv", "json")
@@ -154,7 +155,7 @@ class _Records:
 
     def __init__(self, logs: Iterable[Log]):
         self.cells: dict[str, Log] = {}
-        self.clean: dict[str, list[Log]] = defaultdict(list)
+        self.clean: dict[str, list[Log]] = defaultdict(list)  # by what a defense does to clean images
         self.twice: dict[str, list[str]] = defaultdict(list)
         # The newest last, so that it is the one that stays. Copies of one cell are not two: the one with the most images is kept.
         for log in sorted(frame.settled(logs), key=lambda log: log.started):
@@ -166,6 +167,12 @@ class _Records:
             self.cells[key] = log
         for log in self.cells.values():
             self.clean[plan.clean_key(log.cell)].append(log)
+
+    def null(self, log: Log) -> Log | None:
+        """The null control beside a log, on its images."""
+        known = [other for other in self.clean.get(plan.clean_key(log.cell), []) if other.cell["attack"] == "null"]
+        positions = {line["position"] for line in metrics.judged(log)}
+        return _cut(max(known, key=_extent), positions) if known else None
 
     def of(self, one: Wanted, metric: str) -> Log | None:
         """The log that speaks for a cell: its own, or for what attacks do not change the one that has the most."""
@@ -219,13 +226,14 @@ Logs = list[list[list[Log]]]  # of a place: averaged over, of these the worst, s
 
 
 def _entry(row: Row, column: Column, place: Place, records: _Records) -> Entry:
+    column = layouts.metric(row, column)
     entry = Entry(row, column, place.reported)
     if place.needs:
         return replace(entry, why=f"needs {', '.join(name.replace(':', ' ') for name in place.needs)}")
     if not place.wanted:
         return entry
     found = _gathered(column, place, records)
-    return replace(entry, why=found) if isinstance(found, str) else _filled(entry, place, found)
+    return replace(entry, why=found) if isinstance(found, str) else _filled(entry, place, found, records)
 
 
 def _gathered(column: Column, place: Place, records: _Records) -> Logs | str:
@@ -257,13 +265,13 @@ def _cut(log: Log, positions: set[int]) -> Log:
     return replace(log, images=[line for line in log.images if line["position"] in positions])
 
 
-def _filled(entry: Entry, place: Place, logs: Logs) -> Entry:
+def _filled(entry: Entry, place: Place, logs: Logs, records: _Records) -> Entry:
     """The entry with its number: the mean over datasets, severities and the like; its interval is that of a single one, else none."""
     column, seeds = entry.column, tuple(one.seed for one in place.wanted[0][0])
-    parts = [_least(column, worst) for worst in logs]
+    parts = [_least(column, worst, records) for worst in logs]
     found = [part for part in parts if part is not None]
     if len(found) < len(parts):
-        return replace(entry, why=f"its records have no `{column.metric}`")
+        return replace(entry, why=_without(column.metric, [log for worst in logs for mates in worst for log in mates]))
     single = found[0] if len(found) == 1 else None
     everything = [log for worst in logs for mates in worst for log in mates]
     stand_ins = [name for worst in place.wanted for mates in worst for one in mates for name in one.stand_in]
@@ -279,30 +287,52 @@ def _filled(entry: Entry, place: Place, logs: Logs) -> Entry:
         seeds=seeds,
         logs=tuple({log.id: log for log in everything}.values()),
         stand_in=tuple(dict.fromkeys(stand_ins)),
-        masked=column.metric not in CLEAN and any(metrics.all_masked({m[0].id: m for m in worst}) for worst in logs),
+        masked=not layouts.of_control(column.metric)
+        and any(metrics.all_masked({m[0].id: m for m in worst}) for worst in logs),
     )
 
 
-def _least(column: Column, worst: Sequence[Sequence[Log]]) -> tuple[Value, float | None] | None:
+def _least(column: Column, worst: Sequence[Sequence[Log]], records: _Records) -> tuple[Value, float | None] | None:
     """The metric of the attack that is worst for the defense, with its deviation over the seeds; None where a record has none."""
     if column.over == "image":
-        return _over_seeds([_per_image(column.metric, mates) for mates in zip(*worst, strict=True)])
-    found = [_over_seeds([metrics.summary(log).get(column.metric) for log in mates]) for mates in worst]
+        return _over_seeds([_per_image(column.metric, mates) for mates in zip(*worst, strict=True)], column.metric)
+    name = column.metric
+    found = [_over_seeds([_value(name, log, records.null(log)) for log in mates], name) for mates in worst]
     known = [one for one in found if one is not None]
     return min(known, key=lambda one: one[0].value) if len(known) == len(found) else None
 
 
-def _over_seeds(values: Sequence[Value | None]) -> tuple[Value, float | None] | None:
+def _value(metric: str, log: Log, null: Log | None) -> Value | None:
+    """The metric of a log, as `table --metric` has it."""
+    if metric in layouts.METRICS:
+        return metrics.summary(log).get(metric)
+    [asked] = measures.read([metric])
+    return protocols.values(asked, log, null).get(asked.text)
+
+
+def _without(metric: str, logs: Sequence[Log]) -> str:
+    """Why records have no such number, where they are asked for one."""
+    said = f"its records have no `{metric}`"
+    try:
+        protocols.check(measures.read([metric]), logs)
+    except UserError as error:
+        return f"{said}: {error.message}, {error.hint}".replace(f": no record has `{metric}`,", ":")
+    return said
+
+
+def _over_seeds(values: Sequence[Value | None], metric: str) -> tuple[Value, float | None] | None:
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return None
     # Over seeds the papers print the sample deviation.
-    return metrics.pool(known), stdev(value.value for value in known) if len(known) > 1 else None
+    return metrics.pool(known, difference=not measures.of_wilson(metric)), stdev(value.value for value in known) if len(
+        known
+    ) > 1 else None
 
 
 def _per_image(metric: str, logs: Sequence[Log]) -> Value | None:
     """An image counts as robust only if it withstood every attack."""
-    return metrics.verdict_image(logs, metric) if metric in metrics.VERDICTS else metrics.robust_image(logs)
+    return metrics.verdict_image(logs, metric) if metric in measures.VERDICTS else metrics.robust_image(logs)
 
 
 def _mean(entry: Entry, line: Sequence[Entry]) -> Entry:
@@ -346,16 +376,23 @@ def _printed(value: Number, digits: int) -> str:
 
 
 def _measured(entry: Entry) -> str:
-    """`93.1 ±0.3`: percent; behind ± the std over seeds, or of one seed the farther end of the interval."""
+    """`93.1 ±0.3`: percent, or of what is no share its own unit; behind ± the std over seeds, or of one seed the farther end of the
+    interval."""
     value = entry.value or 0.0
+    word, times = (("{:.3g}", "{:.2g}"), 1) if scale(entry.column.metric) == 1 else (("{:.1f}", "{:.1f}"), 100)
     if entry.std is not None:
-        spread = f" ±{100 * entry.std:.1f}"
+        spread = f" ±{word[1].format(times * entry.std)}"
     elif entry.low is None or entry.high is None:
         spread = ""
     else:
-        spread = f" ±{100 * max(entry.high - value, value - entry.low):.1f}"
+        spread = f" ±{word[1].format(times * max(entry.high - value, value - entry.low))}"
     marks = (STAND_IN if entry.stand_in else "") + (MASKED if entry.masked else "")
-    return f"{100 * value:.1f}{spread} {marks}".rstrip()
+    return f"{word[0].format(times * value)}{spread} {marks}".rstrip()
+
+
+def scale(metric: str) -> int:
+    """What papers print of a metric: 100, percent; 1, what has a unit of its own (seconds, distances)."""
+    return 1 if metric.partition(":")[0] in measures.RAW else 100
 
 
 class _Matrix:
@@ -406,7 +443,7 @@ class _Matrix:
                 lines = [(i, line[j]) for i, line in enumerate(entries) if line[0].row.panel == panel]
                 quoted = {i: value for i, entry in lines if (value := self._quoted(entry)) is not None}
                 values = quoted | {
-                    i: round(100 * entry.value, 4)
+                    i: round(scale(entry.column.metric) * entry.value, 4)
                     for i, entry in lines
                     if entry.value is not None and not entry.masked and not (quoted and entry.stand_in)
                 }
@@ -463,9 +500,13 @@ class _Matrix:
         mean = reported[0] if isinstance(reported, tuple) else reported
         if not isinstance(mean, float | int):
             return [str(mean), ""]
-        difference = 100 * (entry.value or 0.0) - float(mean)
+        times = scale(entry.column.metric)
+        difference = times * (entry.value or 0.0) - float(mean)
         covered = {None: "", True: " (covered)", False: " (not covered)"}[covers(entry)]
-        return [_printed(reported, self.digits[entry.column.number]), f"{difference:+.1f}{covered}"]
+        return [
+            _printed(reported, self.digits[entry.column.number]),
+            f"{difference:+.1f}{covered}" if times > 1 else f"{difference:+.3g}{covered}",
+        ]
 
     def _turn(self) -> None:
         """Methods become columns."""
@@ -485,7 +526,7 @@ def covers(entry: Entry) -> bool | None:
     mean = entry.reported[0] if isinstance(entry.reported, tuple) else entry.reported
     if not isinstance(mean, float | int) or entry.low is None or entry.high is None:
         return None
-    return entry.low <= float(mean) / 100 <= entry.high
+    return entry.low <= float(mean) / scale(entry.column.metric) <= entry.high
 
 
 def _side_by_side(blocks: list[list[tuple[str, list[list[str]]]]], widths: list[int]) -> list[list[str] | str]:

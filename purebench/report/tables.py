@@ -17,13 +17,13 @@ import pandas
 from pandas import DataFrame
 
 from purebench.errors import UserError, unknown
-from purebench.plan import given
+from purebench.plan import given, measures
+from purebench.plan.measures import Asked
 from purebench.records import frame
 from purebench.records import store as records
 from purebench.records.store import Log, Record, judged
 from purebench.report import coded, gradchecks, logged, markdown, metrics, protocols
 from purebench.report.metrics import Value
-from purebench.report.protocols import Asked
 from purebench.spec import show, threat
 
 COLUMNS = (
@@ -170,7 +170,7 @@ class _Table:
         # Not sorted: rows come in the order in which `metrics.summary` names the metrics.
         self.groups = _by_metric(cells).groupby(["defense", "column", "metric"], sort=False)
         self.values: dict[tuple[str, str, str], Value] = {
-            place: metrics.pool(list(values), difference=not protocols.of_wilson(place[2]))
+            place: metrics.pool(list(values), difference=not measures.of_wilson(place[2]))
             for place, values in self.groups["of"]
         }
 
@@ -383,7 +383,7 @@ def _percent(value: Value | None) -> str:
 
 def _word(value: Value | None, metric: str) -> str:
     """As `_percent`; of what is no share in its own unit, to three digits."""
-    if value is None or metric.partition(":")[0] not in protocols.RAW:
+    if value is None or metric.partition(":")[0] not in measures.RAW:
         return _percent(value)
     half = (
         ""
@@ -488,7 +488,7 @@ def _own(table: _Table, asked: Sequence[Asked]) -> dict[str, list[str]]:
     texts = [one.text for one in asked if not one.of_defense]
     for _, column, metric in table.values:
         mine = found.setdefault(column, [])
-        if metric not in mine and (metric in _rules(table) or protocols.ANY.fullmatch(metric) or metric in texts):
+        if metric not in mine and (metric in _rules(table) or measures.ANY.fullmatch(metric) or metric in texts):
             mine.append(metric)
     return found
 
@@ -705,7 +705,7 @@ def _verdicts(table: _Table) -> Iterator[str]:
     for rule in rules:
         if rule != "sticky":
             yield f"({rule}): the attack's own verdict; beside it, its images judged afresh."
-    counts = sorted({metric for *_, metric in table.values if protocols.ANY.fullmatch(metric)})
+    counts = sorted({metric for *_, metric in table.values if measures.ANY.fullmatch(metric)})
     if counts:
         yield (
             f"({', '.join(counts)}): right on all of so many draws at every iterate; beside it, "
@@ -718,7 +718,7 @@ def _about(table: _Table, asked: Sequence[Asked]) -> Iterator[str]:
     words = {one.word for one in asked}
     for one in asked:
         if one.word in ("certified", "radius"):
-            of = {**protocols.OPTIONS, **one.options}
+            of = {**measures.OPTIONS, **one.options}
             chosen = of["n0"] or "a tenth of the draws, at most 100"
             yield (
                 f"{one.text}: proved of the vote of infinitely many purifications, in L2 on [0, 1], from the clean draws of the control: "
@@ -739,7 +739,7 @@ def _about(table: _Table, asked: Sequence[Asked]) -> Iterator[str]:
             "detection: AUROC of the norm of sigma times the score, attacked against clean images; detected: the share above the bound, "
             "clean_detected: its false alarms."
         )
-    if words & set(protocols.MOVED):
+    if words & set(measures.MOVED):
         yield (
             "moved: mean distance on [0, 1], over draws: of the purified clean image from the clean one (clean), of the purified attacked "
             "one from the attacked one (input) and from the clean one (adversarial)."
@@ -979,7 +979,7 @@ LAYOUTS: dict[
 
 def render(logs: Iterable[Log], layout: str = "grid", format: str = "md", asked: Sequence[Asked] = ()) -> str:
     """The table as text that ends in a newline. Raises UserError for no logs, an unknown layout or format;
-    `asked`: metrics beside the usual ones (`protocols.read`)."""
+    `asked`: metrics beside the usual ones (`measures.read`)."""
     logs = list(logs)
     if layout not in LAYOUTS:
         raise unknown("layout", layout, LAYOUTS)
