@@ -17,7 +17,6 @@ import pytest
 
 from purebench import cli
 from purebench.errors import UserError
-from purebench.plan import grid
 from purebench.records import store
 from purebench.report import chart, images, metrics, packed, page, purified, recipe, tables
 

@@ -1,6 +1,6 @@
-"""The tracked records: every cell keeps the id that it was recorded under, and loads. `recorded_ids.txt` is only ever added to: an id that
-changes there is a cell that no run goes on with. Whether a repetition has the same bytes, `benchmarks/rerun.py` says: that is a matter of the
-processor, too."""
+"""The tracked records: every cell keeps the id that it was recorded under, and loads. `recorded_ids.txt` is only ever added to: an id
+that changes there is a cell that no run goes on with. Whether a repetition has the same bytes, which is a matter of the processor, too,
+`benchmarks/rerun.py` says."""
 
 from pathlib import Path
 
@@ -27,7 +27,8 @@ def test_every_recorded_cell_is_found_under_its_id(folder):
         assert f"{folder}/{log.id}" == f"{folder}/{identity(log.cell)}" == name
         if folder in ELSEWHERE:
             continue
-        assert log.images and not log.failed
+        assert log.images
+        assert not log.failed
         # What this version makes of the recorded description.
         [job] = grid.jobs(recipe.of(log) | {"images": 1, "evals": 1})
         assert f"{folder}/{job.cell.id}" == name
