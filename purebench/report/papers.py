@@ -561,6 +561,12 @@ def _notes(table: Sheet, entries: list[list[Entry]], found: _Records, fill: str)
         notes.append(f"{MASKED} every gradient attack was masked: no evidence of robustness.")
     if measured:
         notes += _protocol(table, measured)
+    for rule in ("sticky", "cascade"):
+        counted = [entry.row.name for entry in measured if entry.column.metric.partition("@")[0] == rule]
+        if counted:
+            notes.append(
+                f"By the attack's own count (`{rule}`), not by fresh evaluations: {', '.join(dict.fromkeys(counted))}."
+            )
     over = {entry.column.over for entry in measured if entry.column.over}
     if "min" in over:
         notes.append("Of several attacks the lowest accuracy counts, as a mean over the images.")
