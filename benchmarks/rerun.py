@@ -7,8 +7,8 @@ rows and number of evaluations. A line is compared key by key as it was recorded
 difference. For a difference the table says the first one, the largest distance of images, and on which machine and with which torch the
 record was made. One process on one thread is the rule; so are the records of `results`.
 
-A processor of another kind may round a product otherwise. Where a gradient is all but zero its sign decides, so that one bit becomes two
-steps of a pixel: run the version that made the record on this machine, and compare with that, before you suspect a change of the code.
+A processor of another kind may round a product otherwise. An attack along signs makes of a gradient that is all but zero a whole step, so
+that a last bit is seen: run the version that made the record on this machine, and compare with that, before you suspect the code.
 Cells of an attack whose draws belong to a batch (AutoAttack) are run with whole batches. Exit code 1 on any difference.
 """
 
