@@ -26,6 +26,7 @@ from purebench.spec import Part, ThreatModel, parse, show, threat
 PASSED, DOUBTFUL, OPEN, ABSENT = "passed", "doubtful", "open", "not run"
 REACHED = 0.05  # robust accuracy that counts as none
 PLATEAU = 0.05  # by which a doubling may still lower it
+NOTHING = "no defense was attacked here, so there is nothing to check"
 MASKS = ("gradients", "noise", "gradient-free", "transfer")  # checks that a masked gradient fails
 
 
@@ -117,11 +118,11 @@ def _is_fixed(log: Log) -> bool:
 def _judged(mates: Sequence[Log]) -> list[Judged]:
     running = [log for log in mates if not _is_fixed(log)]
     attacked = [log for log in running if log.cell["threat"] != "-"]
-    counts: dict[str, int] = defaultdict(int)
+    under: dict[str, list[Log]] = defaultdict(list)
     for log in attacked:
-        counts[log.cell["threat"]] += 1
-    # The wider balls of the first check have one attack each: they are no threat models of their own.
-    wanted = [text for text, count in counts.items() if count > 1] or list(counts)[:1]
+        under[log.cell["threat"]].append(log)
+    several = [text for text, mine in under.items() if len(mine) > 1 and not _is_rung(text, under)]
+    wanted = several or list(under)[:1]
     found = []
     for text in wanted:
         here = _Here(threat(text), running, [log for log in mates if _is_fixed(log)])
@@ -134,6 +135,14 @@ def _judged(mates: Sequence[Log]) -> list[Judged]:
         scope = {**names, "defense": str(_running(cell)), "threat": text, "seed": str(cell["seed"])}
         found.append(Judged(scope, verdicts, _sentence(scope["defense"], verdicts)))
     return found
+
+
+def _is_rung(text: str, under: Mapping[str, Sequence[Log]]) -> bool:
+    """Whether a ball was run for the sake of a narrower one: by one attack, where that has several. It is no threat model of its own."""
+    own = threat(text)
+    names = {other: {metrics.name(log.cell["attack"]) for log in logs} for other, logs in under.items()}
+    narrower = [other for other in under if threat(other).norm == own.norm and threat(other).eps < own.eps]
+    return len(names[text]) == 1 and any(len(names[other]) > 1 for other in narrower)
 
 
 class _Here:
@@ -471,5 +480,5 @@ def render(logs: Iterable[Log], format: str = "md") -> str:
     found = judge(logs)
     if not found:
         hint = "`purebench run --sanity` runs the checks"
-        raise UserError("no defense was attacked here, so there is nothing to check", hint)
+        raise UserError(NOTHING, hint)
     return json.dumps([asdict(one) for one in found], indent=1) if format == "json" else text(found)
