@@ -72,6 +72,7 @@ def test_the_checks_go_through_the_purifier_whatever_was_asked_for():
 def test_what_cannot_be_checked_is_left_out():
     assert [str(job.cell.defense) for job in planned("none").jobs] == ["none"] * 3
     assert all(str(job.cell.threat) == "-" for job in planned(attacks=("null",), threats=("StAdv:0.05",)).jobs)
+    assert any("has no checks under StAdv:0.05" in note for note in planned(attacks=("null",), threats=("StAdv:0.05",)).notes)  # fmt: skip
     # A deterministic defense has no draws to switch off.
     assert {str(job.cell.defense) for job in planned("diffpure:noise=0", images=16).jobs} == {"diffpure:noise=0"}
     notes = plan.build(Request("coup/1", dataset="digits", images=2, sanity=True, checks=True)).notes
