@@ -11,6 +11,7 @@ from purebench import datasets
 from purebench.plan.resolved import Component
 from purebench.records import store
 from purebench.records.store import Log, judged
+from purebench.report import metrics
 from purebench.spec import TEXT, Part, Value, parse
 from purebench.spec import parts as parts_of
 from purebench.spec import value as value_of
@@ -41,7 +42,8 @@ def command(log: Log, *, attack: Mapping[str, Value] = NONE, limit: str = "") ->
     usual = datasets.defaults(parse(log.cell["dataset"], "dataset").name)
     options = [("-d", found["defenses"][0]), ("-a", str(changed))]
     options += [("-t", limit or found["threats"][0])] if "threats" in found else []
-    options += [("--grad", grad) for grad in found.get("grads", []) if grad not in ("exact", "bpda")]
+    own = metrics.natural(log.cell["defense"], log.cell["attack"], log.cell["gradient"])
+    options += [] if own else [("--grad", found["grads"][0])]
     options += [("--dataset", found["dataset"])]
     named = {key: found[key] for key in ("classifier", "score", "subset") if key in found}
     options += [(f"--{key}", value) for key, value in named.items() if value != usual.get(key)]
