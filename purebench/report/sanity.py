@@ -294,7 +294,7 @@ def _plateau(here: _Here, key: str, what: str) -> Verdict:
             return Verdict(what, DOUBTFUL, f"more {what} attack worse, {_points(gap)}: {listed}", values)
     gap = _gap(ladder[-1], ladder[-2])
     if gap and gap.second - gap.first >= PLATEAU:
-        said = f"no plateau: the last doubling still takes {_points(gap)}: {listed}; attack with more {what}"
+        said = f"no plateau: the last doubling still takes points, {_points(gap)}: {listed}; attack with more {what}"
         return Verdict(what, DOUBTFUL if gap.lower else OPEN, said, values, next=_more(ladder[-1], key))
     # A level line far above nothing says that nothing was followed, and not that all was found.
     if key == "steps" and gap and _robust(ladder[0]) - _robust(ladder[-1]) < PLATEAU and gap.first > REACHED:
@@ -421,7 +421,7 @@ def _fixed(here: _Here) -> Verdict:
         listed = f"{_name(log)}: {off}, {on}"
         if gap.higher:
             return Verdict(what, OPEN, f"the draws cost more than the attack gains by them: {listed}", values)
-        rests = f"; {_points(gap)} rest on the draws" if gap.lower else ""
+        rests = f"; without them {_points(gap)}" if gap.lower else ""
         return Verdict(what, PASSED, listed + rests, values)
     return Verdict(what, ABSENT, "the defense has no normal draws, or no cell has them off (`NAME:noise=0`)")
 
