@@ -26,6 +26,7 @@ from purebench.spec import Part, ThreatModel, parse, show, threat
 PASSED, DOUBTFUL, OPEN, ABSENT = "passed", "doubtful", "open", "not run"
 REACHED = 0.05  # robust accuracy that counts as none
 PLATEAU = 0.05  # by which a doubling may still lower it
+FEW = "they share fewer than two images"
 NOTHING = "no defense was attacked here, so there is nothing to check"
 MASKS = ("gradients", "noise", "gradient-free", "transfer")  # checks that a masked gradient fails
 
@@ -238,7 +239,9 @@ def _radius(here: _Here) -> Verdict:
     listed = ", ".join(f"{_percent(value)} at {name}" for name, value in values.items())
     for narrow, wide in itertools.pairwise(radii):
         gap = _gap(ladder[wide], ladder[narrow])
-        if gap and gap.higher:
+        if gap is None:
+            return Verdict(what, ABSENT, f"{FEW}: {listed}", values)
+        if gap.higher:
             return Verdict(what, DOUBTFUL, f"a wider ball attacks worse, {_points(gap)}: {listed}", values)
     # Where the widest is not enough for the ladder's own attack, any other through the purifier may be.
     widest = [log for of in rungs.values() for eps, log in of.items() if eps == radii[-1]]
@@ -293,13 +296,15 @@ def _plateau(here: _Here, key: str, what: str) -> Verdict:
         if gap and gap.higher and gap.first - gap.second >= PLATEAU:
             return Verdict(what, DOUBTFUL, f"more {what} attack worse, {_points(gap)}: {listed}", values)
     gap = _gap(ladder[-1], ladder[-2])
-    if gap and gap.second - gap.first >= PLATEAU:
+    if gap is None:
+        return Verdict(what, ABSENT, f"{FEW}: {listed}", values)
+    if gap.second - gap.first >= PLATEAU:
         said = f"no plateau: the last doubling still takes points, {_points(gap)}: {listed}; attack with more {what}"
         return Verdict(what, DOUBTFUL if gap.lower else OPEN, said, values, next=_more(ladder[-1], key))
     # A level line far above nothing says that nothing was followed, and not that all was found.
-    if key == "steps" and gap and _robust(ladder[0]) - _robust(ladder[-1]) < PLATEAU and gap.first > REACHED:
+    if key == "steps" and _robust(ladder[0]) - _robust(ladder[-1]) < PLATEAU and gap.first > REACHED:
         return Verdict(what, OPEN, f"steps take nothing: {listed}", values)
-    if gap and gap.first > REACHED and _taken(ladder[-1]) < PLATEAU:
+    if gap.first > REACHED and _taken(ladder[-1]) < PLATEAU:
         return Verdict(what, OPEN, f"{what} take nothing: {listed}", values)
     return Verdict(what, PASSED, f"a plateau: {listed}", values)
 
@@ -339,7 +344,7 @@ def _beats(here: _Here, what: str, better: Log, worse: Log, why: str, between: s
     gap = _gap(better, worse)
     values = {_name(better): _robust(better), _name(worse): _robust(worse)}
     if gap is None:
-        return Verdict(what, ABSENT, "they share fewer than two images", values)
+        return Verdict(what, ABSENT, FEW, values)
     listed = f"{between}: {_percent(gap.first)} and {_percent(gap.second)}, {_points(gap)}"
     if gap.lower:
         return Verdict(what, PASSED, listed, values)
@@ -396,7 +401,7 @@ def _outdone(here: _Here, what: str, rivals: Sequence[Log], absent: str) -> Verd
     values = {_name(log): _robust(log) for log in (best, *rivals)}
     gaps = {_name(log): gap for log in rivals if (gap := _gap(log, best))}
     if not gaps:
-        return Verdict(what, ABSENT, "they share fewer than two images", values)
+        return Verdict(what, ABSENT, FEW, values)
     strongest = min(gaps, key=lambda name: gaps[name].first - gaps[name].second)
     gap = gaps[strongest]
     listed = f"{strongest} leaves {_percent(gap.first)}, {_name(best)} {_percent(gap.second)}, {_points(gap)}"
@@ -412,8 +417,10 @@ def _fixed(here: _Here) -> Verdict:
     what = "fixed noise"
     for log in here.fixed:
         twin = next((other for other in here.logs if _name(other) == _name(log)), None)
-        if log.cell["threat"] != str(here.limit) or twin is None or (gap := _gap(log, twin)) is None:
+        if log.cell["threat"] != str(here.limit) or twin is None:
             continue
+        if (gap := _gap(log, twin)) is None:
+            return Verdict(what, ABSENT, FEW)
         clean = [metrics.accuracy(judged(one), "clean").value for one in (log, twin)]
         values = {"draws off": gap.first, "draws on": gap.second, "clean, off": clean[0], "clean, on": clean[1]}
         ways = zip(("off", "on"), (gap.first, gap.second), clean, strict=True)
