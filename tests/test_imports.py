@@ -77,8 +77,8 @@ INSIDE = {  # room -> its modules, each importing those before it alone
     "records": "schema1 store gradchecks frame",
     "api": "given kept own result run evaluate module judge",
     "cli": "terminal options layouts run results gradients pages parts files __main__",
-    "report": "coded markdown metrics gradchecks logged certified protocols sanity "
-    "tables papers asked html pairs selection mates expect compare recipe chart recorded images "
+    "report": "coded markdown metrics gradchecks logged certified protocols recipe sanity "
+    "tables papers asked html pairs selection mates expect compare chart recorded images "
     "replay purified packed page toy drawing figures costs strips maps imagery propositions sketches inputs outputs pictures",
 }
 

@@ -1,6 +1,8 @@
 """`--sanity`: which cells check an attack, what is said of them, and that a planted masked gradient is caught in words."""
 
+import dataclasses
 import json
+import shlex
 import sys
 
 import pytest
@@ -71,6 +73,7 @@ def test_the_checks_go_through_the_purifier_whatever_was_asked_for():
 def test_what_cannot_be_checked_is_left_out():
     assert [str(job.cell.defense) for job in planned("none").jobs] == ["none"] * 3
     assert all(str(job.cell.threat) == "-" for job in planned(attacks=("null",), threats=("StAdv:0.05",)).jobs)
+    assert any("has no checks under StAdv:0.05" in note for note in planned(attacks=("null",), threats=("StAdv:0.05",)).notes)  # fmt: skip
     # A deterministic defense has no draws to switch off.
     assert {str(job.cell.defense) for job in planned("diffpure:noise=0", images=16).jobs} == {"diffpure:noise=0"}
     notes = plan.build(Request("coup/1", dataset="digits", images=2, sanity=True, checks=True)).notes
@@ -198,10 +201,98 @@ def test_what_was_not_run_is_said():
     assert "Nothing was checked" in said
 
 
+def test_of_one_image_nothing_is_passed():
+    def first(one):
+        return dataclasses.replace(one, images=one.images[:1])
+
+    found, said = verdicts(*(first(one) for one in SOUND))
+    assert set(found.values()) == {"not run"}
+    assert "Nothing was checked" in said
+
+
 def test_pairs_are_of_the_images_that_both_have():
     """On all of its 20 images the transfer looks weaker; on the ten that the attack has it is stronger."""
     found, _ = verdicts(pgd(5, n=10), log("transfer-pgd", 0, n=10, gradient="-"))
     assert found["transfer"] == "doubtful"
+
+
+def _next(*logs):
+    [found] = sanity.judge(logs)
+    return {one.check: one.next for one in found.verdicts if one.next}
+
+
+def _rung(command):
+    """The cell that a printed command makes."""
+    words = shlex.split(command)
+    assert words[:2] == ["purebench", "run"]
+    options = dict(zip(words[2::2], words[3::2], strict=True))
+    request = Request(
+        defenses=("diffpure",), attacks=(options["-a"],), threats=(options["-t"],), dataset=options["--dataset"],
+        images=int(options["--images"]),
+    )  # fmt: skip
+    [job] = plan.build(request).jobs
+    return job
+
+
+@pytest.mark.parametrize(
+    ("check", "others", "wanted"),
+    [
+        ("steps", [pgd(0, steps=40)], {"steps": 80, "eot": 5}),
+        ("draws", [pgd(0, eot=10)], {"steps": 10, "eot": 20}),
+        ("radius", [pgd(5, limit="Linf:1"), pgd(5, limit="Linf:0.4")], {"steps": 20, "eot": 5}),
+    ],
+)
+def test_where_a_ladder_ends_too_early_the_command_of_its_next_rung_is_given(check, others, wanted):
+    replaced = {(one.cell["attack"], one.cell["threat"], one.cell["defense"]) for one in others}
+    rest = [one for one in SOUND if (one.cell["attack"], one.cell["threat"], one.cell["defense"]) not in replaced]
+    given = _next(*rest, *others)
+    assert set(given) == {check}
+    job = _rung(given[check])
+    assert {key: job.cell.attack.values[key] for key in wanted} == wanted
+    assert str(job.cell.threat) == others[0].cell["threat"]
+    assert job.images == 20
+    # The cell that it makes decides the check: the ladder goes on, and has its plateau.
+    added = pgd(0, limit=str(job.cell.threat), **wanted)
+    assert verdicts(*rest, *others, added)[0][check] == "passed"
+    assert check not in _next(*rest, *others, added)
+
+
+def test_a_ladder_goes_on_while_the_last_doubling_takes_points():
+    ladder = [pgd(20 - 3 * k, steps=2**k) for k in range(4)]
+    for k in range(4, 6):
+        job = _rung(_next(*ladder)["steps"])
+        assert job.cell.attack.values["steps"] == 2**k
+        ladder.append(pgd(20 - 3 * k, steps=2**k))
+        assert verdicts(*ladder)[0]["steps"] != "passed"
+    # A line across: it ends.
+    assert "steps" not in _next(*ladder, pgd(5, steps=64))
+
+
+def test_a_ball_that_breaks_nothing_is_widened():
+    narrow = [pgd(12, limit="L2:1"), pgd(9, limit="L2:2"), log("noise", 20, gradient="-", limit="L2:1")]
+    assert str(_rung(_next(*narrow)["radius"]).cell.threat) == "L2:4"
+    # sqrt(64) holds every image of 8x8: there is no wider one, and more steps are next.
+    whole = [*narrow, pgd(9, limit="L2:8")]
+    job = _rung(_next(*whole)["radius"])
+    assert (str(job.cell.threat), job.cell.attack.values["steps"]) == ("L2:8", 20)
+    near = [pgd(12, limit="L2:6"), pgd(9, limit="L2:8"), log("noise", 20, gradient="-", limit="L2:6")]
+    assert verdicts(*near)[0]["radius"] == "doubtful"
+
+
+def test_a_ball_too_small_for_any_attack_is_no_masked_gradient():
+    """Noise is as strong as a gradient where neither takes anything; what does not follow the gradient tells the two apart."""
+    none = [log("noise", 20, gradient="-"), pgd(20, steps=1), pgd(20), pgd(20, eot=10)]
+    found, said = verdicts(*none, log("bpda-eot", 20, gradient="bpda"), log("square-eot", 20, gradient="-"))
+    assert {found[check] for check in ("noise", "one step", "steps", "draws")} == {"open"}
+    assert "masked" not in said
+    assert "Open: noise, one step, steps, draws." in said
+    assert "is masked (noise, transfer" in verdicts(*none, log("bpda-eot", 10, gradient="bpda"))[1]
+    # As long as nothing else was tried, it may be masked.
+    assert verdicts(*none)[0]["noise"] == "doubtful"
+
+
+def test_of_a_masked_gradient_no_next_rung_is_sold():
+    assert not _next(pgd(20, steps=20), pgd(10, steps=40), log("transfer-pgd", 0, gradient="-"))
 
 
 def test_nothing_to_judge_is_refused():

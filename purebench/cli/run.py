@@ -135,7 +135,9 @@ def _show_outcome(
         layout = asked.layout_of(request.preset) if request.preset else None
         print(asked.rendered(layout, request, records.load_all(folders), "json" if as_json else "md", settings.out))
         if request.checks and not layout and not as_json:
-            print(f"\n{sanity.render(records.load_all(folders))}")
+            # After a run that did all that was asked for, nothing to check is no mistake.
+            checked = sanity.judge(records.load_all(folders))
+            print(f"\n{sanity.text(checked)}") if checked else say(f"note: {sanity.NOTHING}")
         verb = "figure" if layout and layout.figure else "table"
         say(f"next: {asked.command(request, verb, settings.out) if layout else f'purebench table {folder}'}")
     if outcome.failed:

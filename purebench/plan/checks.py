@@ -47,7 +47,7 @@ def base(attacks: Sequence[Part]) -> Part:
 
 def planned(attack: Resolved, key: str, threat: ThreatModel, shape: Sequence[int]) -> Iterator[Extra]:
     """The checks of one defense. attack: the base, resolved; key: by which the registry finds it; shape: [C,H,W] of the images."""
-    steps, eot = (_whole(attack.values[name]) for name in ("steps", "eot"))
+    steps, eot = (_count(attack.values[name]) for name in ("steps", "eot"))
     few, draws = max(1, math.ceil(steps / 4)), max(1, math.ceil(eot / 4))
 
     def at(steps: int, eot: int) -> Part:
@@ -80,13 +80,18 @@ def wider(threat: ThreatModel, shape: Sequence[int]) -> list[ThreatModel]:
     """The radii times WIDER, and the ball that holds every image; none of what has no ball. shape: [C,H,W]."""
     if not threat.is_ball:
         return []
-    size = math.prod(shape)
-    all_of_it = {"Linf": 1.0, "L2": math.sqrt(size), "L1": float(size)}[threat.norm]
-    assert LARGEST["Linf"] == 1.0
+    all_of_it = whole(threat.norm, shape)
     radii = [threat.eps * factor for factor in WIDER if threat.eps * factor < all_of_it] + [all_of_it]
     return [replace(threat, eps=radius) for radius in dict.fromkeys(radii) if radius > threat.eps]
 
 
-def _whole(value: object) -> int:
+def whole(norm: str, shape: Sequence[int]) -> float:
+    """The radius of the ball that holds every image, whichever it is around. shape: [C,H,W] of the images."""
+    assert LARGEST["Linf"] == 1.0
+    size = math.prod(shape)
+    return {"Linf": 1.0, "L2": math.sqrt(size), "L1": float(size)}[norm]
+
+
+def _count(value: object) -> int:
     assert isinstance(value, int)
     return value

@@ -499,7 +499,10 @@ class _Maker:
         """The cells of `checks` for a defense, and where their parameters came from; none where nothing defends."""
         defended = self.defended(defense).defense
         base = checks.base(attacks)
-        if defended.info.get("identity") or not limits.knows(base.name, limit):
+        if defended.info.get("identity"):
+            return
+        if not limits.knows(base.name, limit):
+            self.notes.append(f"note: `--sanity` has no checks under {limit}, which `{base.name}` does not know")
             return
         drawn = defended.info.get("random", True) and defended.options.get("noise", 1.0) != 0
         for extra in checks.planned(self.resolve("attack", base)[0], base.name, limit, self.dataset.shape):

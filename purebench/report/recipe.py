@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from purebench import datasets
 from purebench.plan.resolved import Component
 from purebench.records import store
-from purebench.records.store import Log
+from purebench.records.store import Log, judged
+from purebench.report import metrics
 from purebench.spec import TEXT, Part, Value, parse
 from purebench.spec import parts as parts_of
 from purebench.spec import value as value_of
@@ -28,20 +31,51 @@ def of(log: Log) -> Grid:
     return found
 
 
-def grid(cell: Mapping[str, Any], targets: Mapping[str, str] = NONE) -> Grid:
-    """The keys of a grid of one cell. Every parameter is written out: what a dataset's defaults are now is not what they were then.
-    targets: `spec.Cell.targets`."""
+def command(log: Log, *, attack: Mapping[str, Value] = NONE, limit: str = "") -> str:
+    """The `purebench run` that adds a cell beside a recorded one, on the same images: with other parameters of its attack, or under another
+    threat model. What a dataset has as its default is left out, as a user would."""
+    targets = [run["targets"] for run in log.runs if run.get("targets")]
+    found = grid(log.cell, targets[-1] if targets else {}, full=False)
+    [text] = found["attacks"]
+    part = parse(text, "attack")
+    changed = Part(part.name, tuple((dict(part.parameters) | dict(attack)).items()))
+    usual = datasets.defaults(parse(log.cell["dataset"], "dataset").name)
+    options = [("-d", found["defenses"][0]), ("-a", str(changed))]
+    options += [("-t", limit or found["threats"][0])] if "threats" in found else []
+    own = metrics.natural(log.cell["defense"], log.cell["attack"], log.cell["gradient"])
+    options += [] if own else [("--grad", found["grads"][0])]
+    options += [("--dataset", found["dataset"])]
+    named = {key: found[key] for key in ("classifier", "score", "subset") if key in found}
+    options += [(f"--{key}", value) for key, value in named.items() if value != usual.get(key)]
+    options += [("--seed", seed) for seed in found["seeds"] if seed]
+    # By position: a run takes the first so many.
+    lines = judged(log)
+    evals = min((len(line["adversarial"]) for line in lines), default=0)
+    options += [("--images", max((line["position"] for line in lines), default=0) + 1)]
+    options += [("--evals", evals)] if evals and evals != usual.get("evals") else []
+    out = str(log.folder.parent)
+    options += [("--out", out)] if log.folder.name and out != "results" else []
+    return "purebench run " + " ".join(f"{option} {shlex.quote(str(value))}" for option, value in options)
+
+
+def grid(cell: Mapping[str, Any], targets: Mapping[str, str] = NONE, *, full: bool = True) -> Grid:
+    """The keys of a grid of one cell. Every parameter is written out where `full`: what a dataset's defaults are now is not what they were
+    then. targets: `spec.Cell.targets`."""
     parts = store.parts(cell)
-    defense = _found("defense", _full("defense", cell), targets)
+
+    def part(kind: str) -> Part:
+        return _full(kind, cell) if full else parse(cell[kind], kind)
+
+    defense = _found("defense", part("defense"), targets)
     if "score" in parts and cell["score"].startswith("["):
         # Several in rotation are a parameter of the defense: a run has one score model.
         models = [
-            _found("score" if i == 0 else f"score.{i}", part, targets)
-            for i, part in enumerate(parts_of(cell["score"], "score"))
+            _found("score" if i == 0 else f"score.{i}", model, targets)
+            for i, model in enumerate(parts_of(cell["score"], "score"))
         ]
-        score = tuple(part if part.parameters else part.name for part in models)
+        score = tuple(model if model.parameters else model.name for model in models)
         defense = Part(defense.name, (*defense.parameters, ("score", score)))
-    attack = _full("attack", cell)
+    attack = part("attack")
     inner = {"from": "source.defense", "attack": "source.attack"}
     named = {k: _found(inner[k], v, targets) if k in inner and isinstance(v, Part) else v for k, v in attack.parameters}
     found: Grid = {

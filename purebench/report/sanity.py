@@ -14,16 +14,20 @@ from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
+from purebench import registry
 from purebench.errors import UserError
+from purebench.plan import checks
 from purebench.plan.checks import THROUGH
 from purebench.records import store as records
 from purebench.records.store import Log, judged
-from purebench.report import markdown, metrics
+from purebench.report import markdown, metrics, recipe
 from purebench.spec import Part, ThreatModel, parse, show, threat
 
 PASSED, DOUBTFUL, OPEN, ABSENT = "passed", "doubtful", "open", "not run"
 REACHED = 0.05  # robust accuracy that counts as none
 PLATEAU = 0.05  # by which a doubling may still lower it
+FEW = "they share fewer than two images"
+NOTHING = "no defense was attacked here, so there is nothing to check"
 MASKS = ("gradients", "noise", "gradient-free", "transfer")  # checks that a masked gradient fails
 
 
@@ -36,6 +40,7 @@ class Verdict:
     said: str
     numbers: dict[str, float] = field(default_factory=dict)
     masked: bool = False  # so doubtful that there was no gradient to follow
+    next: str = ""  # the command that adds the cell which would decide it
 
 
 @dataclass(frozen=True)
@@ -114,20 +119,31 @@ def _is_fixed(log: Log) -> bool:
 def _judged(mates: Sequence[Log]) -> list[Judged]:
     running = [log for log in mates if not _is_fixed(log)]
     attacked = [log for log in running if log.cell["threat"] != "-"]
-    counts: dict[str, int] = defaultdict(int)
+    under: dict[str, list[Log]] = defaultdict(list)
     for log in attacked:
-        counts[log.cell["threat"]] += 1
-    # The wider balls of the first check have one attack each: they are no threat models of their own.
-    wanted = [text for text, count in counts.items() if count > 1] or list(counts)[:1]
+        under[log.cell["threat"]].append(log)
+    several = [text for text, mine in under.items() if len(mine) > 1 and not _is_rung(text, under)]
+    wanted = several or list(under)[:1]
     found = []
     for text in wanted:
         here = _Here(threat(text), running, [log for log in mates if _is_fixed(log)])
         verdicts = [check(here) for check in CHECKS]
+        # More of what follows nothing finds nothing.
+        if any(one.masked for one in verdicts):
+            verdicts = [replace(one, next="") for one in verdicts]
         cell = here.logs[0].cell
         names = {key: str(cell[key]) for key in ("dataset", "subset", "classifier", "score")}
         scope = {**names, "defense": str(_running(cell)), "threat": text, "seed": str(cell["seed"])}
         found.append(Judged(scope, verdicts, _sentence(scope["defense"], verdicts)))
     return found
+
+
+def _is_rung(text: str, under: Mapping[str, Sequence[Log]]) -> bool:
+    """Whether a ball was run for the sake of a narrower one: by one attack, where that has several. It is no threat model of its own."""
+    own = threat(text)
+    names = {other: {metrics.name(log.cell["attack"]) for log in logs} for other, logs in under.items()}
+    narrower = [other for other in under if threat(other).norm == own.norm and threat(other).eps < own.eps]
+    return len(names[text]) == 1 and any(len(names[other]) > 1 for other in narrower)
 
 
 class _Here:
@@ -141,6 +157,18 @@ class _Here:
     def best(self) -> Log | None:
         """The strongest attack through the purifier's own gradient, of those on the most images where several are as low."""
         return min(self.own, key=lambda log: (_robust(log), -len(log.images)), default=None)
+
+    def inert(self) -> bool:
+        """Whether no attack takes more than chance would, one that does not follow the purifier's gradient included: in a ball so small
+        a gradient cannot be better than none."""
+        past = any(_is_free(log) or _is_past(log) for log in self.logs)
+        return past and all(_taken(log) < PLATEAU for log in self.logs)
+
+
+def _taken(log: Log) -> float:
+    """Accuracy that an attack takes: on the same images without it minus under it."""
+    lines = judged(log)
+    return metrics.accuracy(lines, "clean").value - metrics.accuracy(lines).value
 
 
 def _robust(log: Log) -> float:
@@ -211,15 +239,42 @@ def _radius(here: _Here) -> Verdict:
     listed = ", ".join(f"{_percent(value)} at {name}" for name, value in values.items())
     for narrow, wide in itertools.pairwise(radii):
         gap = _gap(ladder[wide], ladder[narrow])
-        if gap and gap.higher:
+        if gap is None:
+            return Verdict(what, ABSENT, f"{FEW}: {listed}", values)
+        if gap.higher:
             return Verdict(what, DOUBTFUL, f"a wider ball attacks worse, {_points(gap)}: {listed}", values)
-    last = _robust(ladder[radii[-1]])
-    if last > REACHED:
-        return Verdict(
-            what, DOUBTFUL if radii[-1] >= 4 * here.limit.eps or radii[-1] == 1 else OPEN,
-            f"no ball breaks it: {listed}; the attack is too weak, or its gradient is masked", values,
-        )  # fmt: skip
-    return Verdict(what, PASSED, listed, values)
+    # Where the widest is not enough for the ladder's own attack, any other through the purifier may be.
+    widest = [log for of in rungs.values() for eps, log in of.items() if eps == radii[-1]]
+    best = min(widest, key=_robust)
+    if best is not ladder[radii[-1]]:
+        listed += f"; {_percent(_robust(best))} by {_name(best)}"
+        values[f"{here.limit.norm}:{show(radii[-1])}, {_name(best)}"] = _robust(best)
+    if _robust(best) <= REACHED:
+        return Verdict(what, PASSED, listed, values)
+    size = _whole(here.limit, best)
+    held = size is not None and radii[-1] >= size
+    said = f"no ball breaks it: {listed}; the attack is too weak, or its gradient is masked"
+    verdict = DOUBTFUL if held or radii[-1] >= 4 * here.limit.eps else OPEN
+    if held:
+        return Verdict(what, verdict, said, values, next=_more(best, "steps"))
+    wider = 2 * radii[-1] if size is None else min(2 * radii[-1], size)
+    farther = str(replace(here.limit, eps=wider))
+    return Verdict(what, verdict, said, values, next=recipe.command(ladder[radii[-1]], limit=farther))
+
+
+def _whole(limit: ThreatModel, log: Log) -> float | None:
+    """The radius of the ball that holds every image; None where the dataset is not known here."""
+    name = metrics.name(log.cell["dataset"])
+    shape = registry.info("dataset", name).get("shape") if name in registry.names("dataset") else None
+    if limit.norm == "Linf" or shape:
+        return checks.whole(limit.norm, shape or ())
+    return None
+
+
+def _more(log: Log, key: str) -> str:
+    """The command that adds the next rung: twice as many of what its attack counts. Empty where it does not count them."""
+    count = records.values_of(log.cell, "attack").get(key)
+    return recipe.command(log, attack={key: 2 * count}) if isinstance(count, int) else ""
 
 
 def _plateau(here: _Here, key: str, what: str) -> Verdict:
@@ -241,12 +296,16 @@ def _plateau(here: _Here, key: str, what: str) -> Verdict:
         if gap and gap.higher and gap.first - gap.second >= PLATEAU:
             return Verdict(what, DOUBTFUL, f"more {what} attack worse, {_points(gap)}: {listed}", values)
     gap = _gap(ladder[-1], ladder[-2])
-    if gap and gap.second - gap.first >= PLATEAU:
-        said = f"no plateau: the last doubling still takes {_points(gap)}: {listed}; attack with more {what}"
-        return Verdict(what, DOUBTFUL if gap.lower else OPEN, said, values)
+    if gap is None:
+        return Verdict(what, ABSENT, f"{FEW}: {listed}", values)
+    if gap.second - gap.first >= PLATEAU:
+        said = f"no plateau: the last doubling still takes points, {_points(gap)}: {listed}; attack with more {what}"
+        return Verdict(what, DOUBTFUL if gap.lower else OPEN, said, values, next=_more(ladder[-1], key))
     # A level line far above nothing says that nothing was followed, and not that all was found.
-    if key == "steps" and gap and _robust(ladder[0]) - _robust(ladder[-1]) < PLATEAU and gap.first > REACHED:
+    if key == "steps" and _robust(ladder[0]) - _robust(ladder[-1]) < PLATEAU and gap.first > REACHED:
         return Verdict(what, OPEN, f"steps take nothing: {listed}", values)
+    if gap.first > REACHED and _taken(ladder[-1]) < PLATEAU:
+        return Verdict(what, OPEN, f"{what} take nothing: {listed}", values)
     return Verdict(what, PASSED, f"a plateau: {listed}", values)
 
 
@@ -265,7 +324,7 @@ def _one_step(here: _Here) -> Verdict:
     if len(ladder) < 2 or records.values_of(ladder[0].cell, "attack")["steps"] != 1:
         return Verdict(what, ABSENT, "no attack of one step beside one of many")
     many = min(ladder[1:], key=_robust)
-    return _beats(what, many, ladder[0], "many steps attack no better than one", "many steps against one")
+    return _beats(here, what, many, ladder[0], "many steps attack no better than one", "many steps against one")
 
 
 def _noise(here: _Here) -> Verdict:
@@ -274,22 +333,27 @@ def _noise(here: _Here) -> Verdict:
     best = here.best()
     if not control or not best:
         return Verdict("noise", ABSENT, "no control `noise` beside an attack by gradient")
-    found = _beats("noise", best, control, "the gradient attacks no better than noise", f"{_name(best)} against noise")
+    found = _beats(
+        here, "noise", best, control, "the gradient attacks no better than noise", f"{_name(best)} against noise"
+    )
     return replace(found, masked=found.verdict == DOUBTFUL)
 
 
-def _beats(what: str, better: Log, worse: Log, why: str, between: str) -> Verdict:
+def _beats(here: _Here, what: str, better: Log, worse: Log, why: str, between: str) -> Verdict:
     """The first has to be lower."""
     gap = _gap(better, worse)
     values = {_name(better): _robust(better), _name(worse): _robust(worse)}
     if gap is None:
-        return Verdict(what, ABSENT, "they share fewer than two images", values)
+        return Verdict(what, ABSENT, FEW, values)
     listed = f"{between}: {_percent(gap.first)} and {_percent(gap.second)}, {_points(gap)}"
     if gap.lower:
         return Verdict(what, PASSED, listed, values)
     # Where both leave nothing there is nothing to be better at.
     if gap.first <= REACHED and gap.second <= REACHED:
         return Verdict(what, PASSED, f"nothing is left to take: {listed}", values)
+    if here.inert():
+        said = f"nothing that was tried takes anything, with the gradient or without: the ball may be too small to tell; {listed}"
+        return Verdict(what, OPEN, said, values)
     return Verdict(what, DOUBTFUL if gap.first >= gap.second or gap.higher else OPEN, f"{why}: {listed}", values)
 
 
@@ -316,14 +380,16 @@ def _gradient_free(here: _Here) -> Verdict:
     return _outdone(here, "gradient-free", rivals, "no attack without a gradient, such as `square-eot`")
 
 
-def _transfer(here: _Here) -> Verdict:
+def _is_past(log: Log) -> bool:
+    """Whether its attack follows a gradient, and not the purifier's; or its images were made elsewhere."""
     names = ("transfer", "transfer-pgd", "given")
-    rivals = [log for log in here.logs if not metrics.control(log.cell["attack"])]
-    rivals = [
-        log
-        for log in rivals
-        if metrics.name(log.cell["attack"]) in names or log.cell["gradient"] not in (*THROUGH, "-")
-    ]
+    if metrics.control(log.cell["attack"]):
+        return False
+    return metrics.name(log.cell["attack"]) in names or log.cell["gradient"] not in (*THROUGH, "-")
+
+
+def _transfer(here: _Here) -> Verdict:
+    rivals = [log for log in here.logs if _is_past(log)]
     return _outdone(here, "transfer", rivals, "no transfer, and no attack past the purifier")
 
 
@@ -335,7 +401,7 @@ def _outdone(here: _Here, what: str, rivals: Sequence[Log], absent: str) -> Verd
     values = {_name(log): _robust(log) for log in (best, *rivals)}
     gaps = {_name(log): gap for log in rivals if (gap := _gap(log, best))}
     if not gaps:
-        return Verdict(what, ABSENT, "they share fewer than two images", values)
+        return Verdict(what, ABSENT, FEW, values)
     strongest = min(gaps, key=lambda name: gaps[name].first - gaps[name].second)
     gap = gaps[strongest]
     listed = f"{strongest} leaves {_percent(gap.first)}, {_name(best)} {_percent(gap.second)}, {_points(gap)}"
@@ -351,8 +417,10 @@ def _fixed(here: _Here) -> Verdict:
     what = "fixed noise"
     for log in here.fixed:
         twin = next((other for other in here.logs if _name(other) == _name(log)), None)
-        if log.cell["threat"] != str(here.limit) or twin is None or (gap := _gap(log, twin)) is None:
+        if log.cell["threat"] != str(here.limit) or twin is None:
             continue
+        if (gap := _gap(log, twin)) is None:
+            return Verdict(what, ABSENT, FEW)
         clean = [metrics.accuracy(judged(one), "clean").value for one in (log, twin)]
         values = {"draws off": gap.first, "draws on": gap.second, "clean, off": clean[0], "clean, on": clean[1]}
         ways = zip(("off", "on"), (gap.first, gap.second), clean, strict=True)
@@ -360,7 +428,7 @@ def _fixed(here: _Here) -> Verdict:
         listed = f"{_name(log)}: {off}, {on}"
         if gap.higher:
             return Verdict(what, OPEN, f"the draws cost more than the attack gains by them: {listed}", values)
-        rests = f"; {_points(gap)} rest on the draws" if gap.lower else ""
+        rests = f"; without them {_points(gap)}" if gap.lower else ""
         return Verdict(what, PASSED, listed + rests, values)
     return Verdict(what, ABSENT, "the defense has no normal draws, or no cell has them off (`NAME:noise=0`)")
 
@@ -372,7 +440,9 @@ def _sentence(defense: str, verdicts: Sequence[Verdict]) -> str:
     doubtful = [one.check for one in verdicts if one.verdict == DOUBTFUL]
     masks = [check for check in doubtful if check in MASKS]
     absent = [one.check for one in verdicts if one.verdict == ABSENT]
-    missing = f" Not run: {', '.join(absent)}." if absent else ""
+    undecided = [one.check for one in verdicts if one.verdict == OPEN]
+    missing = f" Open: {', '.join(undecided)}." if undecided else ""
+    missing += f" Not run: {', '.join(absent)}." if absent else ""
     named = ", ".join(masks)
     if any(one.masked for one in verdicts):
         return f"The gradient of `{defense}` is masked ({named}): what it withstands is no evidence of robustness.{missing}"
@@ -404,6 +474,9 @@ def text(found: Sequence[Judged]) -> str:
         lines += [f"Robust accuracy in %, of the images that both cells have{seed}.", ""]
         rows = [[of.check, of.verdict, _cell(of.said)] for of in one.verdicts]
         lines += [*markdown.table(["check", "verdict", "numbers"], rows, left=3), "", f"**{markdown.prose(one.said)}**", ""]  # fmt: skip
+        rungs = [f"- {of.check}: `{of.next}`" for of in one.verdicts if of.next]
+        if rungs:
+            lines += ["What would go on, and is judged as the next rung by `purebench table --sanity`:", "", *rungs, ""]
     return "\n".join(lines)
 
 
@@ -414,5 +487,5 @@ def render(logs: Iterable[Log], format: str = "md") -> str:
     found = judge(logs)
     if not found:
         hint = "`purebench run --sanity` runs the checks"
-        raise UserError("no defense was attacked here, so there is nothing to check", hint)
+        raise UserError(NOTHING, hint)
     return json.dumps([asdict(one) for one in found], indent=1) if format == "json" else text(found)
