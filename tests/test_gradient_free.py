@@ -14,7 +14,8 @@ from purebench import embedded, registry
 from purebench.attacks import square, stadv
 from purebench.attacks.nattack import nattack
 from purebench.attacks.pixels import salt_and_pepper
-from purebench.attacks.queries import Queries, selection
+from purebench.attacks.queries import Queries
+from purebench.attacks.selection import selecting
 from purebench.attacks.spsa import _cross_entropy as cross_entropy
 from purebench.attacks.spsa import estimate, spsa
 from purebench.datasets import digits as dataset
@@ -229,7 +230,7 @@ def test_where_the_image_makes_no_difference_nothing_is_accepted():
 
 
 def test_what_accepts_a_candidate_is_drawn_from_no_stream_of_the_attack():
-    ours, its = selection(noise(), 3), noise().fork(3)
+    ours, its = selecting(noise(), 3), noise().fork(3)
     assert (ours.role, ours.path, its.role) == ("select", ("it", 3), "attack")
     assert not torch.equal(ours.normal(0, torch.zeros(4, 5)), its.normal(0, torch.zeros(4, 5)))
 

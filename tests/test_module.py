@@ -177,7 +177,7 @@ def test_draws_of_other_rows_than_there_are_images_are_refused(net, batch, ids):
 
 
 @pytest.mark.parametrize(
-    ("norm", "eps", "hint"), [("linf", 0.2, "Linf"), ("L1", 1.0, "L2"), ("Linf", 8, "8/255"), ("L2", -1.0, "0,1")]
+    ("norm", "eps", "hint"), [("linf", 0.2, "Linf"), ("L0", 1.0, "L2"), ("Linf", 8, "8/255"), ("L2", -1.0, "0,1")]
 )
 def test_a_threat_model_that_is_none_is_refused(norm, eps, hint):
     with pytest.raises(UserError) as caught:

@@ -258,7 +258,10 @@ def test_a_failure_is_noted_and_cleared_by_the_next_run(folder):
 def job(images, evals=2, **attack):
     cell = SimpleNamespace(
         attack=SimpleNamespace(
-            key="autoattack-rand" if attack else "null", values=attack | {"eot": 20} if attack else {}
+            key="autoattack-rand" if attack else "null",
+            values=attack | {"eot": 20} if attack else {},
+            inner=(),
+            info={},
         ),
         defense=SimpleNamespace(options={}),
         dataset=SimpleNamespace(name="digits", key="digits"),

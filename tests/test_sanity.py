@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from purebench import cli, registry
+from purebench import cli
 from purebench.errors import UserError
 from purebench.plan import checks
 from purebench.plan import grid as plan
@@ -26,17 +26,7 @@ def planned(*defenses, attacks=("pgd-eot:steps=40,eot=20",), images=100, **given
     return plan.build(request)
 
 
-@pytest.fixture
-def without_square(monkeypatch):
-    monkeypatch.setitem(
-        registry.NAMES, "attack", {k: v for k, v in registry.NAMES["attack"].items() if k != "square-eot"}
-    )
-    registry.names.cache_clear()
-    yield
-    registry.names.cache_clear()
-
-
-def test_the_checks_are_scaled_down_from_what_was_asked_for(without_square):
+def test_the_checks_are_scaled_down_from_what_was_asked_for():
     jobs = planned().jobs
     assert [job.cell.attack.name for job in jobs[:3]] == ["null", "noise", "pgd-eot"]
     extra = jobs[3:]
@@ -47,16 +37,7 @@ def test_the_checks_are_scaled_down_from_what_was_asked_for(without_square):
     assert {v["eot"] for v in values if v["steps"] == 10} == {5, 10, 20, 40}
     assert {str(job.cell.threat) for job in extra} == {"Linf:0.2", "Linf:0.4", "Linf:0.8", "Linf:1"}
     assert [str(job.cell.defense) for job in extra if job.cell.defense.options] == ["diffpure:noise=0"]
-    assert {job.cell.attack.name for job in extra} == {"pgd-eot", "transfer-pgd", "bpda-eot"}
-
-
-def test_square_is_taken_from_the_registry_where_it_is(without_square, monkeypatch):
-    assert not any(job.cell.attack.name == "square-eot" for job in planned().jobs)
-    monkeypatch.setitem(registry.NAMES["attack"], "square-eot", "purebench.attacks.null:noise")
-    registry.names.cache_clear()
-    registry._parameters.cache_clear()
-    assert any(job.cell.attack.name == "square-eot" for job in planned().jobs)
-    registry._parameters.cache_clear()
+    assert {job.cell.attack.name for job in extra} == {"pgd-eot", "transfer-pgd", "bpda-eot", "square-eot"}
 
 
 def test_without_checks_sanity_adds_the_controls_alone():

@@ -66,12 +66,9 @@ def planned(attack: Resolved, key: str, threat: ThreatModel, shape: Sequence[int
         yield Extra(Part("transfer-pgd", (("steps", steps),)), threat)
     if attack.name != "bpda-eot" and limits.knows("bpda-eot", threat):
         yield Extra(Part("bpda-eot", (("steps", steps), ("eot", draws))), threat)
-    if "square-eot" in registry.names("attack") and limits.knows("square-eot", threat):
-        own = registry.parameters("attack", "square-eot")
+    if limits.knows("square-eot", threat):
         # Cut to what the base costs: the default is thousands of queries.
-        cut = {"queries": QUERIES * steps, "eot": draws}
-        found = {key: value for key, value in cut.items() if key in own}
-        yield Extra(Part("square-eot", tuple(found.items())), threat)
+        yield Extra(Part("square-eot", (("queries", QUERIES * steps), ("eot", draws))), threat)
     yield Extra(at(crossing, draws), threat)
     yield Extra(at(crossing, draws), threat, fixed=True)
 
