@@ -87,6 +87,18 @@ def test_each_attack_is_given_what_withstood_those_before_and_the_fewest_right_a
     assert ((kept.x_adv - 0.8).abs() < 1e-6).all()
 
 
+def test_of_equals_the_larger_margin_is_kept_and_never_the_clean_image():
+    """One draw tells little apart: a cascade is as strong as the attack inside all the same."""
+    assert ((coin(300, [sets(0.8)], select=1).x_adv - 0.2).abs() < 1e-6).all()
+    weak, strong = sets(0.8), sets(0.5)
+    found = coin(300, [weak, strong], select=1)
+    assert ((found.x_adv[strong.given[0]] - 0.5).abs() < 1e-6).all()
+    # Once it was the better one, a weaker one in a later place changes nothing.
+    first, then = sets(0.5), sets(0.8)
+    found = coin(300, [first, then], select=1)
+    assert ((found.x_adv[found.verdict] - 0.5).abs() < 1e-6).all()
+
+
 def test_selection_draws_are_those_of_no_attack_and_no_judge_and_what_is_judged_afresh_is_unbiased():
     """Of ten candidates that are right half the time the best of five draws looks broken; by the judge's draws it is right
     half the time."""
@@ -246,6 +258,8 @@ def jobs(*attacks, defenses=("coup:steps=2",), **given):
         ("cascade:attacks=[(cascade)]", {}, "made of attacks itself"),
         ("cascade:attacks=[(transfer:from=(none))]", {}, "images of another defense"),
         ("cascade:attacks=[given]", {}, "here already"),
+        ("cascade:attacks=[(null)]", {}, "is a control"),
+        ("cascade:attacks=[(pgd-eot),(noise)]", {}, "is a control"),
         ("cascade:attacks=[autoattack-rand]", {}, "draws for a batch"),
         ("cascade:attacks=[nonesuch]", {}, "unknown attack"),
         ("cascade:attacks=[(pgd-eot:stepz=2)]", {}, "unknown parameter"),

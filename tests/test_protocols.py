@@ -82,6 +82,21 @@ def test_any_of_fewer_draws_than_were_made_is_unbiased():
     assert logged.any_iterate(exact, 2).value == pytest.approx((0.6 + 1) / 2)
     assert logged.any_iterate(exact, 5).value == 0.5
     assert logged.any_iterate(exact, 6) is None
+    # At its default the parameter is no part of a cell.
+    usual = looped([[9, 10], [10, 10]], 10)
+    usual.cell["parts"] = {"attack": {"values": {}}}
+    assert logged.any_iterate(usual, 10).value == 0.5
+
+
+def test_a_number_of_fewer_images_than_its_neighbours_says_so():
+    """A conjunction over the images that both attacks have may be above either's own verdict."""
+    attacks = [
+        cell("coup", "autoattack-rand", 6, n=10, verdict=3),
+        cell("coup", "autoattack-standard", 6, n=10, verdict=3),
+    ]
+    attacks[1].images[:] = attacks[1].images[:2]
+    header, row = words(tables.render(attacks, asked=measures.read(["aa_image"])))[:2]
+    assert row[header.index("aa_image")].endswith("(n = 2)")
 
 
 def test_selection_on_disjoint_draws_is_unbiased_and_on_its_own_is_not():

@@ -2,7 +2,8 @@
 
 AutoAttack's idea with a judge for random defenses: an image counts as broken once all of `select` purifications answer wrongly, by draws
 that no attack saw and that do not judge it afterwards (role `select`); and of all that was tried on an image, the one with the fewest right
-answers on these draws is returned. One lucky miss breaks nothing, and no image comes back clean because one forward was unlucky.
+answers on these draws is returned, of equals that of the largest mean margin, and never the clean image in place of
+an attacked one. One lucky miss breaks nothing, and no image comes back clean because one forward was unlucky.
 """
 
 from __future__ import annotations
@@ -14,10 +15,9 @@ import torch
 from torch import Tensor
 
 from purebench.attacks import Attack, Attacked
-from purebench.attacks.selection import selecting
+from purebench.attacks.selection import closer, selecting, standing
 from purebench.engine.defense import Defense
 from purebench.engine.noise import Noise
-from purebench.engine.objective import predicted
 from purebench.spec import Part, ThreatModel
 
 INFO = {
@@ -66,7 +66,7 @@ def cascade(
 
 
 class _Chosen:
-    """Of each image the attacked one with the fewest right answers so far; the first of equals."""
+    """Of each image the attacked one with the fewest right answers so far, of equals that of the largest mean margin."""
 
     def __init__(self, defense: Defense, x: Tensor, y: Tensor, noise: Noise, draws: int):
         self.defense, self.x, self.y, self.draws = defense, x, y, draws
@@ -76,7 +76,9 @@ class _Chosen:
         self.x_adv = x.clone()
         self.flow: Tensor | None = None
         everyone = torch.arange(len(x))
-        self.right = self.answers(x, everyone)
+        self.right, margins = self.standing(x, everyone)
+        # The clean image is not kept where an attacked one is no worse for the defense: five draws may tell too little.
+        self.margin = torch.full_like(margins, -torch.inf)
         self.broken_by = ["clean" if not right else None for right in self.right.tolist()]
         self.stopped: list[int | None] = [None] * len(x)
         self.not_finite: list[str | None] = [None] * len(x)
@@ -86,11 +88,11 @@ class _Chosen:
         """The images that a purification still answers rightly, by their place in the batch."""
         return (self.right > 0).nonzero()[:, 0].cpu()
 
-    def answers(self, x_adv: Tensor, at: Tensor) -> Tensor:
-        """(n,) how many of the selection's purifications of x_adv (n,C,H,W), images `at` of the batch, are classified rightly."""
+    def standing(self, x_adv: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+        """(n,) how many of the selection's purifications of x_adv (n,C,H,W), images `at` of the batch, are classified rightly, and their
+        mean margin."""
         rows = self.noise.rows(self.noise.ids[at], self.noise.samples[at])
-        logits = self.defense.draws(x_adv, rows, 0, self.draws)
-        return (predicted(logits) == self.y[at.to(self.y.device)][:, None]).sum(1)
+        return standing(self.defense, x_adv, self.y[at.to(self.y.device)], rows, self.draws)
 
     def add(self, name: str, at: Tensor, found: Attacked) -> None:
         """What an attack made of the images `at`."""
@@ -99,10 +101,10 @@ class _Chosen:
         # An image that is not finite is none: the one before stays.
         finite = x_adv.isfinite().flatten(1).all(1)
         x_adv = x_adv.where(finite.view(-1, 1, 1, 1), self.x[here])
-        right = self.answers(x_adv, at)
-        better = (right < self.right[here]) & finite
+        right, margins = self.standing(x_adv, at)
+        better = closer((right, margins), (self.right[here], self.margin[here])) & finite
         taken = here[better]
-        self.x_adv[taken], self.right[taken] = x_adv[better], right[better]
+        self.x_adv[taken], self.right[taken], self.margin[taken] = x_adv[better], right[better], margins[better]
         if found.flow is not None:
             flow = self.x.new_zeros(len(self.x), 2, *self.x.shape[2:]) if self.flow is None else self.flow
             flow[taken] = found.flow.detach().to(self.x)[better]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from purebench.attacks import Attack, Attacked, Running, sticky
 from purebench.attacks.purified import sign_steps
-from purebench.attacks.selection import correct, selecting
+from purebench.attacks.selection import closer, correct, selecting, standing
 from purebench.engine.defense import BPDA, Defense
 from purebench.engine.noise import Noise
 from purebench.engine.objective import LOSSES, Gradient, Loss
@@ -57,6 +57,10 @@ INFO = {
         ],
         "limits": {
             "ascent == 'steepest' or norm != 'L1'": ["its step is made of a few values", "leave out `ascent=sign`"],
+            "ascent == 'steepest' or norm != 'Linf'": [
+                "the steepest step is that of the sign",
+                "leave out `ascent=sign`",
+            ],
         },
         "paper": {
             "Lee and Kim 2023": "steps=200,eot=20,rel_step=0.223125,random_start=false (0.007 at 8/255); as coded under L2 the same "
@@ -182,7 +186,7 @@ class Targeted:
     targets: int
 
     def __call__(self, defense: Defense, x: Tensor, y: Tensor, threat: ThreatModel, noise: Noise) -> Attacked:
-        """Of the targets' images the one that fewest of eot selection draws classify rightly, of equal ones the first.
+        """Of the targets' images the one that fewest of eot selection draws classify rightly, of equals that of the largest mean margin.
 
         Random: the classes' order, by the mean logits of eot draws, (.., "order"); the attack on target i, (.., "target", i); the choice,
         (.., "targets") of the role "select"."""
@@ -195,14 +199,14 @@ class Targeted:
             )
         # As pyautoattack orders them; the right class, which is first there, is left out wherever it stands.
         order = logits.scatter(1, y[:, None], -torch.inf).sort(1)[1].flip(1)
-        best, fewest = x, torch.full_like(y, eot + 1)
+        best, at = x, (torch.full_like(y, eot + 1), torch.full_like(logits[:, 0], -torch.inf))
         stopped: list[int | None] = [None] * len(x)
         for i in range(self.targets):
             found = self.ascent(defense, x, y, threat, noise.fork("target", i), order[:, i])
-            left = correct(defense, found.x_adv, y, selecting(noise, "targets"), eot)
-            better = left < fewest
+            now = standing(defense, found.x_adv, y, selecting(noise, "targets"), eot)
+            better = closer(now, at)
             best = torch.where(per_row(better, x), found.x_adv, best)
-            fewest = torch.where(better, left, fewest)
+            at = (torch.where(better, now[0], at[0]), torch.where(better, now[1], at[1]))
             for j in better.nonzero()[:, 0].tolist():
                 stopped[j] = found.log["stopped"][j]
         return Attacked(best, log={"stopped": stopped})

@@ -689,6 +689,11 @@ class _Maker:
             raise UserError(
                 f"`{attack}` transfers a transfer", "name the attack that makes the images, such as attack=(pgd-eot)"
             )
+        if registry.info("attack", other.name).get("control"):
+            raise UserError(
+                f"`{attack}` transfers a control, which attacks nothing",
+                f"give it to the defense itself: `-a {other.name}`",
+            )
         if registry.info("attack", other.name).get("images"):
             raise UserError(
                 f"`{attack}` transfers images that are here already",
@@ -699,6 +704,7 @@ class _Maker:
 
 # What INFO says of attacks that no other can be made of -> why not.
 NOT_INSIDE = {
+    "control": "is a control, which attacks nothing",
     "parts": "is made of attacks itself",
     "images": "has images that are here already",
     "unit": "draws for a batch, and the images that it would get are those that are left of one",

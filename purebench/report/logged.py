@@ -11,7 +11,7 @@ from math import comb, prod, sqrt
 from statistics import fmean, median, pvariance
 from typing import NamedTuple
 
-from purebench import spec
+from purebench import registry, spec
 from purebench.records.store import COST, Log, Record, judged, read_lines, values_of
 from purebench.report import metrics
 from purebench.report.metrics import Value, Z
@@ -21,7 +21,10 @@ from purebench.report.metrics import Value, Z
 
 def drawn(log: Log) -> int:
     """How many selection draws an iterate of this attack was tried on: its `log_draws`; 0 where it has none."""
-    value = values_of(log.cell, "attack").get("log_draws", 0)
+    name = spec.parse(log.cell["attack"], "attack").name
+    usual = registry.parameters("attack", name).get("log_draws", 0) if name in registry.names("attack") else 0
+    # A parameter that came later is no part of a cell while at its default.
+    value = values_of(log.cell, "attack").get("log_draws", usual)
     return value if isinstance(value, int) else 0
 
 

@@ -183,7 +183,7 @@ def rules(images: Sequence[Record]) -> list[str]:
 
 def verdict_image(logs: Sequence[Log], rule: str = "aa") -> Value | None:
     """The images that withstood every one of these attacks by the attacks' own verdicts of this rule, of those that all have; None without
-    verdicts. Not above the least of the attacks' own on these images."""
+    verdicts. Not above the least of the attacks' own on these images; of an attack on more images it may be."""
     tables = [{line["position"]: line for line in judged(log)} for log in logs]
     common = [place for place in tables[0] if all(place in table for table in tables)] if tables else []
     if not common or None in [verdict([table[place] for place in common], rule) for table in tables]:

@@ -515,15 +515,21 @@ def _printed(table: _Table, asked: Sequence[Asked]) -> Printed:
         defense = headline.defense
         best, mine = table.best[defense], cells[cells.defense == defense]
         row = [defense, _percent(headline.clean)]
-        row += [_word(table.of_defense(defense, metric), metric) for metric in of_defense]
+        all_of = headline.clean.images if headline.clean else 0
+        row += [_word(of := table.of_defense(defense, metric), metric) + _fewer(of, all_of) for metric in of_defense]
         for column in attacks:
             if best and column == best.attack:
                 bold.add((i, len(row)))
-            row += [_percent(table.value(defense, column, "robust"))]
-            row += [_word(table.value(defense, column, metric), metric) for metric in own.get(column, ())]
-        row += [_percent(headline.strongest) + _marks(table, defense), _percent(table.per_image(defense))]
-        ands = [table.verdict_image(defense, rule) for rule in images]
-        row += [_percent(found[0] if found else None) for found in ands]
+            robust = table.value(defense, column, "robust")
+            row += [_percent(robust)]
+            for metric in own.get(column, ()):
+                value = table.value(defense, column, metric)
+                row += [_word(value, metric) + _fewer(value, robust.images if robust else 0)]
+        each = table.per_image(defense)
+        row += [_percent(headline.strongest) + _marks(table, defense), _percent(each) + _fewer(each, all_of)]
+        for rule in images:
+            value, among = table.verdict_image(defense, rule) or (None, mine)
+            row += [_percent(value) + _fewer(value, among.images.max())]
         row += ["+".join(map(_count, headline.calls)) if headline.calls else MISSING, _time(mine.seconds.sum())]
         rows.append(row)
 
@@ -575,6 +581,11 @@ def _grid_table(table: Printed) -> list[str]:
         *(f"- {markdown.prose(note)}" for note in notes),
         "",
     ]
+
+
+def _fewer(value: Value | None, images: int) -> str:
+    """Behind a number that stands on fewer images than what is beside it: on how many."""
+    return f" (n = {value.images})" if value is not None and value.images < images else ""
 
 
 def _marks(table: _Table, defense: str) -> str:
