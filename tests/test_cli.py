@@ -17,7 +17,7 @@ import pytest
 
 import purebench
 from purebench import assets, cli, datasets, errors, registry
-from purebench.plan import catalogue
+from purebench.plan import catalogue, grid
 from purebench.records import store as records
 from purebench.running import progress
 
@@ -331,8 +331,12 @@ def test_show_has_every_value_of_every_dataset_and_no_other(name, monkeypatch, c
     assert all(n in text for n, _ in told)
 
 
-def test_show_says_what_a_table_waits_for_in_all_of_its_columns(monkeypatch, capsys):
-    assert "needs metric:seconds" in here(monkeypatch, capsys, "show", "coup/4")[1]
+def test_show_says_what_a_table_waits_for_by_row_or_in_all_of_its_columns(tmp_path, monkeypatch, capsys):
+    assert "needs asset:adp-ncsnv2-mnist" in here(monkeypatch, capsys, "show", "adp/9")[1]
+    own = tmp_path / "own.toml"
+    published = grid.presets()["coup/4"].read_text()
+    own.write_text(published.replace('metric = "seconds"', 'metric = "seconds"\nneeds = "asset:adp-ncsnv2-dct"'))
+    assert here(monkeypatch, capsys, "show", str(own))[1].count("needs asset:adp-ncsnv2-dct") == 3
 
 
 def test_show_tells_values_paper_and_calls(monkeypatch, capsys):
