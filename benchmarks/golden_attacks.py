@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from purebench import registry
-from purebench.attacks import Attacked
+from purebench.attacks import Attacked, spsa
 from purebench.attacks.pgd import Ascent
+from purebench.attacks.queries import Queries
 from purebench.engine.defense import Defense
 from purebench.engine.identity import Identity
 from purebench.engine.nfe import watch
@@ -221,6 +222,48 @@ def hill_loop(load: Callable[[str], Arrays]) -> Iterator[Row]:
     yield "hill loop: final images", apart(2 * made.x_adv - 1, file["loop_final"]), ATTACKS
 
 
+# ----------------------------------------------------------------------------------------------------------------------- SPSA
+
+
+class Signs(Noise):
+    """The recorded signs of an iteration, whatever image."""
+
+    v: Tensor
+
+    def sign(self, k: int, like: Tensor, draw: int = 0, shared: bool = False) -> Tensor:
+        return self.v[self.path[-1], k].expand_as(like).to(like)
+
+
+def finite_differences(load: Callable[[str], Arrays]) -> Iterator[Row]:
+    """spsa: advertorch's loop, as GDMP ran it, and one step of ADP's formula in float64."""
+    file = load("adp/c_spsa.npz")
+    x, y = tensor(file["x"]), tensor(file["y"]).long()
+    stream = type("Stream", (Signs,), {"v": tensor(file["v"])})(0, "attack", (), range(len(x)), [0] * len(x))
+    threat = ThreatModel("Linf", 8 / 255)
+
+    def classifier(dtype: torch.dtype) -> nn.Module:
+        return watch(Linear(tensor(file["W"]).to(dtype).numpy(), tensor(file["b"]).to(dtype).numpy(), _normalised))
+
+    for i, expected in enumerate(file["advertorch/x_after_iter"]):
+        asked = {"variant": "adam", "samples": 16, "delta": 0.01, "steps": i + 1, "rel_step": 0.01 / threat.eps}
+        made = run("spsa", Defense(Identity(), classifier(x.dtype)), x, y, threat, stream, **asked)
+        yield f"advertorch spsa, after iteration {i + 1}", apart(made.x_adv, expected), ATTACKS
+    defense, exact = Defense(Identity(), classifier(torch.float64)), x.double()
+    grad = spsa.estimate(
+        Queries(defense, len(x)),
+        exact,
+        y,
+        stream.fork("iterate", 0),
+        stream.fork("signs", 0),
+        spsa._cross_entropy,
+        16,
+        0.01,
+    )
+    yield "adp spsa formula: gradient", apart(grad, file["paper_formula/grad"]), ATTACKS
+    made = run("spsa", defense, exact, y, threat, stream, samples=16, delta=0.01, steps=1, rel_step=2 / 8)
+    yield "adp spsa formula: next image", apart(made.x_adv, file["paper_formula/x_next"]), ATTACKS
+
+
 def _weights(network: nn.Module) -> dict[str, Tensor]:
     """By the rule of the recorded arrays: normal, of the key's CRC, over the root of the fan-in; biases a tenth."""
     found = {}
@@ -298,6 +341,7 @@ CHECKS: dict[str, Callable[[Callable[[str], Arrays]], Iterator[Row]]] = {
     "scoreopt, averages": reduction,
     "scoreopt, update": update,
     "lee and kim": lee_kim,
+    "spsa": finite_differences,
 }
 
 

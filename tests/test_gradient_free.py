@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import recorded
 from pyautoattack.square import SquareAttack
 from torch import nn
 
@@ -17,7 +16,7 @@ from purebench.attacks.pixels import salt_and_pepper
 from purebench.attacks.queries import Queries
 from purebench.attacks.selection import selecting
 from purebench.attacks.spsa import _cross_entropy as cross_entropy
-from purebench.attacks.spsa import estimate, spsa
+from purebench.attacks.spsa import estimate
 from purebench.datasets import digits as dataset
 from purebench.engine import flows
 from purebench.engine.defense import Defense
@@ -50,48 +49,6 @@ class Linear(nn.Module):
 
 
 # ---------------------------------------------------------------------------------------------------------------------- SPSA
-
-
-class Recorded(Noise):
-    """The signs of iteration i of the recorded run, whatever image."""
-
-    v: torch.Tensor
-
-    def sign(self, k, like, draw=0, shared=False):
-        return self.v[self.path[-1], k].expand_as(like).to(like)
-
-
-def published_spsa(monkeypatch=None):
-    z = recorded("adp/c_spsa.npz")
-    mean = torch.tensor([0.4914, 0.4822, 0.4465])[:, None, None]
-    std = torch.tensor([0.2023, 0.1994, 0.2010])[:, None, None]
-    Recorded.v = z["v"]
-    x, y = z["x"], z["y"].long()
-    return z, x, y, Linear(z["W"], z["b"], mean, std), Recorded(0, "attack", (), range(4), [0] * 4)
-
-
-def test_published_spsa_as_gdmp_ran_it():
-    z, x, y, classifier, replay = published_spsa()
-    defense = Defense(Identity(), classifier)
-    for i, expected in enumerate(z["advertorch/x_after_iter"]):
-        attack = spsa(variant="adam", samples=16, delta=0.01, steps=i + 1, rel_step=0.01 / EPS)
-        found = attack(defense, x, y, ThreatModel("Linf", EPS), replay).x_adv
-        print(f"spsa advertorch, iteration {i + 1}: {(found - expected).abs().max():.1e}")
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
-
-
-def test_published_spsa_of_adps_formula():
-    z, x, y, classifier, replay = published_spsa()
-    defense = Defense(Identity(), classifier)
-    doubled = x.double()
-    grad = estimate(
-        Queries(defense, 4), doubled, y, replay.fork("iterate", 0), replay.fork("signs", 0), cross_entropy, 16, 0.01
-    )
-    print(f"spsa formula: gradient {(grad - z['paper_formula/grad']).abs().max():.1e}")
-    torch.testing.assert_close(grad, z["paper_formula/grad"], rtol=0, atol=1e-6)
-    attack = spsa(samples=16, delta=0.01, steps=1, rel_step=2 / 8)
-    found = attack(defense, doubled, y, ThreatModel("Linf", EPS), replay).x_adv
-    torch.testing.assert_close(found, z["paper_formula/x_next"], rtol=0, atol=1e-6)
 
 
 def test_cross_entropy_does_not_vanish_where_the_classifier_is_sure():
