@@ -203,7 +203,6 @@ BAD = {
     "guidance": (Request(defenses=("coup",), attacks=("pgd-eot",), grads=("adjoint:guidance=exactly",)), "exact"),
     "transfer of a transfer": (Request(defenses=("coup",), attacks=("transfer:attack=(transfer)",)), "transfer"),
     "transfer from nowhere": (Request(defenses=("coup",), attacks=("transfer:from=(cop)",)), "coup"),
-    "transfer of a control": (Request(defenses=("coup",), attacks=("transfer:from=(none),attack=(noise)",)), "control"),
     "the sign of a sign": (Request(attacks=("pgd-eot:ascent=sign",), threats=("Linf:0.2",)), "leave out"),
     "eps 0": (Request(attacks=("pgd-eot",), threats=("Linf:0",)), "-a null"),
     "eps negative": (Request(attacks=("pgd-eot",), threats=("Linf:-0.1",)), "range"),

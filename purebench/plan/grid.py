@@ -689,11 +689,6 @@ class _Maker:
             raise UserError(
                 f"`{attack}` transfers a transfer", "name the attack that makes the images, such as attack=(pgd-eot)"
             )
-        if registry.info("attack", other.name).get("control"):
-            raise UserError(
-                f"`{attack}` transfers a control, which attacks nothing",
-                f"give it to the defense itself: `-a {other.name}`",
-            )
         if registry.info("attack", other.name).get("images"):
             raise UserError(
                 f"`{attack}` transfers images that are here already",

@@ -21,7 +21,7 @@ from purebench.report.metrics import Value, Z
 
 def drawn(log: Log) -> int:
     """How many selection draws an iterate of this attack was tried on: its `log_draws`; 0 where it has none."""
-    name = spec.parse(log.cell["attack"], "attack").name
+    name = log.cell["attack"].partition(":")[0]
     usual = registry.parameters("attack", name).get("log_draws", 0) if name in registry.names("attack") else 0
     # A parameter that came later is no part of a cell while at its default.
     value = values_of(log.cell, "attack").get("log_draws", usual)
