@@ -39,6 +39,7 @@ SMALL = Path(__file__).parents[1] / "tests" / "golden"
 Arrays = Mapping[str, np.ndarray]
 Row = tuple[str, float, float]  # what, how far apart, how far it may be
 EXACT, ATTACKS, REDUCTION = 0.0, 1e-6, 1e-6
+WORDS = {"loss": "loss", "grad": "gradient", "pred": "answers"}
 
 
 def load(name: str) -> Arrays:
@@ -155,17 +156,6 @@ def classifier_pgd(load: Callable[[str], Arrays]) -> Iterator[Row]:
 
 
 # ----------------------------------------------------------------------------------------------------------------------- Hill
-
-
-def hill(load: Callable[[str], Arrays]) -> Iterator[Row]:
-    file = load("adp/d_hill_attack.npz")
-    reps, labels = int(file["reps"]), tensor(file["labels"])
-    logits = tensor(file["logits"]).unflatten(0, (reps, len(labels)))
-    for how in ("logits", "softmax", "logsoftmax", "loss"):
-        loss, answers, _ = _reduced(logits, labels, how)
-        yield f"hill loss of {how}", apart(loss, file[f"loss/{how}"]), REDUCTION
-        if f"pred/{how}" in file:
-            yield f"hill answers by {how}", apart(answers, file[f"pred/{how}"]), EXACT
 
 
 def hill_update(load: Callable[[str], Arrays]) -> Iterator[Row]:
@@ -293,16 +283,17 @@ def _step(norm: str, at: Tensor, grad: Tensor, x: Tensor, eps: float, share: flo
     return Ascent(1, 1, share, "ce", "loss", False).step(at, grad, x, ThreatModel(norm, eps))
 
 
-def reduction(load: Callable[[str], Arrays]) -> Iterator[Row]:
-    file = load("edm/eot_reduction.npz")
-    reps, y = int(file["reps"]), tensor(file["y"])
-    logits = tensor(file["logits"]).unflatten(0, (reps, len(y)))
+def averages(load: Callable[[str], Arrays], name: str, file: str, labels: str, mark: str) -> Iterator[Row]:
+    """The four ways to make one loss of several purifications, with the gradient and the answers where they were recorded."""
+    arrays = load(file)
+    reps, y = int(arrays["reps"]), tensor(arrays[labels])
+    logits = tensor(arrays["logits"]).unflatten(0, (reps, len(y)))
     for how in ("logits", "softmax", "logsoftmax", "loss"):
         loss, answers, grad = _reduced(logits, y, how)
-        yield f"scoreopt loss of {how}", apart(loss, file[f"loss_{how}"]), REDUCTION
-        yield f"scoreopt gradient of {how}", apart(grad.flatten(0, 1), file[f"grad_{how}"]), REDUCTION
-        if f"pred_{how}" in file:
-            yield f"scoreopt answers by {how}", apart(answers, file[f"pred_{how}"]), EXACT
+        recorded = {"loss": (loss, REDUCTION), "grad": (grad.flatten(0, 1), REDUCTION), "pred": (answers, EXACT)}
+        for key, (ours, allowed) in recorded.items():
+            if f"{key}{mark}{how}" in arrays:
+                yield f"{name} {WORDS[key]} of {how}", apart(ours, arrays[f"{key}{mark}{how}"]), allowed
 
 
 def update(load: Callable[[str], Arrays]) -> Iterator[Row]:
@@ -335,10 +326,10 @@ CHECKS: dict[str, Callable[[Callable[[str], Arrays]], Iterator[Row]]] = {
     "adp, identity": partial(adp, name="identity"),
     "adp, adp": partial(adp, name="adp"),
     "adp, classifier": classifier_pgd,
-    "hill, averages": hill,
+    "hill, averages": partial(averages, name="hill", file="adp/d_hill_attack.npz", labels="labels", mark="/"),
     "hill, update": hill_update,
     "hill, whole loop": hill_loop,
-    "scoreopt, averages": reduction,
+    "scoreopt, averages": partial(averages, name="scoreopt", file="edm/eot_reduction.npz", labels="y", mark="_"),
     "scoreopt, update": update,
     "lee and kim": lee_kim,
     "spsa": finite_differences,

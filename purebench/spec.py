@@ -300,6 +300,7 @@ NORMS = ("Linf", "L2", "L1")
 # Kinds of threat: balls of a norm; a flow of bounded components (Xiao et al. 2018); and none but [0,1].
 STADV, BOX = "StAdv", "box"
 KINDS = (*NORMS, STADV, BOX)
+CONTROLS = ("null", "noise")  # attacks that show what the protocol itself costs, and are never the strongest
 USUAL = ("Linf", "L2")  # of an attack that does not say which it keeps to
 
 

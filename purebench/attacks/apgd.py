@@ -30,66 +30,75 @@ from purebench.spec import ThreatModel, representable
 KEPT = 5  # points that `select=fresh` chooses from: so many of the highest mean loss, and as many of the last
 SELECT = 40  # fresh purifications of each of them
 
+# What all four say of themselves; a literal may follow names (`registry.info`). 400: 2 KEPT SELECT.
+_GRADIENTS = ["exact", "adjoint", "surrogate", "bpda", "detached"]
+_THREATS = ["Linf", "L2", "L1"]
+_FORWARDS = "(select == 'fresh' and 400 or 0) + (log == 'iterates' and (steps + 1) * log_draws or 0)"
+_CHOICES = {"select": ["loss", "fresh"], "log": ["none", "iterates"]}
+_REQUIRES = ["0 < rho", "rho <= 1", "log == 'iterates' or log_draws == 10"]
+_PAPER = {"Croce and Hein 2020": "steps=100,eot=1,rho=0.75", "AutoAttack rand": "steps=100,eot=20"}
+_DIFFERENCES = (
+    "best point and step size by the mean loss over the draws (upstream: the last draw's); under L1 one run at eps, "
+    "without AutoAttack's restarts and larger radii before it"
+)
 INFO = {
     "apgd-ce": {
         "summary": "Auto-PGD on the mean cross-entropy of `eot` purifications; the point of the highest mean loss",
-        "gradients": ["exact", "adjoint", "surrogate", "bpda", "detached"],
+        "gradients": _GRADIENTS,
         "draws": "eot",
         "gradient_calls": "(steps + 1) * eot",
-        "forward_calls": "(select == 'fresh' and 400 or 0) + (log == 'iterates' and (steps + 1) * log_draws or 0)",
-        "threats": ["Linf", "L2", "L1"],
+        "forward_calls": _FORWARDS,
+        "threats": _THREATS,
         "version": 1,
         "added": ["select", "log", "log_draws"],
-        "choices": {"select": ["loss", "fresh"], "log": ["none", "iterates"]},
-        "requires": ["0 < rho", "rho <= 1", "log == 'iterates' or log_draws == 10"],
-        "paper": {"Croce and Hein 2020": "steps=100,eot=1,rho=0.75", "AutoAttack rand": "steps=100,eot=20"},
-        "differences": "best point and step size by the mean loss over the draws (upstream: the last draw's); under L1 one run at eps, "
-        "without AutoAttack's restarts and larger radii before it",
+        "choices": _CHOICES,
+        "requires": _REQUIRES,
+        "paper": _PAPER,
+        "differences": _DIFFERENCES,
         "cite": "croce2020reliable croce2021mind",
     },
     "apgd-dlr": {
         "summary": "Auto-PGD on the mean difference-of-logits ratio of `eot` purifications; the point of the highest mean loss",
-        "gradients": ["exact", "adjoint", "surrogate", "bpda", "detached"],
+        "gradients": _GRADIENTS,
         "draws": "eot",
         "classes": "3",
         "gradient_calls": "(steps + 1) * eot",
-        "forward_calls": "(select == 'fresh' and 400 or 0) + (log == 'iterates' and (steps + 1) * log_draws or 0)",
-        "threats": ["Linf", "L2", "L1"],
+        "forward_calls": _FORWARDS,
+        "threats": _THREATS,
         "version": 1,
         "added": ["select", "log", "log_draws"],
-        "choices": {"select": ["loss", "fresh"], "log": ["none", "iterates"]},
-        "requires": ["0 < rho", "rho <= 1", "log == 'iterates' or log_draws == 10"],
-        "paper": {"Croce and Hein 2020": "steps=100,eot=1,rho=0.75", "AutoAttack rand": "steps=100,eot=20"},
-        "differences": "best point and step size by the mean loss over the draws (upstream: the last draw's); under L1 one run at eps, "
-        "without AutoAttack's restarts and larger radii before it",
+        "choices": _CHOICES,
+        "requires": _REQUIRES,
+        "paper": _PAPER,
+        "differences": _DIFFERENCES,
         "cite": "croce2020reliable croce2021mind",
     },
     "apgd-margin": {
         "summary": "Auto-PGD on the mean margin (largest wrong logit less the right one) of `eot` purifications",
-        "gradients": ["exact", "adjoint", "surrogate", "bpda", "detached"],
+        "gradients": _GRADIENTS,
         "draws": "eot",
         "gradient_calls": "(steps + 1) * eot",
-        "forward_calls": "(select == 'fresh' and 400 or 0) + (log == 'iterates' and (steps + 1) * log_draws or 0)",
-        "threats": ["Linf", "L2", "L1"],
+        "forward_calls": _FORWARDS,
+        "threats": _THREATS,
         "version": 1,
-        "choices": {"select": ["loss", "fresh"], "log": ["none", "iterates"]},
-        "requires": ["0 < rho", "rho <= 1", "log == 'iterates' or log_draws == 10"],
+        "choices": _CHOICES,
+        "requires": _REQUIRES,
         "paper": {"Carlini and Wagner 2017 (the loss), DiffBreak": "steps=100,eot=10"},
         "differences": "best point and step size by the mean loss over the draws",
         "cite": "croce2020reliable croce2021mind",
     },
     "apgd-targeted": {
         "summary": "Auto-PGD on the targeted DLR loss towards each of the likeliest wrong classes; the point of the highest mean loss",
-        "gradients": ["exact", "adjoint", "surrogate", "bpda", "detached"],
+        "gradients": _GRADIENTS,
         "draws": "eot",
         "classes": "max(4, n_target_classes + 1)",
         "gradient_calls": "n_target_classes * (steps + 1) * eot",
         "forward_calls": "eot + n_target_classes * ((select == 'fresh' and 400 or 0) + "
         "(log == 'iterates' and (steps + 1) * log_draws or 0))",
-        "threats": ["Linf", "L2", "L1"],
+        "threats": _THREATS,
         "version": 1,
-        "choices": {"select": ["loss", "fresh"], "log": ["none", "iterates"]},
-        "requires": ["0 < rho", "rho <= 1", "log == 'iterates' or log_draws == 10"],
+        "choices": _CHOICES,
+        "requires": _REQUIRES,
         "paper": {"Croce and Hein 2020": "steps=100,eot=1,rho=0.75,n_target_classes=9"},
         "differences": "the classes are ordered by the mean logits of `eot` clean purifications; every image is attacked towards every one "
         "of them, and the point of the highest mean loss is returned (upstream: an image that one draw got wrong is done)",

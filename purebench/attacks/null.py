@@ -12,7 +12,6 @@ from purebench.spec import ThreatModel
 INFO = {
     "null": {
         "summary": "no perturbation: what the protocol alone does to clean images",
-        "control": True,
         "threat": False,
         "gradients": [],
         "gradient_calls": "0",
@@ -20,7 +19,6 @@ INFO = {
     },
     "noise": {
         "summary": "one random point of the ball (uniform), no gradient",
-        "control": True,
         "threats": ["Linf", "L2", "L1", "box"],
         "gradients": [],
         "gradient_calls": "0",

@@ -21,6 +21,7 @@ from purebench.plan import aliases, checks, given, layouts, limits, places
 from purebench.plan import resolved as components
 from purebench.plan.resolved import Component
 from purebench.spec import (
+    CONTROLS,
     NONE,
     Cell,
     Part,
@@ -403,7 +404,9 @@ class _Maker:
             asked = one if isinstance(one, Part) else parse(show(one), "attack")
             info = registry.info("attack", asked.name) if asked.name in registry.names("attack") else {}
             why = next((why for key, why in NOT_INSIDE.items() if key in info), "")
-            if "from" in registry.parameters("attack", asked.name):
+            if asked.name in CONTROLS:
+                why = "is a control, which attacks nothing"
+            elif "from" in registry.parameters("attack", asked.name):
                 why = "has images of another defense"
             elif not registry.is_ours("attack", asked.name):
                 why = "is foreign code, whose draws may belong to a batch"
@@ -699,7 +702,6 @@ class _Maker:
 
 # What INFO says of attacks that no other can be made of -> why not.
 NOT_INSIDE = {
-    "control": "is a control, which attacks nothing",
     "parts": "is made of attacks itself",
     "images": "has images that are here already",
     "unit": "draws for a batch, and the images that it would get are those that are left of one",

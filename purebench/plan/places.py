@@ -27,13 +27,12 @@ from purebench.plan.layouts import (
     of_control,
 )
 from purebench.plan.scaled import Axes, fill
-from purebench.spec import parse
+from purebench.spec import CONTROLS, parse
 
 if TYPE_CHECKING:
     from purebench.plan.grid import Request
 
 GRID = {"defense": "defenses", "attack": "attacks", "threat": "threats", "grad": "grads"}  # a cell's key -> a grid's
-CONTROLS = ("null", "noise")
 IDENTITY = ("dataset", "classifier", "score", *WORST)  # what a number is of; the other keys say how much of it
 
 

@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 from purebench import spec
 from purebench.records.store import Log, Record, judged, lost
+from purebench.spec import CONTROLS
 
 Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
-CONTROLS = ("null", "noise")  # rows that show what the protocol itself costs; never the strongest attack
 MASKED = 0.1  # share of masked images from which on an attack is masked
 ENOUGH = 10  # images, below which guessing cannot be told from a bad network
 NOTES = {  # of a line: what makes every number of its cell doubtful

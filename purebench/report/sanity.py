@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
-from purebench import registry
+from purebench import registry, spec
 from purebench.errors import UserError
 from purebench.plan import checks
 from purebench.plan.checks import THROUGH
@@ -372,7 +372,7 @@ def _gradients(here: _Here) -> Verdict:
 def _is_free(log: Log) -> bool:
     """Whether its attack asks the defense, and no gradient."""
     name = metrics.name(log.cell["attack"])
-    return log.cell["gradient"] == "-" and name not in (*metrics.CONTROLS, "transfer", "transfer-pgd", "given")
+    return log.cell["gradient"] == "-" and name not in (*spec.CONTROLS, "transfer", "transfer-pgd", "given")
 
 
 def _gradient_free(here: _Here) -> Verdict:
