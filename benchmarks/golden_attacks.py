@@ -280,7 +280,7 @@ def _reduced(logits: Tensor, y: Tensor, how: str) -> tuple[Tensor, Tensor, Tenso
 def _step(norm: str, at: Tensor, grad: Tensor, x: Tensor, eps: float, share: float) -> Tensor:
     """One step of pgd-eot from `at` in the ball around x, along a gradient that is given."""
     norm = "Linf" if "inf" in norm else "L2"
-    return Ascent(1, 1, share, "ce", "loss", False).step(at, grad, x, ThreatModel(norm, eps))
+    return Ascent(1, 1, share, "ce", "loss", False).step(0, at, grad, x, ThreatModel(norm, eps))
 
 
 def averages(load: Callable[[str], Arrays], name: str, file: str, labels: str, mark: str) -> Iterator[Row]:

@@ -148,8 +148,10 @@ ATTACKS = {  # case: (the attacked images in one weighted sum, {parameter: anoth
             "ascent": "sign",
             "targeted": True,
             "verify": 1,
+            "schedule": "cosine",
         },
     ),
+    "pgd-eot:steps=4,schedule=linear": (-1.2003233926257508, {"last": 0.03}),
     "pgd-eot:steps=3,targeted=true": (-1.5308931794313603, {"targets": 1}),
     "bpda-eot": (
         -1.4936307489631813,
@@ -161,8 +163,10 @@ ATTACKS = {  # case: (the attacked images in one weighted sum, {parameter: anoth
             "random_start": True,
             "average": "softmax",
             "verify": 1,
+            "schedule": "linear",
         },
     ),
+    "bpda-eot:steps=4,schedule=cosine": (-1.3984258263032343, {"last": 0.03}),
     "joint-score": (
         -1.4014308086460256,
         {"steps": 41, "eot": 16, "rel_step": 0.26, "w": 0.4, "loss": "dlr", "variant": "paper", "level": 1.0},
@@ -170,7 +174,11 @@ ATTACKS = {  # case: (the attacked images in one weighted sum, {parameter: anoth
     "joint-full": (-1.5337593423829072, {"steps": 41, "eot": 16, "rel_step": 0.26, "w": 0.4, "loss": "dlr"}),
     "joint-full:eot=1": (-1.4052041685000713, {"variant": "paper"}),
     "approximate-input": (-1.2230634980387538, {"steps": 41, "rel_step": 0.26, "loss": "dlr"}),
-    "transfer-pgd": (-1.4974468495850928, {"steps": 41, "rel_step": 0.26, "loss": "dlr", "random_start": False}),
+    "transfer-pgd": (
+        -1.4974468495850928,
+        {"steps": 41, "rel_step": 0.26, "loss": "dlr", "random_start": False, "schedule": "linear"},
+    ),
+    "transfer-pgd:steps=5,schedule=linear": (-1.492882077232501, {"last": 0.03}),
     "hammer:steps=20": (
         -1.4154153481425003,
         {

@@ -8,6 +8,7 @@ from test_parameters import CLASSIFIER, SCORE, X
 from torch import nn
 
 from purebench import registry
+from purebench.attacks.schedule import sizes
 from purebench.engine.defense import LEVEL, Defense
 from purebench.engine.identity import Identity
 from purebench.engine.nfe import watch
@@ -41,6 +42,54 @@ def attacked(attack, defense, of=range(8), threat=BALL, **values):
 
 def noisy(sigma=0.3):
     return Defense(Gaussian(sigma), CLASSIFIER, rows=16)
+
+
+# -------------------------------------------------------------------------------------------------------------------- schedule
+
+
+@pytest.mark.parametrize(("schedule", "middle"), [("constant", 0.5), ("linear", 0.3), ("cosine", 0.3)])
+def test_steps_go_from_the_first_to_the_last(schedule, middle):
+    """Of a constant gradient the way is the sum of the steps, as long as neither ball nor [0,1] is reached."""
+
+    class Slope(nn.Module):
+        def forward(self, x):
+            return torch.stack([x.flatten(1).sum(1), torch.zeros(len(x))], 1)
+
+    steps = sizes(schedule, 5, 0.5, 0.1)
+    assert steps[:1] == [0.5]
+    assert len(steps) == 5
+    assert middle == pytest.approx(steps[2])
+    assert steps[4] == (0.5 if schedule == "constant" else 0.1)
+    ball, x = ThreatModel("Linf", 0.1), torch.full((1, 1, 3, 4), 0.5)
+    attack = registry.factory("attack", "pgd-eot")(
+        steps=5, eot=1, rel_step=0.05, random_start=False, schedule=schedule, last=0.05 if schedule == "constant" else 0.01
+    )  # fmt: skip
+    moved = attack(Defense(Identity(), Slope(), rows=16), x, torch.tensor([0]), ball, noise([0])).x_adv
+    assert (x - moved).allclose(torch.full_like(x, 0.1 * sum(steps) / 10), atol=1e-6)
+
+
+def test_a_single_step_is_the_first_one_and_the_cosine_is_slower_at_its_ends():
+    assert sizes("linear", 1, 0.5, 0.02) == sizes("cosine", 1, 0.5, 0.02) == [0.5]
+    straight, curved = sizes("linear", 5, 1, 0.2), sizes("cosine", 5, 1, 0.2)
+    assert curved[1] > straight[1]
+    assert curved[3] < straight[3]
+
+
+@pytest.mark.parametrize(
+    "asked", ["schedule=linear,last=0", "schedule=cosine,last=0.3", "last=0.1", "schedule=linear,rel_step=0.01", "schedule=steps"]
+)  # fmt: skip
+def test_a_last_step_that_is_none_grows_or_has_no_say_is_refused(asked):
+    for attack in ("pgd-eot", "bpda-eot", "transfer-pgd"):
+        with pytest.raises(UserError, match=r"last|schedule"):
+            plan.build(Request(defenses=("gaussian",), attacks=(f"{attack}:{asked}",), dataset="digits"))
+
+
+def test_the_constant_schedule_is_no_part_of_a_cell():
+    ids = [
+        plan.build(Request(defenses=("gaussian",), attacks=(text,), dataset="digits")).jobs[0].cell.id
+        for text in ("pgd-eot", "pgd-eot:schedule=constant,last=0.02", "pgd-eot:schedule=linear")
+    ]
+    assert ids[0] == ids[1] != ids[2]
 
 
 # ----------------------------------------------------------------------------------------------------------------- Hill's rule

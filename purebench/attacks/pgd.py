@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from purebench.attacks import Attack, Attacked, Running, sticky
 from purebench.attacks.purified import sign_steps
+from purebench.attacks.schedule import sizes
 from purebench.attacks.selection import closer, correct, selecting, standing
 from purebench.engine.defense import BPDA, Defense
 from purebench.engine.noise import Noise
@@ -30,6 +32,8 @@ _TARGETED_FORWARDS = (
 )
 _NO_LOG_OF_WHAT_LEFT = "log == 'none' or verify == 0"  # an image that is broken has no more iterates
 _NO_MOOT_DRAWS = "log == 'iterates' or log_draws == 10"
+# At the usual last step, 0.02 of eps, a pixel at 8/255 moves by a sixth of an 8-bit level.
+_SHRINKS = "schedule == 'constant' and last == 0.02 or schedule != 'constant' and 0 < last <= rel_step"
 INFO = {
     "pgd-eot": {
         "summary": "PGD on the mean loss of `eot` purifications, by the gradient of your choice",
@@ -40,16 +44,18 @@ INFO = {
         "threats": ["Linf", "L2", "L1"],
         "version": 1,
         "verdict": {"sticky": "verify > 0"},
-        "added": ["average", "ascent", "targeted", "targets", "verify", "log", "log_draws"],
+        "added": ["average", "ascent", "targeted", "targets", "verify", "log", "log_draws", "schedule", "last"],
         "choices": {
             "loss": ["ce", "dlr", "margin"],
             "average": ["loss", "logits", "softmax", "logsoftmax"],
             "ascent": ["steepest", "sign"],
             "log": ["none", "iterates"],
+            "schedule": ["constant", "linear", "cosine"],
         },
         "classes": "max(loss == 'dlr' and 3 or 2, targeted == True and targets + 1 or 2)",
         "requires": [
             "rel_step > 0",
+            _SHRINKS,
             _NO_LOG_OF_WHAT_LEFT,
             _NO_MOOT_DRAWS,
             "targeted == True or targets == 9",
@@ -80,14 +86,15 @@ INFO = {
         "threats": ["Linf", "L2", "L1"],
         "version": 1,
         "verdict": {"sticky": "verify > 0"},
-        "added": ["average", "verify", "log", "log_draws"],
+        "added": ["average", "verify", "log", "log_draws", "schedule", "last"],
         "choices": {
             "loss": ["ce", "dlr", "margin"],
             "average": ["logits", "softmax", "logsoftmax", "loss", "signs"],
             "log": ["none", "iterates"],
+            "schedule": ["constant", "linear", "cosine"],
         },
         "classes": "loss == 'dlr' and 3 or 2",
-        "requires": ["rel_step > 0", _NO_LOG_OF_WHAT_LEFT, _NO_MOOT_DRAWS],
+        "requires": ["rel_step > 0", _SHRINKS, _NO_LOG_OF_WHAT_LEFT, _NO_MOOT_DRAWS],
         "limits": {"average != 'signs' or norm == 'Linf'": ["it sums steps along signs", "leave out `average=signs`"]},
         "paper": {
             "Hill et al. 2021": "steps=50,eot=15,rel_step=0.25,random_start=true,verify=150",
@@ -106,9 +113,10 @@ INFO = {
         "gradient_calls": "steps",
         "threats": ["Linf", "L2", "L1"],
         "version": 1,
-        "choices": {"loss": ["ce", "dlr", "margin"]},
+        "added": ["schedule", "last"],
+        "choices": {"loss": ["ce", "dlr", "margin"], "schedule": ["constant", "linear", "cosine"]},
         "classes": "loss == 'dlr' and 3 or 2",
-        "requires": ["rel_step > 0"],
+        "requires": ["rel_step > 0", _SHRINKS],
         "paper": {"ScoreOpt": "steps=40,rel_step=0.25 from a random start"},
     },
 }
@@ -116,9 +124,10 @@ INFO = {
 
 @dataclass(frozen=True)
 class Ascent:
-    """`steps` steps of rel_step * eps from x or from a random point of the ball, up the mean of `eot` draws' `loss`, the loss of their mean
-    `average`, or, of `signs`, the sum of sign steps at the purified images (`purified`). `ascent`: the threat model's `steepest`
-    direction, or the `sign` in any ball. `verify`: Hill's rule (`sticky`), by so many purifications, 0 for none."""
+    """`steps` steps of rel_step * eps, or by a `schedule` down to last * eps, from x or from a random point of the ball, up the mean of
+    `eot` draws' `loss`, the loss of their mean `average`, or, of `signs`, the sum of sign steps at the purified images (`purified`).
+    `ascent`: the threat model's `steepest` direction, or the `sign` in any ball. `verify`: Hill's rule (`sticky`), by so many
+    purifications, 0 for none."""
 
     steps: int
     eot: int
@@ -130,11 +139,25 @@ class Ascent:
     verify: int = 0
     log: str = "none"
     log_draws: int = 10
+    schedule: str = "constant"
+    last: float = 0.02
+
+    @cached_property
+    def sizes(self) -> list[float]:
+        """Of each step, as a share of eps."""
+        return sizes(self.schedule, self.steps, self.rel_step, self.last)
 
     def gradient(
-        self, defense: Defense, x_adv: Tensor, y: Tensor, threat: ThreatModel, noise: Noise, target: Tensor | None
+        self,
+        i: int,
+        defense: Defense,
+        x_adv: Tensor,
+        y: Tensor,
+        threat: ThreatModel,
+        noise: Noise,
+        target: Tensor | None,
     ) -> Gradient:
-        """Of the loss of the labels y; with a `target` (B,) of that class's loss, to be lowered."""
+        """At iterate i, of the loss of the labels y; with a `target` (B,) of that class's loss, to be lowered."""
         if target is not None:
             found = defense.loss_grad(
                 x_adv, target, _lowered(LOSSES[self.loss]), noise, eot=self.eot, average=self.average, observe=False
@@ -142,14 +165,14 @@ class Ascent:
             defense.observed.add(noise.ids, y, found)
             return found
         if self.average == "signs":
-            step = self.rel_step * threat.eps
+            step = self.sizes[i] * threat.eps
             return sign_steps(defense, x_adv, y, self.loss, noise, eot=self.eot, step=step).found
         return defense.loss_grad(x_adv, y, self.loss, noise, eot=self.eot, average=self.average)
 
-    def step(self, x_adv: Tensor, grad: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
-        """The next iterate, like x_adv, in the ball around x."""
+    def step(self, i: int, x_adv: Tensor, grad: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
+        """The iterate after the i-th, like x_adv, in the ball around x."""
         direction = grad.sign() if self.ascent == "sign" else threat.ascend(grad)
-        return threat.project(x_adv + self.rel_step * threat.eps * direction, x)
+        return threat.project(x_adv + self.sizes[i] * threat.eps * direction, x)
 
     def __call__(
         self, defense: Defense, x: Tensor, y: Tensor, threat: ThreatModel, noise: Noise, target: Tensor | None = None
@@ -163,8 +186,8 @@ class Ascent:
         if self.verify:
             return sticky.attack(
                 defense, x, y, noise, start=x_adv, natural=self.random_start, steps=self.steps, eot=self.eot,
-                gradient=lambda at, labels, own: self.gradient(defense, at, labels, threat, own, None),
-                step=lambda at, grad, clean: self.step(at, grad, clean, threat),
+                gradient=lambda i, at, labels, own: self.gradient(i, defense, at, labels, threat, own, None),
+                step=lambda i, at, grad, clean: self.step(i, at, grad, clean, threat),
                 combined="logits" if self.average in ("loss", "signs") else self.average, verify=self.verify,
             )  # fmt: skip
         running, right = Running(len(x)), []
@@ -172,8 +195,8 @@ class Ascent:
             if self.log == "iterates":
                 right.append(correct(defense, x_adv, y, selecting(noise, "iterates", i), self.log_draws))
             if i < self.steps:
-                found = self.gradient(defense, x_adv, y, threat, noise.fork("iterate", i), target)
-                x_adv = running.step(i, found, self.step(x_adv, found.grad, x, threat), x_adv)
+                found = self.gradient(i, defense, x_adv, y, threat, noise.fork("iterate", i), target)
+                x_adv = running.step(i, found, self.step(i, x_adv, found.grad, x, threat), x_adv)
         log: dict[str, Any] = {"stopped": running.stopped}
         return Attacked(x_adv, log=log | ({"iterates": torch.stack(right, 1)} if right else {}))
 
@@ -228,28 +251,37 @@ def _attack(prepare: Callable[[Defense], Defense], ascent: Callable[..., Attacke
 def pgd_eot(
     *, steps: int = 40, eot: int = 20, rel_step: float = 0.25, loss: str = "ce", random_start: bool = True,
     average: str = "loss", ascent: str = "steepest", targeted: bool = False, targets: int = 9, verify: int = 0,
-    log: str = "none", log_draws: int = 10,
+    log: str = "none", log_draws: int = 10, schedule: str = "constant", last: float = 0.02,
 ) -> Attack:  # fmt: skip
     """steps: iterations; eot: purifications per gradient; rel_step: step size as a share of eps; loss: ce, dlr or margin, of each
     purification, or of their mean `average`; ascent: `sign` steps along the sign under L2 too, as Lee and Kim's code does; targeted:
     towards each of the `targets` likeliest wrong classes, the best of these images; verify: Hill's rule, by so many purifications, 0
-    for none; log: `iterates`, the right answers among `log_draws` selection draws of every iterate."""
-    climb = Ascent(steps, eot, rel_step, loss, average, random_start, ascent, verify, log, log_draws)
+    for none; log: `iterates`, the right answers among `log_draws` selection draws of every iterate; schedule: how the step goes from
+    rel_step to `last`, `linear` or `cosine`."""
+    climb = Ascent(steps, eot, rel_step, loss, average, random_start, ascent, verify, log, log_draws, schedule, last)
     return _attack(lambda defense: defense, Targeted(climb, targets) if targeted else climb)
 
 
 def bpda_eot(
     *, steps: int = 50, eot: int = 15, rel_step: float = 0.25, loss: str = "ce", random_start: bool = False,
     average: str = "logits", verify: int = 0, log: str = "none", log_draws: int = 10,
+    schedule: str = "constant", last: float = 0.02,
 ) -> Attack:  # fmt: skip
     """As DiffPure's and ScoreOpt's BPDA+EOT: the loss of the mean logits, no random start. Parameters as for pgd-eot; average: `signs`
     sums the sign steps at the purified images, as ADP's code does.
 
     Their stopping rule is `verify=150`; without it an image is attacked to the end, and the harness judges the last iterate."""
-    climb = Ascent(steps, eot, rel_step, loss, average, random_start, verify=verify, log=log, log_draws=log_draws)
+    climb = Ascent(
+        steps, eot, rel_step, loss, average, random_start, verify=verify, log=log, log_draws=log_draws,
+        schedule=schedule, last=last,
+    )  # fmt: skip
     return _attack(lambda defense: defense.using(BPDA), climb)
 
 
-def transfer_pgd(*, steps: int = 40, rel_step: float = 0.25, loss: str = "ce", random_start: bool = True) -> Attack:
+def transfer_pgd(
+    *, steps: int = 40, rel_step: float = 0.25, loss: str = "ce", random_start: bool = True,
+    schedule: str = "constant", last: float = 0.02,
+) -> Attack:  # fmt: skip
     """PGD on the classifier without the purifier. Parameters as for pgd-eot."""
-    return _attack(Defense.undefended, Ascent(steps, 1, rel_step, loss, "loss", random_start))
+    climb = Ascent(steps, 1, rel_step, loss, "loss", random_start, schedule=schedule, last=last)
+    return _attack(Defense.undefended, climb)

@@ -18,8 +18,8 @@ from purebench.engine.defense import Defense, predicted
 from purebench.engine.noise import Noise
 from purebench.engine.objective import Gradient, combine
 
-Climbed = Callable[[Tensor, Tensor, Noise], Gradient]  # (images, labels, draws of this iterate) -> their gradient
-Step = Callable[[Tensor, Tensor, Tensor], Tensor]  # (images, gradient, clean images) -> the next iterate
+Climbed = Callable[[int, Tensor, Tensor, Noise], Gradient]  # (iterate, images, labels, its draws) -> their gradient
+Step = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # (iterate, images, gradient, clean images) -> the next iterate
 
 
 def attack(
@@ -46,7 +46,7 @@ def attack(
         here, draws = alive.to(x.device), noise.rows(noise.ids[alive], noise.samples[alive])
         own = draws.fork("iterate", iterate) if iterate >= 0 else draws.fork("natural")
         at, before = (x_adv if iterate >= 0 else x)[here], defense.spent.total()
-        found = gradient(at, y[here], own) if 0 <= iterate < steps else None
+        found = gradient(iterate, at, y[here], own) if 0 <= iterate < steps else None
         logits = found.logits if found else defense.draws(at, own, 0, eot).transpose(0, 1)
         charge(alive, before)
 
@@ -62,7 +62,7 @@ def attack(
 
         if found:
             finite = torch.ones(len(x), dtype=torch.bool, device=x.device).index_put((here,), found.finite)
-            moved = x_adv.index_put((here,), step(at, found.grad, x[here]))
+            moved = x_adv.index_put((here,), step(iterate, at, found.grad, x[here]))
             x_adv = running.step(iterate, replace(found, finite=finite), moved, x_adv)
         alive = alive[~broken]
         if not len(alive):
