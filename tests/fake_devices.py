@@ -42,8 +42,8 @@ def place() -> str:
         path, name = frame.f_code.co_filename, frame.f_code.co_name
         if path.startswith(HOME):
             return f"{path.removeprefix(HOME)}:{name}"
-        if "/test_" in path:
-            return f"{path.rpartition('/')[2]}:{name}"
+        if (file := path.rpartition("/")[2]).startswith("test_"):
+            return f"{file}:{name}"
         frame = frame.f_back
     return "?"
 

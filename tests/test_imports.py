@@ -70,9 +70,9 @@ ROOMS = {  # room, from the ground up -> the rooms that it may import anywhere, 
 }
 DRAW = ("drawing", "figures", "costs", "strips", "maps", "imagery", "propositions")  # of report
 INSIDE = {  # room -> its modules, each importing those before it alone
-    "engine": "held noise nfe draws identity rows sizes flows objective chain adjoint gradients device defense",
+    "engine": "held noise nfe draws identity rows sizes flows objective chain adjoint gradients device precision defense",
     "plan": "hashed prepared resolved limits checks given aliases keys measures figures layouts scaled places grid sheet catalogue",
-    "running": "finding probe progress tasks proof watched evaluate brought rehearsal cost pools runner speed estimate preflight "
+    "running": "finding probe progress tasks proof watched evaluate gate brought rehearsal cost pools runner speed estimate preflight "
     "whole gradcheck storage doctor",
     "records": "schema1 store gradchecks frame",
     "api": "given kept own result run evaluate module judge",

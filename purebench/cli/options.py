@@ -49,6 +49,11 @@ Score = Annotated[
     str | None,
     Option(metavar="PART", help="the score model of all defenses [default: the dataset's, or a defense's own]"),
 ]
+Precision = Annotated[
+    str | None,
+    Option(metavar="WORD", help="of score networks in attacks: fp32, tf32 (GPU), bf16; checked first [default: fp32]"),
+]
+JudgePrecision = Annotated[str | None, Option(metavar="WORD", help="the same where images are judged [default: fp32]")]
 Images = Annotated[int | None, Option(metavar="N", help="how many test images")]
 Subset = Annotated[
     int | None, Option(metavar="SEED", help="RandomState(SEED).choice instead of the dataset's own order")

@@ -66,6 +66,7 @@ def prepare(
     # Imported here: it loads torch, and a mistake found above is then told at once.
     from purebench.running import brought, rehearsal
 
+    check_precision(plan, resources.device)
     _check_datasets(plan)
     rehearsal.check(plan)
     if note is not None:
@@ -115,6 +116,27 @@ def _of_other_content(plan: grid.Plan, out: Path) -> list[str]:
         "and in every table apart from what is computed now"
         for (kind, name), count in found.items()
     ]
+
+
+def check_precision(plan: grid.Plan, device: str) -> None:
+    """Raises UserError for a precision that the device has not, or that would change nothing there."""
+    words = {str(word) for job in plan.jobs for model in job.cell.scores for word in model.options.values()}
+    if not words:
+        return
+    # Imported here: only who asks for a precision waits for torch to look.
+    import torch
+
+    from purebench.engine import precision
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    kind = device.partition(":")[0]
+    if "tf32" in words and kind != "cuda":
+        raise precision.no_tf32(kind)
+    # A device that is not there is refused by whoever sets it up.
+    if kind == "cuda" and torch.cuda.is_available():
+        for word in sorted(words):
+            precision.check(word, torch.device(device))
 
 
 def _workers(plan: grid.Plan, resources: Resources) -> int:

@@ -333,6 +333,8 @@ class _OpenCell:
         """Writes a batch. facts: of the machine; those of the run's first batch stay."""
         for fact, value in facts.items():
             self.store.data["runs"][-1].setdefault(fact, value)
+        if done.gate:
+            self.store.data["runs"][-1].setdefault("gate", dict(done.gate))
         self.store.append(done.records, done.rows, done.cost)
 
     def robust(self) -> float:

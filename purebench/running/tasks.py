@@ -43,6 +43,7 @@ class Done:
     rows: list[bytes]
     cost: Json
     warnings: tuple[str, ...] = ()
+    gate: Mapping[str, Json] = field(default_factory=dict)  # what a precision's gate found, by role
 
 
 def votes(cell: Cell) -> int:
