@@ -209,7 +209,7 @@ def engine(network: Network, mode: str, setting: Setting) -> dict[str, float]:
         "purification / (steps x F)": took["purification"] / took["F"],
         "stored / (F+B)": took["stored"] / took["F+B"],
         # All steps but the last are computed once more.
-        "recomputed / (2F+B)": took["recomputed"] / (took["F"] + took["F+B"]),
+        "recomputed / (2F+B)": took["recomputed"] / (took["F"] * (1 - 1 / steps) + took["F+B"]),
         "gradients/s": rows / took["recomputed"],
         "idle": tried(lambda: idle(calls["purification"], device), f"idle of {where}", setting),
     }

@@ -1,5 +1,6 @@
 """`--precision`: score networks in less than float32, named wherever a number is, checked before the first batch, and nowhere else."""
 
+import copy
 import json
 import sys
 from dataclasses import replace
@@ -162,9 +163,11 @@ def test_bf16_is_inside_the_network_alone():
     assert 0 < (out - whole).abs().max() < 0.02 * whole.abs().max()
 
 
-def test_tf32_is_on_inside_the_network_forward_and_backward_and_off_outside():
+def test_tf32_is_on_inside_the_network_forward_and_backward_and_off_outside(monkeypatch):
     network, after = Spy(), []
-    network.forward = precision._tf32(network.forward)
+    # A CPU refuses it; here it is the switch that is looked at.
+    monkeypatch.setattr(precision, "check", lambda *_: None)
+    precision.lower(network, "tf32", CPU)
     leaf = X.clone().requires_grad_()
     x = leaf * 1.0
     x.register_hook(lambda grad: None)
@@ -183,8 +186,24 @@ def test_tf32_is_on_inside_the_network_forward_and_backward_and_off_outside():
 def test_fp32_changes_nothing_of_a_network():
     network = nn.Conv2d(3, 3, 3)
     precision.lower(network, "fp32", CPU)
-    assert "forward" not in vars(network)
+    assert type(network) is nn.Conv2d
     assert not network.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_copy_computes_with_its_own_weights():
+    network = nn.Sequential(nn.Conv2d(3, 3, 3).requires_grad_(False))
+    precision.lower(network, "bf16", CPU)
+    other = copy.deepcopy(network)
+    with torch.no_grad():
+        other[0].weight.zero_(), other[0].bias.zero_()
+        assert other(X).abs().max() == 0 < network(X).abs().max()
+
+
+def test_a_network_whose_forward_was_replaced_is_refused():
+    network = nn.Conv2d(3, 3, 3)
+    network.forward = lambda x: x
+    with pytest.raises(UserError, match="`forward` of this `Conv2d` was replaced"):
+        precision.lower(network, "bf16", CPU)
 
 
 def test_the_judge_is_in_float32_unless_asked_otherwise():

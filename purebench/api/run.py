@@ -35,7 +35,7 @@ def run(
     evals: int | None = None,
     out: str | Path = "results",
     device: str = "auto",
-    rows: int | None = None,
+    rows: int | str | None = None,
     workers: int | None = None,
     memory: int | str | None = None,
     log: object = None,
@@ -123,7 +123,11 @@ def _resources(
     if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
         raise UserError(f"`log={given.shown(log)}` is no key, nor a list of them", 'write log=["score_norm", "moved"]')
     return preflight.Resources(
-        str(device), given.count("rows", rows), given.count("workers", workers), memory, tuple(words)
+        str(device),
+        rows if isinstance(rows, str) else given.count("rows", rows),
+        given.count("workers", workers),
+        memory,
+        tuple(words),
     )
 
 

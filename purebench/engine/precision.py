@@ -6,7 +6,7 @@ are then in channels_last, as tensor cores want them. In float32 nothing at all 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,32 +42,37 @@ def lower(network: nn.Module, precision: str, device: torch.device) -> None:
     check(precision, device)
     if precision == "fp32":
         return
+    if "forward" in vars(network):
+        raise UserError(
+            f"the `forward` of this `{type(network).__name__}` was replaced, and its precision cannot be lowered",
+            "use `--precision fp32`",
+        )
     network.to(memory_format=torch.channels_last)
-    # Set on the object: the hooks that count its calls stand around `forward`, and stay.
-    network.forward = _bf16(network.forward) if precision == "bf16" else _tf32(network.forward)
+    # By its class, not by a function on the object, which a copy would share: the copy would compute with the first one's weights.
+    kind = type(network)
+    network.__class__ = type(kind.__name__, (LOWERED[precision], kind), {"__module__": kind.__module__})
 
 
-def _bf16(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def lowered(x: Tensor, *rest: Any, **words: Any) -> Tensor:
+class _Bf16(nn.Module):
+    def forward(self, x: Tensor, *rest: Any, **words: Any) -> Tensor:
         # The backward of what is autocast runs in the types of the forward, wherever it is asked for.
         with torch.autocast(x.device.type, torch.bfloat16):
-            answer = forward(_last(x), *rest, **words)
+            answer = super().forward(_last(x), *rest, **words)
         return answer.to(x.dtype).contiguous()
 
-    return lowered
 
-
-def _tf32(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def lowered(x: Tensor, *rest: Any, **words: Any) -> Tensor:
+class _Tf32(nn.Module):
+    def forward(self, x: Tensor, *rest: Any, **words: Any) -> Tensor:
         with _allowed():
-            answer = forward(_last(x), *rest, **words).contiguous()
+            answer = super().forward(_last(x), *rest, **words).contiguous()
         # Whether products are TF32 is asked when a backward runs, not when its forward did: on from the answer's gradient to the input's.
         if answer.requires_grad and x.requires_grad:
             answer.register_hook(lambda _: allow(True))
             x.register_hook(lambda _: allow(False))
         return answer
 
-    return lowered
+
+LOWERED: dict[str, type[nn.Module]] = {"bf16": _Bf16, "tf32": _Tf32}
 
 
 def _last(x: Tensor) -> Tensor:

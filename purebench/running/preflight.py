@@ -16,13 +16,15 @@ from purebench.records import store
 from purebench.running import runner, tasks
 from purebench.spec import Part
 
+AUTO = "auto"  # rows by measurement
+
 
 @dataclass(frozen=True)
 class Resources:
     """What a run may use, as a user says it; None: what suits the machine. Nothing here changes a number (`rows` may, in the last bits)."""
 
     device: str = "auto"
-    rows: int | None = None
+    rows: int | str | None = None  # a number, or text such as 64 or auto
     workers: int | None = None
     memory: int | str | None = None  # per worker: bytes, or text such as 4G
     log: tuple[str, ...] = ()  # keys that lines of new images have besides: `tasks.LOGS`
@@ -77,7 +79,13 @@ def prepare(
         brought.check(plan, note or (lambda line: None))
     workers = _workers(plan, resources)
     log = logs(resources.log, plan, note)
-    settings = runner.Settings(out, resources.device, resources.rows, workers, in_bytes(resources.memory), fresh, log)
+    rows = rows_of(resources.rows)
+    fixed = None if isinstance(rows, str) else rows
+    settings = runner.Settings(out, resources.device, fixed, workers, in_bytes(resources.memory), fresh, log)
+    if rows == AUTO:
+        from purebench.running import sizes
+
+        settings.sizes = sizes.choose(plan, settings, note)
     rehearsal.check_memory(plan, settings.memory, settings.rows_of)
     return plan, settings
 
@@ -163,13 +171,22 @@ def require_files(plan: grid.Plan) -> None:
 
 def check_counts(resources: Resources) -> None:
     """Raises UserError for fewer rows or workers than one."""
-    rows, workers = resources.rows, resources.workers
-    if rows is not None and rows < 1:
+    rows, workers = rows_of(resources.rows), resources.workers
+    if isinstance(rows, int) and rows < 1:
         raise UserError(
             f"`--rows {rows}`: a network call has at least one row", "leave it out for the dataset's default"
         )
     if workers is not None and workers < 1:
         raise UserError(f"`--workers {workers}`: at least one process is needed", "leave it out for one per core")
+
+
+def rows_of(rows: int | str | None) -> int | str | None:
+    """`--rows` as asked for: a number, AUTO, or None. Raises UserError for other text."""
+    if rows is None or isinstance(rows, int) or rows == AUTO:
+        return rows
+    if not re.fullmatch(r"\s*[+-]?\d{1,9}\s*", rows):
+        raise UserError(f"`--rows {rows}` is no number of rows", f"write a whole number, or `{AUTO}`")
+    return int(rows)
 
 
 def logs(asked: Sequence[str], plan: grid.Plan, note: Callable[[str], None] | None = None) -> tuple[str, ...]:
