@@ -126,10 +126,18 @@ NAMES: dict[str, dict[str, str]] = {
 MOST = 100_000  # of whatever a whole number counts
 # Parameters that every component of a kind has: n purifications, how they are combined, a factor on the normal draws, and a score
 # model other than the run's, or several: [a,b].
-COMMON: dict[str, dict[str, Value]] = {"defense": {"votes": 1, "combine": "logits", "noise": 1.0, "score": ""}}
+COMMON: dict[str, dict[str, Value]] = {
+    "defense": {"votes": 1, "combine": "logits", "noise": 1.0, "score": ""},
+    # What its network computes in, for the attack and for the judge.
+    "score": {"precision": "fp32", "judge": "fp32"},
+}
 # Of these parameters, what INFO's `requires` and `choices` say of a component's own.
 REQUIRES = {"defense": ["noise >= 0"]}
-CHOICES = {"defense": {"combine": ["logits", "softmax", "logsoftmax", "vote"]}}
+PRECISIONS = ["fp32", "tf32", "bf16"]
+CHOICES = {
+    "defense": {"combine": ["logits", "softmax", "logsoftmax", "vote"]},
+    "score": {"precision": PRECISIONS, "judge": PRECISIONS},
+}
 
 
 @cache

@@ -490,9 +490,10 @@ class Resolved:
     """One component of a cell, resolved once: the plan makes it, everybody else only reads it.
 
     `part`: how it is written, canonical: what differs from the defaults, no place on this machine. `values`: every parameter of its
-    factory, defaults filled in. `options`: of a defense, those that every defense has (`votes`, `combine`, `noise`), where they are
-    not at their defaults. `version`: of its numbers; 0 for what has none. `digest`: content hash of weights or data, and of the code
-    of a foreign component, empty where there is none. `where`: files of the user's, and so no part of what it is; `info`: its INFO.
+    factory, defaults filled in. `options`: what every one of its kind has (of a defense `votes`, `combine`, `noise`; of a score model
+    `precision` and `judge`), where it is not at its default. `version`: of its numbers; 0 for what has none. `digest`: content hash of
+    weights or data, and of the code of a foreign component, empty where there is none. `where`: files of the user's, and so no part of
+    what it is; `info`: its INFO.
     `target`: by which the registry finds a component of a user's file, empty where its name does; of a gradient, itself with such names.
     `code`: the hash of a foreign component's source alone. `unsaid`: parameters that came to a component later (`added` of its INFO) and
     are at their defaults: no part of a cell, so that those of before keep their ids. `inner`: of an attack that is made of others, these.

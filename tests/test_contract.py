@@ -7,9 +7,8 @@ from functools import cache
 
 import pytest
 import torch
-from helpers import autograd, filled, unrolled
+from helpers import autograd, filled
 from torch import nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from purebench import registry
 from purebench.engine import chain
@@ -275,55 +274,3 @@ def test_what_follows_a_score_is_not_made_without_one(name):
     with pytest.raises(UserError, match="given n") as error:
         make(name)
     assert error.value.hint
-
-
-# ------------------------------------------------------------------------------------------------------- no waiting for a device
-
-
-class Layer(nn.Module):
-    """The least network: what is looked at are the steps, and tensors without values are slow."""
-
-    def __init__(self):
-        super().__init__()
-        self.f = nn.Conv2d(3, 3, 3, padding=1)
-
-    def forward(self, x, labels):
-        return self.f(x) * labels.cos().view(-1, 1, 1, 1)
-
-
-def abstractly(p, rows=4):
-    """The chain on tensors without values: whatever asks for one, and would make the host wait for the device, raises."""
-    draws = noise(range(rows), samples=[0] * rows)
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        return unrolled(p, torch.empty(rows, *SIZE), draws)
-
-
-@pytest.mark.parametrize("case", [case for case, family in PAIRS if family == "vp"])
-def test_no_step_asks_for_a_value(case):
-    part = parse(case, "defense")
-    score, classifier = VPScore(frozen(Layer()), SIZE), parts("vp", torch.float32)[1]
-    p = make(part.name, score=score, classifier=classifier, **dict(part.parameters))
-    assert abstractly(p).shape == (4, *SIZE)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("case", ["coup:steps=2", "scoreopt-n:steps=1,outer=2"])
-def test_no_score_model_asks_for_a_value(case, family):
-    assert abstractly(purifier(case, family, torch.float32)).shape == (4, *SIZE)
-
-
-def test_a_step_that_asks_for_a_value_is_seen():
-    class Waits:
-        n = 1
-
-        def start(self, x, noise):
-            return x
-
-        def step(self, k, x, noise):
-            return x if x.sum() > 0 else -x
-
-        def finish(self, x):
-            return x
-
-    with pytest.raises(DataDependentOutputException):
-        abstractly(Waits())

@@ -109,7 +109,8 @@ def test_the_median_filter_filters(median):
 CONTRACT = {  # in whose ids a new purifier has to appear by itself: every test over registered names
     "test_contract.py": "every_purifier_names_quick_cases shape_dtype_range_and_finiteness a_function_of_image_seed "
     "neither_on_its_mates not_on_the_number_of_rows network_calls_are_those_counted_on_stand_ins "
-    "autograd_through_the_unrolled asks_for_a_value",
+    "autograd_through_the_unrolled",
+    "test_fake_cuda.py": "stays_on_the_device_in_float32 asks_for_no_value classifies_and_is_attacked_there",
     "test_chain.py": "under_every_plan central_difference budgets_from_the_least",
     "test_purifiers.py": "draws_noise_of_its_own golden_literals",
     "test_registry.py": "compares_is_one hold_its_default conditional_version",

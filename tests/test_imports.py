@@ -62,7 +62,7 @@ ROOMS = {  # room, from the ground up -> the rooms that it may import anywhere, 
     "attacks": "errors spec engine",
     "plan": "errors spec foreign registry records scores classifiers engine assets embedded datasets",
     "train": "errors atomic networks datasets scores plan",
-    "running": "errors spec foreign registry records engine assets datasets scores classifiers purifiers attacks plan",
+    "running": "errors atomic spec foreign registry records engine assets datasets scores classifiers purifiers attacks plan",
     "report": "errors atomic spec registry records engine assets datasets scores purifiers plan running",
     "api": "errors spec foreign records engine classifiers datasets plan running report",
     "cli": "*",
@@ -70,10 +70,10 @@ ROOMS = {  # room, from the ground up -> the rooms that it may import anywhere, 
 }
 DRAW = ("drawing", "figures", "costs", "strips", "maps", "imagery", "propositions")  # of report
 INSIDE = {  # room -> its modules, each importing those before it alone
-    "engine": "held noise nfe draws identity rows sizes flows objective chain adjoint gradients device defense",
+    "engine": "held noise nfe draws identity rows sizes flows objective chain adjoint gradients device precision defense",
     "plan": "hashed prepared resolved limits checks given aliases keys measures figures layouts scaled places grid sheet catalogue",
-    "running": "finding probe progress tasks proof watched evaluate brought rehearsal cost pools runner speed estimate preflight "
-    "whole gradcheck storage doctor",
+    "running": "finding probe progress tasks proof watched evaluate gate brought rehearsal cost pools runner speed sizes "
+    "estimate preflight whole gradcheck storage doctor",
     "records": "schema1 store gradchecks frame",
     "api": "given kept own result run evaluate module judge",
     "cli": "terminal options layouts run results gradients pages parts files __main__",

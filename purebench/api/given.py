@@ -78,6 +78,8 @@ def request(preset: object, arguments: Mapping[str, Any]) -> Request:
             found[key] = tuple(part(name, one) for one in _several(value))
         elif name in PARTS:
             found[key] = None if value is None else part(name, value)
+        elif name in ("precision", "judge_precision"):
+            found[key] = None if value is None else _word(name, value)
         elif name in ("images", "subset", "evals"):
             found[key] = None if value is None else _whole(name, value)
         else:

@@ -50,7 +50,11 @@ class Module(nn.Module):
         # Of the list alone: the networks are in the mode that makes them this defense.
         self.training = self.networks.training = False
         dataset = datasets.base(self.cell.dataset.name, self.cell.dataset.values)
-        self._most = resources.rows or datasets.defaults(dataset)["rows"]
+        self._most = (
+            rows_asked
+            if isinstance(rows_asked := preflight.rows_of(resources.rows), int)
+            else datasets.defaults(dataset)["rows"]
+        )
 
     @property
     def cell(self) -> Cell:

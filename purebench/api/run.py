@@ -27,13 +27,15 @@ def run(
     dataset: object = None,
     classifier: object = None,
     score: object = None,
+    precision: str | None = None,
+    judge_precision: str | None = None,
     images: int | None = None,
     subset: int | None = None,
     seed: object = None,
     evals: int | None = None,
     out: str | Path = "results",
     device: str = "auto",
-    rows: int | None = None,
+    rows: int | str | None = None,
     workers: int | None = None,
     memory: int | str | None = None,
     log: object = None,
@@ -51,9 +53,9 @@ def run(
 
     A `defense`, `attack`, `threat`, `grad` or `seed` is one or a list; `defenses`, .. mean the same. A defense, attack, classifier, score
     model or dataset is a PART such as "coup:t=0.1", or an object: with one, all runs in this process. `images`: how many test images;
-    `evals`: fresh purifications that judge each; `log`: "score_norm", "moved" or both, more in the lines of new images;
-    what is not given is the preset's or the dataset's. `dry_run` prints the plan and its
-    estimated time, and runs nothing. `quiet`: no notes and no progress.
+    `evals`: fresh purifications that judge each; `precision`, `judge_precision`: of score networks, "fp32", "tf32" or "bf16"; `log`:
+    "score_norm", "moved" or both, more in the lines of new images; what is not given is the preset's or the dataset's. `dry_run` prints the
+    plan and its estimated time, and runs nothing. `quiet`: no notes and no progress.
 
     Returns the cells of this call, also those that were recorded before. Raises UserError for the first thing that is wrong, and where no
     cell has a number. After Ctrl-C what was computed is kept.
@@ -61,7 +63,7 @@ def run(
     arguments = {
         "defense": defense, "attack": attack, "threat": threat, "grad": grad, "dataset": dataset, "classifier": classifier,
         "score": score, "images": images, "subset": subset, "seed": seed, "evals": evals, "sanity": sanity, "honest": honest,
-        "baselines": baselines, "only": only,
+        "baselines": baselines, "only": only, "precision": precision, "judge_precision": judge_precision,
     }  # fmt: skip
     arguments = given.merged(arguments, plural)
     objects = given.objects(arguments)
@@ -121,7 +123,11 @@ def _resources(
     if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
         raise UserError(f"`log={given.shown(log)}` is no key, nor a list of them", 'write log=["score_norm", "moved"]')
     return preflight.Resources(
-        str(device), given.count("rows", rows), given.count("workers", workers), memory, tuple(words)
+        str(device),
+        rows if isinstance(rows, str) else given.count("rows", rows),
+        given.count("workers", workers),
+        memory,
+        tuple(words),
     )
 
 

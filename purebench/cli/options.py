@@ -49,6 +49,11 @@ Score = Annotated[
     str | None,
     Option(metavar="PART", help="the score model of all defenses [default: the dataset's, or a defense's own]"),
 ]
+Precision = Annotated[
+    str | None,
+    Option(metavar="WORD", help="of score networks in attacks: fp32, tf32 (GPU), bf16; checked first [default: fp32]"),
+]
+JudgePrecision = Annotated[str | None, Option(metavar="WORD", help="the same where images are judged [default: fp32]")]
 Images = Annotated[int | None, Option(metavar="N", help="how many test images")]
 Subset = Annotated[
     int | None, Option(metavar="SEED", help="RandomState(SEED).choice instead of the dataset's own order")
@@ -58,7 +63,9 @@ Evals = Annotated[int | None, Option(metavar="K", help="fresh purifications that
 # A shell leaves the `~` of `--out=~/results` as it is, which would be a folder of that name.
 Out = Annotated[Path, Option(metavar="DIR", help="where the records go", parser=place)]
 Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1")]
-Rows = Annotated[int | None, Option(metavar="R", help="rows of every network call [default: the dataset's]")]
+Rows = Annotated[
+    str | None, Option(metavar="R|auto", help="rows of every network call; auto: measured [default: the dataset's]")
+]
 WorkerCount = Annotated[int | None, Option(metavar="W", help="processes [default: one per GPU, or per core up to 8]")]
 # Text, which `preflight.in_bytes` reads, as it does for whoever calls it from Python.
 Memory = Annotated[

@@ -23,10 +23,12 @@ from purebench.cli.options import (
     Gradients,
     Honest,
     Images,
+    JudgePrecision,
     Logged,
     Memory,
     Only,
     Out,
+    Precision,
     Preset,
     Quiet,
     Rows,
@@ -64,6 +66,8 @@ def run(
     dataset: Dataset = None,
     classifier: Classifier = None,
     score: Score = None,
+    precision: Precision = None,
+    judge_precision: JudgePrecision = None,
     images: Images = None,
     subset: Subset = None,
     seed: Seeds = None,
@@ -89,7 +93,7 @@ def run(
     request = request_of(
         preset, defenses=defense, attacks=attack, threats=threat, grads=grad, dataset=dataset, classifier=classifier, score=score,
         images=images, subset=subset, seeds=seed, evals=evals, sanity=sanity, checks=sanity,
-        honest=honest, baselines=baselines, only=only,
+        honest=honest, baselines=baselines, only=only, precision=precision, judge_precision=judge_precision,
     )  # fmt: skip
     # What may run at all is decided there, for the Python API too; here are only options and messages.
     resources = preflight.Resources(device, rows, workers, memory, tuple(log or ()))

@@ -54,6 +54,7 @@ class Noise:
         digest = hashlib.blake2b(repr((seed, role, *path)).encode(), digest_size=8).digest()
         self._stream = int.from_bytes(digest, "little", signed=True)
         self._keys: dict[tuple, Tensor] = {}
+        self._rows: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def fork(self, *path: str | int) -> Noise:
         """The independent stream named `path` (attack, restart, iteration, ..) for the same rows."""
@@ -75,10 +76,16 @@ class Noise:
     def _row_keys(self, device: torch.device, shared: bool) -> Tensor:
         """(B,) int64: the stream, image and sample of each row, hashed; computed once per device."""
         if (device, shared) not in self._keys:
-            ids = torch.full_like(self.ids, SHARED) if shared else self.ids
-            key = _mix(_mix(ids.to(device) * GOLDEN + self._stream) + self.samples.to(device) * GOLDEN)
-            self._keys[device, shared] = key
+            ids, samples = self.on(device)
+            ids = torch.full_like(ids, SHARED) if shared else ids
+            self._keys[device, shared] = _mix(_mix(ids * GOLDEN + self._stream) + samples * GOLDEN)
         return self._keys[device, shared]
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """(ids, samples), (B,) int64, on a device: copied there once, since a copy makes the host wait."""
+        if device not in self._rows:
+            self._rows[device] = self.ids.to(device), self.samples.to(device)
+        return self._rows[device]
 
     def _bits(self, k: int, draw: int, rows: int, positions: int, device: torch.device, shared: bool) -> Tensor:
         """(rows, positions) int64 of 64 random bits each."""

@@ -21,6 +21,10 @@ from purebench.spec import Part, Value, parse, show
 
 # Layouts of any records; the papers' tables are presets.
 GENERAL = {"grid": "defenses x attacks, a table per threat model", "tidy": "one row per cell and metric"}
+COMMON = {
+    "defense": "as every defense: purifications that are combined, how; a factor on the normal draws; a score model of its own",
+    "score": "as every score model: what its network computes in, for the attack and for the judge (`--precision`, `--judge-precision`)",
+}
 # In the order of a listing; the command line writes them with an s.
 KINDS = ("defense", "attack", "gradient", "dataset", "classifier", "score")
 PAGES = {  # kind -> its documentation; a defense has a page of its own, found by its name
@@ -453,8 +457,7 @@ def _parameter_lines(kind: str, parameters: list[Parameter]) -> list[str]:
         columns = ": default; a dataset's; the paper's" if kind == "defense" else " and their defaults"
         lines += ["", f"parameters{columns}", *_table(own)]
     if common:
-        heading = "as every defense: purifications that are combined, how; a factor on the normal draws; a score model of its own"
-        lines += ["", heading, *_table(common)]
+        lines += ["", COMMON[kind], *_table(common)]
     return lines
 
 

@@ -42,6 +42,7 @@ PRESETS = Path(__file__).parent / "presets"
 KEYS: dict[str, type | tuple[type, ...]] = {
     "summary": str, "dataset": str, "classifier": str, "score": str, "defenses": list, "attacks": list, "threats": list,
     "grads": list, "seeds": list, "images": int, "evals": int, "subset": (str, int), "grid": list,
+    "precision": str, "judge_precision": str,
 }  # fmt: skip
 
 
@@ -61,6 +62,8 @@ class Request:
     subset: int | None = None
     seeds: tuple[int, ...] = ()
     evals: int | None = None
+    precision: str | None = None  # of score networks, where the attack calls them
+    judge_precision: str | None = None  # and where the judge does
     sanity: bool = False  # add the controls
     honest: bool = False  # of a paper's table: our columns beside its own
     baselines: bool = False  # of a paper's table: the quoted rows whose classifier can be had, too
@@ -117,6 +120,7 @@ def build(request: Request, notes: list[str] | None = None) -> Plan:
             old = jobs.get(job.cell.id)
             jobs[job.cell.id] = _merged(old, job) if old else job
             missing |= dict.fromkeys(absent)
+    notes += _not_lowered(request, [job.cell for job in jobs.values()])
     stand_ins = dict.fromkeys(name for job in jobs.values() for name in job.stand_in)
     if stand_ins:
         notes.append(f"warning: not paper-comparable, for what stands in: {'; '.join(stand_ins)}")
@@ -186,6 +190,7 @@ def _grids(request: Request) -> tuple[list[dict[str, Any]], list[str], Request]:
     name, data = read(path)
     if layouts.is_layout(data):
         layout = layouts.of(data, name)
+        _no_precision(request, name)
         notes = [f"table `{name}`: {layout.summary}"]
         if request.checks:
             notes.append("note: of a paper's table `--sanity` adds the controls alone; its checks are those of a grid")
@@ -207,6 +212,16 @@ def _no_table_options(request: Request) -> None:
         if chosen:
             hint = "name one: `purebench list presets`"
             raise UserError(f"`{option}` chooses of a paper's table, and this is none", hint)
+
+
+def _no_precision(request: Request, name: str) -> None:
+    """Raises UserError for a precision of a paper's table: its places are cells in float32, and would stay empty."""
+    for option, chosen in (("--precision", request.precision), ("--judge-precision", request.judge_precision)):
+        if chosen is not None:
+            raise UserError(
+                f"`{option} {chosen}`: the cells of the table `{name}` are in fp32",
+                "leave it out; or run its defense and attack by name: `purebench run -d .. -a .. --precision ..`",
+            )
 
 
 def _toml(path: Path) -> dict[str, Any]:
@@ -304,7 +319,10 @@ def _jobs(
     grads = [parse(text, "gradient") for text in (request.grads or grid.get("grads") or ["exact"])]
     seeds = request.seeds or grid.get("seeds") or [0]
     score_given = request.score is not None or "score" in grid
-    maker = _Maker(dataset, subset, classifier, score, score_given, images, defaults, notes)
+    lowered = _lowered(request, grid)
+    if score:
+        score = components.lowered(score, lowered)
+    maker = _Maker(dataset, subset, classifier, score, score_given, images, defaults, notes, lowered)
     for limit, seed, defense, attack in itertools.product(threats, seeds, defenses, attacks):
         # A control that nobody asked for is no reason to refuse a threat model.
         if attack in added and not limits.knows(attack.name, limit):
@@ -323,6 +341,33 @@ def _jobs(
                 some = checks.images(images)
                 job = Job(cell, some, evals, dataset.shape, dataset.size, origin, maker.stand_ins(cell))
                 yield job, maker.missing(cell)
+
+
+def _lowered(request: Request, grid: Mapping[str, Any]) -> dict[str, Value]:
+    """What the options say of every score model: the precision of its network, for the attack and for the judge."""
+    asked = {
+        "precision": request.precision or grid.get("precision"),
+        "judge": request.judge_precision or grid.get("judge_precision"),
+    }
+    for option, word in zip(("--precision", "--judge-precision"), asked.values(), strict=True):
+        if word is not None and word not in registry.PRECISIONS:
+            raise unknown(f"word for `{option}`", word, registry.PRECISIONS)
+    return {key: word for key, word in asked.items() if word is not None}
+
+
+def _not_lowered(request: Request, cells: Iterable[Cell]) -> list[str]:
+    """A line for the defenses that a precision says nothing of, since they have no score model. Raises UserError where none has one."""
+    asked = {"--precision": request.precision, "--judge-precision": request.judge_precision}
+    given = [f"{option} {word}" for option, word in asked.items() if word not in (None, "fp32")]
+    without = sorted({str(cell.defense) for cell in cells if not cell.scores})
+    if not given or not without:
+        return []
+    if all(not cell.scores for cell in cells):
+        raise UserError(
+            f"`{given[0]}`: {', '.join(without)} has no score model, whose network it is for",
+            "leave it out; `purebench list defenses` says which use one",
+        )
+    return [f"note: {', '.join(given)}: not of {', '.join(without)}, which has no score model"]
 
 
 @dataclass(frozen=True)
@@ -356,6 +401,7 @@ class _Maker:
     images: int  # wanted
     defaults: dict[str, Any]  # the dataset's
     notes: list[str]
+    lowered: dict[str, Value]  # what the options say of every score model
     # Cell id -> the score models at hand. A cell keeps only those that it uses, and a transfer hands on the others, too.
     models: dict[str, list[Component]] = field(default_factory=dict)
 
@@ -610,7 +656,8 @@ class _Maker:
                     f"say on which to run it: `--score {shlex.quote(self.score.text)}`, the dataset's default, or another",
                 )
             return [self.score]
-        found = [components.of("score", part) for part in parts(show(own), "score")]
+        asked = [components.of("score", part) for part in parts(show(own), "score")]
+        found = [components.lowered(model, self.lowered) for model in asked]
         components.check_rotation(found, defense)
         for model in found:
             components.check_fit(self.dataset, self.classifier, model)

@@ -48,8 +48,12 @@ class Component:
         values = {k: v for k, v in self.values.items() if k not in self.where}
         values |= {self.info["of"]: self.inner.resolved.part} if self.inner else {}
         part = parse(self.text)
+        # What every score model has is no argument of its factory, and of a cell only where it is not at its default.
+        common = registry.COMMON.get(self.kind, {})
+        options = {k: values.pop(k) for k in common}
+        options = {k: v for k, v in options.items() if v != common[k]}
         return Resolved(
-            self.kind, part, self.version, values, digest=self.digest, where=self.where, info=self.info,
+            self.kind, part, self.version, values, options, digest=self.digest, where=self.where, info=self.info,
             target=self.key if self.key != part.name else "", code=self.code,
         )  # fmt: skip
 
@@ -599,7 +603,8 @@ def load(kind: str, name: str, values: Mapping[str, object]) -> Any:
     """The dataset, network or score model itself. A plug-in's dataset may be two tensors: images in [0,1], labels."""
     if "of" in (info := registry.info(kind, name)):
         values = {**values, info["of"]: _inner(values[info["of"]]).images}
-    made = registry.factory(kind, name)(**values)
+    # What every score model has is applied to what its factory made (`engine.precision`).
+    made = registry.factory(kind, name)(**{k: v for k, v in values.items() if k not in registry.COMMON.get(kind, {})})
     named = f"`{registry.label(kind, name)}`"
     if kind == "dataset":
         # Imported here, for it loads torch.
@@ -699,6 +704,12 @@ def _scaled(dataset: Component, wanted: list[int]) -> str:
     sides = [f"size={height}"] if dataset.shape[1:] != [height, width] else []
     colours = [f"channels={channels}"] if dataset.shape[0] != channels else []
     return f"write `{','.join(colours + sides)}` with the dataset, or "
+
+
+def lowered(score: Component, options: Mapping[str, Value]) -> Component:
+    """The score model with these of what every one has (`precision`, `judge`), where it does not say them itself."""
+    own = {key: value for key, value in options.items() if key not in score.given}
+    return of("score", Part(score.key, tuple({**_said(score), **own}.items()))) if own else score
 
 
 def check_rotation(scores: list[Component], defense: str) -> None:

@@ -90,8 +90,8 @@ def mates(alive: Tensor, noise: Noise) -> Tensor:
     sample number, without padding."""
     if not len(noise.ids):
         return alive.any().view(1, 1, 1, 1)
-    samples, real = noise.samples.to(alive.device), (noise.ids >= 0).to(alive.device)
-    together = (samples[:, None] == samples) & real
+    ids, samples = noise.on(alive.device)
+    together = (samples[:, None] == samples) & (ids >= 0)
     return (together & alive.flatten()).any(1).view(-1, 1, 1, 1)
 
 

@@ -64,7 +64,7 @@ def purify(
     ids = [i for i, one in enumerate(images) if not one.file.failed]
     device = device_module.setup(device_name)
     x = torch.stack([images[i].file.images[images[i].k] for i in ids]).to(device)
-    made = evaluate.build_defense(cell, device, rows=min(len(x), default_rows(cell)))
+    made = evaluate.build_defense(cell, device, rows=min(len(x), default_rows(cell)), judging=True)
     noise = Noise(seed, "purify", (), ids, [0] * len(x))
     clean = made.purify(x, noise)
     bare = made.undefended()

@@ -45,7 +45,7 @@ class Replay:
         self.cell = recorded.defended(self.log, self.given)
         # As recorded: of how many rows a network call is, its last digits depend on.
         rows = (self.log.runs[-1].get("rows") if self.log.runs else None) or default_rows(self.cell)
-        self.defense: Defense = evaluate.build_defense(self.cell, self.device, rows=int(rows))
+        self.defense: Defense = evaluate.build_defense(self.cell, self.device, rows=int(rows), judging=True)
 
     @property
     def noise(self) -> Noise:

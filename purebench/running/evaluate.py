@@ -22,6 +22,7 @@ from purebench.attacks import Attack, Attacked
 from purebench.classifiers.foreign import Foreign, as_classifier
 from purebench.datasets.images import Images
 from purebench.engine import flows, held
+from purebench.engine import precision as lowering
 from purebench.engine.chain import Purifier
 from purebench.engine.defense import Defense, predicted
 from purebench.engine.draws import Draws
@@ -72,11 +73,15 @@ def shape(cell: Cell) -> list[int]:
 
 
 @cache
-def _network(part: Resolved, device: torch.device) -> Any:
+def _network(part: Resolved, device: torch.device, precision: str = "fp32") -> Any:
     unchanged(part)
     network = components.load(part.kind, part.key, part.arguments).to(device)
     if not registry.is_ours(part.kind, part.key):
         held.settle(network, device, keeps_its_mode(part))
+    if precision != "fp32":
+        if not isinstance(getattr(network, "network", None), torch.nn.Module):
+            raise UserError(f"`{part}` has no network whose precision could be lowered", "use `--precision fp32`")
+        lowering.lower(network.network, precision, device)
     # A score model watches its network itself: twice watched would be counted twice.
     return watch(network) if part.kind == "classifier" else network
 
@@ -115,7 +120,7 @@ def keeps_its_mode(part: Resolved) -> bool:
 
 def _fingerprint(cell: Cell, device: torch.device) -> list[Any]:
     """What an attack must leave alone of the cell's networks: how often each weight was written to, and every module's hooks and mode."""
-    networks = [classifier(cell, device), *[_network(part, device) for part in cell.scores]]
+    networks = [classifier(cell, device), *_scores(cell, device, False), *_scores(cell, device, True)]
     roots = [getattr(network, "network", network) for network in networks]
     modules = [root for root in roots if isinstance(root, torch.nn.Module)]
     # Autograd's own counter of writes, not the values: to hash a large network after every batch would cost too much.
@@ -137,6 +142,14 @@ def score_argument(models: Sequence[Score]) -> Score | Sequence[Score] | None:
     return models if len(models) > 1 else next(iter(models), None)
 
 
+def _scores(cell: Cell, device: torch.device, judging: bool) -> list[Any]:
+    """The cell's score models, in the precision of the judge or of the attack."""
+    key = "judge" if judging else "precision"
+    # At the default the call of always, so that one network serves all cells that share it.
+    found = [(model, str(model.options.get(key, "fp32"))) for model in cell.scores]
+    return [_network(model, device, *([] if word == "fp32" else [word])) for model, word in found]
+
+
 def build_defense(
     cell: Cell,
     device: torch.device,
@@ -144,9 +157,14 @@ def build_defense(
     rows: int,
     memory: int | None = None,
     on_work: Callable[[int], None] | None = None,
+    judging: bool = False,
 ) -> Defense:
-    """The cell's defense with its gradient, on a device; networks are shared between the cells of a process."""
-    scores = [_network(model, device) for model in cell.scores]
+    """The cell's defense with its gradient, on a device; networks are shared between the cells of a process. judging: with the score
+    models in the judge's precision, not in the attack's."""
+    if device.type == "cuda":
+        # A backward that was broken off, for want of memory, may have left it on.
+        lowering.allow(False)
+    scores = _scores(cell, device, judging)
     return assembled(cell, classifier(cell, device), scores, device, rows=rows, memory=memory, on_work=on_work)
 
 
@@ -207,7 +225,7 @@ def execute(
     forward, backward, recomputed = attacked.spent if attacked else (0, 0, 0)
     frozen = attacked.rows if attacked else [task.stored[p] for p in task.positions]
     # Made anew: whatever an attack did to the defense that it was given, the judge asks the cell's own.
-    judge = build()
+    judge = build(judging=True)
     tried = _proof(task.cell, device, judge)
     judged = _judge(task, judge, x, frozen, index, tried)
     judge_forward = judge.spent.close()[0]

@@ -150,11 +150,13 @@ class _Processor:
     def _once(self, task: Task, rows: int, memory: int, on_work: Callable[[int], None]) -> Result:
         # Imported here, as in `attempt`: the process that only hands out work to workers never loads torch.
         from purebench.engine import device as devices
-        from purebench.running import evaluate
+        from purebench.running import evaluate, gate
 
         try:
             with foreign.as_imported(), foreign.quiet():
-                return evaluate.execute(task, self.device, rows=rows, memory=memory, on_work=on_work)
+                found = gate.check(task.cell, self.device, rows, memory)
+                done = evaluate.execute(task, self.device, rows=rows, memory=memory, on_work=on_work)
+                return replace(done, gate=found)
         except UserError as error:
             return Mistake(f"{error.message} (hint: {error.hint})" if error.hint else error.message)
         except evaluate.Broken as error:

@@ -16,13 +16,15 @@ from purebench.records import store
 from purebench.running import runner, tasks
 from purebench.spec import Part
 
+AUTO = "auto"  # rows by measurement
+
 
 @dataclass(frozen=True)
 class Resources:
     """What a run may use, as a user says it; None: what suits the machine. Nothing here changes a number (`rows` may, in the last bits)."""
 
     device: str = "auto"
-    rows: int | None = None
+    rows: int | str | None = None  # a number, or text such as 64 or auto
     workers: int | None = None
     memory: int | str | None = None  # per worker: bytes, or text such as 4G
     log: tuple[str, ...] = ()  # keys that lines of new images have besides: `tasks.LOGS`
@@ -66,6 +68,7 @@ def prepare(
     # Imported here: it loads torch, and a mistake found above is then told at once.
     from purebench.running import brought, rehearsal
 
+    check_precision(plan, resources.device)
     _check_datasets(plan)
     rehearsal.check(plan)
     if note is not None:
@@ -76,7 +79,13 @@ def prepare(
         brought.check(plan, note or (lambda line: None))
     workers = _workers(plan, resources)
     log = logs(resources.log, plan, note)
-    settings = runner.Settings(out, resources.device, resources.rows, workers, in_bytes(resources.memory), fresh, log)
+    rows = rows_of(resources.rows)
+    fixed = None if isinstance(rows, str) else rows
+    settings = runner.Settings(out, resources.device, fixed, workers, in_bytes(resources.memory), fresh, log)
+    if rows == AUTO:
+        from purebench.running import sizes
+
+        settings.sizes = sizes.choose(plan, settings, note)
     rehearsal.check_memory(plan, settings.memory, settings.rows_of)
     return plan, settings
 
@@ -117,6 +126,27 @@ def _of_other_content(plan: grid.Plan, out: Path) -> list[str]:
     ]
 
 
+def check_precision(plan: grid.Plan, device: str) -> None:
+    """Raises UserError for a precision that the device has not, or that would change nothing there."""
+    words = {str(word) for job in plan.jobs for model in job.cell.scores for word in model.options.values()}
+    if not words:
+        return
+    # Imported here: only who asks for a precision waits for torch to look.
+    import torch
+
+    from purebench.engine import precision
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    kind = device.partition(":")[0]
+    if "tf32" in words and kind != "cuda":
+        raise precision.no_tf32(kind)
+    # A device that is not there is refused by whoever sets it up.
+    if kind == "cuda" and torch.cuda.is_available():
+        for word in sorted(words):
+            precision.check(word, torch.device(device))
+
+
 def _workers(plan: grid.Plan, resources: Resources) -> int:
     """How many processes compute. Raises UserError for several where a component is an object of this one."""
     targets = [target for job in plan.jobs for target in job.cell.targets().values()]
@@ -141,13 +171,22 @@ def require_files(plan: grid.Plan) -> None:
 
 def check_counts(resources: Resources) -> None:
     """Raises UserError for fewer rows or workers than one."""
-    rows, workers = resources.rows, resources.workers
-    if rows is not None and rows < 1:
+    rows, workers = rows_of(resources.rows), resources.workers
+    if isinstance(rows, int) and rows < 1:
         raise UserError(
             f"`--rows {rows}`: a network call has at least one row", "leave it out for the dataset's default"
         )
     if workers is not None and workers < 1:
         raise UserError(f"`--workers {workers}`: at least one process is needed", "leave it out for one per core")
+
+
+def rows_of(rows: int | str | None) -> int | str | None:
+    """`--rows` as asked for: a number, AUTO, or None. Raises UserError for other text."""
+    if rows is None or isinstance(rows, int) or rows == AUTO:
+        return rows
+    if not re.fullmatch(r"\s*[+-]?\d{1,9}\s*", rows):
+        raise UserError(f"`--rows {rows}` is no number of rows", f"write a whole number, or `{AUTO}`")
+    return int(rows)
 
 
 def logs(asked: Sequence[str], plan: grid.Plan, note: Callable[[str], None] | None = None) -> tuple[str, ...]:

@@ -105,6 +105,16 @@ def check_memory(plan: Plan, memory: int | None, rows: Callable[[Cell], int]) ->
             _check_memory(cell, job.shape, memory, size)
 
 
+def fits(cell: Cell, shape: list[int], memory: int, rows: int) -> bool:
+    """Whether `memory` bytes hold one step of a cell's gradient in so many rows; True where it takes none, or nobody can know."""
+    try:
+        if cell.attack.info.get("gradients"):
+            _check_memory(cell, shape, memory, rows)
+    except UserError:
+        return False
+    return True
+
+
 def _check_memory(cell: Cell, shape: list[int], memory: int, rows: int) -> None:
     # Imported here: it takes a second, which nobody else is to wait for.
     from torch._subclasses import fake_tensor

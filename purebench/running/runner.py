@@ -9,7 +9,7 @@ import contextlib
 import os
 import subprocess
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,11 +36,12 @@ class Settings:
     memory: int | None = None
     fresh: bool = False
     log: tuple[str, ...] = ()  # of `tasks.LOGS`: keys that lines of new images have besides
+    sizes: Mapping[str, int] = field(default_factory=dict)  # rows by cell id, where they were measured
     reverse: bool = False  # the images in another order: only tests ask for it
 
     def rows_of(self, cell: Cell) -> int:
         """Rows of every network call of a cell."""
-        return self.rows or tasks.default_rows(cell)
+        return self.rows or self.sizes.get(cell.id) or tasks.default_rows(cell)
 
 
 @dataclass
@@ -333,6 +334,8 @@ class _OpenCell:
         """Writes a batch. facts: of the machine; those of the run's first batch stay."""
         for fact, value in facts.items():
             self.store.data["runs"][-1].setdefault(fact, value)
+        if done.gate:
+            self.store.data["runs"][-1].setdefault("gate", dict(done.gate))
         self.store.append(done.records, done.rows, done.cost)
 
     def robust(self) -> float:

@@ -22,6 +22,7 @@ from torch import Tensor
 from purebench import registry
 from purebench.assets import checkpoint
 from purebench.engine import device as devices
+from purebench.engine import precision
 from purebench.engine.chain import Purifier
 from purebench.engine.noise import Noise
 from purebench.plan import resolved as components
@@ -56,6 +57,8 @@ def of(part: Resolved, shape: tuple[int, ...], device: torch.device, rows: int =
     if not registry.is_ours(part.kind, part.key):
         return None
     network = components.load(part.kind, part.key, part.arguments).to(device)
+    if word := str(part.options.get("precision", "")):
+        precision.lower(network.network, word, device)
     if part.kind == "classifier":
         call: Callable[[Tensor], Tensor] = network
     else:

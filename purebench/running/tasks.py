@@ -43,6 +43,7 @@ class Done:
     rows: list[bytes]
     cost: Json
     warnings: tuple[str, ...] = ()
+    gate: Mapping[str, Json] = field(default_factory=dict)  # what a precision's gate found, by role
 
 
 def votes(cell: Cell) -> int:
@@ -57,10 +58,10 @@ def unit(cell: Cell) -> registry.Unit:
     return registry.Unit(None, max(inner)) if inner else registry.unit(cell.attack.key, cell.attack.values)
 
 
-def default_rows(cell: Cell) -> int:
-    """Rows of the padded shape: the dataset's, or fewer (a multiple of 16) where a batch of the attack never fills them. An attack
-    in batches with one draw per image spends its time on the survivors: half a batch."""
-    rows = datasets.defaults(datasets.base(cell.dataset.name, cell.dataset.values))["rows"]
+def default_rows(cell: Cell, rows: int | None = None) -> int:
+    """Rows of the padded shape: `rows`, else the dataset's, or fewer (a multiple of 16) where a batch of the attack never fills them. An
+    attack in batches with one draw per image spends its time on the survivors: half a batch."""
+    rows = rows or datasets.defaults(datasets.base(cell.dataset.name, cell.dataset.values))["rows"]
     images, draws = unit(cell).images, unit(cell).draws
     if images is None:
         return rows

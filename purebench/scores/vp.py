@@ -18,9 +18,26 @@ from purebench.errors import UserError
 from purebench.scores.views import Level, Score, discrete, rows, shrink
 
 
+class Resident:
+    """A constant (float64) that is copied once to each device that asks for it: a copy in every step would make the host wait."""
+
+    def __init__(self, values: np.ndarray):
+        self.values = values
+        self._on: dict[torch.device, Tensor] = {}
+
+    def on(self, device: torch.device) -> Tensor:
+        if device in self._on:
+            return self._on[device]
+        moved = torch.from_numpy(self.values).to(device)
+        # Under a mode of tensors without values (`rehearsal.check_memory`) it has none either, and would outlive the mode here.
+        if type(moved) is Tensor:
+            self._on[device] = moved
+        return moved
+
+
 @cache
-def _log_levels(device: torch.device) -> Tensor:
-    return torch.from_numpy(np.log(1 / discrete() - 1) / 2).to(device)
+def _log_levels() -> Resident:
+    return Resident(np.log(1 / discrete() - 1) / 2)
 
 
 class VPScore(Score):
@@ -71,7 +88,7 @@ class IndexScore(Score):
         """The fractional index at which sigma_index, interpolated in log sigma, is sigma; of a tensor in float64."""
         if not isinstance(sigma, Tensor):
             return float(np.interp(math.log(sigma), np.log(1 / discrete() - 1) / 2, np.arange(1000)))
-        return fractional(_log_levels(sigma.device), sigma.double())
+        return fractional(_log_levels().on(sigma.device), sigma.double())
 
 
 class ScheduleScore(Score):
@@ -84,15 +101,17 @@ class ScheduleScore(Score):
         """schedule: the noise schedule, or its abar[i]; then the network is told the indices themselves."""
         self.network, self.size = watch(network), size
         abar = kept(schedule) if isinstance(schedule, Schedule) else schedule
-        self.log_levels = torch.from_numpy(np.log(1 / abar - 1) / 2)
-        self.sigma_min, self.sigma_max = (math.exp(float(self.log_levels[i])) for i in (0, -1))
+        self.log_levels = Resident(np.log(1 / abar - 1) / 2)
+        self.sigma_min, self.sigma_max = (math.exp(float(self.log_levels.values[i])) for i in (0, -1))
         # What the network is told of index i.
         self.per_index = 1.0
         if isinstance(schedule, Schedule) and schedule.rescaled:
             self.per_index = 1000 / schedule.steps
 
     def direction(self, x: Tensor, sigma: Level) -> Tensor:
-        index = fractional(self.log_levels.to(x.device), torch.as_tensor(sigma, dtype=torch.float64, device=x.device))
+        # Filled in there and not copied there, and no scalar, which is read where it is an index: both would make the host wait.
+        level = sigma if isinstance(sigma, Tensor) else torch.full((1,), sigma, dtype=torch.float64, device=x.device)
+        index = fractional(self.log_levels.on(x.device), level.double())
         return -self.network(shrink(x, sigma), rows(self.per_index * index, x))[:, : x.shape[1]]
 
 
